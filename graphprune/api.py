@@ -1,0 +1,212 @@
+"""The public calls: prune, apply_plan, verify, save, load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from graphprune.artifact import read_artifact, write_artifact
+from graphprune.capture import capture, normalise_inputs
+from graphprune.cost import Costs
+from graphprune.errors import PipelineError
+from graphprune.files import atomic_write, check_writable
+from graphprune.groups import Groups
+from graphprune.observers import Observer
+from graphprune.pass_base import Pass
+from graphprune.pass_manager import PassManager
+from graphprune.passes.analysis.channels import ChannelsPass
+from graphprune.passes.rewrite.rewrite import RewritePass
+from graphprune.passes.scoring.score import ScorePass
+from graphprune.passes.selection.select import SelectPass
+from graphprune.passes.selection.target import split_target
+from graphprune.passes.verification.verify import VerifyPass, compare
+from graphprune.pipeline_text import format_pipeline, parse_pipeline
+from graphprune.plan import Plan
+from graphprune.program import Inputs, Program
+from graphprune.twins import named_tensors
+from graphprune.verification import Verification
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a pruning did.
+
+    before, after: costs at the example inputs. widths: units of every prunable group, before and after. groups: the
+    analysis that it rests on. verification: the proof, None if it was skipped. opaque: modules that did not trace, with
+    the reason. unused: tensors of the model that its forward does not use; the slim model does not carry them.
+    """
+
+    before: Costs
+    after: Costs
+    widths: Mapping[str, tuple[int, int]]
+    groups: Groups = field(repr=False)
+    verification: Verification | None
+    opaque: Mapping[str, str]
+    unused: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """A smaller model, the plan that made it, and what was achieved and proved."""
+
+    model: fx.GraphModule
+    plan: Plan
+    report: Report
+    inputs: Inputs = field(repr=False)
+    source: str = ""
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    target: str | Mapping[str, float | str] = "macs=50%",
+    criterion: str = "l2",
+    reduction: str = "mean",
+    normalise: str = "mean",
+    ranking: str = "global",
+    round_to: int = 1,
+    min_channels: int = 1,
+    max_ratio: float = 1.0,
+    exclude: Sequence[str] = (),
+    policy: Mapping[str, str] | None = None,
+    seed: int = 0,
+    verify: bool = True,
+    observers: Sequence[Observer] = (),
+) -> PruneResult:
+    """Prune a model: capture, score, select, rewrite, verify. The model itself is not changed.
+
+    model: any module. example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
+    target: what must remain: ``macs=50%``, ``params=2M``, ``channels=0.5``, or a mapping of several.
+    criterion, reduction, normalise: see :class:`~graphprune.passes.scoring.score.ScorePass`.
+    ranking, round_to, min_channels, max_ratio: see :class:`~graphprune.passes.selection.select.SelectPass`.
+    exclude, policy: see :class:`~graphprune.passes.analysis.channels.ChannelsPass`.
+    verify: prove the rewrite against the masked original. seed: of random criteria and of verification.
+
+    Raises CaptureError, UsageError, TargetError, RewriteError or VerificationError.
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
+    >>> result = prune(model, torch.zeros(1, 8), target="channels=50%")
+    >>> result.model.get_submodule("0").out_features
+    16
+    """
+    targets = dict([split_target(target)]) if isinstance(target, str) else dict(target)
+    unknown = targets.keys() - {"channels", "params", "macs"}
+    if unknown:
+        raise PipelineError(f"There is no target {min(unknown)!r}; choose from channels, params, macs.")
+    passes: list[Pass] = [
+        ChannelsPass(exclude=tuple(exclude), policy=dict(policy or {})),
+        ScorePass(criterion=criterion, reduction=reduction, normalise=normalise, seed=seed),
+        SelectPass(ranking=ranking, round_to=round_to, min_channels=min_channels, max_ratio=max_ratio, **targets),
+        RewritePass(),
+    ]
+    if verify:
+        passes.append(VerifyPass(seed=seed))
+    return run_pipeline(capture(model, example_inputs), passes, observers=observers, model=model)
+
+
+def run_pipeline(
+    program: Program,
+    passes: str | Sequence[Pass],
+    *,
+    observers: Sequence[Observer] = (),
+    model: nn.Module | None = None,
+) -> PruneResult:
+    """Run a pipeline (objects, or text such as ``channels,score,select{macs=50%},rewrite,verify``) that ends in a rewrite.
+
+    model: the module that was captured, to report what its forward leaves unused. Raises PipelineError for a pipeline
+    without a rewrite, and whatever its passes raise.
+    """
+    steps = parse_pipeline(passes) if isinstance(passes, str) else list(passes)
+    if not any(isinstance(step, RewritePass) for step in steps):
+        raise PipelineError("The pipeline does not rewrite the model; add 'rewrite' after 'select'.")
+    done = PassManager(steps, observers).run(program)
+    assert done.plan is not None
+    plan = done.plan if program.plan else done.plan.model_copy(update={"pipeline": format_pipeline(steps)})
+    return _result(done, plan, model)
+
+
+def apply_plan(
+    model: nn.Module,
+    example_inputs: Any,
+    plan: Plan | str | Path,
+    *,
+    verify: bool = True,
+    observers: Sequence[Observer] = (),
+) -> PruneResult:
+    """Carry out a plan (or the file of one) on the model that it was made for: the same slim model, bit for bit.
+
+    Raises PlanError naming the first difference where the plan does not fit the model or contradicts itself.
+    """
+    decision = plan if isinstance(plan, Plan) else Plan.load(plan)
+    program = capture(model, example_inputs)
+    decision.check_fits(program.module)
+    passes: list[Pass] = [RewritePass(), *([VerifyPass()] if verify else [])]
+    return run_pipeline(program.with_(plan=decision, policy=decision.policy), passes, observers=observers, model=model)
+
+
+def verify(
+    original: nn.Module, slim: nn.Module, plan: Plan, example_inputs: Any, *, seed: int = 0, weights: bool = True
+) -> Verification:
+    """Prove that a slim model computes what the masked original computes; see :mod:`graphprune.passes.verification`.
+
+    weights: also require that every weight of the slim model is the plan's slice of the original's; False for a model
+    that was trained since, whose structure is then verified with the original's weights. Raises PlanError where the
+    plan is for another model. The result says what differs; call its ``check()`` to raise VerificationError instead.
+    """
+    inputs = normalise_inputs(example_inputs)
+    full, small = (m if isinstance(m, fx.GraphModule) else capture(m, inputs).module for m in (original, slim))
+    plan.check_fits(full)
+    return compare(full, small, plan, inputs, seed=seed, weights=weights)
+
+
+def save(result: PruneResult, path: str | Path) -> None:
+    """Write a slim model as one safetensors file that needs neither the original code nor pickle to load.
+
+    ``.pt2`` writes an exported program instead. Atomic. Raises UsageError where the path cannot be written, and
+    ArtifactError where the model holds something that the format cannot.
+    """
+    if Path(path).suffix == ".pt2":
+        _save_exported(result, Path(path))
+        return
+    write_artifact(
+        path,
+        result.model,
+        plan=result.plan.model_dump_json(),
+        inputs=result.inputs,
+        provenance={"source": result.source, "pipeline": result.plan.pipeline},
+    )
+
+
+def _save_exported(result: PruneResult, path: Path) -> None:
+    check_writable(path)
+    mode = result.model.training
+    exported = torch.export.export(result.model.eval(), result.inputs.args, dict(result.inputs.kwargs))
+    result.model.train(mode)
+    with atomic_write(path) as temporary:
+        # torch.export.save goes by the file's name for its format.
+        with temporary.open("wb") as stream:
+            torch.export.save(exported, stream, extra_files={"plan.json": result.plan.model_dump_json()})
+
+
+def load(path: str | Path) -> fx.GraphModule:
+    """Load a slim model written by :func:`save`, without the code of the original and without pickle.
+
+    Raises ArtifactError for a file that is damaged, hostile, or no artifact.
+    """
+    return read_artifact(path).module
+
+
+def _result(done: Program, plan: Plan, model: nn.Module | None) -> PruneResult:
+    assert done.record is not None and done.original is not None
+    used = named_tensors(done.original)
+    unused = tuple(name for name in named_tensors(model) if name not in used) if model is not None else ()
+    record = done.record
+    report = Report(record.before, record.after, record.widths, record.groups, done.verification, done.opaque, unused)
+    return PruneResult(done.module, plan, report, done.inputs, done.source)

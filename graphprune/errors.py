@@ -1,0 +1,51 @@
+"""What can go wrong, as a small tree of typed errors.
+
+Each message is one or two sentences: what happened, where, and what to do. The command line maps the two branches
+to its exit codes (:class:`UsageError` to 2, :class:`CheckError` to 1) and prints a traceback only with ``--debug``.
+"""
+
+from __future__ import annotations
+
+
+class GraphpruneError(Exception):
+    """Base class of every error that graphprune raises on purpose."""
+
+
+class UsageError(GraphpruneError):
+    """Bad usage or bad input: nothing was computed and nothing was written."""
+
+
+class CheckError(GraphpruneError):
+    """A check failed or a target was missed."""
+
+
+class CaptureError(UsageError):
+    """The model cannot be captured as a graph with these example inputs."""
+
+
+class PlanError(UsageError):
+    """A pruning plan does not fit the model, or contradicts itself."""
+
+
+class ArtifactError(UsageError):
+    """A file is not a graphprune artifact, or is damaged, or asks for something that is not allowed."""
+
+
+class PipelineError(UsageError):
+    """A pipeline names an unknown pass or option, or puts passes in an order that cannot work."""
+
+
+class TargetError(CheckError):
+    """A budget cannot be met; the message says how far the model can go and what stands in the way."""
+
+
+class VerificationError(CheckError):
+    """The slim model does not compute what the masked original computes."""
+
+
+class RewriteError(CheckError):
+    """A plan cannot be carried out on the graph."""
+
+
+class PassContractError(GraphpruneError):
+    """A pass broke its own declaration (undeclared analysis, wrong result type): a defect of the pass, not of the input."""

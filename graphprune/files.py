@@ -1,0 +1,61 @@
+"""Writing files so that a reader sees the old content or the new, never a part of either."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from graphprune.errors import UsageError
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise UsageError where a file of this name could not be written; made to be called before anything is computed."""
+    target = Path(path)
+    folder = target.parent
+    if not folder.is_dir():
+        raise UsageError(f"Cannot write {target}: the folder {folder} does not exist. Create it or choose another path.")
+    if target.is_dir():
+        raise UsageError(f"Cannot write {target}: it is a folder. Add a file name.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UsageError(f"Cannot write {target}: the folder {folder} is not writable. Choose another path.")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise UsageError(f"Cannot write {target}: the file exists and is read-only. Choose another path.")
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path in the folder of ``path``, which becomes ``path`` when the block ends well and vanishes when it does not.
+
+    The content is on the disk (fsync) before the name changes. Raises UsageError where the path cannot be written.
+    """
+    target = Path(path)
+    check_writable(target)
+    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        _create(temporary, target)
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, target)
+        _sync(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _create(temporary: Path, target: Path) -> None:
+    try:
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the umask decides who may read it
+    except OSError as error:
+        raise UsageError(f"Cannot write {target}: {error.strerror}. Choose another path.") from error
+
+
+def _sync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

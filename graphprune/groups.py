@@ -1,0 +1,308 @@
+"""Units and groups: what the ties and freezes of an abstract execution amount to.
+
+**Unit**: one connected component of atoms, the smallest thing that can be removed. **Group**: all units that touch the
+same tensor axes equally often; every axis length is then an integer combination of group widths. One group has one
+width symbol, and is ranked and budgeted as a whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import networkx as nx
+import numpy as np
+import numpy.typing as npt
+import sympy
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+
+from graphprune.labels import Field, Reason, Value, axes_of
+from graphprune.propagate import Trace
+
+FROZEN = -1  # in place of a group index: the unit must stay
+FREE, ORPHAN = -1, -2  # in place of a freeze index: nothing freezes the unit; it touches no parameter (padding, constants)
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One tensor axis that a group's units have slices of; ``multiplicity`` indices for each unit."""
+
+    tensor: str
+    axis: int
+    multiplicity: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that are ranked and budgeted together, or stay together for a reason.
+
+    units: unit ids, in order of their first atom. members: slices of parameters and buffers. reason: why it is
+    frozen, or None. statistics: a normalisation or mean is taken over its units (over the kept ones, once pruned).
+    """
+
+    index: int
+    name: str
+    units: Ints
+    members: tuple[Member, ...]
+    reason: Reason | None = None
+    statistics: Reason | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of units (the group's full width)."""
+        return int(self.units.size)
+
+    @property
+    def symbol(self) -> sympy.Symbol:
+        """The width symbol of the group in symbolic sizes and costs."""
+        return sympy.Symbol(f"w{self.index}", integer=True, positive=True)
+
+
+class Groups:
+    """The result of the channel analysis (immutable once built).
+
+    trace: the abstract execution. unit_of: unit id of every atom. group_of: group index of every unit, FROZEN for
+    units that must stay. prunable: groups by index. frozen: groups that must stay, with reasons.
+    """
+
+    def __init__(self, trace: Trace, exclude: Sequence[tuple[str, Reason]] = ()) -> None:
+        self.trace = trace
+        self._exclude(exclude)
+        self.unit_of, self.unit_count = _rectangular_components(trace)
+        self._along: dict[int, tuple[Field, int, Ints]] = {}
+        self._linear: dict[int, tuple[int, Mapping[int, int]]] = {}
+        reasons = self._unit_reasons()
+        signature = self._signatures()
+        self.group_of = np.full(self.unit_count, FROZEN, dtype=np.int64)
+        self.prunable, self.frozen = self._form_groups(signature, reasons)
+
+    # -- building ------------------------------------------------------------------------------------------------
+
+    def _exclude(self, exclude: Sequence[tuple[str, Reason]]) -> None:
+        for name, reason in exclude:
+            for field in self.trace.parameters[name].fields:
+                self.trace.space.freeze(field, reason)
+
+    def _unit_reasons(self) -> Ints:
+        """Index of the first freeze of each unit, FREE for free ones, ORPHAN for those without a slice of any parameter."""
+        first = np.full(self.unit_count, FREE, dtype=np.int64)
+        owned = np.zeros(self.unit_count, dtype=bool)
+        for value in self.trace.parameters.values():
+            for field in value.fields:
+                owned[self.unit_of[field.ravel()]] = True
+        first[~owned] = ORPHAN
+        for index in range(len(self.trace.space.freezes) - 1, -1, -1):
+            atoms, _ = self.trace.space.freezes[index]
+            first[self.unit_of[atoms]] = index
+        return first
+
+    def _signatures(self) -> npt.NDArray[np.uint64]:
+        """A 64-bit hash of how often each unit occurs on each tensor axis."""
+        random = np.random.default_rng(0)
+        signature = np.zeros(self.unit_count, dtype=np.uint64)
+        for units in _distinct_units(self.trace, self.unit_of):
+            key = random.integers(0, 2**64, dtype=np.uint64, endpoint=False)
+            found, counts = np.unique(units, return_counts=True)
+            signature[found] += key * counts.astype(np.uint64)
+        return signature
+
+    def _form_groups(self, signature: npt.NDArray[np.uint64], reasons: Ints) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+        keys = np.rec.fromarrays([signature, reasons])
+        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+        by_key = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
+        slices = self._slices(first)
+        statistics = self._statistics()
+        prunable: list[Group] = []
+        frozen: list[Group] = []
+        for key in np.argsort(first, kind="stable").tolist():
+            units, unit = by_key[key], int(first[key])
+            reason = int(reasons[unit])
+            if reason == ORPHAN:
+                continue
+            why = None if reason == FREE else self.trace.space.freezes[reason][1]
+            members = slices.get(unit, ())
+            target = prunable if why is None else frozen
+            target.append(Group(len(target), _name(members), units, members, why, statistics.get(unit)))
+            if why is None:
+                self.group_of[units] = len(prunable) - 1
+        return tuple(prunable), tuple(frozen)
+
+    def _slices(self, representatives: Ints) -> Mapping[int, tuple[Member, ...]]:
+        """Slices of parameters and buffers that one unit of each group has."""
+        wanted = np.zeros(self.unit_count, dtype=bool)
+        wanted[representatives] = True
+        found: dict[int, list[Member]] = {}
+        for name, value in self.trace.parameters.items():
+            for field in value.fields:
+                units = self.unit_of[field.ravel()]
+                units, counts = np.unique(units[wanted[units]], return_counts=True)
+                for unit, count in zip(units.tolist(), counts.tolist(), strict=True):
+                    found.setdefault(unit, []).append(Member(name, axes_of(field)[0], count))
+        return {unit: tuple(slices) for unit, slices in found.items()}
+
+    def _statistics(self) -> Mapping[int, Reason]:
+        return {
+            unit: reason
+            for atoms, reason in reversed(self.trace.space.statistics)
+            for unit in np.unique(self.unit_of[atoms]).tolist()
+        }
+
+    # -- sizes -----------------------------------------------------------------------------------------------------
+
+    def units_along(self, field: Field) -> tuple[int, Ints]:
+        """The one axis along which a (rectangular) field's units vary, and the units along it."""
+        known = self._along.get(id(field))
+        if known is None:
+            found = _shrinking_axis(self.unit_of[field])
+            assert found is not None, "fields are rectangular once the groups are built"
+            known = self._along[id(field)] = (field, *found)
+        return known[1], known[2]
+
+    def linear(self, field: Field) -> tuple[int, Mapping[int, int]]:
+        """Length of the field's axis as ``constant + sum(coefficient * width)``: the constant, and coefficients by group."""
+        known = self._linear.get(id(field))
+        if known is None:
+            groups = self.group_of[self.units_along(field)[1]]
+            counts = np.bincount(groups + 1, minlength=1)  # FROZEN counts at 0
+            found = np.flatnonzero(counts[1:])
+            terms = {int(g): int(counts[g + 1]) // self.prunable[g].size for g in found}
+            known = self._linear[id(field)] = (int(counts[0]), terms)
+        return known
+
+    def length(self, field: Field) -> sympy.Expr:
+        """Length of the field's axis as a sympy expression in the group widths."""
+        constant, terms = self.linear(field)
+        return sympy.Integer(constant) + sum((n * self.prunable[g].symbol for g, n in terms.items()), sympy.Integer(0))
+
+    @cached_property
+    def widths(self) -> Ints:
+        """Full width of every prunable group."""
+        return np.array([group.size for group in self.prunable], dtype=np.int64)
+
+    def named(self, pattern: str) -> list[Group]:
+        """Prunable and frozen groups with a member whose tensor or module name contains ``pattern``."""
+        return [g for g in (*self.prunable, *self.frozen) if any(pattern in m.tensor for m in g.members)]
+
+    def graph(self) -> nx.Graph:
+        """The coupling graph: groups on one side, tensor axes on the other, an edge for each coupling."""
+        graph = nx.Graph()
+        for kind, groups in (("group", self.prunable), ("frozen", self.frozen)):
+            for group in groups:
+                node = f"{kind}:{group.index}"
+                graph.add_node(node, kind=kind, label=group.name, width=group.size, reason=str(group.reason or ""))
+                for member in group.members:
+                    axis = f"{member.tensor}[{member.axis}]"
+                    graph.add_node(axis, kind="axis", tensor=member.tensor, axis=member.axis)
+                    graph.add_edge(node, axis, multiplicity=member.multiplicity)
+        return graph
+
+
+class Kept:
+    """Which units stay, and what that means for every tensor."""
+
+    def __init__(self, groups: Groups, units: Bools) -> None:
+        self.groups = groups
+        self.units = units
+        self._cache: dict[int, tuple[Field, int, Bools]] = {}
+
+    def mask(self, field: Field) -> tuple[int, Bools]:
+        """The axis that shrinks and which of its indices stay."""
+        known = self._cache.get(id(field))
+        if known is None:
+            axis, units = self.groups.units_along(field)
+            known = self._cache[id(field)] = (field, axis, self.units[units])
+        return known[1], known[2]
+
+    def axis(self, value: Value, axis: int) -> Bools | None:
+        """Which indices of an axis stay; None when all do because nothing on it can shrink."""
+        for field in value.fields:
+            varied, mask = self.mask(field)
+            if varied == axis:
+                return mask
+        return None
+
+    def shape(self, value: Value) -> tuple[int, ...]:
+        """The tensor's shape after pruning."""
+        shape = list(value.shape)
+        for field in value.fields:
+            axis, mask = self.mask(field)
+            shape[axis] = int(mask.sum())
+        return tuple(shape)
+
+    def widths(self) -> Ints:
+        """Kept units of every prunable group."""
+        groups = self.groups.group_of[self.units]
+        return np.bincount(groups[groups != FROZEN], minlength=len(self.groups.prunable)).astype(np.int64)
+
+
+def _name(members: Sequence[Member]) -> str:
+    """A group is named after the first tensor that produces it (its axis 0), or the first one of all."""
+    producer = next((m for m in members if m.axis == 0), members[0] if members else None)
+    return producer.tensor.removesuffix(".weight") if producer else "(none)"
+
+
+def _shrinking_axis(units: Ints) -> tuple[int, Ints] | None:
+    """The one axis along which units vary, and the units along it; None when they vary along several."""
+    axes = axes_of(units)
+    for axis in axes:
+        first = units
+        for other in axes:
+            if other != axis:
+                first = first.take([0], other)
+        if len(axes) == 1 or (units == first).all():
+            return axis, first.reshape(-1)
+    return None
+
+
+def _all_fields(trace: Trace) -> Iterable[Field]:
+    """Fields of all tensors that the pruned model will hold; the scattered inside of a shuffle is not among them."""
+    inside = {name for shuffle in trace.shuffles for name in (*shuffle.interior, shuffle.target)}
+    for value in trace.parameters.values():
+        yield from value.fields
+    for node, value in trace.operands:
+        yield from (field for field in value.fields if node not in inside or len(axes_of(field)) == 1)
+    yield from (factor for term in trace.macs for factor in term.factors if not isinstance(factor, int))
+    yield from trace.scalars.values()
+
+
+def _components(trace: Trace) -> tuple[Ints, int]:
+    space = trace.space
+    if not space.ties:
+        return np.arange(space.size, dtype=np.int64), space.size
+    left = np.concatenate([pair[0] for pair in space.ties])
+    right = np.concatenate([pair[1] for pair in space.ties])
+    edges = coo_matrix((np.ones(left.size, dtype=np.int8), (left, right)), shape=(space.size, space.size))
+    count, labels = connected_components(edges, directed=False)
+    # Number components by their first atom, so that ids do not depend on the solver.
+    _, first = np.unique(labels, return_index=True)
+    order = np.empty(count, dtype=np.int64)
+    order[np.argsort(first, kind="stable")] = np.arange(count)
+    return order[labels], int(count)
+
+
+def _rectangular_components(trace: Trace) -> tuple[Ints, int]:
+    """Components, after tying what must be tied for every tensor to stay rectangular whatever is removed."""
+    wide = {id(field): field for field in _all_fields(trace) if len(axes_of(field)) > 1}
+    while True:
+        units, count = _components(trace)
+        open_fields = [field for field in wide.values() if _shrinking_axis(units[field]) is None]
+        if not open_fields:
+            return units, count
+        for field in open_fields:
+            axes = axes_of(field)
+            # Nothing asked for one axis on its own: the innermost shrinks, the outer ones keep their structure.
+            first = field
+            for axis in axes[:-1]:
+                first = first.take([0], axis)
+            trace.space.tie(field, first)
+
+
+def _distinct_units(trace: Trace, unit_of: Ints) -> list[Ints]:
+    """Units along every distinct label vector of the trace."""
+    fields = {id(field): field for field in _all_fields(trace)}
+    vectors = (_shrinking_axis(unit_of[field]) for field in fields.values())
+    return [vector[1] for vector in vectors if vector is not None]

@@ -1,0 +1,155 @@
+"""The plan: which slices of which tensors stay. Plain data, readable as JSON, checked against the model it is for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+
+from graphprune.errors import PlanError
+from graphprune.files import atomic_write
+from graphprune.groups import Groups, Kept
+
+SCHEMA_VERSION = 1
+
+Index = Annotated[int, Field(ge=0)]
+
+
+class Plan(BaseModel):
+    """A pruning decision.
+
+    kept: for every parameter and buffer (by its name in the original ``state_dict``) that loses anything, the kept
+        indices of each axis that does, ascending. model: fingerprint of the original: dtype and shape of each tensor.
+    policy: choices at ambiguous sites that the units were formed with (:class:`graphprune.policy.Policy`).
+    pipeline, scores, target, achieved: how the decision was made, for the record.
+
+    >>> plan = Plan(kept={"0.weight": {0: [0, 2]}}, model={"0.weight": "float32[3, 4]"})
+    >>> Plan.model_validate_json(plan.model_dump_json()) == plan
+    True
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kept: dict[str, dict[Index, list[Index]]]
+    model: dict[str, str]
+    policy: dict[str, str] = {}
+    pipeline: str = ""
+    scores: dict[str, dict[str, str]] = {}
+    target: dict[str, str] = {}
+    achieved: dict[str, float] = {}
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON, atomically."""
+        with atomic_write(Path(path)) as temporary:
+            temporary.write_text(self.model_dump_json(indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan. Raises PlanError when the file cannot be read or is no plan."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(f"Cannot read the plan {path}: {error}.") from error
+        return cls.parse(text, str(path))
+
+    @classmethod
+    def parse(cls, text: str, name: str = "the plan") -> Plan:
+        """Read a plan from JSON text. Raises PlanError naming the first thing that is wrong."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"]) or "the top level"
+            raise PlanError(f"{name} is not a valid plan: {first['msg']} at {place}. Write plans with plan.save().") from error
+
+    def check_fits(self, module: nn.Module) -> None:
+        """Raise PlanError naming the first difference between the model and the one that the plan was made for."""
+        mine = fingerprint(module)
+        for name, wanted in self.model.items():
+            found = mine.get(name)
+            if found != wanted:
+                what = "is missing" if found is None else f"is {found}"
+                raise PlanError(f"The plan does not fit this model: {name} {what} here and {wanted} in the plan's model.")
+        extra = next((name for name in mine if name not in self.model), None)
+        if extra is not None:
+            raise PlanError(f"The plan does not fit this model: {extra} exists here and not in the plan's model.")
+
+
+def fingerprint(module: nn.Module) -> dict[str, str]:
+    """dtype and shape of every parameter and buffer, by name (tied tensors under each name)."""
+    tensors = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
+    return {name: f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for name, t in sorted(tensors.items())}
+
+
+def make_plan(module: nn.Module, groups: Groups, kept: Kept, **provenance: Any) -> Plan:
+    """The plan that keeps exactly these units."""
+    indices: dict[str, dict[int, list[int]]] = {}
+    for name, value in groups.trace.parameters.items():
+        axes = {}
+        for axis in range(len(value.shape)):
+            mask = kept.axis(value, axis)
+            if mask is not None and not mask.all():
+                axes[axis] = np.flatnonzero(mask).tolist()
+        if axes:
+            indices[name] = axes
+    for alias, name in groups.trace.aliases.items():
+        if name in indices:
+            indices[alias] = indices[name]
+    return Plan(kept=dict(sorted(indices.items())), model=fingerprint(module), **provenance)
+
+
+def kept_units(plan: Plan, groups: Groups) -> Kept:
+    """The units that a plan keeps. Raises PlanError where it cuts through one, cuts a frozen one, or leaves an axis empty."""
+    removed = np.zeros(groups.unit_count, dtype=bool)
+    cuts: list[tuple[str, int, Any, Any]] = []
+    for name, value in groups.trace.parameters.items():
+        axes = plan.kept.get(name, {})
+        if any(axis >= len(value.shape) for axis in axes):
+            raise PlanError(f"The plan cuts axis {max(axes)} of {name}, which has {len(value.shape)} axes.")
+        for axis in range(len(value.shape)):
+            field = value.on(axis)
+            if axis in axes:
+                mask = _mask(name, axis, axes[axis], value.shape)
+                if field is None:
+                    raise PlanError(f"The plan cuts axis {axis} of {name}, which has a single index and cannot shrink.")
+                units = groups.unit_of[field.ravel()]
+                removed[units[~mask]] = True
+                cuts.append((name, axis, units, mask))
+            elif field is not None:
+                units = groups.unit_of[field.ravel()]
+                cuts.append((name, axis, units, np.ones(units.size, dtype=bool)))
+    _check_names(plan, groups)
+    for name, axis, units, mask in cuts:
+        if (removed[units] != ~mask).any():
+            index = int(np.flatnonzero(removed[units] != ~mask)[0])
+            raise PlanError(
+                f"The plan contradicts itself: index {index} of axis {axis} of {name} is kept, but belongs to a unit that loses another slice."
+            )
+    frozen = next((g for g in groups.frozen if removed[g.units].any()), None)
+    if frozen is not None:
+        raise PlanError(f"The plan cuts {frozen.name}, which must stay: {frozen.reason}.")
+    return Kept(groups, ~removed)
+
+
+def _mask(name: str, axis: int, indices: list[int], shape: Mapping[int, int] | tuple[int, ...]) -> Any:
+    size = shape[axis]
+    mask = np.zeros(size, dtype=bool)
+    if not indices or indices != sorted(set(indices)) or indices[-1] >= size:
+        raise PlanError(f"The plan's indices for axis {axis} of {name} are not ascending indices below {size}, at least one.")
+    mask[indices] = True
+    return mask
+
+
+def _check_names(plan: Plan, groups: Groups) -> None:
+    known = groups.trace.parameters.keys() | groups.trace.aliases.keys()
+    unknown = next((name for name in plan.kept if name not in known), None)
+    if unknown is not None:
+        raise PlanError(f"The plan cuts {unknown}, which the model's forward does not use.")
+    for alias, name in groups.trace.aliases.items():
+        if plan.kept.get(alias) != plan.kept.get(name):
+            raise PlanError(f"The plan cuts {name} and {alias} differently, but they are one tensor.")

@@ -1,0 +1,56 @@
+"""Where a tensor's labels on several axes must shrink along one, a named policy chooses; every site can be overridden."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Final
+
+from graphprune.errors import UsageError
+
+CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
+    "heads": ("whole", "head_dim"),
+    "conv_groups": ("within", "whole"),
+    "norm_groups": ("within", "whole"),
+    "statistics": ("allow", "freeze"),
+}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Choices at sites where rectangularity leaves several.
+
+    heads: a contraction over one axis of heads x head_dim removes ``whole`` heads, or the same positions of every
+        head (``head_dim``).
+    conv_groups: a grouped convolution loses the same channels ``within`` each group, or ``whole`` groups. Depthwise
+        convolutions always lose whole groups.
+    norm_groups: the same for group normalisation.
+    statistics: a statistic over prunable channels (layer norm, channel mean) is taken over the kept ones (``allow``),
+        or its channels are frozen (``freeze``).
+    sites: overrides, ``{"conv_groups@layer3.*": "whole"}``: policy name, ``@``, pattern on graph node or module path.
+
+    Raises UsageError for an unknown policy or choice.
+    """
+
+    heads: str = "whole"
+    conv_groups: str = "within"
+    norm_groups: str = "within"
+    statistics: str = "allow"
+    sites: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        given = {name: getattr(self, name) for name in CHOICES} | dict(self.sites)
+        for key, choice in given.items():
+            name = key.partition("@")[0]
+            if choice not in CHOICES.get(name, ()):
+                known = ", ".join(CHOICES.get(name, tuple(CHOICES)))
+                raise UsageError(f"policy {key}={choice} is not known; choose from: {known}.")
+
+    def choose(self, name: str, *places: str) -> str:
+        """The choice of policy ``name`` at a site, known by graph node name and module path."""
+        for key, choice in self.sites.items():
+            policy, _, pattern = key.partition("@")
+            if policy == name and any(fnmatchcase(place, pattern) for place in places):
+                return choice
+        return str(getattr(self, name))

@@ -1,0 +1,92 @@
+"""The program: what passes read and return. Immutable; a pass that changes something returns a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import fx
+
+if TYPE_CHECKING:
+    from graphprune.cost import Costs
+    from graphprune.groups import Groups
+    from graphprune.plan import Plan
+    from graphprune.scores import Scores
+    from graphprune.verification import Verification
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Example inputs: positional and keyword arguments of the model's forward, any nesting of tensors."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """Shapes and dtypes in one line, for messages."""
+        parts = [_describe(item) for item in self.args]
+        parts += [f"{name}={_describe(item)}" for name, item in self.kwargs.items()]
+        return ", ".join(parts)
+
+
+def _describe(item: Any) -> str:
+    if isinstance(item, torch.Tensor):
+        return f"{str(item.dtype).removeprefix('torch.')}[{'x'.join(map(str, item.shape))}]"
+    return type(item).__name__
+
+
+def placeholder_values(graph: fx.Graph, inputs: Inputs) -> list[Any]:
+    """Example inputs in the order of the graph's placeholders; those left out at the end keep their defaults."""
+    values = list(inputs.args)
+    for node in [node for node in graph.nodes if node.op == "placeholder"][len(values) :]:
+        if node.target not in inputs.kwargs:
+            break
+        values.append(inputs.kwargs[node.target])
+    return values
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a rewrite did: costs before and after (at the example inputs) and the groups that it cut.
+
+    widths: for every prunable group by name, units before and after.
+    """
+
+    before: Costs
+    after: Costs
+    groups: Groups
+    widths: Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A captured model on its way through the pipeline.
+
+    module: the graph, with the model's module hierarchy, names and (shared, never modified) tensors.
+    inputs: example inputs; only shapes and dtypes matter to the analyses.
+    opaque: modules that could not be traced into, with the reason; their boundary is frozen.
+    source: what the model was captured from, for the record.
+    exclude, policy: constraints on the channel analysis (see :class:`graphprune.passes.analysis.channels.ChannelsPass`).
+    scores: results of scoring passes, by name.
+    plan: the decision of a selection pass, not yet carried out.
+    original, record: the graph before the rewrite and what was cut, once a rewrite has been done.
+    verification: the proof of the last rewrite.
+    """
+
+    module: fx.GraphModule
+    inputs: Inputs
+    opaque: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
+    exclude: tuple[str, ...] = ()
+    policy: Mapping[str, str] = field(default_factory=dict)
+    scores: Mapping[str, Scores] = field(default_factory=dict)
+    plan: Plan | None = None
+    original: fx.GraphModule | None = None
+    record: Record | None = None
+    verification: Verification | None = None
+
+    def with_(self, **changes: Any) -> Program:
+        """A copy with some fields replaced."""
+        return replace(self, **changes)

@@ -1,0 +1,245 @@
+"""Abstract execution: runs a captured graph on the meta device and carries labels through every ATen operator.
+
+No operator is named here; :mod:`graphprune.rules` says what each one does to labels. No data and no memory: a model's
+parameters are replaced by meta twins in a shallow copy of its module tree, so the model itself is not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from graphprune.errors import CaptureError
+from graphprune.labels import Field, LabelSpace, Reason, Value, along
+from graphprune.policy import Policy
+from graphprune.program import Program, placeholder_values
+from graphprune.resizers import call_resizer, can_resize
+from graphprune.rules import Call, only_moves, rule_for, tensors_in
+from graphprune.shuffles import Shuffle, find_shuffles
+from graphprune.twins import named_tensors, twin
+
+
+@dataclass(frozen=True)
+class MacsTerm:
+    """Multiply-accumulates of one operator call: a product of constants and of kept counts of label vectors."""
+
+    node: str
+    factors: tuple[Field | int, ...]
+
+
+@dataclass
+class Trace:
+    """Everything that one abstract execution wrote down.
+
+    parameters: abstract value of every parameter and buffer that was used, by its first name.
+    aliases: other names of the same tensors.
+    values: abstract value of every graph node's result (same nesting), by node name.
+    operands: every labelled tensor value that an operator saw or made, with the node that ran.
+    shuffles: runs of views that permute one axis.
+    scalars: constants whose new value is a kept count, by (node name, constant name).
+    missing: operators without a rule, with the nodes that call them.
+    """
+
+    space: LabelSpace
+    parameters: dict[str, Value] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    operands: list[tuple[str, Value]] = field(default_factory=list)
+    shuffles: list[Shuffle] = field(default_factory=list)
+    scalars: dict[tuple[str, str], Field] = field(default_factory=dict)
+    macs: list[MacsTerm] = field(default_factory=list)
+    missing: dict[str, list[str]] = field(default_factory=dict)
+    operators: int = 0
+
+
+def propagate(program: Program, policy: Policy | None = None) -> Trace:
+    """Run the program abstractly. Raises CaptureError when the model cannot run on its example inputs."""
+    twins: dict[int, torch.Tensor] = {}
+
+    def to_meta(tensor: torch.Tensor) -> torch.Tensor:
+        result = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        twins[id(tensor)] = result
+        return result
+
+    meta: Any = twin(program.module, to_meta)
+    with torch.no_grad(), torch.device("meta"):
+        mode = _Propagation(program, policy or Policy(), twins)
+        interpreter = _Interpreter(meta, mode, program)
+        args = [tree_map(_to_meta, value) for value in placeholder_values(program.module.graph, program.inputs)]
+        interpreter.run(*args)
+    moving = frozenset(mode.movers - mode.workers)
+    mode.trace.shuffles = find_shuffles(program.module.graph, mode.trace.values, moving)
+    return mode.trace
+
+
+def _to_meta(item: Any) -> Any:
+    return item.to("meta") if isinstance(item, torch.Tensor) else item
+
+
+class _Interpreter(fx.Interpreter):
+    """Runs node by node; tells the mode which node runs, and freezes the boundary of modules it cannot rewrite."""
+
+    def __init__(self, module: fx.GraphModule, mode: _Propagation, program: Program) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.mode = mode
+        self.program = program
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.mode.node = n
+        try:
+            if n.op == "output":
+                result = super().run_node(n)
+                self.mode.freeze_tensors(result, "it reaches the model's output", "output")
+            elif n.op == "call_module" and (refusal := self._refusal(str(n.target))):
+                args, kwargs = self.fetch_args_kwargs_from_env(n)
+                self.mode.freeze_tensors((args, kwargs), refusal, "module")
+                self.mode.freeze_tensors(list(self.submodules[n.target].parameters()), refusal, "module")
+                result = super().run_node(n)
+            elif n.op == "call_function" and _is_opaque_call(n):
+                refusal = f"{getattr(n.target, '__name__', n.target)} is a Python function with sizes of its own, which no rule resizes"
+                args, kwargs = self.fetch_args_kwargs_from_env(n)
+                self.mode.freeze_tensors((args, kwargs), refusal, "function")
+                result = super().run_node(n)
+            elif n.op.startswith("call_"):
+                with self.mode:
+                    result = super().run_node(n)
+            else:
+                result = super().run_node(n)
+        except Exception as error:
+            raise _run_error(n, error, self.program) from error
+        self.mode.trace.values[n.name] = tree_map(self.mode.value_or_item, result)
+        return result
+
+    def _refusal(self, path: str) -> str | None:
+        """Why a module's labels stop at its boundary, or None."""
+        if path in self.program.opaque:
+            return f"module {path} does not trace: {self.program.opaque[path]}"
+        module = self.module.get_submodule(path)
+        return None if can_resize(module) else f"no rule resizes modules of class {type(module).__name__}"
+
+
+def _is_opaque_call(node: fx.Node) -> bool:
+    """A call of a Python function outside torch that is given integers, which may restate widths inside it."""
+    function = node.target
+    if not isinstance(function, FunctionType) or function.__module__.startswith("torch.") or call_resizer(function) is not None:
+        return False
+    return any(isinstance(item, int) and not isinstance(item, bool) for item in tree_leaves((node.args, dict(node.kwargs))))
+
+
+def _run_error(node: fx.Node, error: Exception, program: Program) -> CaptureError:
+    where = f"{node.op.removeprefix('call_')} {node.target}" if node.op != "output" else "the output"
+    place = node.meta.get("source", "")
+    return CaptureError(
+        f"The model does not run on inputs {program.inputs.describe()}: {where}{f' at {place}' if place else ''} fails with "
+        f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}. "
+        "Give example inputs of the shape and dtype that the model takes."
+    )
+
+
+class _Propagation(TorchDispatchMode):
+    """Sees every ATen operator, runs it on the meta device and applies its rule."""
+
+    def __init__(self, program: Program, policy: Policy, twins: Mapping[int, torch.Tensor]) -> None:
+        super().__init__()
+        self.space = LabelSpace()
+        self.policy = policy
+        self.trace = Trace(self.space)
+        self.node: fx.Node | None = None
+        self._values: dict[int, tuple[torch.Tensor, Value]] = {}
+        self._names: dict[int, str] = {}
+        self._rules: dict[Any, Any] = {}
+        self.movers: set[str] = set()  # nodes that ran operators which only move elements ...
+        self.workers: set[str] = set()  # ... and nodes that ran others
+        self._constants: dict[int, torch.Tensor] = {}
+        for name, tensor in named_tensors(program.module).items():
+            meta = twins[id(tensor)]
+            first = self._names.setdefault(id(meta), name)
+            if first != name:
+                self.trace.aliases[name] = first
+            if not tensor.is_floating_point() and tensor.dim() == 1:
+                self._constants[id(meta)] = tensor
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        self.trace.operators += 1
+        if func not in self._rules:
+            self._rules[func] = rule_for(func)
+        rule = self._rules[func]
+        assert self.node is not None
+        (self.movers if only_moves(func) else self.workers).add(self.node.name)
+        call = Call(self, func, args, kwargs, output)
+        if rule is not None:
+            rule(call)
+        else:
+            self.trace.missing.setdefault(call.name, []).append(self.node.name)
+            call.freeze_inputs(f"operator {call.name} has no rule")
+            for index in range(len(call.outputs)):
+                call.set((), index)
+        return output
+
+    # -- what a rule's call asks for (graphprune.rules.Recorder) ---------------------------------------------------
+
+    def value_of(self, tensor: torch.Tensor) -> Value:
+        """The tensor's value; a parameter or buffer gets its labels at its first use."""
+        known = self._values.get(id(tensor))
+        if known is not None:
+            return known[1]
+        name = self._names.get(id(tensor))
+        if name is None:
+            return self.set_value(tensor, ())
+        rank = tensor.dim()
+        fields = [along(self.space.fresh(size), axis, rank) for axis, size in enumerate(tensor.shape) if size > 1]
+        value = self.trace.parameters[name] = self.set_value(tensor, fields)
+        return value
+
+    def set_value(self, tensor: torch.Tensor, fields: Sequence[Field]) -> Value:
+        """Remember a tensor's value (and the tensor, so that its identity is not reused)."""
+        storage = tensor.untyped_storage()._cdata
+        value = Value(tuple(tensor.shape), tuple(fields), tensor.element_size(), storage, tensor.stride())
+        self._values[id(tensor)] = (tensor, value)
+        if fields:
+            self.trace.operands.append((self.node.name if self.node else "", value))
+        return value
+
+    def value_or_item(self, item: Any) -> Any:
+        """The value of a tensor; anything else as it is."""
+        return self.value_of(item) if isinstance(item, torch.Tensor) else item
+
+    def reason(self, text: str, operator: str) -> Reason:
+        """A reason at the node that runs."""
+        node = self.node
+        return Reason(text, operator, node.name if node else "", node.meta.get("source", "") if node else "")
+
+    def record_macs(self, factors: Sequence[Field | int]) -> None:
+        """Multiply-accumulates of the running node."""
+        assert self.node is not None
+        self.trace.macs.append(MacsTerm(self.node.name, tuple(factors)))
+
+    def record_scalar(self, name: str, labels: Field) -> None:
+        """A constant of the running node that is a kept count."""
+        assert self.node is not None
+        self.trace.scalars[self.node.name, name] = labels
+
+    def choose(self, policy: str) -> str:
+        """The policy's choice at the running node."""
+        assert self.node is not None
+        return self.policy.choose(policy, self.node.name, str(self.node.target))
+
+    def constant(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The data of a 1-D integer buffer; None for any other tensor."""
+        return self._constants.get(id(tensor))
+
+    def freeze_tensors(self, tree: Any, text: str, operator: str) -> None:
+        """Freeze every label of every tensor in a structure."""
+        why = self.reason(text, operator)
+        for tensor in tensors_in(tree):
+            for item in self.value_of(tensor).fields:
+                self.space.freeze(item, why)

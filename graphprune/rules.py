@@ -1,0 +1,198 @@
+"""The registry of operator rules, and the view of one operator call that a rule gets.
+
+A rule is a function ``rule(call)`` registered for ATen operators by name. It reads the abstract values of the call's
+tensors, writes ties and freezes into ``call.space``, and sets the values of the outputs; an output that it does not
+set cannot shrink. An operator without a rule freezes everything it touches, by name.
+
+Third parties add rules with :func:`rule` in any module that is imported before the analysis, or through the entry
+point group ``graphprune.rules``.
+
+Example::
+
+    @rule("mylib::scale_shift")
+    def scale_shift(call: Call) -> None:
+        '''out[..., c] = x[..., c] * w[c]: labels of the last axis are tied.'''
+        call.set(call.join())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from math import prod
+from typing import Any, Protocol, TypeAlias
+
+import torch
+
+from graphprune.labels import Field, LabelSpace, Reason, Shape, Value
+from graphprune.policy import Policy
+
+Rule: TypeAlias = "Callable[[Call], None]"
+
+_RULES: dict[str, Rule] = {}
+_MOVING: set[str] = set()
+
+
+def rule(*operators: str, moves: bool = False) -> Callable[[Rule], Rule]:
+    """Register a rule for ATen operators, named ``add`` or ``namespace::name`` (all overloads).
+
+    moves: the operators only move elements, one to one (they permute and reshape).
+    """
+
+    def register(function: Rule) -> Rule:
+        for name in operators:
+            qualified = name if "::" in name else f"aten::{name}"
+            if qualified in _RULES:
+                raise ValueError(f"two rules for {qualified}: {_RULES[qualified].__name__} and {function.__name__}")
+            _RULES[qualified] = function
+            if moves:
+                _MOVING.add(qualified)
+        return function
+
+    return register
+
+
+def rule_for(func: torch._ops.OpOverload) -> Rule | None:
+    """The rule of an operator: its own, that of its out-of-place form, or the element-wise one for pointwise operators."""
+    name = func._schema.name
+    found = _RULES.get(name)
+    if found is None and name.endswith("_"):
+        found = _RULES.get(name[:-1])
+    if found is None and torch.Tag.pointwise in func.tags:
+        found = _RULES.get("aten::pointwise")
+    return found
+
+
+def only_moves(func: torch._ops.OpOverload) -> bool:
+    """Whether an operator only moves elements, one to one."""
+    return func._schema.name in _MOVING
+
+
+def registered() -> Mapping[str, Rule]:
+    """All rules by qualified operator name (a copy)."""
+    return dict(_RULES)
+
+
+def load_entry_points() -> None:
+    """Import the modules that other packages register under ``graphprune.rules``."""
+    for entry in entry_points(group="graphprune.rules"):
+        entry.load()
+
+
+class Recorder(Protocol):
+    """What a call needs from the propagation that runs it."""
+
+    space: LabelSpace
+    policy: Policy
+
+    def value_of(self, tensor: torch.Tensor) -> Value: ...
+    def set_value(self, tensor: torch.Tensor, fields: Sequence[Field]) -> Value: ...
+    def reason(self, text: str, operator: str) -> Reason: ...
+    def record_macs(self, factors: Sequence[Field | int]) -> None: ...
+    def record_scalar(self, name: str, labels: Field) -> None: ...
+    def choose(self, policy: str) -> str: ...
+    def constant(self, tensor: torch.Tensor) -> torch.Tensor | None: ...
+
+
+@dataclass
+class Call:
+    """One operator call: arguments, results, and what a rule may do about them."""
+
+    recorder: Recorder
+    func: torch._ops.OpOverload
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+    @property
+    def space(self) -> LabelSpace:
+        """Where ties and freezes are written."""
+        return self.recorder.space
+
+    @property
+    def name(self) -> str:
+        """The operator's qualified name, for messages."""
+        return self.func._schema.name
+
+    def arg(self, name: str, default: Any = None) -> Any:
+        """An argument by its schema name."""
+        for index, argument in enumerate(self.func._schema.arguments):
+            if argument.name == name:
+                if index < len(self.args):
+                    return self.args[index]
+                if name in self.kwargs:
+                    return self.kwargs[name]
+                return argument.default_value if argument.has_default_value() else default
+        return default
+
+    def value(self, tensor: torch.Tensor) -> Value:
+        """Abstract value of an argument tensor."""
+        return self.recorder.value_of(tensor)
+
+    def inputs(self) -> Iterator[torch.Tensor]:
+        """All tensors among the arguments, in order, lists flattened."""
+        yield from tensors_in((self.args, self.kwargs))
+
+    @property
+    def outputs(self) -> list[torch.Tensor]:
+        """All tensors among the results."""
+        return list(tensors_in(self.output))
+
+    def shape(self, index: int = 0) -> Shape:
+        """Shape of an output at the example inputs."""
+        return tuple(self.outputs[index].shape)
+
+    def set(self, fields: Sequence[Field], index: int = 0) -> None:
+        """Set the label fields of an output."""
+        self.recorder.set_value(self.outputs[index], fields)
+
+    def join(self, tensors: Sequence[torch.Tensor] | None = None) -> tuple[Field, ...]:
+        """Element-wise combination of these tensors (default: all), broadcast to the first output."""
+        chosen = list(self.inputs()) if tensors is None else tensors
+        reason = self.reason("combined element by element with a tensor that cannot shrink")
+        return self.space.join([self.value(t) for t in chosen], self.shape(), reason)
+
+    def reason(self, text: str) -> Reason:
+        """A reason for freezing at this operator, graph node and source line."""
+        return self.recorder.reason(text, self.name)
+
+    def freeze_inputs(self, text: str) -> None:
+        """Freeze every label of every argument."""
+        why = self.reason(text)
+        for tensor in self.inputs():
+            for field in self.value(tensor).fields:
+                self.space.freeze(field, why)
+
+    def scalar(self, name: str, labels: Field) -> None:
+        """A constant of this call (such as ``groups``) whose new value is the number of kept atoms in ``labels``."""
+        self.recorder.record_scalar(name, labels)
+
+    def macs(self, *factors: Field | int) -> None:
+        """Multiply-accumulates of this call: a product of constants and of kept counts of label vectors."""
+        self.recorder.record_macs(factors)
+
+    def volume(self, fields: Sequence[Field], index: int = 0) -> list[Field | int]:
+        """Number of elements of an output as cost factors: one constant for its fixed axes, and its label fields."""
+        fixed = prod(n for axis, n in enumerate(self.shape(index)) if all(field.shape[axis] == 1 for field in fields))
+        return [fixed, *fields]
+
+    def constant(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The data of a 1-D integer buffer of the model; None for any other tensor."""
+        return self.recorder.constant(tensor)
+
+    def choose(self, policy: str) -> str:
+        """The policy's choice at this site (see :class:`graphprune.policy.Policy`)."""
+        return self.recorder.choose(policy)
+
+
+def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
+    """Tensors of a nested structure of tuples, lists and dicts, in order."""
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from tensors_in(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from tensors_in(item)

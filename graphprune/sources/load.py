@@ -1,0 +1,64 @@
+"""From the text of a source to a model: one table of prefixes and file suffixes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from graphprune.errors import UsageError
+from graphprune.sources.factories import from_python, from_timm, from_torchvision
+from graphprune.sources.files import from_artifact, from_exported, from_pickle
+from graphprune.sources.source import Source
+from graphprune.sources.weights import check_finite, load_weights
+
+_LIBRARIES: dict[str, Callable[[str], Source]] = {"torchvision:": from_torchvision, "timm:": from_timm}
+_FILES: dict[str, Callable[[Path, bool], Source]] = {
+    ".pt2": from_exported,
+    ".safetensors": from_artifact,
+    ".pt": from_pickle,
+    ".pth": from_pickle,
+}
+_PYTHON = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:")
+_FORMS = "torchvision:NAME, timm:NAME, package.module:factory, or a file (.safetensors artifact, .pt2 program, .pt or .pth module)"
+
+
+def load_source(text: str, *, weights: Path | None = None, trust_pickle: bool = False, seed: int | None = 0) -> Source:
+    """Build or read the model that ``text`` names.
+
+    text: ``torchvision:NAME``, ``timm:NAME`` or ``package.module:factory``, each with optional literal arguments
+        (``torchvision:resnet18(num_classes=10)``), or the path of a ``.pt2`` program, a graphprune ``.safetensors``
+        artifact, or a pickled module. Library models are built without weights and without downloads.
+    weights: a file of weights to load into the model; see :func:`load_weights`.
+    trust_pickle: allow files whose loading can run code.
+    seed: seed of the fresh weights, so that the same text is the same model again; None draws from the global
+        generator, which is otherwise left as it was.
+
+    Raises UsageError when the text, the file or the weights are no good, or a weight is NaN or infinite.
+    """
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.default_generator.manual_seed(seed)  # that of the CPU alone: fork_rng keeps no other here
+        source = _loader(text, trust_pickle)()
+    if weights is None:
+        check_finite(source.model, source.model.state_dict(), text)
+    else:
+        load_weights(source.model, weights)
+    return source
+
+
+def _loader(text: str, trust_pickle: bool) -> Callable[[], Source]:
+    for prefix, library in _LIBRARIES.items():
+        if text.startswith(prefix):
+            return lambda: library(text)
+    path = Path(text)
+    read = _FILES.get(path.suffix.lower())
+    if read is not None:
+        if not path.is_file():
+            raise UsageError(f"There is no file {text}. Check the path, or name a model as {_FORMS}.")
+        return lambda: read(path, trust_pickle)
+    if _PYTHON.match(text):
+        return lambda: from_python(text)
+    raise UsageError(f"Cannot tell what kind of model source {text!r} is. Use {_FORMS}.")

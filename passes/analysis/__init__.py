@@ -1,0 +1,1 @@
+"""Analysis passes: facts about the graph, read by others and never changed."""

@@ -1,0 +1,81 @@
+"""The channel analysis: labels through the whole graph, then units and groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import ClassVar
+
+from graphprune.analysis_manager import AnalysisView
+from graphprune.errors import UsageError
+from graphprune.groups import Groups
+from graphprune.labels import Reason
+from graphprune.pass_base import Analysis, Pass
+from graphprune.policy import Policy
+from graphprune.program import Program
+from graphprune.propagate import Trace, propagate
+from graphprune.rules import load_entry_points
+
+from ..rewrite import calls, modules  # noqa: F401  (the analysis must know which modules can be resized)
+from . import rules  # noqa: F401  (registers the transfer rules)
+
+
+@dataclass(frozen=True)
+class ChannelGroups(Analysis[Groups]):
+    """Units and groups of the program, under its ``exclude`` patterns and ``policy``."""
+
+    name: ClassVar[str] = "channel-groups"
+
+    def compute(self, program: Program, analyses: AnalysisView) -> Groups:
+        """Raises UsageError for an unknown policy or an exclude pattern that matches nothing."""
+        load_entry_points()
+        named = {key: value for key, value in program.policy.items() if "@" not in key}
+        sites = {key: value for key, value in program.policy.items() if "@" in key}
+        trace = propagate(program, make_policy(named, sites))
+        return Groups(trace, excluded(trace, program.exclude))
+
+
+def make_policy(named: Mapping[str, str], sites: Mapping[str, str]) -> Policy:
+    """A policy from plain names; raises UsageError for a name that does not exist."""
+    try:
+        return Policy(**named, sites=sites)
+    except TypeError as error:
+        raise UsageError(f"Unknown policy in {', '.join(named)}: {error}.") from error
+
+
+@dataclass(frozen=True)
+class ChannelsPass(Pass):
+    """Set the constraints of the channel analysis, and run it.
+
+    exclude: shell-style patterns on parameter or module names (``layer1.*``); what they match stays whole.
+    policy: choices at sites where a tensor can stay rectangular in several ways, ``[conv_groups=whole]``; one site only
+        with ``[conv_groups@layer3.*=whole]``.
+    """
+
+    name: ClassVar[str] = "channels"
+    requires: ClassVar[tuple[type[Analysis[Groups]], ...]] = (ChannelGroups,)
+
+    exclude: tuple[str, ...] = ()
+    policy: Mapping[str, str] = field(default_factory=dict)
+
+    def run(self, program: Program, analyses: AnalysisView) -> Program:
+        """The program under these constraints (the groups themselves are computed when they are first read)."""
+        return program.with_(exclude=tuple(self.exclude), policy=dict(self.policy))
+
+
+def excluded(trace: Trace, patterns: tuple[str, ...]) -> list[tuple[str, Reason]]:
+    """Parameters whose name, or the name of a module around them, matches a pattern."""
+    found: list[tuple[str, Reason]] = []
+    for pattern in patterns:
+        names = [name for name in trace.parameters if matches(name, pattern)]
+        if not names:
+            raise UsageError(f"exclude={pattern!r} matches no parameter of the model; see `graphprune inspect` for the names.")
+        found += [(name, Reason(f"excluded by {pattern!r}", "exclude", name)) for name in names]
+    return found
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a dotted name or any of its prefixes matches a shell-style pattern."""
+    parts = name.split(".")
+    return any(fnmatchcase(".".join(parts[:end]), pattern) for end in range(1, len(parts) + 1))

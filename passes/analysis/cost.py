@@ -1,0 +1,25 @@
+"""The cost model as an analysis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from graphprune.analysis_manager import AnalysisView
+from graphprune.cost import CostModel
+from graphprune.pass_base import Analysis
+from graphprune.program import Program
+
+from .channels import ChannelGroups
+
+
+@dataclass(frozen=True)
+class ModelCost(Analysis[CostModel]):
+    """Parameters, MACs and memory as functions of the group widths."""
+
+    name: ClassVar[str] = "cost"
+    depends: ClassVar[tuple[type[Analysis[Any]], ...]] = (ChannelGroups,)
+
+    def compute(self, program: Program, analyses: AnalysisView) -> CostModel:
+        """The cost model of the program's groups."""
+        return CostModel(program, analyses.get(ChannelGroups))

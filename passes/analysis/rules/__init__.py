@@ -1,0 +1,7 @@
+"""Transfer rules of ATen operators, by kind of operator. Importing this package registers them."""
+
+from __future__ import annotations
+
+from . import contraction, convolution, creation, elementwise, indexing, normalisation, reduction, spatial, views
+
+__all__ = ["contraction", "convolution", "creation", "elementwise", "indexing", "normalisation", "reduction", "spatial", "views"]

@@ -1,0 +1,126 @@
+"""Convolutions: the weight's axes are the channels; groups are cut within each, or whole."""
+
+from __future__ import annotations
+
+import torch
+
+from graphprune.labels import Field, Value, along, axes_of
+from graphprune.rules import Call, rule
+
+KERNEL = "the extent of a convolution kernel"
+
+
+def channel_labels(call: Call, value: Value, axis: int = 1) -> tuple[list[Field], Field | None]:
+    """A batched input's fields off the channel axis (batch only), and the 1-D labels of the channel axis.
+
+    Spatial axes cannot shrink: a field over channels and space keeps to channels.
+    """
+    why = call.reason("its extent in space or batch cannot shrink")
+    batch: list[Field] = []
+    vector: Field | None = None
+    for field in value.fields:
+        axes = axes_of(field)
+        allowed = [axis] if axis in axes else [a for a in axes if a < axis]
+        narrowed = call.space.restrict(field, allowed, why)
+        if narrowed is None:
+            continue
+        if axis in axes:
+            vector = narrowed.reshape(-1)
+        else:
+            batch.append(narrowed)
+    return batch, vector
+
+
+@rule("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution", "convolution_overrideable")
+def convolution(call: Call) -> None:
+    """``out[n, o] = sum_i x[n, g(o) I + i] * w[o, i] + b[o]`` (transposed: ``w[i, o]``), ``I`` inputs to each of ``groups``.
+
+    One group: input channels are tied to the weight's input axis; the output takes the labels of its output axis.
+    """
+    inputs, weight = call.args[0], call.args[1]
+    source, kernel = call.value(inputs), call.value(weight)
+    transposed, groups = bool(call.arg("transposed", False)), int(call.arg("groups", 1))
+    batch, channels = channel_labels(call, source)
+    kernel_why = call.reason(KERNEL)
+    for axis in range(2, len(kernel.shape)):
+        vector = kernel.vector(axis)
+        if vector is not None:
+            call.space.freeze(vector, kernel_why)
+    first, second = kernel.vector(0), kernel.vector(1)
+    in_axis, out_axis = (first, second) if transposed else (second, first)
+    if groups == 1:
+        call.space.match(channels, in_axis, call.reason("convolved over channels that cannot shrink"))
+        out = out_axis
+    else:
+        out = _grouped(call, channels, kernel, groups, transposed)
+    bias = call.arg("bias")
+    if bias is not None:
+        call.space.match(out, call.value(bias).vector(0), call.reason("biased by a tensor that cannot shrink"))
+    shape = call.shape()
+    fields = [*batch] if out is None else [*batch, along(out, 1, len(shape))]
+    call.set(fields)
+    _record_macs(call, inputs, weight, fields, channels, in_axis, transposed, groups)
+
+
+def _record_macs(
+    call: Call,
+    inputs: torch.Tensor,
+    weight: torch.Tensor,
+    fields: list[Field],
+    channels: Field | None,
+    in_axis: Field | None,
+    transposed: bool,
+    groups: int,
+) -> None:
+    taps = weight[0, 0].numel()
+    if transposed:
+        # Each input element meets taps x (outputs of its group): count from the input side.
+        space = inputs[:, 0].numel()
+        outer: list[Field | int] = [space, inputs.shape[1] if channels is None else channels]
+        inner: Field | int = weight.shape[1] if in_axis is None or groups > 1 else _out_labels(call, weight)
+        call.macs(taps, *outer, inner)
+    else:
+        call.macs(taps, *call.volume(fields), weight.shape[1] if in_axis is None else in_axis)
+
+
+def _out_labels(call: Call, weight: torch.Tensor) -> Field | int:
+    vector = call.value(weight).vector(1)
+    return weight.shape[1] if vector is None else vector
+
+
+def _grouped(call: Call, channels: Field | None, kernel: Value, groups: int, transposed: bool) -> Field | None:
+    """Tie input, weight and output of a grouped convolution; returns the output's labels.
+
+    ``whole`` groups: the inputs and outputs of one group are one unit, and ``groups`` follows. ``within``: the same
+    positions of every group. A group with a single input or output (depthwise) can only go whole.
+    """
+    first, second = kernel.vector(0), kernel.vector(1)
+    assert first is not None, "more than one group means more than one channel"
+    per_group = first.reshape(groups, -1)
+    fixed = call.reason("convolved in groups over channels that cannot shrink")
+    outs = kernel.shape[1] if transposed else kernel.shape[0] // groups
+    ins = kernel.shape[0] // groups if transposed else kernel.shape[1]
+    if ins == 1 or outs == 1 or call.choose("conv_groups") == "whole":
+        if second is not None:
+            call.space.freeze(second, call.reason("the width of one convolution group, where groups go whole"))
+        one = per_group[:, :1]
+        call.space.tie(per_group, one)
+        call.scalar("groups", one.reshape(-1))
+        other = channels if not transposed else None
+        if other is not None:
+            call.space.tie(other.reshape(groups, -1), one)
+        elif channels is not None:
+            call.space.tie(channels, first)
+        else:
+            call.space.freeze(first, fixed)
+        return first if not transposed else one.repeat(outs, axis=1).reshape(-1)
+    call.space.tie(per_group, per_group[:1])
+    if transposed:
+        call.space.match(channels, first, fixed)
+        return None if second is None else second.reshape(1, -1).repeat(groups, axis=0).reshape(-1)
+    assert second is not None
+    if channels is None:
+        call.space.freeze(second, fixed)
+    else:
+        call.space.tie(channels.reshape(groups, -1), second.reshape(1, -1))
+    return first

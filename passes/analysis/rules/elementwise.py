@@ -1,0 +1,26 @@
+"""Element-wise operators: outputs and inputs share positions, so labels at equal positions are tied."""
+
+from __future__ import annotations
+
+from graphprune.rules import Call, rule
+
+
+@rule(
+    "pointwise", "hardswish", "hardsigmoid", "hardtanh", "relu6", "copy_", "lift_fresh", "_to_copy", "to", "dropout", "native_dropout",
+    "bernoulli", "bernoulli_", "nan_to_num", "_prelu_kernel", "type_as", "where", "masked_fill", "fill", "zero", "addcmul", "addcdiv", "lerp",
+    "expand_as", "result_type", "_conj", "real", "round", "rrelu_with_noise", "threshold", "logical_not",
+)  # fmt: skip
+def pointwise(call: Call) -> None:
+    """``out[i] = f(a[i], b[i], ...)`` with broadcasting: labels at equal positions are tied; size 1 says nothing.
+
+    In-place forms are the same rule: the written tensor is among the operands.
+    """
+    fields = call.join()
+    for index in range(len(call.outputs)):
+        call.set(fields, index)
+
+
+@rule("alias", "clone", "contiguous", "detach", moves=True)
+def same(call: Call) -> None:
+    """``out[i] = x[i]``: labels pass."""
+    call.set(call.value(call.args[0]).fields)

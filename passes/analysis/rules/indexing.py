@@ -1,0 +1,71 @@
+"""Look-ups: an axis that data index into must stay; the others pass."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graphprune.labels import Field, axes_of
+from graphprune.rules import Call, rule
+
+
+@rule("embedding")
+def embedding(call: Call) -> None:
+    """``out[..., e] = weight[index[...], e]``: the vocabulary is indexed by data, e passes."""
+    weight, index = call.value(call.args[0]), call.value(call.args[1])
+    vocabulary, width = weight.vector(0), weight.vector(1)
+    if vocabulary is not None:
+        call.space.freeze(vocabulary, call.reason("indexed by data"))
+    for field in index.fields:
+        call.space.freeze(field, call.reason("used as an index"))
+    rank = len(call.shape())
+    call.set([] if width is None else [width.reshape((1,) * (rank - 1) + (-1,))])
+
+
+@rule("index_select", moves=True)
+def index_select(call: Call) -> None:
+    """``out = x[.., index, ..]``: a constant permutation permutes the labels; any other index fixes its axis."""
+    value = call.value(call.args[0])
+    axis = call.args[1] % len(value.shape)
+    constant = call.constant(call.args[2])
+    moved = value.on(axis)
+    if constant is not None and moved is not None and _permutes(constant.numpy(force=True), moved, axis):
+        call.set([f.take(constant.numpy(force=True), axis) if f is moved else f for f in value.fields])
+        return
+    why = call.reason("indexed by data")
+    fields = [call.space.restrict(f, [a for a in axes_of(f) if a != axis], why) for f in value.fields]
+    call.set([field for field in fields if field is not None])
+
+
+def _permutes(index: Field, field: Field, axis: int) -> bool:
+    """Whether the index is a permutation of an axis whose atoms all differ, so that it can be redone for any of them."""
+    size = field.shape[axis]
+    return axes_of(field) == (axis,) and np.unique(field).size == size and np.array_equal(np.sort(index), np.arange(size))
+
+
+@rule("index")
+def index(call: Call) -> None:
+    """``x[i, j, :, ...]``: indexed axes must stay; the result's index axes stand where the first one was (or in front)."""
+    value, indices = call.value(call.args[0]), call.args[1]
+    why = call.reason("indexed by data")
+    for tensor in indices:
+        if tensor is not None:
+            for field in call.value(tensor).fields:
+                call.space.freeze(field, why)
+    indexed = [axis for axis, tensor in enumerate(indices) if tensor is not None]
+    boolean = any(t is not None and t.dtype.is_floating_point is False and t.element_size() == 1 for t in indices)
+    fields = [call.space.restrict(f, [a for a in axes_of(f) if a not in indexed], why) for f in value.fields]
+    kept = [field for field in fields if field is not None]
+    if boolean:
+        for field in kept:
+            call.space.freeze(field, why)
+        call.set(())
+        return
+    width = np.broadcast_shapes(*(tuple(t.shape) for t in indices if t is not None))
+    adjacent = indexed == list(range(indexed[0], indexed[-1] + 1))
+    lead = indexed[0] if adjacent else 0
+    call.set([_replace_axes(field, indexed, lead, len(width)) for field in kept])
+
+
+def _replace_axes(field: Field, indexed: list[int], lead: int, width: int) -> Field:
+    rest = [size for axis, size in enumerate(field.shape) if axis not in indexed]
+    return field.reshape([*rest[:lead], *[1] * width, *rest[lead:]])

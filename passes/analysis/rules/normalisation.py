@@ -1,0 +1,110 @@
+"""Normalisations: affine parameters are tied to their channels; statistics over channels are taken over the kept ones."""
+
+from __future__ import annotations
+
+from graphprune.labels import Field, Value, along, axes_of
+from graphprune.rules import Call, rule
+
+from .convolution import channel_labels
+
+
+def note_statistics(call: Call, field: Field, what: str) -> Field | None:
+    """A statistic over these labels: noted, or frozen (None) by policy ``statistics``."""
+    why = call.reason(f"{what} over prunable channels")
+    if call.choose("statistics") == "freeze":
+        call.space.freeze(field, why)
+        return None
+    call.space.note_statistics(field, why)
+    return field
+
+
+def _per_channel(call: Call, axis: int = 1) -> None:
+    value = call.value(call.args[0])
+    why = call.reason("normalised with parameters that cannot shrink")
+    batch, vector = channel_labels(call, value, axis)
+    parameters = [t for t in list(call.inputs())[1:] if t.dim() == 1]
+    for parameter in parameters:
+        labels = call.value(parameter).vector(0)
+        call.space.match(vector, labels, why)
+        vector = labels if vector is None else vector
+    rank = len(value.shape)
+    fields = batch if vector is None else [*batch, along(vector, axis, rank)]
+    call.set(fields)
+    for index in range(1, len(call.outputs)):
+        saved = call.outputs[index]
+        call.set([along(vector, 0, 1)] if vector is not None and saved.shape == (vector.size,) else [], index)
+
+
+@rule(
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+    "_native_batch_norm_legit_functional",
+    "_batch_norm_with_update",
+    "_batch_norm_no_update",
+    "batch_norm_with_update",
+    "cudnn_batch_norm",
+    "miopen_batch_norm",
+)
+def batch_norm(call: Call) -> None:
+    """``out[n, c] = (x[n, c] - mean[c]) / sqrt(var[c] + eps) * w[c] + b[c]``: everything indexed by c is tied."""
+    _per_channel(call)
+
+
+@rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
+def layer_norm(call: Call) -> None:
+    """Statistics over the last axes, per-element affine: fields on those axes are tied to the affine parameters.
+
+    A field over normalised and other axes (heads x head_dim) keeps to the others: whole heads.
+    """
+    value = call.value(call.args[0])
+    rank = len(value.shape)
+    inner = set(range(rank - len(call.args[1]), rank))
+    why = call.reason("normalised with parameters that cannot shrink")
+    fields = []
+    for field in value.fields:
+        axes = set(axes_of(field))
+        kept: Field | None = field
+        if axes & inner:
+            kept = call.space.restrict(field, axes - inner, why) if axes - inner else note_statistics(call, field, "a norm")
+        if kept is not None:
+            fields.append(kept)
+    parameters = [call.value(t) for t in list(call.inputs())[1:]]
+    call.set(call.space.join([Value(value.shape, tuple(fields)), *parameters], value.shape, why))
+    for index in range(1, len(call.outputs)):
+        saved = call.outputs[index]
+        call.set([f for f in fields if not set(axes_of(f)) & inner] if saved.dim() == rank else [], index)
+
+
+@rule("native_group_norm")
+def group_norm(call: Call) -> None:
+    """Statistics over the channels of each of ``group`` groups. ``within`` (policy ``norm_groups``): the same positions
+    of every group go, statistics over the kept; ``whole``: groups go and ``num_groups`` follows, statistics unchanged."""
+    value, groups = call.value(call.args[0]), int(call.arg("group"))
+    why = call.reason("normalised with parameters that cannot shrink")
+    batch, vector = channel_labels(call, value)
+    for parameter in [t for t in list(call.inputs())[1:] if t.dim() == 1]:
+        labels = call.value(parameter).vector(0)
+        call.space.match(vector, labels, why)
+        vector = labels if vector is None else vector
+    if vector is not None:
+        table = vector.reshape(groups, -1)
+        if table.shape[1] == 1 or (groups > 1 and call.choose("norm_groups") == "whole"):
+            call.space.tie(table, table[:, :1])
+            call.scalar("num_groups", table[:, 0])
+        else:
+            call.space.tie(table, table[:1])
+            vector = note_statistics(call, vector, "a group norm")
+    call.set(batch if vector is None else [*batch, along(vector, 1, len(value.shape))])
+    for index in range(1, len(call.outputs)):
+        call.set((), index)
+
+
+@rule("_softmax", "softmax", "_log_softmax", "log_softmax", "cumsum", "cumprod", "_safe_softmax", "logcumsumexp")
+def along_axis(call: Call) -> None:
+    """Each output depends on all positions of one axis (softmax, cumulative sums): the axis must stay, others pass."""
+    value = call.value(call.args[0])
+    axis = call.args[1] % len(value.shape) if value.shape else 0
+    why = call.reason("normalised or accumulated along its axis")
+    fields = [call.space.restrict(f, [a for a in axes_of(f) if a != axis], why) for f in value.fields]
+    call.set([field for field in fields if field is not None])

@@ -1,0 +1,89 @@
+"""Reductions: a reduced label ends there. Sums are exact as they are; other statistics are taken over the kept channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graphprune.labels import Field, Value, axes_of
+from graphprune.rules import Call, rule
+
+from .normalisation import note_statistics
+
+
+def _axes(call: Call, rank: int) -> set[int]:
+    dims = call.arg("dim")
+    if dims is None or (isinstance(dims, Sequence) and not dims):
+        return set(range(rank))
+    return {d % rank for d in (dims if isinstance(dims, Sequence) else [dims])} if rank else set()
+
+
+def _surviving(call: Call, value: Value, reduced: set[int], keepdim: bool) -> list[Field]:
+    """Fields off the reduced axes, in the output's rank."""
+    fields = [field for field in value.fields if not set(axes_of(field)) & reduced]
+    if keepdim:
+        return fields
+    keep = [axis for axis in range(len(value.shape)) if axis not in reduced]
+    return [field.reshape([field.shape[axis] for axis in keep]) for field in fields]
+
+
+def _narrow(call: Call, value: Value, reduced: set[int]) -> Value:
+    """Fields over reduced and other axes keep to the others."""
+    why = call.reason("reduced over part of its axes")
+    fields = []
+    for field in value.fields:
+        axes = set(axes_of(field))
+        mixed = axes & reduced and axes - reduced
+        narrowed = call.space.restrict(field, axes - reduced, why) if mixed else field
+        assert narrowed is not None
+        fields.append(narrowed)
+    return Value(value.shape, tuple(fields))
+
+
+def _reduce(call: Call, statistic: str | None) -> None:
+    value = call.value(call.args[0])
+    reduced = _axes(call, len(value.shape))
+    value = _narrow(call, value, reduced)
+    if statistic:
+        for field in value.fields:
+            if set(axes_of(field)) <= reduced:
+                note_statistics(call, field, statistic)
+    for index in range(len(call.outputs)):
+        keepdim = call.outputs[index].dim() == len(value.shape)
+        call.set(_surviving(call, value, reduced, keepdim), index)
+
+
+@rule("sum", "nansum", "linalg_vector_norm", "norm", "count_nonzero")
+def total(call: Call) -> None:
+    """``out = sum x`` over axes (or a norm): what is removed contributes nothing, as when it is masked to zero."""
+    _reduce(call, None)
+
+
+@rule("mean", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "logsumexp", "aminmax")
+def statistic(call: Call) -> None:
+    """A mean, variance or extremum over axes: taken over the kept channels, and noted as a changed statistic.
+
+    ``max``/``min`` of two tensors are element-wise. The index result of a ``max`` over channels is frozen.
+    """
+    tensors = list(call.inputs())
+    if len(tensors) == 2:
+        call.set(call.join())
+        return
+    if len(call.outputs) == 2 and call.name in ("aten::max", "aten::min"):
+        _positional(call)
+        return
+    _reduce(call, call.name.partition("::")[2])
+
+
+@rule("argmax", "argmin", "any", "all", "prod", "median", "mode", "sort", "topk", "argsort", "kthvalue")
+def _positional(call: Call) -> None:
+    """Positions or orders along axes: those axes must stay, the others pass."""
+    value = call.value(call.args[0])
+    sorting = call.name in ("aten::sort", "aten::topk", "aten::argsort")
+    rank = len(value.shape)
+    dims = call.arg("dim", -1 if sorting else None)
+    reduced = set(range(rank)) if dims is None else {int(d) % rank for d in (dims if isinstance(dims, Sequence) else [dims])}
+    why = call.reason("ordered or indexed along its axis")
+    fields = [call.space.restrict(f, set(axes_of(f)) - reduced, why) for f in value.fields]
+    narrowed = Value(value.shape, tuple(field for field in fields if field is not None))
+    for index, output in enumerate(call.outputs):
+        call.set(_surviving(call, narrowed, reduced, output.dim() == rank), index)

@@ -1,0 +1,35 @@
+"""Pooling, resampling and spatial padding: each channel by itself, so channel labels pass and space cannot shrink."""
+
+from __future__ import annotations
+
+from graphprune.labels import Field, along
+from graphprune.rules import Call, rule
+
+from .convolution import channel_labels
+
+
+@rule(
+    "max_pool2d", "max_pool2d_with_indices", "max_pool3d_with_indices", "max_pool1d", "max_pool3d", "mkldnn_max_pool2d",
+    "avg_pool1d", "avg_pool2d", "avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d", "adaptive_max_pool1d", "fractional_max_pool2d",
+    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d",
+    "_upsample_nearest_exact3d", "upsample_linear1d", "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d",
+    "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d",
+    "replication_pad1d", "replication_pad2d", "replication_pad3d",
+)  # fmt: skip
+def per_channel(call: Call) -> None:
+    """``out[n, c, ...] = f(x[n, c, ...])``: labels of batch and channels pass, those of space are frozen.
+
+    An unbatched input (rank one less) has its channels first; which axes are space follows from the operator's name.
+    """
+    value = call.value(call.args[0])
+    rank = len(value.shape)
+    space = int(next(c for c in call.name.partition("::")[2] if c.isdigit() and c != "0"))
+    axis = rank - space - 1
+    if axis < 0:
+        call.freeze_inputs("pooled without a channel axis")
+        return
+    batch, vector = channel_labels(call, value, axis)
+    for index, output in enumerate(call.outputs):
+        fields: list[Field] = [*batch] if vector is None else [*batch, along(vector, axis, output.dim())]
+        call.set(fields, index)

@@ -1,0 +1,262 @@
+"""Operators that move elements without changing them: labels move by the same arithmetic as the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from graphprune.labels import Field, axes_of, along
+from graphprune.rules import Call, rule
+
+
+@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten", moves=True)
+def reshape(call: Call) -> None:
+    """Row-major order is kept: a merged axis repeats labels, a split axis spreads them over several."""
+    value = call.value(call.args[0])
+    call.set(call.space.reshape(value, call.shape(), call.reason("merged into one axis with another prunable axis")))
+
+
+@rule("permute", "transpose", "t", "movedim", "swapaxes", "numpy_T", "adjoint", moves=True)
+def permute(call: Call) -> None:
+    """``out = x.permute(order)``: fields are transposed alike."""
+    source = call.value(call.args[0])
+    rank = len(source.shape)
+    name = call.func._schema.name
+    if name == "aten::permute":
+        order = [axis % rank for axis in call.args[1]]
+    else:
+        order = list(range(rank))
+        first, second = (0, 1) if name == "aten::t" else (call.args[1] % rank, call.args[2] % rank)
+        if rank > 1:
+            order[first], order[second] = order[second], order[first]
+    call.set([field.transpose(order) for field in source.fields])
+
+
+@rule("as_strided")
+def as_strided(call: Call) -> None:
+    """A new view of the memory; labels pass where it shows every element where it was."""
+    source = call.value(call.args[0])
+    size, stride = tuple(call.args[1]), tuple(call.args[2])
+    moved = size != source.shape or any(n > 1 and a != b for n, a, b in zip(size, stride, source.stride, strict=False))
+    if moved or call.arg("storage_offset"):
+        call.freeze_inputs("viewed through other strides")
+        call.set(())
+    else:
+        call.set(source.fields)
+
+
+@rule("unsqueeze", moves=True)
+def unsqueeze(call: Call) -> None:
+    """A new axis of size 1 carries no labels."""
+    source = call.value(call.args[0])
+    axis = call.args[1] % (len(source.shape) + 1)
+    call.set([np.expand_dims(field, axis) for field in source.fields])
+
+
+@rule("squeeze", moves=True)
+def squeeze(call: Call) -> None:
+    """Axes of size 1 carry no labels and go."""
+    source = call.value(call.args[0])
+    rank = len(source.shape)
+    dims = call.args[1] if len(call.args) > 1 else list(range(rank))
+    axes = {axis % rank for axis in (dims if isinstance(dims, Sequence) else [dims])}
+    keep = [axis for axis in range(rank) if not (axis in axes and source.shape[axis] == 1)]
+    call.set([field.reshape([field.shape[axis] for axis in keep]) for field in source.fields])
+
+
+@rule("expand")
+def expand(call: Call) -> None:
+    """A broadcast axis repeats one value: any length will do, so it gets labels of its own."""
+    source, shape = call.value(call.args[0]), call.shape()
+    lead = len(shape) - len(source.shape)
+    fields = [field.reshape((1,) * lead + field.shape) for field in source.fields]
+    for axis, size in enumerate(shape):
+        if size > 1 and (axis < lead or source.shape[axis - lead] == 1):
+            fields.append(along(call.space.fresh(size, soft=True), axis, len(shape)))
+    call.set(fields)
+
+
+@rule("repeat")
+def repeat(call: Call) -> None:
+    """``out`` is the tensor tiled: labels are tiled alike; an axis of size 1 is broadcast."""
+    source, shape = call.value(call.args[0]), call.shape()
+    lead = len(shape) - len(source.shape)
+    fields = []
+    for field in source.fields:
+        field = field.reshape((1,) * lead + field.shape)
+        varied = axes_of(field)
+        reps = [shape[a] // (source.shape[a - lead] if a >= lead else 1) if a in varied else 1 for a in range(len(shape))]
+        fields.append(np.tile(field, reps))
+    call.set(fields)
+
+
+def _without(call: Call, fields: Sequence[Field], axis: int, text: str) -> list[Field]:
+    """Fields that no longer vary along ``axis``, which the operator addresses by position."""
+    why = call.reason(text)
+    kept = [call.space.restrict(f, [a for a in axes_of(f) if a != axis], why) if f.shape[axis] > 1 else f for f in fields]
+    return [field for field in kept if field is not None]
+
+
+@rule("slice", "narrow")
+def slice_(call: Call) -> None:
+    """``out = x[start:end:step]`` on one axis: the labels in that range. A step other than 1 is not a range: frozen."""
+    source = call.value(call.args[0])
+    axis = call.arg("dim", 0) % len(source.shape)
+    if call.func._schema.name == "aten::narrow":
+        start, end, step = call.args[2], call.args[2] + call.args[3], 1
+    else:
+        start, end, step = call.arg("start"), call.arg("end"), call.arg("step", 1)
+    if step != 1:
+        call.set(_without(call, source.fields, axis, "sliced with a step"))
+        return
+    window = [slice(None)] * len(source.shape)
+    window[axis] = slice(start, end)
+    call.set([_cut(field, window, axis) for field in source.fields])
+
+
+def _cut(field: Field, window: list[slice], axis: int) -> Field:
+    return field[tuple(window)] if field.shape[axis] > 1 else field
+
+
+@rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "tensor_split")
+def split(call: Call) -> None:
+    """Consecutive ranges of one axis: each part takes the labels in its range."""
+    source = call.value(call.args[0])
+    axis = call.arg("dim", 0) % len(source.shape)
+    start = 0
+    for index, part in enumerate(call.outputs):
+        size = part.shape[axis]
+        window = [slice(None)] * len(source.shape)
+        window[axis] = slice(start, start + size)
+        call.set([_cut(field, window, axis) for field in source.fields], index)
+        start += size
+
+
+@rule("select")
+def select(call: Call) -> None:
+    """``out = x[i]`` on one axis: the position must stay what it is, so the axis does."""
+    source = call.value(call.args[0])
+    axis, index = call.args[1] % len(source.shape), call.args[2]
+    fields = [f.take([index], a) if f.shape[a := axis] > 1 else f for f in source.fields]
+    why = call.reason("indexed by position")
+    for field in source.fields:
+        if field.shape[axis] > 1:
+            call.space.restrict(field, [a for a in axes_of(field) if a != axis], why)
+    call.set([f.squeeze(axis) for f in fields if len(axes_of(f))])
+
+
+@rule("unbind")
+def unbind(call: Call) -> None:
+    """All positions of one axis, each on its own: the axis must stay; other axes shrink alike in all parts."""
+    source = call.value(call.args[0])
+    axis = (call.args[1] if len(call.args) > 1 else 0) % len(source.shape)
+    fields = _without(call, source.fields, axis, "taken apart by position")
+    for index in range(len(call.outputs)):
+        call.set([field.squeeze(axis) for field in fields], index)
+
+
+@rule("cat", "concat")
+def cat(call: Call) -> None:
+    """Label vectors are concatenated along the axis and tied along the others; a part without labels cannot shrink."""
+    tensors = [t for t in call.args[0] if t.numel() or t.dim() > 1]
+    rank = len(call.shape())
+    axis = call.arg("dim", 0) % rank
+    fixed_part = call.reason("concatenated beside a tensor that cannot shrink")
+    values = [call.value(t) for t in tensors]
+    if not any(value.on(axis) is not None for value in values):
+        call.set(_other_axes(call, values, axis))
+        return
+    parts = []
+    for value in values:
+        field = value.on(axis)
+        if field is not None:
+            field = call.space.restrict(field, [axis], fixed_part)
+        if field is None:
+            atoms = call.space.fresh(value.shape[axis], soft=True)
+            call.space.freeze(atoms, fixed_part)
+            field = along(atoms, axis, rank)
+        parts.append(field)
+    call.set([np.concatenate(parts, axis), *_other_axes(call, values, axis)])
+
+
+def _other_axes(call: Call, values: Sequence, axis: int) -> tuple[Field, ...]:  # type: ignore[type-arg]
+    why = call.reason("concatenated beside a tensor that cannot shrink")
+    fields = [field for value in values for field in value.fields if field.shape[axis] == 1]
+    fixed = {a for v in values for a, size in enumerate(v.shape) if a != axis and size > 1 and a not in v.labelled}
+    return call.space.merge(fields, fixed, why)
+
+
+@rule("stack")
+def stack(call: Call) -> None:
+    """A new axis of fixed length; labels of the parts are tied at equal positions."""
+    axis = call.arg("dim", 0) % len(call.shape())
+    values = [call.value(t) for t in call.args[0]]
+    why = call.reason("stacked beside a tensor that cannot shrink")
+    fields = call.space.join(values, values[0].shape, why)
+    call.set([np.expand_dims(field, axis) for field in fields])
+
+
+@rule("flip")
+def flip(call: Call) -> None:
+    """Order reversed along some axes: labels are reversed alike."""
+    source = call.value(call.args[0])
+    rank = len(source.shape)
+    call.set([np.flip(f, [d % rank for d in call.args[1] if f.shape[d % rank] > 1]) for f in source.fields])
+
+
+@rule("channel_shuffle", "native_channel_shuffle", moves=True)
+def channel_shuffle(call: Call) -> None:
+    """``view(n, g, c / g, ...)``, the two exchanged, flattened: the labels of the channel axis are permuted alike."""
+    source, groups = call.value(call.args[0]), call.args[1]
+    shuffled = [
+        field.reshape(groups, -1).T.reshape(field.shape) if axes_of(field) == (1,) else field for field in source.fields
+    ]
+    call.set(shuffled)
+
+
+@rule("roll")
+def roll(call: Call) -> None:
+    """A rotation by a fixed distance along an axis fixes the axis; other axes pass."""
+    source = call.value(call.args[0])
+    rank = len(source.shape)
+    dims = call.arg("dims") or list(range(rank))
+    fields = list(source.fields)
+    for axis in dims if isinstance(dims, Sequence) else [dims]:
+        fields = _without(call, fields, axis % rank, "rolled by a fixed distance")
+    call.set(fields)
+
+
+@rule("constant_pad_nd")
+def pad(call: Call) -> None:
+    """Padding on a labelled axis gets labels of its own, so that it shrinks with what it is added to."""
+    source = call.value(call.args[0])
+    rank = len(source.shape)
+    amounts = list(call.args[1])
+    before, after = [0] * rank, [0] * rank
+    for index in range(len(amounts) // 2):
+        before[rank - 1 - index], after[rank - 1 - index] = amounts[2 * index], amounts[2 * index + 1]
+    fields = []
+    for original in source.fields:
+        padded = [a for a in axes_of(original) if before[a] or after[a]]
+        field: Field | None = original
+        if len(axes_of(original)) > 1 and padded:
+            field = call.space.restrict(original, padded[:1], call.reason("padded on two prunable axes"))
+        if field is not None:
+            fields.append(_pad_field(call, field, before, after))
+    call.set(fields)
+
+
+def _pad_field(call: Call, field: Field, before: list[int], after: list[int]) -> Field:
+    for axis in axes_of(field):
+        size, rank = field.shape[axis], field.ndim
+        low, high = max(0, -before[axis]), size - max(0, -after[axis])
+        window = [slice(None)] * rank
+        window[axis] = slice(low, high)
+        parts = [field[tuple(window)]]
+        if before[axis] > 0:
+            parts.insert(0, along(call.space.fresh(before[axis], soft=True), axis, rank))
+        if after[axis] > 0:
+            parts.append(along(call.space.fresh(after[axis], soft=True), axis, rank))
+        field = np.concatenate(parts, axis)
+    return field

@@ -1,0 +1,1 @@
+"""Rewrite passes: carry out a plan on the graph."""

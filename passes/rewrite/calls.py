@@ -1,0 +1,220 @@
+"""How the constants of calls follow the widths: target shapes, split sizes, slice bounds, group counts, paddings, scales."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from graphprune.resizers import Site, resize_call
+
+
+def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
+    return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
+
+
+def _set(node: fx.Node, position: int, name: str, value: Any) -> None:
+    if position < len(node.args):
+        node.update_arg(position, value)
+    else:
+        node.update_kwarg(name, value)
+
+
+def _input(node: fx.Node, name: str = "input") -> fx.Node:
+    source = _argument(node, 0, name)
+    assert isinstance(source, fx.Node)
+    return source
+
+
+def _resized(site: Site, sizes: Sequence[Any] | fx.Node, expected: Sequence[int]) -> Any:
+    """A list of sizes with each element led to its expected value; a whole shape in one node is taken apart if need be."""
+    if isinstance(sizes, fx.Node):
+        if tuple(site.evaluate(sizes)) == tuple(expected):
+            return sizes
+        graph = site.node.graph
+        with graph.inserting_before(site.node):
+            sizes = [graph.call_function(operator.getitem, (sizes, index)) for index in range(len(expected))]
+    return type(sizes)(site.size(size, want) for size, want in zip(sizes, expected, strict=True))
+
+
+def _resize_sizes(site: Site, position: int, name: str, expected: Sequence[int]) -> None:
+    """Sizes given as one list argument, or as the rest of the positional arguments."""
+    node = site.node
+    given = _argument(node, position, name)
+    if isinstance(given, torch.dtype):
+        return
+    whole = isinstance(given, (tuple, list)) or (isinstance(given, fx.Node) and not isinstance(site.evaluate(given), int))
+    if whole:
+        _set(node, position, name, _resized(site, given, expected))
+    elif given is not None:
+        node.args = (*node.args[:position], *_resized(site, tuple(node.args[position:]), expected))
+
+
+@resize_call("view", "reshape", "expand", "new_zeros", "new_ones", "new_empty", torch.reshape, torch.broadcast_to)
+def shape_of_output(site: Site) -> None:
+    """The size arguments restate the output's shape; -1 keeps inferring."""
+    name = {"new_zeros": "size", "new_ones": "size", "new_empty": "size", "expand": "size"}.get(str(site.node.target), "shape")
+    _resize_sizes(site, 1, name, site.new_shape(site.node))
+
+
+@resize_call("new_full")
+def filled_like(site: Site) -> None:
+    """``x.new_full(size, value)``: size restates the output's shape."""
+    _resize_sizes(site, 1, "size", site.new_shape(site.node))
+
+
+@resize_call(torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn, torch.full)
+def created(site: Site) -> None:
+    """``torch.zeros(size)`` and its kin: size restates the output's shape."""
+    node, shape = site.node, site.new_shape(site.node)
+    if node.target is torch.full:
+        _set(node, 0, "size", _resized(site, _argument(node, 0, "size"), shape))
+    else:
+        _resize_sizes(site, 0, "size", shape)
+
+
+@resize_call("unflatten", torch.unflatten)
+def unflatten(site: Site) -> None:
+    """``unflatten(x, dim, sizes)``: sizes restate the axes that dim becomes."""
+    node = site.node
+    axis = _argument(node, 1, "dim") % len(site.new_shape(_input(node)))
+    sizes = _argument(node, 2, "sizes")
+    count = len(site.evaluate(sizes) if isinstance(sizes, fx.Node) else sizes)
+    _set(node, 2, "sizes", _resized(site, sizes, site.new_shape(node)[axis : axis + count]))
+
+
+@resize_call("split", "chunk", "tensor_split", "split_with_sizes", torch.split, torch.chunk, torch.tensor_split)
+def split(site: Site) -> None:
+    """Parts of unequal kept counts are split by explicit sizes."""
+    node = site.node
+    axis = _argument(node, 2, "dim", 0)
+    source = _input(node, "input" if node.op == "call_function" else "self")
+    if site.kept(source, axis % len(site.old_shape(source))) is None:
+        return
+    sizes = [shape[axis] for shape in site.new_shapes(node)]
+    with node.graph.inserting_before(node):
+        parts = node.graph.call_function(torch.split, (source, sizes), {"dim": axis})
+    parts.meta = dict(node.meta)
+    site.replace(node, parts)
+
+
+@resize_call("narrow", torch.narrow)
+def narrow(site: Site) -> None:
+    """``narrow(x, dim, start, length)``: both count kept indices."""
+    node = site.node
+    source = _input(node)
+    axis = _argument(node, 1, "dim") % len(site.old_shape(source))
+    kept = site.kept(source, axis)
+    if kept is not None:
+        start = site.evaluate_old(_argument(node, 2, "start"))
+        _set(node, 2, "start", site.size(_argument(node, 2, "start"), int(kept[:start].sum())))
+        _set(node, 3, "length", site.size(_argument(node, 3, "length"), site.new_shape(node)[axis]))
+
+
+@resize_call(operator.getitem)
+def getitem(site: Site) -> None:
+    """``x[a:b, ...]`` on a tensor: bounds count the kept indices before them."""
+    node = site.node
+    source, index = node.args
+    if not isinstance(source, fx.Node) or not site.is_tensor(source):
+        return
+    items = index if isinstance(index, tuple) else (index,)
+    consumed = sum(1 for item in items if item is not None and item is not Ellipsis)
+    axis = 0
+    result: list[Any] = []
+    for item in items:
+        if item is Ellipsis:
+            axis += len(site.old_shape(source)) - consumed
+        if isinstance(item, slice):
+            item = _resized_slice(site, source, axis, item)
+        result.append(item)
+        axis += item is not None and item is not Ellipsis
+    node.args = (source, tuple(result) if isinstance(index, tuple) else result[0])
+
+
+def _resized_slice(site: Site, source: fx.Node, axis: int, item: slice) -> slice:
+    kept = site.kept(source, axis)
+    if kept is None or item.step not in (None, 1):
+        return item
+
+    def bound(value: Any) -> Any:
+        if value is None:
+            return None
+        old = int(site.evaluate_old(value))
+        end = max(0, old + len(kept)) if old < 0 else min(old, len(kept))
+        return site.size(value, int(kept[:end].sum()))
+
+    return slice(bound(item.start), bound(item.stop), item.step)
+
+
+@resize_call(F.pad, torch._C._nn.pad)
+def pad(site: Site) -> None:
+    """Amounts on a labelled axis count the kept indices of the padding."""
+    node = site.node
+    source, amounts = _input(node), _argument(node, 1, "pad")
+    rank = len(site.old_shape(source))
+    if isinstance(amounts, fx.Node):
+        return
+    result = list(amounts)
+    for pair in range(len(amounts) // 2):
+        axis = rank - 1 - pair
+        outside, inside = site.kept(node, axis), site.kept(source, axis)
+        if outside is None and inside is None:
+            continue
+        for side in (0, 1):
+            amount = int(site.evaluate_old(amounts[2 * pair + side]))
+            mask = outside if amount > 0 else inside
+            if amount and mask is not None:
+                edge = mask[: abs(amount)] if side == 0 else mask[-abs(amount) :]
+                result[2 * pair + side] = site.size(amounts[2 * pair + side], int(edge.sum()) * (1 if amount > 0 else -1))
+    _set(node, 1, "pad", type(amounts)(result))
+
+
+@resize_call(F.layer_norm, torch.layer_norm, F.rms_norm)
+def layer_norm(site: Site) -> None:
+    """normalized_shape restates the last axes of the input."""
+    node = site.node
+    given = _argument(node, 1, "normalized_shape")
+    count = len(site.evaluate(given) if isinstance(given, fx.Node) else given)
+    _set(node, 1, "normalized_shape", _resized(site, given, site.new_shape(_input(node))[-count:]))
+
+
+@resize_call(F.group_norm, torch.group_norm)
+def group_norm(site: Site) -> None:
+    """num_groups is a kept count where whole groups go."""
+    groups = _argument(site.node, 1, "num_groups")
+    _set(site.node, 1, "num_groups", site.size(groups, site.scalar("num_groups", site.evaluate(groups))))
+
+
+@resize_call(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)
+def convolution(site: Site) -> None:
+    """groups is a kept count where whole groups go."""
+    _groups(site, 6)
+
+
+@resize_call(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+def transposed_convolution(site: Site) -> None:
+    """As a convolution; the argument stands elsewhere."""
+    _groups(site, 6)
+
+
+def _groups(site: Site, position: int) -> None:
+    groups = _argument(site.node, position, "groups", 1)
+    old = int(site.evaluate_old(groups))
+    new = site.scalar("groups", old)
+    if new != old:
+        _set(site.node, position, "groups", site.size(groups, new))
+
+
+@resize_call(F.scaled_dot_product_attention)
+def attention(site: Site) -> None:
+    """The implicit scale ``head_dim ** -0.5`` stays that of the original."""
+    node = site.node
+    query = _input(node, "query")
+    old = site.old_shape(query)[-1]
+    if old != site.new_shape(query)[-1] and _argument(node, 6, "scale") is None:
+        _set(node, 6, "scale", old**-0.5)

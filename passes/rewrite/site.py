@@ -1,0 +1,166 @@
+"""What a resizer sees of the node it resizes: shapes before and after, and sizes evaluated in both graphs."""
+
+from __future__ import annotations
+
+import operator
+from math import gcd
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx
+from torch.fx.node import map_arg
+
+from graphprune.groups import Kept
+from graphprune.labels import Shape, Value
+from graphprune.propagate import Trace
+
+
+class Rewriting:
+    """The new graph under construction, and what is known about its nodes."""
+
+    def __init__(self, trace: Trace, kept: Kept, origin: dict[fx.Node, str]) -> None:
+        self.trace = trace
+        self.kept = kept
+        self.origin = origin  # new node -> name of the old one
+        self._new: dict[fx.Node, Any] = {}
+
+    def old_value(self, node: fx.Node) -> Any:
+        """The abstract value, or plain number, of a node at full width; None for nodes that the rewriter inserted."""
+        name = self.origin.get(node)
+        return None if name is None else self.trace.values[name]
+
+    def evaluate(self, arg: Any) -> Any:
+        """An argument's value in the new graph at the example inputs; tensors are stand-ins of the new shape."""
+        return map_arg(arg, self._evaluate_node)
+
+    def _evaluate_node(self, node: fx.Node) -> Any:
+        if node not in self._new:
+            old = self.old_value(node)
+            if isinstance(old, Value):
+                self._new[node] = torch.empty(self.kept.shape(old), device="meta")
+            elif node.op in ("call_function", "call_method"):
+                args, kwargs = self.evaluate(node.args), self.evaluate(node.kwargs)
+                call = node.target if callable(node.target) else getattr(args[0], str(node.target))
+                self._new[node] = call(*(args if callable(node.target) else args[1:]), **kwargs)
+            else:
+                self._new[node] = old
+        return self._new[node]
+
+    def evaluate_old(self, arg: Any) -> Any:
+        """An argument's value in the original graph at the example inputs."""
+        return map_arg(arg, self.old_value)
+
+
+class NodeSite:
+    """One node being resized (see :class:`graphprune.resizers.Site`)."""
+
+    def __init__(self, rewriting: Rewriting, node: fx.Node) -> None:
+        self.rewriting = rewriting
+        self.node = node
+        self.settled: set[fx.Node] = set()  # sizes that were looked at: not to be pinned to their old value
+
+    def is_tensor(self, arg: fx.Node) -> bool:
+        """Whether the node's result is one tensor."""
+        return isinstance(self.rewriting.old_value(arg), Value)
+
+    def _value(self, arg: fx.Node) -> Value:
+        value = self.rewriting.old_value(arg)
+        assert isinstance(value, Value), f"{arg} is not one tensor"
+        return value
+
+    def old_shape(self, arg: fx.Node) -> Shape:
+        """Shape of a tensor node at full width."""
+        return self._value(arg).shape
+
+    def new_shape(self, arg: fx.Node) -> Shape:
+        """Shape of a tensor node after pruning."""
+        return self.rewriting.kept.shape(self._value(arg))
+
+    def new_shapes(self, arg: fx.Node) -> list[Shape]:
+        """Shapes of a node that returns several tensors, after pruning."""
+        return [self.rewriting.kept.shape(value) for value in self.rewriting.old_value(arg)]
+
+    def kept(self, arg: fx.Node, axis: int) -> npt.NDArray[np.bool_] | None:
+        """Which indices of an axis stay; None where nothing on it can shrink."""
+        return self.rewriting.kept.axis(self._value(arg), axis)
+
+    def scalar(self, name: str, default: int) -> int:
+        """New value of a recorded constant: the number of kept atoms among its labels."""
+        labels = self.rewriting.trace.scalars.get((self.rewriting.origin[self.node], name))
+        if labels is None:
+            return default
+        return int(self.rewriting.kept.units[self.rewriting.kept.groups.unit_of[labels]].sum())
+
+    def evaluate(self, arg: Any) -> Any:
+        """What an argument evaluates to in the pruned graph."""
+        return self.rewriting.evaluate(arg)
+
+    def evaluate_old(self, arg: Any) -> Any:
+        """What an argument evaluates to in the original graph."""
+        return self.rewriting.evaluate_old(arg)
+
+    def size(self, arg: Any, expected: int) -> Any:
+        """The argument, corrected to evaluate to ``expected``.
+
+        A literal is replaced (-1 stays: it infers). A computed size is scaled by a ratio, so that factors which vary
+        between calls (batch, resolution) keep doing so.
+        """
+        if not isinstance(arg, fx.Node):
+            return arg if arg == -1 else expected
+        computed = int(self.evaluate(arg))
+        if computed != expected:
+            arg = self._scaled(arg, computed, expected)
+        self.settled.add(arg)
+        return arg
+
+    def _scaled(self, arg: fx.Node, computed: int, expected: int) -> fx.Node | int:
+        if computed == 0 or expected == 0:
+            return expected
+        common = gcd(computed, expected)
+        graph = self.node.graph
+        with graph.inserting_before(self.node):
+            if expected != common:
+                arg = graph.call_function(operator.mul, (arg, expected // common))
+            if computed != common:
+                arg = graph.call_function(operator.floordiv, (arg, computed // common))
+        return arg
+
+    def settle(self, arg: fx.Node) -> None:
+        """An argument that is right as it is."""
+        self.settled.add(arg)
+
+    def pin(self) -> None:
+        """Numbers that the node takes from shapes, and that are no sizes of its own, keep their original value.
+
+        ``x.shape[-1] ** -0.5`` as an attention scale is one: the masked original has the full width there.
+        """
+        if self.node.op == "output" or not self._computes_tensor():
+            return
+        for arg in self.node.all_input_nodes:
+            old = self.rewriting.old_value(arg)
+            if arg in self.settled or not isinstance(old, (int, float)):
+                continue
+            new = self.evaluate(arg)
+            if new != old:
+                self.node.replace_input_with(arg, self._pinned(arg, old, new))
+
+    def _computes_tensor(self) -> bool:
+        old = self.rewriting.old_value(self.node)
+        return isinstance(old, (Value, tuple, list)) or old is None
+
+    def _pinned(self, arg: fx.Node, old: Any, new: Any) -> Any:
+        if isinstance(old, bool):
+            return old
+        if isinstance(old, int):
+            return self._scaled(arg, int(new), old)
+        with self.node.graph.inserting_before(self.node):
+            return self.node.graph.call_function(operator.mul, (arg, old / new))
+
+    def replace(self, node: fx.Node, by: fx.Node) -> None:
+        """Put another node in a node's place."""
+        node.replace_all_uses_with(by)
+        self.rewriting.origin[by] = self.rewriting.origin[node]
+        self.node = by
+        node.graph.erase_node(node)

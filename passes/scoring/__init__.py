@@ -1,0 +1,1 @@
+"""Scoring passes: how much each unit matters."""

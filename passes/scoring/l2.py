@@ -1,0 +1,13 @@
+"""L2 norm of a unit's slices: group magnitude over all coupled tensors (Fang et al., DepGraph, CVPR 2023, eq. 4)."""
+
+from __future__ import annotations
+
+from graphprune.criteria import Floats, ScoringContext, criterion
+
+from .magnitude import slice_norms
+
+
+@criterion("l2")
+def l2(context: ScoringContext) -> Floats:
+    """``reduce_m sqrt(sum w_m^2)`` over the members m (parameter axes) of a unit; shape (units,), in weight units."""
+    return context.reduce(slice_norms(context, 2))

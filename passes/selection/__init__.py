@@ -1,0 +1,1 @@
+"""Selection passes: from scores and a budget to a plan."""

@@ -1,0 +1,93 @@
+"""Rankings: one order in which all units would go, from scores within groups."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphprune.criteria import Floats
+from graphprune.groups import Group, Groups, Ints
+
+from ..scoring.score import unit_order
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Units in the order of removal, with their groups; units that may not go are left out.
+
+    units, groups: int64, shape (removable units,). A group's units appear from least to most important.
+    """
+
+    units: Ints
+    groups: Ints
+
+    def widths_after(self, count: int, full: Ints) -> Ints:
+        """Width of every group once the first ``count`` units are gone."""
+        return full - np.bincount(self.groups[:count], minlength=full.size)
+
+
+def rank(values: Floats, groups: Groups, how: str, floors: Ints) -> Ranking:
+    """Order all units. floors: how many units each group must keep (its most important ones).
+
+    ``global``: by score. ``local``: by rank within the group, so that all groups shrink alike. ``isomorphic``: by rank
+    among all units of groups with the same structure (Fang et al., Isomorphic Pruning, ECCV 2024).
+    """
+    ordered = unit_order(values, groups)
+    keys = RANKINGS[how](values, groups, ordered)
+    units, group_of, order_keys = [], [], []
+    for group, (sequence, key) in enumerate(zip(ordered, keys, strict=True)):
+        count = max(0, sequence.size - int(floors[group]))
+        units.append(sequence[:count])
+        order_keys.append(key[:count])
+        group_of.append(np.full(count, group, dtype=np.int64))
+    if not units:
+        return Ranking(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
+    flat_units, flat_keys, flat_groups = (np.concatenate(parts) for parts in (units, order_keys, group_of))
+    order = np.lexsort((flat_units, flat_groups, flat_keys))
+    # Equal keys keep a group's own order: lexsort is stable and its members come in order of importance.
+    order = _stable_within_groups(order, flat_groups)
+    return Ranking(flat_units[order], flat_groups[order])
+
+
+def _stable_within_groups(order: Ints, groups: Ints) -> Ints:
+    """Reassign each group's places in the order to its units from least to most important."""
+    result = np.empty_like(order)
+    for group in np.unique(groups):
+        places = np.flatnonzero(groups[order] == group)
+        result[places] = np.sort(order[places])
+    return result
+
+
+def _global(values: Floats, groups: Groups, ordered: Sequence[Ints]) -> list[Floats]:
+    return [values[units] for units in ordered]
+
+
+def _local(values: Floats, groups: Groups, ordered: Sequence[Ints]) -> list[Floats]:
+    return [np.arange(1, units.size + 1) / units.size for units in ordered]
+
+
+def _isomorphic(values: Floats, groups: Groups, ordered: Sequence[Ints]) -> list[Floats]:
+    pools: dict[tuple[tuple[str, int], ...], list[int]] = defaultdict(list)
+    for group in groups.prunable:
+        pools[_structure(group)].append(group.index)
+    keys: list[Floats] = [np.zeros(0)] * len(ordered)
+    for members in pools.values():
+        pooled = np.sort(np.concatenate([values[ordered[m]] for m in members]))
+        for m in members:
+            keys[m] = np.searchsorted(pooled, values[ordered[m]], side="right") / pooled.size
+    return keys
+
+
+def _structure(group: Group) -> tuple[tuple[str, int], ...]:
+    """What kinds of slices a unit has, whatever the layers are called and however wide they are."""
+    return tuple(sorted((member.tensor.rpartition(".")[2], member.axis) for member in group.members))
+
+
+RANKINGS: Mapping[str, Callable[[Floats, Groups, Sequence[Ints]], list[Floats]]] = {
+    "global": _global,
+    "local": _local,
+    "isomorphic": _isomorphic,
+}

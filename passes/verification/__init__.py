@@ -1,0 +1,1 @@
+"""Verification passes: prove a rewrite against the masked original."""

@@ -1,0 +1,213 @@
+"""Arithmetic with missing data: the original model, run at full width, as if removed channels did not exist.
+
+NaN marks an element that does not exist. Element-wise operators and views need nothing: NaN goes where the element
+goes. Only what *combines* elements must leave the missing ones out: products and sums read them as zero, means and
+variances count the present ones, extrema and softmax pass over them, and a result made of nothing is missing.
+
+This is the oracle of verification. It sees ATen operators and the plan's kept indices, and shares no code, no labels
+and no shapes with the analysis or the rewriter. An error of theirs shows as a wrong number or as a NaN that reaches a
+channel which the plan keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Handler = Callable[..., Any]
+
+_HANDLERS: dict[str, Handler] = {}
+
+
+def _handles(*operators: str) -> Callable[[Handler], Handler]:
+    def register(function: Handler) -> Handler:
+        _HANDLERS.update({f"aten::{name}": function for name in operators})
+        return function
+
+    return register
+
+
+class MissingData(TorchDispatchMode):
+    """Within this mode NaN means missing (see the module's docstring). Weights and inputs must be free of other NaNs."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        handler = _HANDLERS.get(func._schema.name)
+        if handler is None:
+            return func(*args, **(kwargs or {}))
+        return handler(func, *args, **(kwargs or {}))
+
+
+def present(tensor: Tensor) -> Tensor:
+    """Missing elements read as zero."""
+    return tensor.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf) if tensor.is_floating_point() else tensor
+
+
+def _absent(tensor: Tensor, dims: Sequence[int]) -> Tensor:
+    """Where every element along ``dims`` is missing."""
+    missing = tensor.isnan()
+    for dim in sorted({d % tensor.dim() for d in dims}, reverse=True):
+        missing = missing.all(dim)
+    return missing
+
+
+# -- products ------------------------------------------------------------------------------------------------------------
+
+
+@_handles("convolution", "_convolution")
+def _convolution(func: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any, **kwargs: Any) -> Tensor:
+    transposed, groups = bool(rest[3]), int(rest[5])
+    result: Tensor = func(present(x), present(weight), None if bias is None else present(bias), *rest, **kwargs)
+    if transposed:
+        gone = _absent(weight.unflatten(0, (groups, -1)).flatten(3), [1, 3]).flatten()
+    else:
+        gone = _absent(weight, range(1, weight.dim()))
+    shape = [1] * result.dim()
+    shape[1] = -1
+    return result.masked_fill(gone.view(shape), torch.nan)
+
+
+@_handles("mm", "bmm")
+def _matmul(func: Any, a: Tensor, b: Tensor) -> Tensor:
+    gone = _absent(a, [-1]).unsqueeze(-1) | _absent(b, [-2]).unsqueeze(-2)
+    result: Tensor = func(present(a), present(b))
+    return result.masked_fill(gone, torch.nan)
+
+
+@_handles("addmm", "baddbmm")
+def _add_matmul(func: Any, c: Tensor, a: Tensor, b: Tensor, **kwargs: Any) -> Tensor:
+    gone = _absent(a, [-1]).unsqueeze(-1) | _absent(b, [-2]).unsqueeze(-2)
+    result: Tensor = func(present(c), present(a), present(b), **kwargs)
+    return result.masked_fill(gone | c.isnan(), torch.nan)
+
+
+@_handles("mv")
+def _matvec(func: Any, a: Tensor, b: Tensor) -> Tensor:
+    result: Tensor = func(present(a), present(b))
+    return result.masked_fill(_absent(a, [-1]), torch.nan)
+
+
+@_handles("dot", "vdot")
+def _dot(func: Any, a: Tensor, b: Tensor) -> Any:
+    return func(present(a), present(b))
+
+
+@_handles("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math", "scaled_dot_product_attention")
+def _attention(func: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **kwargs: Any) -> Any:
+    kwargs.setdefault("scale", q.shape[-1] ** -0.5)
+    if kwargs.get("attn_mask") is not None:
+        kwargs["attn_mask"] = present(kwargs["attn_mask"])
+    result = func(present(q), present(k), present(v), *rest, **kwargs)
+    first = result[0] if isinstance(result, tuple) else result
+    gone = _absent(q, [-1]).unsqueeze(-1) | _absent(v, [-2]).unsqueeze(-2)
+    first = first.masked_fill(gone, torch.nan)
+    return (first, *result[1:]) if isinstance(result, tuple) else first
+
+
+# -- sums and statistics -------------------------------------------------------------------------------------------------
+
+
+def _dims(x: Tensor, dim: Any) -> list[int]:
+    if dim is None or (isinstance(dim, Sequence) and not dim):
+        return list(range(x.dim()))
+    return [d % x.dim() for d in (dim if isinstance(dim, Sequence) else [dim])] if x.dim() else []
+
+
+def _count(x: Tensor, dims: list[int], keepdim: bool) -> Tensor:
+    counted: Tensor = (~x.isnan()).sum(dims, keepdim=keepdim) if dims else (~x.isnan()).to(torch.int64)
+    return counted
+
+
+@_handles("sum", "linalg_vector_norm")
+def _sum(func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    if not x.is_floating_point():
+        return func(x, *args, **kwargs)
+    position = 1 if func._schema.name == "aten::linalg_vector_norm" else 0
+    dims = _dims(x, args[position] if len(args) > position else kwargs.get("dim"))
+    keepdim = bool(args[position + 1] if len(args) > position + 1 else kwargs.get("keepdim", False))
+    result = func(present(x), *args, **kwargs)
+    return result.masked_fill(_count(x, dims, keepdim) == 0, torch.nan)
+
+
+@_handles("mean")
+def _mean(func: Any, x: Tensor, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Tensor:
+    dims = _dims(x, dim)
+    total: Tensor = present(x).sum(dims, keepdim=keepdim)
+    return total / _count(x, dims, keepdim)  # 0 / 0 is missing
+
+
+def _moments(x: Tensor, dims: list[int], correction: float) -> tuple[Tensor, Tensor]:
+    """Mean and variance over the present elements, dims kept."""
+    count = _count(x, dims, True)
+    mean = present(x).sum(dims, keepdim=True) / count
+    square = present((x - mean) ** 2).sum(dims, keepdim=True)
+    return mean, square / (count - correction)
+
+
+@_handles("var", "std", "var_mean", "std_mean")
+def _variance(func: Any, x: Tensor, dim: Any = None, *args: Any, **kwargs: Any) -> Any:
+    keepdim = bool(kwargs.get("keepdim", False))
+    correction = kwargs.get("correction", 1)
+    if isinstance(dim, bool):
+        dim, correction = None, int(dim)
+    elif args:
+        correction, keepdim = int(bool(args[0])), bool(args[1]) if len(args) > 1 else keepdim
+    dims = _dims(x, dim)
+    mean, spread = _moments(x, dims, 1 if correction is None else correction)
+    name = func._schema.name
+    spread = spread.sqrt() if "std" in name else spread
+    if not keepdim:
+        spread, mean = (t.squeeze(dims) for t in (spread, mean))
+    return (spread, mean) if name.endswith("_mean") else spread
+
+
+@_handles("native_layer_norm")
+def _layer_norm(func: Any, x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
+    mean, variance = _moments(x, list(range(x.dim() - len(shape), x.dim())), 0)
+    scale = (variance + eps).rsqrt()
+    return _affine((x - mean) * scale, weight, bias), mean, scale
+
+
+@_handles("_fused_rms_norm", "rms_norm")
+def _rms_norm(func: Any, x: Tensor, shape: Sequence[int], weight: Tensor | None, eps: float | None = None) -> Any:
+    dims = list(range(x.dim() - len(shape), x.dim()))
+    square = present(x * x).sum(dims, keepdim=True) / _count(x, dims, True)
+    scale = (square + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt()
+    result = _affine(x * scale, weight, None)
+    return (result, scale) if func._schema.name == "aten::_fused_rms_norm" else result
+
+
+@_handles("native_group_norm")
+def _group_norm(func: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, hw: int, group: int, eps: float) -> Any:
+    grouped = x.reshape(n, group, -1)
+    mean, variance = _moments(grouped, [2], 0)
+    scale = (variance + eps).rsqrt()
+    normal = ((grouped - mean) * scale).reshape(x.shape)
+    shape = [1, c] + [1] * (x.dim() - 2)
+    affine = [None if t is None else t.view(shape) for t in (weight, bias)]
+    return _affine(normal, *affine), mean.view(n, group), scale.view(n, group)
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+@_handles("amax", "amin", "max", "min")
+def _extremum(func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    if args and isinstance(args[0], Tensor):
+        return func(x, *args, **kwargs)
+    worst = -torch.inf if func._schema.name in ("aten::amax", "aten::max") else torch.inf
+    result = func(x.masked_fill(x.isnan(), worst), *args, **kwargs) if x.is_floating_point() else func(x, *args, **kwargs)
+    if isinstance(result, tuple):
+        return (result[0].masked_fill(result[0] == worst, torch.nan), *result[1:])
+    return result.masked_fill(result == worst, torch.nan) if x.is_floating_point() else result
+
+
+@_handles("_softmax", "_log_softmax", "_safe_softmax")
+def _softmax(func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    result: Tensor = func(x.masked_fill(x.isnan(), -torch.inf), *args, **kwargs)
+    return result.masked_fill(x.isnan(), torch.nan)

@@ -1,0 +1,259 @@
+"""What is saved comes back: outputs to the bit, names, modes, strides, ties, plan, inputs and provenance."""
+
+from __future__ import annotations
+
+import copy
+import json
+import operator
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import fx, nn
+
+from graphprune.artifact import Artifact, read_artifact, write_artifact
+from graphprune.capture import capture
+from graphprune.errors import ArtifactError, UsageError
+from graphprune.program import Inputs
+
+ROOT = Path(__file__).parents[3]
+
+
+def round_trip(module: fx.GraphModule, path: Path, **parts: Any) -> Artifact:
+    write_artifact(path, module, **parts)
+    return read_artifact(path)
+
+
+def capture_model(model: nn.Module, *inputs: torch.Tensor) -> fx.GraphModule:
+    return capture(model.eval(), inputs).module
+
+
+def facts(module: nn.Module) -> dict[str, Any]:
+    """Everything about a module's tensors and modes that a save must keep, but their values."""
+    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    return {
+        "tensors": [(name, type(t), t.dtype, tuple(t.shape), t.stride(), t.requires_grad) for name, t in tensors],
+        "state": list(module.state_dict()),
+        "modes": [(name, type(child), child.training) for name, child in module.named_modules() if name],
+    }
+
+
+class Custom(nn.Module):
+    """Functional calls, slices, tied weights, functional dropout, a dtype argument, a buffer that is not saved, a dict output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.second = nn.Linear(8, 8)
+        self.second.weight = self.first.weight
+        self.scale = nn.Parameter(torch.ones(8), requires_grad=False)
+        self.register_buffer("offset", torch.randn(8), persistent=False)
+        self.register_buffer("count", torch.tensor(3))
+
+    def forward(self, x: torch.Tensor, *, gain: torch.Tensor | None = None) -> dict[str, Any]:
+        y = F.dropout(torch.relu(self.first(x)), 0.5, training=self.training)
+        y = self.second(y) * self.scale + self.offset
+        if gain is not None:
+            y = y * gain
+        masked = y.masked_fill(y < 0, float("-inf")).to(dtype=torch.float64)
+        half = y[:, 1:-1:2, ...].reshape(x.shape[0], -1)
+        return {"y": y, "pair": (masked.softmax(-1), [half, self.count]), "none": None}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "convnext_tiny", "swin_t"])
+def test_torchvision_model_gives_the_same_bits(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 64, 64)
+    module = capture_model(torchvision.models.get_model(name, weights=None), x)
+    loaded = round_trip(module, tmp_path / "a.safetensors").module
+    with torch.no_grad():
+        assert torch.equal(module(x), loaded(x))
+    assert facts(loaded) == facts(module)
+    assert loaded.code == module.code
+
+
+def test_custom_model_keeps_structure_keywords_ties_and_mode(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    inputs = {"x": torch.randn(2, 8), "gain": torch.tensor(2.0)}
+    module = capture(Custom(), inputs).module
+    loaded = round_trip(module, tmp_path / "a.safetensors").module
+    module.eval(), loaded.eval()
+    expected, found = module(**inputs), loaded(**inputs)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    assert type(found["pair"]) is tuple and list(found) == ["y", "pair", "none"]
+    assert loaded.get_parameter("first.weight") is loaded.get_parameter("second.weight")
+    assert facts(loaded) == facts(module)
+    assert "offset" not in loaded.state_dict() and "count" in loaded.state_dict()
+
+
+def test_functional_dropout_follows_the_mode_of_the_loaded_model(tmp_path: Path) -> None:
+    x = torch.randn(4, 8)
+    loaded = round_trip(capture_model(Custom(), x), tmp_path / "a.safetensors").module
+    assert torch.equal(loaded.eval()(x)["y"], loaded(x)["y"])
+    loaded.train()
+    assert not torch.equal(loaded(x)["y"], loaded(x)["y"])
+
+
+def test_loaded_model_can_be_copied_trained_and_captured_again(tmp_path: Path) -> None:
+    x = torch.randn(1, 3, 64, 64)
+    loaded = round_trip(capture_model(torchvision.models.swin_t(), x), tmp_path / "a.safetensors").module.eval()
+    twin = copy.deepcopy(loaded)
+    twin.load_state_dict(loaded.state_dict())
+    again = capture(twin, x).module
+    with torch.no_grad():
+        assert torch.equal(twin(x), loaded(x)) and torch.equal(again(x), loaded(x))
+    loaded.train()(x).sum().backward()
+    assert all(p.grad is not None for p in loaded.parameters())
+
+
+def test_file_is_plain_safetensors_with_tied_tensors_once(tmp_path: Path) -> None:
+    module = capture_model(Custom(), torch.randn(2, 8))
+    write_artifact(tmp_path / "a.safetensors", module)
+    stored = safetensors.torch.load_file(tmp_path / "a.safetensors")
+    assert set(stored) == {"scale", "offset", "count", "first.weight", "first.bias", "second.bias"}
+    assert torch.equal(stored["first.weight"], module.get_parameter("first.weight"))
+
+
+def test_memory_format_dtype_gradient_and_per_module_mode_are_kept(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 3)).to(memory_format=torch.channels_last)
+    model[2].to(torch.bfloat16).requires_grad_(False)
+    module = capture_model(model, torch.zeros(1, 3, 8, 8))
+    module.get_submodule("1").train()
+    loaded = round_trip(module, tmp_path / "a.safetensors").module
+    assert facts(loaded) == facts(module)
+    assert not loaded.get_parameter("0.weight").is_contiguous() and loaded.get_submodule("1").training
+    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), module.state_dict().values(), strict=True))
+
+
+def test_recurrent_attention_and_transformer_leaves_load(tmp_path: Path) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.LSTM(8, 8, num_layers=2, batch_first=True)
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y, _ = self.rnn(x)
+            z = self.attention(y, y, y)[0]
+            return self.layer(z)  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 8)
+    module = capture_model(Net(), x)
+    loaded = round_trip(module, tmp_path / "a.safetensors").module
+    assert torch.equal(loaded(x), module(x))
+    assert torch.equal(copy.deepcopy(loaded)(x), module(x))
+
+
+def test_module_under_two_names_stays_one_module(tmp_path: Path) -> None:
+    shared = nn.Linear(4, 4)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    graph = fx.Tracer().trace(model)
+    module = fx.GraphModule(model, graph)
+    module.add_module("again", module.get_submodule("0"))
+    loaded = round_trip(module, tmp_path / "a.safetensors").module
+    assert loaded.get_submodule("again") is loaded.get_submodule("0")
+    assert list(loaded.state_dict()) == list(module.state_dict())
+
+
+CONSTANTS = [
+    (1, 1.0, True, None, "text 'with' \"quotes\"\n", -0.0, 1e-300, 2**40),
+    [float("inf"), float("-inf")],
+    {"a": (1,), 2: [()]},
+    (torch.float16, torch.device("cpu"), torch.channels_last, torch.strided),
+    (slice(None, -1, 2), ..., complex(1, -2), range(0, 4, 2)),
+    torch.Size([2, 3]),
+]
+
+
+@pytest.mark.parametrize("constant", CONSTANTS, ids=lambda value: type(value).__name__)
+def test_constants_come_back_with_their_types(constant: Any, tmp_path: Path) -> None:
+    graph = fx.Graph()
+    graph.placeholder("x")
+    graph.output(constant)
+    module = fx.GraphModule(nn.Module(), graph)
+    loaded = round_trip(module, tmp_path / "a.safetensors").module
+    assert repr(loaded(torch.zeros(1))) == repr(module(torch.zeros(1)))
+    assert repr(list(loaded.graph.nodes)[-1].args) == repr(list(module.graph.nodes)[-1].args)
+
+
+def test_arguments_keep_names_and_defaults_and_operators_their_overload(tmp_path: Path) -> None:
+    graph = fx.Graph()
+    x, scale = graph.placeholder("input"), graph.placeholder("scale", default_value=2.0)
+    y = graph.call_function(torch.ops.aten.mul.Tensor, (x, scale))
+    graph.output(graph.call_function(operator.getitem, (y, (slice(0, 1), ...))))
+    loaded = round_trip(fx.GraphModule(nn.Module(), graph), tmp_path / "a.safetensors").module
+    assert torch.equal(loaded(input=torch.ones(2)), torch.full((1,), 2.0))
+    assert [n.target for n in loaded.graph.nodes][2] is torch.ops.aten.mul.Tensor
+
+
+def test_plan_inputs_and_provenance_come_back(tmp_path: Path) -> None:
+    module = capture_model(nn.Linear(4, 2), torch.zeros(1, 4))
+    inputs = Inputs((torch.ones(2, 4), [torch.ones(3, dtype=torch.int64), 5]), {"flag": True, "mode": None, "name": "a"})
+    plan = json.dumps({"version": 1})
+    artifact = round_trip(module, tmp_path / "a.safetensors", plan=plan, inputs=inputs, provenance={"source": "test"})
+    assert artifact.plan == plan and artifact.provenance == {"source": "test"}
+    assert artifact.inputs.kwargs == {"flag": True, "mode": None, "name": "a"}
+    assert torch.equal(artifact.inputs.args[0], torch.zeros(2, 4)) and artifact.inputs.args[1][0].dtype is torch.int64
+    assert artifact.inputs.args[1][1] == 5
+    assert round_trip(module, tmp_path / "b.safetensors").plan is None
+
+
+def test_a_process_that_never_saw_the_class_gets_the_same_bits(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 8)
+    module = capture_model(Custom(), x)
+    write_artifact(tmp_path / "a.safetensors", module)
+    safetensors.torch.save_file({"x": x, "y": module(x)["y"].detach()}, tmp_path / "io.safetensors")
+    script = f"""
+import sys, torch, safetensors.torch
+from graphprune.artifact import read_artifact
+io = safetensors.torch.load_file({str(tmp_path / "io.safetensors")!r})
+module = read_artifact({str(tmp_path / "a.safetensors")!r}).module
+assert torch.equal(module(io["x"])["y"], io["y"])
+assert not any("test_round_trip" in name for name in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
+
+
+def test_parts_that_are_code_are_refused_by_name_and_the_old_file_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_text("old")
+    hooked = capture_model(nn.Sequential(nn.Linear(4, 4)), torch.zeros(1, 4))
+    hooked.get_submodule("0").register_forward_hook(lambda *_: None)
+    parametrised = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    own = fx.Graph()
+    own.output(own.call_module("custom", (own.placeholder("x"),)))
+    holder = nn.Module()
+    holder.custom = Custom()
+    strange = capture_model(nn.Sequential(nn.ReLU()), torch.zeros(1, 4))
+    strange.get_submodule("0").extra = object()
+    foreign = fx.Graph()
+    foreign.output(foreign.call_function(json.dumps, (foreign.placeholder("x"),)))
+    leaf = fx.Graph()
+    leaf.output(leaf.call_module("0", (leaf.placeholder("x"),)))
+    cases = {
+        "module 0 .*hooks": hooked,
+        "module 0 .*parametrised": fx.GraphModule(nn.Sequential(parametrised), leaf),
+        "module custom .*not one of torch.nn": fx.GraphModule(holder, own),
+        "attribute extra is not plain data": strange,
+        "json.dumps": fx.GraphModule(nn.Module(), foreign),
+    }
+    for message, module in cases.items():
+        with pytest.raises(ArtifactError, match=rf"(?s){message}.*-o slim\.pt2"):
+            write_artifact(path, module)
+    with pytest.raises(ArtifactError, match="meta device"):
+        write_artifact(path, capture_model(nn.Linear(4, 4), torch.zeros(1, 4)).to("meta"))
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not exist"):
+        write_artifact(tmp_path / "gone" / "a.safetensors", capture_model(nn.Linear(4, 4), torch.zeros(1, 4)))
