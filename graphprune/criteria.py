@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from graphprune.errors import UsageError
-from graphprune.groups import Groups, Ints
+from graphprune.groups import FROZEN, Groups, Ints
 from graphprune.labels import axes_of
 from graphprune.program import Program
 
@@ -33,13 +33,15 @@ class ScoringContext:
     reduction: str = "mean"
     seed: int = 0
 
-    def members(self) -> Iterator[tuple[torch.nn.Parameter, int, Ints]]:
-        """Every parameter axis with labels: the parameter, the axis, and the unit of each index along it."""
+    def members(self) -> Iterator[tuple[torch.nn.Parameter, list[tuple[int, Ints]]]]:
+        """Every parameter with prunable units: the parameter, and for each such axis the unit of every index along it."""
         parameters = dict(self.program.module.named_parameters())
         for name, value in self.groups.trace.parameters.items():
             if name in parameters:
-                for field in value.fields:
-                    yield parameters[name], axes_of(field)[0], self.groups.unit_of[field.ravel()]
+                axes = [(axes_of(field)[0], self.groups.units_along(field)[1]) for field in value.fields]
+                prunable = [(axis, units) for axis, units in axes if (self.groups.group_of[units] != FROZEN).any()]
+                if prunable:
+                    yield parameters[name], prunable
 
     def reduce(self, values: Iterator[tuple[Ints, Floats]]) -> Floats:
         """Combine members: pairs of (unit ids, value of each), each unit at most once in a pair. Shape (units,)."""

@@ -101,13 +101,12 @@ class Groups:
         return first
 
     def _signatures(self) -> npt.NDArray[np.uint64]:
-        """A 64-bit hash of how often each unit occurs on each tensor axis."""
-        random = np.random.default_rng(0)
+        """A 64-bit hash of how often each unit occurs on each tensor axis: the sum of the axes' random keys."""
+        axes = _distinct_units(self.trace, self.unit_of)
+        keys = np.random.default_rng(0).integers(0, 2**64, size=len(axes), dtype=np.uint64)
         signature = np.zeros(self.unit_count, dtype=np.uint64)
-        for units in _distinct_units(self.trace, self.unit_of):
-            key = random.integers(0, 2**64, dtype=np.uint64, endpoint=False)
-            found, counts = np.unique(units, return_counts=True)
-            signature[found] += key * counts.astype(np.uint64)
+        if axes:
+            np.add.at(signature, np.concatenate(axes), np.repeat(keys, [units.size for units in axes]))
         return signature
 
     def _form_groups(self, signature: npt.NDArray[np.uint64], reasons: Ints) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
@@ -135,13 +134,17 @@ class Groups:
         """Slices of parameters and buffers that one unit of each group has."""
         wanted = np.zeros(self.unit_count, dtype=bool)
         wanted[representatives] = True
+        axes = [(name, axes_of(field)[0], field) for name, value in self.trace.parameters.items() for field in value.fields]
+        if not axes:
+            return {}
+        units = self.unit_of[np.concatenate([field.ravel() for _, _, field in axes])]
+        which = np.repeat(np.arange(len(axes)), [field.size for _, _, field in axes])
+        chosen = wanted[units]
+        pairs, counts = np.unique(units[chosen] * len(axes) + which[chosen], return_counts=True)
         found: dict[int, list[Member]] = {}
-        for name, value in self.trace.parameters.items():
-            for field in value.fields:
-                units = self.unit_of[field.ravel()]
-                units, counts = np.unique(units[wanted[units]], return_counts=True)
-                for unit, count in zip(units.tolist(), counts.tolist(), strict=True):
-                    found.setdefault(unit, []).append(Member(name, axes_of(field)[0], count))
+        for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
+            unit, axis = divmod(pair, len(axes))
+            found.setdefault(unit, []).append(Member(axes[axis][0], axes[axis][1], count))
         return {unit: tuple(slices) for unit, slices in found.items()}
 
     def _statistics(self) -> Mapping[int, Reason]:

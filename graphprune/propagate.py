@@ -21,7 +21,8 @@ from graphprune.labels import Field, LabelSpace, Reason, Value, along
 from graphprune.policy import Policy
 from graphprune.program import Program, placeholder_values
 from graphprune.resizers import call_resizer, can_resize
-from graphprune.rules import Call, only_moves, rule_for, tensors_in
+from graphprune.rules import Call, keeps_sizes, only_moves, rule_for, tensors_in
+from graphprune.shape_cache import ShapeCache
 from graphprune.shuffles import Shuffle, find_shuffles
 from graphprune.twins import named_tensors, twin
 
@@ -155,6 +156,7 @@ class _Propagation(TorchDispatchMode):
         self._values: dict[int, tuple[torch.Tensor, Value]] = {}
         self._names: dict[int, str] = {}
         self._rules: dict[Any, Any] = {}
+        self._shapes = ShapeCache()
         self.movers: set[str] = set()  # nodes that ran operators which only move elements ...
         self.workers: set[str] = set()  # ... and nodes that ran others
         self._constants: dict[int, torch.Tensor] = {}
@@ -168,11 +170,11 @@ class _Propagation(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        output = func(*args, **kwargs)
-        self.trace.operators += 1
         if func not in self._rules:
-            self._rules[func] = rule_for(func)
-        rule = self._rules[func]
+            self._rules[func] = rule_for(func), keeps_sizes(func)
+        rule, any_size = self._rules[func]
+        output = self._shapes.run(func, args, kwargs, any_size)
+        self.trace.operators += 1
         assert self.node is not None
         (self.movers if only_moves(func) else self.workers).add(self.node.name)
         call = Call(self, func, args, kwargs, output)

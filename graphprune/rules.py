@@ -32,12 +32,14 @@ Rule: TypeAlias = "Callable[[Call], None]"
 
 _RULES: dict[str, Rule] = {}
 _MOVING: set[str] = set()
+_KEEPING_SIZES: set[str] = set()
 
 
-def rule(*operators: str, moves: bool = False) -> Callable[[Rule], Rule]:
+def rule(*operators: str, moves: bool = False, keeps_sizes: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule for ATen operators, named ``add`` or ``namespace::name`` (all overloads).
 
     moves: the operators only move elements, one to one (they permute and reshape).
+    keeps_sizes: they work element by element or channel by channel, so that their results have sizes of their operands.
     """
 
     def register(function: Rule) -> Rule:
@@ -48,6 +50,8 @@ def rule(*operators: str, moves: bool = False) -> Callable[[Rule], Rule]:
             _RULES[qualified] = function
             if moves:
                 _MOVING.add(qualified)
+            if keeps_sizes:
+                _KEEPING_SIZES.add(qualified)
         return function
 
     return register
@@ -62,6 +66,12 @@ def rule_for(func: torch._ops.OpOverload) -> Rule | None:
     if found is None and torch.Tag.pointwise in func.tags:
         found = _RULES.get("aten::pointwise")
     return found
+
+
+def keeps_sizes(func: torch._ops.OpOverload) -> bool:
+    """Whether each size of an operator's results is a size of its operands, whatever these are."""
+    name: str = func._schema.name
+    return name in _KEEPING_SIZES or name.removesuffix("_") in _KEEPING_SIZES or torch.Tag.pointwise in func.tags
 
 
 def only_moves(func: torch._ops.OpOverload) -> bool:

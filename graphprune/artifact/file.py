@@ -1,8 +1,9 @@
 """The artifact file: safetensors with the graph, the modules, the plan and the provenance in its metadata.
 
-Every metadata value is text: ``graphprune`` (version of this layout), ``torch`` (version that wrote it), ``graph``,
-``modules``, ``tensors``, ``inputs``, ``provenance`` (JSON), ``plan`` (JSON, absent when there is none) and ``digest``
-(SHA-256 over all of that and the tensors' bytes, so that a damaged file is told from a sound one; it is no signature).
+Every metadata value is text: ``format`` (``pt``, by the custom of safetensors), ``graphprune`` (version of this layout),
+``torch`` (version that wrote it), ``graph``, ``modules``, ``tensors``, ``inputs``, ``provenance`` (JSON), ``plan`` (JSON, absent
+when there is none) and ``digest`` (SHA-256 over all of that and the tensors' bytes, so that a damaged file is told from a
+sound one; it is no signature).
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ def write_artifact(
         parts["inputs"] = encode_inputs(inputs or Inputs())
         parts["provenance"] = dict(provenance or {})
         metadata = {name: json.dumps(part, allow_nan=False) for name, part in parts.items()}
-        metadata |= {"graphprune": VERSION, "torch": str(torch.__version__)} | ({} if plan is None else {"plan": plan})
+        metadata |= {"format": "pt", "graphprune": VERSION, "torch": str(torch.__version__)} | (
+            {} if plan is None else {"plan": plan}
+        )
         stored = {name: tensor.cpu().contiguous() for name, tensor in table.tensors.items()}
         _open(metadata, stored)
         metadata["digest"] = digest(metadata, stored)
@@ -81,7 +84,10 @@ def write_artifact(
         remedy = "Write a torch.export program instead (-o slim.pt2)."
         raise ArtifactError(f"Cannot write {path} as an artifact: {error}. {remedy}") from error
     with atomic_write(path) as temporary:
-        save_file(_unshared(stored), temporary, metadata)
+        try:
+            save_file(_unshared(stored), temporary, metadata)
+        except (safetensors.SafetensorError, KeyError, RuntimeError) as error:
+            raise ArtifactError(f"Cannot write {path}: safetensors failed ({type(error).__name__}: {error}).") from error
 
 
 def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -102,6 +108,7 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
     or that asks for something that an artifact may not hold.
     """
     file = Path(path)
+    metadata: Mapping[str, str] = {}
     try:
         metadata, tensors = _load(file)
         _check_version(file, metadata)
@@ -109,16 +116,16 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
             raise ArtifactError("its content does not match its own checksum")
         return _open(metadata, tensors)
     except ArtifactError as error:
-        if error.args and str(error).startswith(str(file)):
+        if str(error).startswith(str(file)):  # a whole sentence already
             raise
-        raise ArtifactError(f"{file} cannot be loaded: {error}; {_REMEDY}{_written_by(locals().get('metadata'))}.") from error
+        raise ArtifactError(f"{file} cannot be loaded: {error}; {_REMEDY}{_written_by(metadata)}.") from error
     except Exception as error:  # a hostile file must not choose the exception
         reason = (str(error).strip().splitlines() or ["no message"])[0]
         raise ArtifactError(f"{file} cannot be loaded ({type(error).__name__}: {shorten(reason)}); {_REMEDY}.") from error
 
 
-def _written_by(metadata: Mapping[str, str] | None) -> str:
-    writer = (metadata or {}).get("torch", str(torch.__version__))
+def _written_by(metadata: Mapping[str, str]) -> str:
+    writer = metadata.get("torch", str(torch.__version__))
     same = writer.split("+")[0] == str(torch.__version__).split("+")[0]
     return "" if same else f" (it was written with torch {shorten(writer)}, this is {torch.__version__})"
 

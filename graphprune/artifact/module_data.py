@@ -38,7 +38,7 @@ _ATTRIBUTES = CONSTANTS.extended({}, {"function": lambda data, _: targets.find_f
 
 
 def encode_modules(root: fx.GraphModule, table: TensorTable) -> list[dict[str, Any]]:
-    """The module tree as records, its tensors put into the table. Raises ArtifactError naming a module that has none."""
+    """The module tree as records, its tensors in the table. Raises ArtifactError naming a module that has none."""
     called = {node.target for node in root.graph.nodes if node.op == "call_module"}
     first: dict[int, str] = {}
     records = []
@@ -50,7 +50,9 @@ def encode_modules(root: fx.GraphModule, table: TensorTable) -> list[dict[str, A
         try:
             records.append(_encode(path, module, runs, table))
         except ArtifactError as error:
-            raise ArtifactError(f"the module {path or 'at the root'} ({type(module).__name__}) cannot be stored: {error}") from error
+            raise ArtifactError(
+                f"the module {path or 'at the root'} ({type(module).__name__}) cannot be stored: {error}"
+            ) from error
     return records
 
 
@@ -206,8 +208,12 @@ def _tensor(entry: Any, tensors: Mapping[str, torch.Tensor], *, parameter: bool)
 
 
 def _derive_weights(module: nn.RNNBase) -> None:
-    names = module.__dict__.get("_flat_weights_names")
-    nested = [item for group in module.__dict__.get("_all_weights", ()) for item in group]
-    if type(names) is not list or any(name not in module._parameters for name in [*names, *nested]):
+    """Rebuild the derived lists, once every name in them is known to be a parameter's."""
+    groups = [
+        module.__dict__.get("_flat_weights_names"),
+        *of_type(module.__dict__.get("_all_weights"), list, "the list of weights"),
+    ]
+    names = [name for group in groups for name in of_type(group, list, "a list of weights")]
+    if any(type(name) is not str or name not in module._parameters for name in names):
         raise ArtifactError("the weights of a recurrent module are not among its parameters")
     module._init_flat_weights()

@@ -17,6 +17,11 @@ from torch import nn
 from graphprune.artifact import values
 from graphprune.errors import ArtifactError
 
+_NAMES = (
+    "float64 float32 float16 bfloat16 float8_e4m3fn float8_e5m2 complex64 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool"
+)
+_STORABLE = frozenset(getattr(torch, name) for name in _NAMES.split())
+
 
 @dataclass
 class TensorTable:
@@ -34,6 +39,8 @@ class TensorTable:
         if id(tensor) not in self._entries:
             if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor.is_quantized:
                 raise ArtifactError(f"the tensor {name} ({type(tensor).__name__}, {tensor.layout}) is not a plain dense tensor")
+            if tensor.dtype not in _STORABLE:
+                raise ArtifactError(f"the tensor {name} has dtype {tensor.dtype}, which safetensors cannot hold")
             if tensor.is_meta:
                 raise ArtifactError(f"the tensor {name} is on the meta device and has no data")
             self._entries[id(tensor)] = name

@@ -117,6 +117,13 @@ def _three(data: Any, read: Callable[[Any], Any], kinds: tuple[type, ...] | None
     return items
 
 
+def _range(data: Any, read: Callable[[Any], Any]) -> range:
+    start, stop, step = _three(data, read, (int,))
+    if step == 0:
+        raise ArtifactError("a range has steps of zero")
+    return range(start, stop, step)
+
+
 def _pairs(data: Any, read: Callable[[Any], Any]) -> dict[Any, Any]:
     result: dict[Any, Any] = {}
     for pair in of_type(data, list, "a dictionary"):
@@ -193,7 +200,7 @@ CONSTANTS = Codec(
         "size": _size,
         "dict": _pairs,
         "slice": lambda data, read: slice(*_three(data, read, None)),
-        "range": lambda data, read: range(*_three(data, read, (int,))),
+        "range": _range,
         "float": _float,
         "complex": _complex,
         "ellipsis": lambda data, _: ...,

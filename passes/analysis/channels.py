@@ -17,8 +17,8 @@ from graphprune.program import Program
 from graphprune.propagate import Trace, propagate
 from graphprune.rules import load_entry_points
 
-from ..rewrite import calls, modules  # noqa: F401  (the analysis must know which modules can be resized)
-from . import rules  # noqa: F401  (registers the transfer rules)
+from graphprune.passes.rewrite import calls, modules  # noqa: F401  (the analysis must know which modules can be resized)
+from graphprune.passes.analysis import rules  # noqa: F401  (registers the transfer rules)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from graphprune.cost import CostModel
 from graphprune.pass_base import Analysis
 from graphprune.program import Program
 
-from .channels import ChannelGroups
+from graphprune.passes.analysis.channels import ChannelGroups
 
 
 @dataclass(frozen=True)

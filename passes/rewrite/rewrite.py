@@ -19,10 +19,10 @@ from graphprune.resizers import call_resizer, module_resizer
 from graphprune.shuffles import Shuffle
 from graphprune.twins import named_tensors, restore_modes, twin
 
-from ..analysis.channels import ChannelGroups
-from ..analysis.cost import ModelCost
-from . import calls, modules  # noqa: F401  (register the resizers)
-from .site import NodeSite, Rewriting
+from graphprune.passes.analysis.channels import ChannelGroups
+from graphprune.passes.analysis.cost import ModelCost
+from graphprune.passes.rewrite import calls, modules  # noqa: F401  (register the resizers)
+from graphprune.passes.rewrite.site import NodeSite, Rewriting
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphprune.criteria import Floats, ScoringContext, criterion
 
-from .magnitude import slice_norms
+from graphprune.passes.scoring.magnitude import slice_norms
 
 
 @criterion("l1")

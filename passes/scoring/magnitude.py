@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 
 from graphprune.criteria import Floats, ScoringContext
 from graphprune.groups import Ints
@@ -12,12 +13,12 @@ from graphprune.groups import Ints
 
 def slice_norms(context: ScoringContext, power: int) -> Iterator[tuple[Ints, Floats]]:
     """For every parameter axis: its units, and ``(sum |w|^p)^(1/p)`` over all elements of each unit's slice (float64)."""
-    for parameter, axis, units in context.members():
-        weight = parameter.detach().abs()
-        if power != 1:
-            weight = weight.pow(power)
-        others = [a for a in range(weight.dim()) if a != axis]
-        sums = weight.double().sum(others) if others else weight.double()
-        totals = np.bincount(units, weights=sums.cpu().numpy(), minlength=context.groups.unit_count)
-        present = np.unique(units)
-        yield present, totals[present] ** (1.0 / power)
+    for parameter, axes in context.members():
+        weight = parameter.detach()
+        weight = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
+        powers = weight.abs() if power == 1 else weight.abs().pow(power) if power != 2 else weight.square()
+        for axis, units in axes:
+            others = [other for other in range(weight.dim()) if other != axis]
+            sums = powers.sum(others, dtype=torch.float64) if others else powers.double()
+            present, place = np.unique(units, return_inverse=True)
+            yield present, np.bincount(place, weights=sums.cpu().numpy()) ** (1.0 / power)

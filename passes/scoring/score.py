@@ -17,8 +17,8 @@ from graphprune.pass_base import Pass
 from graphprune.program import Program
 from graphprune.scores import Scores
 
-from ..analysis.channels import ChannelGroups
-from . import l1, l2, random  # noqa: F401  (register the criteria)
+from graphprune.passes.analysis.channels import ChannelGroups
+from graphprune.passes.scoring import l1, l2, random  # noqa: F401  (register the criteria)
 
 NORMALISATIONS: Mapping[str, Callable[[Floats], Floats]] = {
     "none": lambda x: x,

@@ -11,7 +11,7 @@ import numpy as np
 from graphprune.criteria import Floats
 from graphprune.groups import Group, Groups, Ints
 
-from ..scoring.score import unit_order
+from graphprune.passes.scoring.score import unit_order
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from graphprune.pass_base import Pass
 from graphprune.plan import make_plan
 from graphprune.program import Program
 
-from ..analysis.channels import ChannelGroups
-from ..analysis.cost import ModelCost
-from ..scoring.score import latest
-from .ranking import RANKINGS, Ranking, rank
-from .target import Target, parse_target
+from graphprune.passes.analysis.channels import ChannelGroups
+from graphprune.passes.analysis.cost import ModelCost
+from graphprune.passes.scoring.score import latest
+from graphprune.passes.selection.ranking import RANKINGS, Ranking, rank
+from graphprune.passes.selection.target import Target, parse_target
 
 
 @dataclass(frozen=True)

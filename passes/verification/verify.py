@@ -17,7 +17,7 @@ from graphprune.program import Inputs, Program, placeholder_values
 from graphprune.twins import named_tensors, twin
 from graphprune.verification import TOLERANCE, Verification
 
-from .missing import MissingData
+from graphprune.passes.verification.missing import MissingData
 
 
 def compare(

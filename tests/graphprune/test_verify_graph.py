@@ -60,6 +60,8 @@ def test_a_layer_that_the_graph_does_not_call_is_not_checked() -> None:
 def test_a_parametrised_layer_is_checked_by_the_tensors_that_it_computes() -> None:
     module = captured(nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 8, 3)))
     assert find_problems(module) == []
+    setattr(module.get_submodule("0"), "in_channels", 2)  # noqa: B010
+    assert [problem.check for problem in find_problems(module)] == ["weight"]
 
 
 def test_missing_call_module_target_is_named() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from graphprune.labels import Field, Value, along, axes_of
 from graphprune.rules import Call, rule
 
-from .convolution import channel_labels
+from graphprune.passes.analysis.rules.convolution import channel_labels
 
 
 def note_statistics(call: Call, field: Field, what: str) -> Field | None:
@@ -45,6 +45,7 @@ def _per_channel(call: Call, axis: int = 1) -> None:
     "batch_norm_with_update",
     "cudnn_batch_norm",
     "miopen_batch_norm",
+    keeps_sizes=True,
 )
 def batch_norm(call: Call) -> None:
     """``out[n, c] = (x[n, c] - mean[c]) / sqrt(var[c] + eps) * w[c] + b[c]``: everything indexed by c is tied."""

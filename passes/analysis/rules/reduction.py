@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from graphprune.labels import Field, Value, axes_of
 from graphprune.rules import Call, rule
 
-from .normalisation import note_statistics
+from graphprune.passes.analysis.rules.normalisation import note_statistics
 
 
 def _axes(call: Call, rank: int) -> set[int]:

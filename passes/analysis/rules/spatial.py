@@ -5,7 +5,7 @@ from __future__ import annotations
 from graphprune.labels import Field, along
 from graphprune.rules import Call, rule
 
-from .convolution import channel_labels
+from graphprune.passes.analysis.rules.convolution import channel_labels
 
 
 @rule(

@@ -28,6 +28,7 @@ from graphprune.program import Inputs
 SENTINEL = "graphprune_sentinel"
 CODE = f"__import__('os').system('touch {SENTINEL}')"
 Parts = dict[str, Any]
+X = {"node": "x"}
 
 
 class Net(nn.Module):
@@ -62,7 +63,8 @@ def refused(path: Path, match: str = "") -> None:
     with pytest.raises(ArtifactError, match=rf"(?s){match}") as caught:
         read_artifact(path)
     message = str(caught.value)
-    assert message.startswith(str(path)) and message.endswith(".") and ";" in message and "\n" not in message and len(message) < 700, message
+    assert message.startswith(str(path)) and message.endswith(".") and ";" in message, message
+    assert "\n" not in message and len(message) < 700, message
     assert not Path(SENTINEL).exists()
     assert {file.name: file.read_bytes() for file in path.parent.iterdir() if file.is_file()} == before
 
@@ -82,11 +84,14 @@ def tamper(path: Path, change: Callable[[Parts, dict[str, torch.Tensor]], Any]) 
 
 
 def node(parts: Parts, op: str) -> dict[str, Any]:
-    return next(item for item in parts["graph"] if item["op"] == op)  # type: ignore[no-any-return]
+    return next(item for item in parts["graph"] if item["op"] == op)
 
 
 def module(parts: Parts, path: str) -> dict[str, Any]:
-    return next(item for item in parts["modules"] if item["path"] == path)  # type: ignore[no-any-return]
+    return next(item for item in parts["modules"] if item["path"] == path)
+
+
+RECURRENT = {"class": "LSTM", "attributes": {"_flat_weights_names": ["forward"], "_all_weights": [["weight"]]}}
 
 
 def in_node(op: str, /, **changes: Any) -> Callable[[Parts, Any], Any]:
@@ -116,6 +121,18 @@ def nested(depth: int) -> Any:
     return value
 
 
+def child(path: str) -> Callable[[Parts, Any], Any]:
+    return lambda parts, _: parts["modules"].append({**module(parts, "body.1"), "path": path})
+
+
+def default_from_node(parts: Parts, _: Any) -> None:
+    parts["graph"].insert(1, {**parts["graph"][0], "name": "z", "target": "z", "args": [X]})
+
+
+def example(shape: list[int]) -> Callable[[Parts, Any], Any]:
+    return lambda parts, _: parts["inputs"].update(args=[{"tensor": {"shape": shape, "dtype": {"dtype": "float32"}}}])
+
+
 def cycle(parts: Parts, _: Any) -> None:
     """x.y is the root's body, and body.z is x."""
     blank = {"class": "Module", "training": True, "attributes": {}, "parameters": {}, "buffers": {}}
@@ -126,7 +143,6 @@ def forward_reference(parts: Parts, _: Any) -> None:
     node(parts, "call_module")["args"] = [{"node": parts["graph"][-2]["name"]}]
 
 
-X = {"node": "x"}
 HOSTILE: dict[str, tuple[Callable[[Parts, dict[str, torch.Tensor]], Any], str]] = {
     "os.system": (call("os.system", f"touch {SENTINEL}"), "os.system"),
     "posix.system": (call("posix.system", f"touch {SENTINEL}"), "posix.system"),
@@ -158,11 +174,11 @@ HOSTILE: dict[str, tuple[Callable[[Parts, dict[str, torch.Tensor]], Any], str]] 
     "node name with newline": (in_node("call_module", name="a\n"), "not a plain identifier"),
     "node name keyword": (in_node("call_module", name="lambda"), "not a plain identifier"),
     "node name twice": (in_node("call_module", name="x"), "twice"),
-    "unicode node name": (in_node("call_module", name="ａ"), "not a plain identifier"),
+    "unicode node name": (in_node("call_module", name="\uff41"), "not a plain identifier"),
     "argument with code": (in_node("placeholder", target=f"x={CODE}"), "not a plain identifier"),
     "argument self": (in_node("placeholder", target="self"), "malformed"),
     "keyword with code": (call("torch.relu", X, **{f"a={CODE}, b": 1}), "not a plain identifier"),
-    "default from a node": (lambda parts, _: parts["graph"].insert(1, {**parts["graph"][0], "name": "z", "target": "z", "args": [X]}), "malformed"),
+    "default from a node": (default_from_node, "malformed"),
     "path with code": (in_node("get_attr", target=f"scale, {CODE}"), "no parameter"),
     "path to a class": (in_node("get_attr", target="body.__class__"), "no parameter"),
     "missing module": (in_node("call_module", target="body.7"), "does not exist"),
@@ -199,15 +215,20 @@ HOSTILE: dict[str, tuple[Callable[[Parts, dict[str, torch.Tensor]], Any], str]] 
     "attribute with code": (attribute(f"a; {CODE}", 1), "not a plain identifier"),
     "attribute bad function": (attribute("act", {"function": "os.system"}), "os.system"),
     "attributes on the root": (in_module("", attributes={"a": 1}), "root has attributes"),
-    "child hides a method": (lambda parts, _: parts["modules"].append({**module(parts, "body.1"), "path": "body.forward"}), "would hide"),
-    "child with code": (lambda parts, _: parts["modules"].append({**module(parts, "body.1"), "path": f"body.{CODE}"}), "no parent|identifier"),
-    "child with a quote": (lambda parts, _: parts["modules"].append({**module(parts, "body.1"), "path": 'body.2"'}), "identifier"),
-    "child without parent": (lambda parts, _: parts["modules"].append({**module(parts, "body.1"), "path": "gone.a"}), "no parent"),
+    "child hides a method": (child("body.forward"), "would hide"),
+    "child with code": (child(f"body.{CODE}"), "no parent|identifier"),
+    "child with a quote": (child('body.2"'), "identifier"),
+    "child without parent": (child("gone.a"), "no parent"),
     "module cycle": (cycle, "no parent"),
     "module inside itself": (lambda parts, _: parts["modules"].append({"path": "body.9", "same_as": "body"}), "to be the same as"),
     "module that is the root": (lambda parts, _: parts["modules"].append({"path": "z", "same_as": ""}), "to be the same as"),
     "no modules": (lambda parts, _: parts["modules"].clear(), "root"),
-    "recurrent weights": (in_module("body.1", **{"class": "LSTM", "attributes": {"_flat_weights_names": ["forward"]}}), "recurrent"),
+    "recurrent weights": (in_module("body.1", **RECURRENT), "recurrent"),
+    "recurrent weights of another type": (
+        in_module("body.1", **{"class": "GRU", "attributes": {"_all_weights": 1}}),
+        "list of weights",
+    ),
+    "range without steps": (call("torch.relu", X, {"range": [0, 1, 0]}), "steps of zero"),
     "missing tensor": (lambda parts, tensors: tensors.pop("scale"), "scale"),
     "extra tensor": (lambda parts, tensors: tensors.update(more=torch.ones(1)), "more"),
     "tensor of no module": (lambda parts, _: module(parts, "")["parameters"].clear(), "belongs to no module"),
@@ -217,8 +238,8 @@ HOSTILE: dict[str, tuple[Callable[[Parts, dict[str, torch.Tensor]], Any], str]] 
     "absurd stride": (entry(stride=[2**50]), "strides"),
     "overlapping stride": (entry(stride=[0]), "strides"),
     "parameter that is none": (entry(parameter=False), "is none"),
-    "absurd input": (lambda parts, _: parts["inputs"].update(args=[{"tensor": {"shape": [2**31] * 3, "dtype": {"dtype": "float32"}}}]), "impossible"),
-    "negative input": (lambda parts, _: parts["inputs"].update(args=[{"tensor": {"shape": [-1], "dtype": {"dtype": "float32"}}}]), "impossible"),
+    "absurd input": (example([2**31] * 3), "impossible"),
+    "negative input": (example([-1]), "impossible"),
     "plan is not JSON": (lambda parts, _: parts.update(metadata={"plan": "{"}), "'plan' is not JSON"),
     "provenance is not text": (lambda parts, _: parts.update(provenance={"a": 1}), "provenance"),
     "wrong version": (lambda parts, _: parts.update(metadata={"graphprune": "99"}), "version '99'"),

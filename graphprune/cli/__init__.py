@@ -1,0 +1,39 @@
+"""The command line: ``graphprune demo | inspect | prune | apply | verify | passes``.
+
+Nothing here imports torch before a command runs, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from graphprune.cli import apply, demo, inspect, passes, prune, verify
+from graphprune.cli.errors import run
+from graphprune.cli.options import Version
+
+app = typer.Typer(
+    name="graphprune",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+for module in (demo, inspect, prune, apply, verify, passes):
+    app.command(module.__name__.rpartition(".")[2])(module.command)
+
+
+@app.callback()
+def _graphprune(version: Version = False) -> None:
+    """Make PyTorch models smaller: structured pruning, verified. `graphprune COMMAND --help` says more."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0 done, 1 a check failed or a target was missed, 2 bad usage or input.
+
+    arguments: without the program's name; those of the process by default.
+    """
+    return run(app, list(sys.argv[1:] if arguments is None else arguments))

@@ -1,0 +1,92 @@
+"""From the arguments of a command to a model, example inputs, and places to write to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from graphprune.cli.accuracy import Images, load_images
+from graphprune.cli.output import Output
+from graphprune.errors import UsageError
+from graphprune.files import check_writable
+from graphprune.policy import CHOICES
+from graphprune.program import Inputs
+from graphprune.registry import unknown
+from graphprune.sources import Source, example_inputs, load_source
+
+FORMATS = (".safetensors", ".pt2")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a command works on. source: the model. inputs: example inputs. images: to measure the accuracy on, if any."""
+
+    source: Source
+    inputs: Inputs
+    images: Images | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments that name a model and its inputs, as the user gave them."""
+
+    source: str
+    weights: Path | None = None
+    trust_pickle: bool = False
+    shape: str | None = None
+    seed: int = 0
+    data: Path | None = None
+    mean: str | None = None
+    std: str | None = None
+
+    def open(self, output: Output) -> Job:
+        """Load the model and the images. Raises UsageError for whatever is wrong with them."""
+        if self.data is None and (self.mean or self.std):
+            raise UsageError("--mean and --std scale the images of --data, which is not given. Add --data FILE.npz.")
+        with output.task(f"Loading {self.source}"):
+            images = None if self.data is None else load_images(self.data, self.mean, self.std)
+            source = load_source(self.source, weights=self.weights, trust_pickle=self.trust_pickle, seed=self.seed)
+            if images is not None and source.inputs is None and source.default_input is None:
+                source = replace(source, default_input=(1, *images.shape))
+            return Job(source, example_inputs(source, self.shape, seed=self.seed), images)
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that are read, which must not be written over."""
+        return [path for path in (Path(self.source), self.weights, self.data) if path is not None and path.is_file()]
+
+
+def check_outputs(outputs: Sequence[Path | None], inputs: Sequence[Path]) -> None:
+    """Check, before anything is computed, that files can be written and are neither inputs nor one another.
+
+    Raises UsageError.
+    """
+    seen: dict[Path, str] = {path.resolve(): "is an input of this command" for path in inputs}
+    for path in outputs:
+        if path is not None:
+            check_writable(path)
+            if path.resolve() in seen:
+                raise UsageError(f"Cannot write {path}: it {seen[path.resolve()]}. Choose another path.")
+            seen[path.resolve()] = "is to hold another result"
+
+
+def check_format(path: Path) -> None:
+    """Raise UsageError unless the name says which format to write."""
+    if path.suffix not in FORMATS:
+        raise UsageError(
+            f"Cannot tell the format of {path} from its name. End it in .safetensors (artifact) or .pt2 (exported program)."
+        )
+
+
+def parse_policy(choices: Sequence[str] | None) -> dict[str, str]:
+    """Policies from ``name=choice`` and ``name@site=choice``. Raises UsageError for what is not of that form or has no such name."""
+    found = {}
+    for text in choices or ():
+        name, equals, choice = text.partition("=")
+        if not equals:
+            raise UsageError(f"--policy {text} has no '='. Write it as name=choice; `graphprune passes` lists them.")
+        if name.partition("@")[0] not in CHOICES:
+            raise UsageError(unknown("policy", name, CHOICES, "Policies"))
+        found[name] = choice
+    return found

@@ -1,0 +1,122 @@
+"""Options that several commands share, as typer's annotated types."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_MODEL = "Model"
+_SCREEN = "Output"
+_RESULT = "Result"
+_WATCH = "Watching"
+_ACCURACY = "Accuracy"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            number = version("graphprune")
+        except PackageNotFoundError:  # a source tree that is not installed
+            from graphprune import __version__ as number
+        typer.echo(f"graphprune {number}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")]
+
+SourceText = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="torchvision:NAME, timm:NAME, package.module:factory, or a file: .safetensors artifact, .pt2 program, .pt/.pth module.",
+    ),
+]
+Shape = Annotated[
+    str | None,
+    typer.Option(
+        "--input",
+        metavar="SHAPE",
+        help="Example inputs, batch first: 1x3x224x224, 1x128:int64, or x:1x3x32x32,y:1x10. Default: what the source is known to take.",
+        rich_help_panel=_MODEL,
+    ),
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Weights for the model: .safetensors, or .pt/.pth/.th/.bin of torch.save.", rich_help_panel=_MODEL
+    ),
+]
+TrustPickle = Annotated[
+    bool,
+    typer.Option("--trust-pickle", help="Allow model files whose loading can run any code in them.", rich_help_panel=_MODEL),
+]
+Seed = Annotated[
+    int,
+    typer.Option(metavar="N", help="Seed of fresh weights, random inputs and random criteria.", rich_help_panel=_MODEL),
+]
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Machine-readable result on standard output, and nothing else.", rich_help_panel=_SCREEN)
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=_SCREEN)]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print more.", rich_help_panel=_SCREEN)]
+Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.", rich_help_panel=_SCREEN)]
+
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="FILE",
+        help="Where the slim model goes: .safetensors (loads without code or pickle) or .pt2 (torch.export).",
+        rich_help_panel=_RESULT,
+    ),
+]
+NoVerify = Annotated[
+    bool, typer.Option("--no-verify", help="Skip the proof against the masked original.", rich_help_panel=_RESULT)
+]
+
+Exclude = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PATTERN", help="Parameters or modules to leave whole, as in 'layer1.*'. Repeatable.", rich_help_panel=_MODEL
+    ),
+]
+PolicyChoices = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=CHOICE",
+        help="A choice where a tensor can shrink in several ways; `graphprune passes` lists them. Repeatable.",
+        rich_help_panel=_MODEL,
+    ),
+]
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.npz",
+        help="Labelled images (x_test and y_test, or x and y; uint8 is divided by 255): prints the top-1 accuracy.",
+        rich_help_panel=_ACCURACY,
+    ),
+]
+Mean = Annotated[
+    str | None,
+    typer.Option(metavar="R,G,B", help="Per-channel mean to subtract from the images.", rich_help_panel=_ACCURACY),
+]
+Std = Annotated[
+    str | None,
+    typer.Option(metavar="R,G,B", help="Per-channel deviation to divide the images by.", rich_help_panel=_ACCURACY),
+]
+
+TimePasses = Annotated[bool, typer.Option("--time-passes", help="Print the time of each pass.", rich_help_panel=_WATCH)]
+PrintAfter = Annotated[
+    str | None,
+    typer.Option(metavar="PASS|all|changed", help="Print the graph after passes, on standard error.", rich_help_panel=_WATCH),
+]
+DumpDir = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Write the graph and the plan after every pass here.", rich_help_panel=_WATCH),
+]

@@ -1,0 +1,95 @@
+"""What a command says: tables on standard output, or JSON alone, and progress on standard error."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+
+@dataclass(frozen=True)
+class Task:
+    """One line of progress."""
+
+    _progress: Progress
+    _id: TaskID
+
+    def advance(self, steps: float = 1) -> None:
+        """So much more is done."""
+        self._progress.advance(self._id, steps)
+
+    def describe(self, text: str) -> None:
+        """What is being done now."""
+        self._progress.update(self._id, description=text)
+
+
+class Output:
+    """Where a command prints, used as a context: ``with Output(json=True) as output``.
+
+    as_json: only :meth:`data` reaches standard output, whatever the user's model prints while it is loaded.
+    quiet: print errors only. verbose: for commands that have more to say.
+    """
+
+    def __init__(self, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
+        self.as_json = as_json
+        self.verbose = verbose
+        self.errors = Console(stderr=True, highlight=False)
+        self._stdout = sys.stdout
+        self._screen = Console(quiet=as_json or quiet, highlight=False)
+        self._watched = self.errors.is_terminal and not (as_json or quiet)
+        self._progress = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=self.errors, transient=True
+        )
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Output:
+        if self.as_json:
+            self._stack.enter_context(redirect_stdout(sys.stderr))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.close()
+
+    def show(self, *items: RenderableType) -> None:
+        """Print tables and the like."""
+        for item in items:
+            self._screen.print(item, markup=False)
+
+    def say(self, text: str) -> None:
+        """Print a line as it is, however long, so that paths and code can be copied."""
+        self._screen.print(text, markup=False, soft_wrap=True)
+
+    def data(self, value: Mapping[str, Any]) -> None:
+        """Print the result as JSON if that is wanted; infinities and NaN become null."""
+        if self.as_json:
+            self._stdout.write(json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+            self._stdout.flush()
+
+    @contextmanager
+    def task(self, text: str, total: float | None = None) -> Iterator[Task]:
+        """Show progress on a terminal while the block runs; nothing stays of it afterwards."""
+        task = Task(self._progress, self._progress.add_task(text, total=total))
+        if self._watched:
+            self._progress.start()
+        try:
+            yield task
+        finally:
+            self._progress.remove_task(task._id)
+            if self._watched and not self._progress.task_ids:
+                self._progress.stop()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

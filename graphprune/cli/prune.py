@@ -1,0 +1,140 @@
+"""``graphprune prune``: a model in, a smaller verified one out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from graphprune.cli import options
+from graphprune.cli.output import Output
+from graphprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from graphprune.api import PruneResult
+    from graphprune.cli.loading import Job
+    from graphprune.cli.watching import Watching
+
+_HOW = "How to prune"
+
+
+def command(
+    source: options.SourceText,
+    out: options.Out,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND=AMOUNT",
+            help="What must remain: macs=50%, params=2M, channels=0.5. Repeatable. Default: macs=50%.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    criterion: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Importance of a channel; `graphprune passes` lists them. Default: l2.", rich_help_panel=_HOW),
+    ] = None,
+    reduction: Annotated[
+        str | None,
+        typer.Option(metavar="sum|mean|max|l2", help="How coupled slices combine. Default: mean.", rich_help_panel=_HOW),
+    ] = None,
+    normalise: Annotated[
+        str | None,
+        typer.Option(metavar="none|mean|max|gaussian", help="Scale within each group. Default: mean.", rich_help_panel=_HOW),
+    ] = None,
+    ranking: Annotated[
+        str | None,
+        typer.Option(metavar="global|local|isomorphic", help="What is compared with what. Default: global.", rich_help_panel=_HOW),
+    ] = None,
+    round_to: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Keep channels in multiples of N where a group is wide enough.", rich_help_panel=_HOW),
+    ] = None,
+    min_channels: Annotated[
+        int | None, typer.Option(metavar="N", help="Units that every group keeps at least.", rich_help_panel=_HOW)
+    ] = None,
+    max_ratio: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Largest share of a group that may go, as 0.8.", rich_help_panel=_HOW)
+    ] = None,
+    exclude: options.Exclude = None,
+    policy: options.PolicyChoices = None,
+    pipeline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Passes to run instead, as 'channels,score{criterion=l1},select{macs=50%},rewrite,verify'.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    plan: Annotated[options.Path | None, typer.Option(metavar="FILE", help="Write the plan here too.", rich_help_panel="Result")] = None,
+    no_verify: options.NoVerify = False,
+    shape: options.Shape = None,
+    weights: options.Weights = None,
+    trust_pickle: options.TrustPickle = False,
+    seed: options.Seed = 0,
+    data: options.Data = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    time_passes: options.TimePasses = False,
+    print_after: options.PrintAfter = None,
+    dump_dir: options.DumpDir = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Prune a model, prove the result equal to the masked original, and save it."""
+    from graphprune.cli.loading import Request, check_format, check_outputs, parse_policy
+    from graphprune.cli.slimming import finish
+    from graphprune.cli.watching import Watching
+
+    how = {
+        "target": _targets(target),
+        "criterion": criterion,
+        "reduction": reduction,
+        "normalise": normalise,
+        "ranking": ranking,
+        "round_to": round_to,
+        "min_channels": min_channels,
+        "max_ratio": max_ratio,
+        "exclude": exclude,
+        "policy": parse_policy(policy) or None,
+        "verify": False if no_verify else None,
+    }
+    given = {name: value for name, value in how.items() if value is not None}
+    if pipeline is not None and given:
+        name = "no-verify" if "verify" in given else next(iter(given)).replace("_", "-")
+        raise UsageError(f"--pipeline replaces --{name}. Leave out one of them; the pipeline takes it as an option of a pass.")
+    request = Request(source, weights, trust_pickle, shape, seed, data, mean, std)
+    watching = Watching(time_passes, print_after, dump_dir)
+    check_format(out)
+    check_outputs([out, plan], request.files)
+    with Output(as_json, quiet, verbose) as output:
+        job = request.open(output)
+        finish(job, lambda: _run(output, job, watching, given, pipeline, seed), out, plan, watching, output)
+
+
+def _targets(texts: Sequence[str] | None) -> dict[str, str] | None:
+    from graphprune.passes.selection.target import split_target
+
+    if not texts:
+        return None
+    pairs = [split_target(text) for text in texts]
+    for kind, _ in pairs:
+        if sum(kind == other for other, _ in pairs) > 1:
+            raise UsageError(f"--target {kind} is given twice. Give each kind of target once.")
+    return dict(pairs)
+
+
+def _run(output: Output, job: Job, watching: Watching, given: dict[str, Any], pipeline: str | None, seed: int) -> PruneResult:
+    import graphprune
+
+    model = job.source.model
+    with output.task("Pruning") as task:
+        observers = watching.observers(output, task)
+        if pipeline is not None:
+            program = graphprune.capture(model, job.inputs, source=job.source.text)
+            return graphprune.run_pipeline(program, pipeline, observers=observers, model=model)
+        result = graphprune.prune(model, job.inputs, seed=seed, observers=observers, **given)
+        return replace(result, source=job.source.text)

@@ -1,0 +1,136 @@
+"""What commands print, as rich tables and lines. Data comes in; nothing is computed here but shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from graphprune.cost import Costs
+    from graphprune.verification import Verification
+
+_DECIMAL = ("", " K", " M", " G", " T", " P")
+_BYTES = (" B", " KiB", " MiB", " GiB", " TiB")
+
+
+def count(value: float) -> str:
+    """A number as people read it: 1,234 or 25.6 M."""
+    return f"{value:,.0f}" if value < 100_000 else _scaled(value, 1000, _DECIMAL)
+
+
+def size(value: float) -> str:
+    """Bytes as people read them."""
+    return _scaled(value, 1024, _BYTES)
+
+
+def share(part: float, whole: float) -> str:
+    """A share as a percentage; a dash where there is no whole."""
+    return f"{part / whole:.1%}" if whole else "-"
+
+
+def _scaled(value: float, step: int, units: Sequence[str]) -> str:
+    index = 0
+    while value >= step and index < len(units) - 1:
+        value, index = value / step, index + 1
+    return f"{value:.0f}{units[0]}" if index == 0 else f"{value:.{2 if value < 10 else 1}f}{units[index]}"
+
+
+def plain_table(*headings: str, title: str | None = None) -> Table:
+    """A table without vertical rules; text folds, so that nothing is cut off."""
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    for heading in headings:
+        number = heading.startswith("#")
+        table.add_column(heading.removeprefix("#"), justify="right" if number else "left", no_wrap=number, overflow="fold")
+    return table
+
+
+def before_after(before: Costs, after: Costs, disk: tuple[int, int] | None, inputs: str) -> Table:
+    """Costs of the original and the slim model, with the share that remains. disk: bytes of the two files."""
+    table = plain_table("", "#original", "#slim", "#remains", title=f"Cost at input {inputs}")
+    rows = [
+        ("parameters", before.parameters, after.parameters, count),
+        ("MACs (multiply-accumulates)", before.macs, after.macs, count),
+        ("FLOPs (2 per MAC)", before.flops, after.flops, count),
+        ("weights in memory", before.weight_bytes, after.weight_bytes, size),
+        *([("size on disk", *disk, size)] if disk else []),
+        ("peak activations", before.activation_bytes, after.activation_bytes, size),
+    ]
+    for label, old, new, show in rows:
+        table.add_row(label, show(old), show(new), share(new, old))
+    return table
+
+
+def cost_data(costs: Costs) -> dict[str, int]:
+    """Costs as plain data."""
+    return {
+        "parameters": costs.parameters,
+        "macs": costs.macs,
+        "flops": costs.flops,
+        "weight_bytes": costs.weight_bytes,
+        "activation_bytes": costs.activation_bytes,
+    }
+
+
+def verification_line(verification: Verification | None) -> str:
+    """The proof in one line."""
+    if verification is None:
+        return "Not verified (--no-verify)."
+    if not verification.passed:
+        return f"Not equal to the masked original: {verification.failure}"
+    return (
+        f"Verified against the masked original: largest relative error {verification.error:.1e} "
+        f"(tolerance {verification.tolerance:.0e}) over {verification.compared} tensors."
+    )
+
+
+def verification_data(verification: Verification | None) -> dict[str, Any] | None:
+    """The proof as plain data."""
+    if verification is None:
+        return None
+    return {
+        "passed": verification.passed,
+        "error": verification.error,
+        "tolerance": verification.tolerance,
+        "compared": verification.compared,
+        "randomised": verification.randomised,
+        "failure": verification.failure,
+    }
+
+
+def widths_table(widths: Mapping[str, tuple[int, int]]) -> Table:
+    """Units of every prunable group, before and after."""
+    table = plain_table("group", "#units", "#kept", "#remains", title="Groups")
+    for name, (old, new) in widths.items():
+        table.add_row(folded(name), str(old), str(new), share(new, old))
+    return table
+
+
+def notes_table(title: str, notes: Mapping[str, str], *headings: str) -> Table:
+    """Names with a remark on each."""
+    table = plain_table(*headings, title=title)
+    for name, note in notes.items():
+        table.add_row(folded(name), note)
+    return table
+
+
+def folded(name: str) -> Text:
+    """A dotted name that may be broken after its dots, where the table is too narrow for it."""
+    return Text(name.replace(".", ".\u200b"), overflow="fold")
+
+
+def listed(names: Iterable[str], shown: int = 3) -> str:
+    """The first few names and how many more there are."""
+    every = list(names)
+    more = f" and {len(every) - shown:,} more" if len(every) > shown else ""
+    return ", ".join(every[:shown]) + more
+
+
+def load_hint(path: str) -> str:
+    """Python that loads a slim model."""
+    if path.endswith(".pt2"):
+        return f'model = torch.export.load("{path}").module()'
+    return f'model = graphprune.load("{path}")'

@@ -1,0 +1,76 @@
+"""``graphprune verify``: prove a slim model against its original."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from graphprune.cli import options
+from graphprune.cli.output import Output
+from graphprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from graphprune.plan import Plan
+
+
+def command(
+    source: options.SourceText,
+    slim: Annotated[Path, typer.Argument(metavar="OUT", help="The slim model: an artifact that graphprune wrote.")],
+    plan: Annotated[Path | None, typer.Option(metavar="FILE", help="The plan, instead of the artifact's own.")] = None,
+    trained: Annotated[
+        bool, typer.Option("--trained", help="The slim model was trained since: compare its structure, with the original's weights.")
+    ] = False,
+    shape: options.Shape = None,
+    weights: options.Weights = None,
+    trust_pickle: options.TrustPickle = False,
+    seed: options.Seed = 0,
+    data: options.Data = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Prove that a slim model computes what the masked original computes."""
+    import graphprune
+    from graphprune.cli import tables
+    from graphprune.cli.accuracy import top1
+    from graphprune.cli.loading import Request
+    from graphprune.cli.slimming import accuracy_line
+
+    with Output(as_json, quiet, verbose) as output:
+        module, decision = _read(slim, plan)
+        job = Request(source, weights, trust_pickle, shape, seed, data, mean, std).open(output)
+        with output.task("Verifying"):
+            found = graphprune.verify(job.source.model, module, decision, job.inputs, seed=seed, weights=not trained)
+        accuracy: dict[str, Any] | None = None
+        if job.images is not None:
+            before = top1(job.source.model, job.images, output, "Accuracy of the original")
+            after = top1(module, job.images, output, "Accuracy of the slim model")
+            accuracy = {"before": before, "after": after, "images": len(job.images.y)}
+        output.data({"source": source, "slim": str(slim), "verification": tables.verification_data(found), "accuracy": accuracy})
+        if found.passed:
+            output.say(tables.verification_line(found))
+        if accuracy is not None:
+            output.say(accuracy_line(accuracy))
+        found.check()
+
+
+def _read(slim: Path, plan: Path | None) -> tuple[fx.GraphModule, Plan]:
+    """The slim model and its plan. Raises ArtifactError or PlanError."""
+    from graphprune.artifact import read_artifact
+    from graphprune.plan import Plan
+
+    if slim.suffix == ".pt2":
+        raise UsageError(f"{slim} is an exported program, whose graph is no longer that of the model. Verify the .safetensors artifact.")
+    artifact = read_artifact(slim)
+    if plan is not None:
+        return artifact.module, Plan.load(plan)
+    if artifact.plan is None:
+        raise UsageError(f"{slim} holds no plan. Give the one that it was made by, with --plan FILE.")
+    return artifact.module, Plan.parse(artifact.plan, f"the plan in {slim}")

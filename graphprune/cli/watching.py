@@ -1,0 +1,57 @@
+"""Observers that the command line puts on a pipeline: progress, timing, graphs, dumps and reproducers."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from graphprune.cli.output import Output, Task
+from graphprune.observers import Dumper, Observer, Printer, Reproducer, Step, Timing
+from graphprune.program import Program
+
+_DOING = {
+    "channels": "Following channels",
+    "score": "Scoring",
+    "select": "Selecting",
+    "rewrite": "Rewriting",
+    "verify": "Verifying",
+}
+
+
+class PassProgress(Observer):
+    """Shows which pass runs, on a task of the output."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def before_pass(self, step: Step, program: Program) -> None:
+        """Name the pass."""
+        name = step.current.name
+        self._task.describe(f"{_DOING.get(name, name)} ({step.index + 1} of {len(step.pipeline)})")
+
+
+@dataclass(frozen=True)
+class Watching:
+    """What to observe. time_passes, print_after, dump_dir: the options of these names."""
+
+    time_passes: bool = False
+    print_after: str | None = None
+    dump_dir: Path | None = None
+    timing: Timing = field(default_factory=Timing)
+
+    def observers(self, output: Output, task: Task) -> list[Observer]:
+        """The observers, for one run. A pass that fails leaves a reproducer in the dump folder or a temporary one."""
+        found: list[Observer] = [PassProgress(task)]
+        if self.print_after is not None:
+            found.append(Printer(output.errors, self.print_after))
+        if self.dump_dir is not None:
+            found.append(Dumper(self.dump_dir))
+        found.append(Reproducer(self.dump_dir or Path(tempfile.gettempdir(), f"graphprune-{secrets.token_hex(4)}")))
+        return [*found, self.timing]
+
+    def report(self, output: Output) -> None:
+        """Print the times, if they are wanted."""
+        if self.time_passes:
+            output.show(self.timing.table())

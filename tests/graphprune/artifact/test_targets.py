@@ -1,0 +1,86 @@
+"""The allow-list lets in what computes on tensors and keeps out the rest, also in a torch that is newer than this test."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from graphprune.artifact import targets
+from graphprune.errors import ArtifactError
+
+ALLOWED: list[Any] = [
+    torch.relu,
+    torch.flatten,
+    torch.einsum,
+    torch._assert,
+    torch.functional.split,
+    F.relu,
+    F.max_pool2d,
+    F.avg_pool2d,
+    F.scaled_dot_product_attention,
+    operator.getitem,
+    math.sqrt,
+    getattr,
+    int,
+    torch.ops.aten.add.Tensor,
+    torch.ops.aten.relu.default,
+    torch.ops.aten.relu,
+    torch.ops.aten._unsafe_view.default,
+    torchvision.ops.nms,
+    torch.ops.torchvision.nms.default,
+    torchvision.models.swin_transformer.shifted_window_attention,
+]
+
+
+@pytest.mark.parametrize("function", ALLOWED, ids=str)
+def test_name_and_function_are_inverse(function: Any) -> None:
+    assert targets.find_function(targets.function_name(function)) is function
+
+
+@pytest.mark.parametrize(
+    "function",
+    [eval, exec, open, print, torch.load, torch.save, torch.compile, torch.from_file, torch.set_num_threads, ALLOWED.append],
+    ids=str,
+)
+def test_other_functions_have_no_name(function: Any) -> None:
+    with pytest.raises(ArtifactError, match="is not among those that an artifact may call"):
+        targets.function_name(function)
+
+
+def test_no_table_reaches_files_processes_or_code() -> None:
+    """By name over everything that is let in, whichever rule let it in."""
+    suspicious = {
+        "file",
+        "load",
+        "save",
+        "import",
+        "compile",
+        "exec",
+        "system",
+        "open",
+        "fork",
+        "thread",
+        "threads",
+        "storage",
+        "ptr",
+        "hook",
+        "pickle",
+        "eval",
+    }
+    names = {name for home in targets._TABLES for name in targets._table(home)} | targets.methods()
+    assert [name for name in sorted(names) if suspicious & set(name.split("_"))] == []
+    assert not any(name.startswith("_") for name in targets.methods())
+    assert not any(name.startswith("_") for name in targets.ATTRIBUTES)
+
+
+def test_module_classes_are_those_of_torch_nn_and_build_no_network_of_processes() -> None:
+    classes = targets.modules()
+    assert classes["Conv2d"] is nn.Conv2d and "DataParallel" not in classes and "LazyLinear" not in classes
+    assert all(kind.__module__.startswith("torch.nn.modules.") for kind in classes.values())
