@@ -161,7 +161,9 @@ def verify(
     plan is for another model. The result says what differs; call its ``check()`` to raise VerificationError instead.
     """
     inputs = normalise_inputs(example_inputs)
-    full, small = (m if isinstance(m, fx.GraphModule) else capture(m, inputs).module for m in (original, slim))
+    # The original is captured anew even if it is a graph: so it was when it was pruned, and nodes are paired by name.
+    full = capture(original, inputs).module
+    small = slim if isinstance(slim, fx.GraphModule) else capture(slim, inputs).module
     plan.check_fits(full)
     return compare(full, small, plan, inputs, seed=seed, weights=weights)
 

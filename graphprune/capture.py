@@ -135,6 +135,9 @@ def _user_frame(error: BaseException) -> str:
 class _Tracer(fx.Tracer):
     """Symbolic tracing with leaves where it fails, absent optional arguments left out, and source lines on nodes."""
 
+    # Buffers stay buffers: arithmetic on them is part of the graph, not folded into constants.
+    proxy_buffer_attributes = True
+
     def __init__(self, inputs: Inputs) -> None:
         super().__init__(autowrap_functions=())
         self.inputs = inputs
@@ -203,9 +206,9 @@ def _source_line() -> str:
     while frame is not None:
         name = frame.f_code.co_filename
         if not name.startswith((_TORCH, _HERE, "<")):
-            return f"{name}:{frame.f_lineno}" if frame.f_code.co_name != "capture" else ""
-        if frame.f_code.co_name == "create_args_for_root":
-            return ""
+            return f"{name}:{frame.f_lineno}"
+        if name == __file__ and frame.f_code.co_name in ("capture", "create_args_for_root"):
+            return ""  # beyond is whoever called us, not the model
         frame = frame.f_back  # type: ignore[assignment]
     return ""
 

@@ -97,16 +97,14 @@ class CostModel:
         self._inside_shuffles = {name for shuffle in groups.trace.shuffles for name in shuffle.interior}
         self._lengths = _Lengths(groups)
         self._tensors = _tensors(program.module)
-        trainable = [(name, t) for name, t in self._tensors.items() if isinstance(t, torch.nn.Parameter)]
-        self._parameters = _Polynomial([self._size(name, tensor, 1) for name, tensor in trainable])
-        self._bytes = _Polynomial([self._size(n, t, t.element_size()) for n, t in self._tensors.items()])
+        volumes = {name: self._tensor_volume(name, tensor) for name, tensor in self._tensors.items()}
+        self._parameters = _Polynomial([volumes[n] for n, t in self._tensors.items() if isinstance(t, torch.nn.Parameter)])
+        self._bytes = _Polynomial([(volumes[n][0] * t.element_size(), volumes[n][1]) for n, t in self._tensors.items()])
         self._macs = _Polynomial([self._product(term.factors) for term in groups.trace.macs])
         self._constants, self._coefficients = self._lengths.matrix()
 
-    def _size(self, name: str, tensor: torch.Tensor, unit: int) -> tuple[int, tuple[int, ...]]:
-        value = self.groups.trace.parameters.get(name, Value(tuple(tensor.shape)))
-        coefficient, factors = self._volume(value)
-        return coefficient * unit, factors
+    def _tensor_volume(self, name: str, tensor: torch.Tensor) -> tuple[int, tuple[int, ...]]:
+        return self._volume(self.groups.trace.parameters.get(name, Value(tuple(tensor.shape))))
 
     def _volume(self, value: Value) -> tuple[int, tuple[int, ...]]:
         varied = [self.groups.units_along(field)[0] for field in value.fields]

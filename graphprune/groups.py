@@ -117,6 +117,7 @@ class Groups:
         statistics = self._statistics()
         prunable: list[Group] = []
         frozen: list[Group] = []
+        names: set[str] = set()
         for key in np.argsort(first, kind="stable").tolist():
             units, unit = by_key[key], int(first[key])
             reason = int(reasons[unit])
@@ -125,7 +126,8 @@ class Groups:
             why = None if reason == FREE else self.trace.space.freezes[reason][1]
             members = slices.get(unit, ())
             target = prunable if why is None else frozen
-            target.append(Group(len(target), _name(members), units, members, why, statistics.get(unit)))
+            name = _name(members, names if why is None else set())
+            target.append(Group(len(target), name, units, members, why, statistics.get(unit)))
             if why is None:
                 self.group_of[units] = len(prunable) - 1
         return tuple(prunable), tuple(frozen)
@@ -242,10 +244,16 @@ class Kept:
         return np.bincount(groups[groups != FROZEN], minlength=len(self.groups.prunable)).astype(np.int64)
 
 
-def _name(members: Sequence[Member]) -> str:
-    """A group is named after the first tensor that produces it (its axis 0), or the first one of all."""
-    producer = next((m for m in members if m.axis == 0), members[0] if members else None)
-    return producer.tensor.removesuffix(".weight") if producer else "(none)"
+def _name(members: Sequence[Member], taken: set[str]) -> str:
+    """A group is named after the first module that uses it (the one that makes it), numbered where that is taken."""
+    path, _, leaf = members[0].tensor.rpartition(".") if members else ("", "", "(none)")
+    name = base = path if path and leaf in ("weight", "bias", "running_mean", "running_var") else ".".join(filter(None, (path, leaf)))
+    number = 1
+    while name in taken:
+        number += 1
+        name = f"{base}#{number}"
+    taken.add(name)
+    return name
 
 
 def _shrinking_axis(units: Ints) -> tuple[int, Ints] | None:

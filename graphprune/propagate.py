@@ -70,7 +70,7 @@ def propagate(program: Program, policy: Policy | None = None) -> Trace:
         return result
 
     meta: Any = twin(program.module, to_meta)
-    with torch.no_grad(), torch.device("meta"):
+    with torch.no_grad():
         mode = _Propagation(program, policy or Policy(), twins)
         interpreter = _Interpreter(meta, mode, program)
         args = [tree_map(_to_meta, value) for value in placeholder_values(program.module.graph, program.inputs)]
@@ -94,6 +94,7 @@ class _Interpreter(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         self.mode.node = n
+        self.mode.open_bounds = None
         try:
             if n.op == "output":
                 result = super().run_node(n)
@@ -157,6 +158,7 @@ class _Propagation(TorchDispatchMode):
         self._names: dict[int, str] = {}
         self._rules: dict[Any, Any] = {}
         self._shapes = ShapeCache()
+        self.open_bounds: bool | None = None
         self.movers: set[str] = set()  # nodes that ran operators which only move elements ...
         self.workers: set[str] = set()  # ... and nodes that ran others
         self._constants: dict[int, torch.Tensor] = {}
@@ -169,10 +171,14 @@ class _Propagation(TorchDispatchMode):
                 self._constants[id(meta)] = tensor
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs = dict(kwargs) if kwargs else {}
         if func not in self._rules:
             self._rules[func] = rule_for(func), keeps_sizes(func)
         rule, any_size = self._rules[func]
+        if "device" in kwargs:
+            kwargs["device"] = torch.device("meta")
+        if any(not tensor.is_meta for tensor in tensors_in(args)):
+            args = tree_map(_to_meta, args)  # a constant that the model makes in its forward
         output = self._shapes.run(func, args, kwargs, any_size)
         self.trace.operators += 1
         assert self.node is not None
@@ -239,9 +245,43 @@ class _Propagation(TorchDispatchMode):
         """The data of a 1-D integer buffer; None for any other tensor."""
         return self._constants.get(id(tensor))
 
+    def has_open_bounds(self) -> bool:
+        """Whether the running node computes its numbers from sizes that vary between calls."""
+        if self.open_bounds is None:
+            assert self.node is not None
+            numbers = [arg for arg in self.node.all_input_nodes if not _holds_value(self.trace.values[arg.name])]
+            self.open_bounds = any(_varies(arg, self.trace.values) for arg in numbers)
+        return self.open_bounds
+
     def freeze_tensors(self, tree: Any, text: str, operator: str) -> None:
         """Freeze every label of every tensor in a structure."""
         why = self.reason(text, operator)
         for tensor in tensors_in(tree):
             for item in self.value_of(tensor).fields:
                 self.space.freeze(item, why)
+
+
+def _holds_value(item: Any) -> bool:
+    return any(isinstance(leaf, Value) for leaf in tree_leaves(item, is_leaf=lambda leaf: isinstance(leaf, Value)))
+
+
+def _varies(number: fx.Node, values: Mapping[str, Any]) -> bool:
+    """Whether a number that the graph computes depends on a tensor size that is no channel count.
+
+    A channel count is an axis with labels; the axes of a shape are told apart where the shape is indexed.
+    """
+    sources = number.all_input_nodes
+    index = number.args[1] if len(number.args) > 1 and isinstance(number.args[1], int) else None
+    for source in sources:
+        value = values[source.name]
+        if isinstance(value, Value):
+            axes = range(len(value.shape)) if index is None else [index % max(1, len(value.shape))]
+            if any(axis not in value.labelled for axis in axes):
+                return True
+        elif index is not None and isinstance(value, (tuple, list)) and source.all_input_nodes:
+            tensor = values[source.all_input_nodes[0].name]
+            if isinstance(tensor, Value) and index % len(value) not in tensor.labelled:
+                return True
+        elif _varies(source, values):
+            return True
+    return False

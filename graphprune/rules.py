@@ -19,13 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import entry_points
 from math import prod
 from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from graphprune.labels import Field, LabelSpace, Reason, Shape, Value
+from graphprune.labels import Field, LabelSpace, Reason, Shape, Value, axes_of
 from graphprune.policy import Policy
 
 Rule: TypeAlias = "Callable[[Call], None]"
@@ -84,8 +85,9 @@ def registered() -> Mapping[str, Rule]:
     return dict(_RULES)
 
 
+@cache
 def load_entry_points() -> None:
-    """Import the modules that other packages register under ``graphprune.rules``."""
+    """Import the modules that other packages register under ``graphprune.rules``; once in a process."""
     for entry in entry_points(group="graphprune.rules"):
         entry.load()
 
@@ -103,6 +105,7 @@ class Recorder(Protocol):
     def record_scalar(self, name: str, labels: Field) -> None: ...
     def choose(self, policy: str) -> str: ...
     def constant(self, tensor: torch.Tensor) -> torch.Tensor | None: ...
+    def has_open_bounds(self) -> bool: ...
 
 
 @dataclass
@@ -154,8 +157,14 @@ class Call:
         return tuple(self.outputs[index].shape)
 
     def set(self, fields: Sequence[Field], index: int = 0) -> None:
-        """Set the label fields of an output."""
-        self.recorder.set_value(self.outputs[index], fields)
+        """Set the label fields of an output. An atom that fills an axis of size 1 alone is frozen: the axis cannot go."""
+        varied = []
+        for field in fields:
+            if axes_of(field):
+                varied.append(field)
+            else:
+                self.space.freeze(field, self.reason("the only index left of an axis"))
+        self.recorder.set_value(self.outputs[index], varied)
 
     def join(self, tensors: Sequence[torch.Tensor] | None = None) -> tuple[Field, ...]:
         """Element-wise combination of these tensors (default: all), broadcast to the first output."""
@@ -190,6 +199,11 @@ class Call:
     def constant(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The data of a 1-D integer buffer of the model; None for any other tensor."""
         return self.recorder.constant(tensor)
+
+    @property
+    def open_bounds(self) -> bool:
+        """Whether the graph node computes its numbers from sizes that vary between calls (batch, resolution, length)."""
+        return self.recorder.has_open_bounds()
 
     def choose(self, policy: str) -> str:
         """The policy's choice at this site (see :class:`graphprune.policy.Policy`)."""

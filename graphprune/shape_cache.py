@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from graphprune.rules import tensors_in
+
 
 class _Layout(NamedTuple):
     shape: tuple[int, ...]
@@ -35,7 +37,7 @@ class ShapeCache:
             kind = self._kinds[func] = _kind(func._schema)
         if kind == "view":
             return func(*args, **kwargs)
-        sizes = _Sizes(any_size)
+        sizes = _Sizes(any_size and all(tensor.is_contiguous() for tensor in tensors_in((args, kwargs))))
         try:
             key = (func, sizes.key(args), sizes.key(tuple(kwargs.items())))
             known = self._known.get(key)
@@ -82,7 +84,7 @@ class _Sizes:
 
     def _layout(self, tensor: torch.Tensor) -> _Layout:
         shape, stride = tuple(tensor.shape), tensor.stride()
-        if self._by_place and tensor.is_contiguous():
+        if self._by_place:
             return _Layout(tuple([self._place(size) for size in shape]), (), tensor.dtype)
         return _Layout(shape, stride, tensor.dtype)
 
@@ -94,13 +96,18 @@ class _Sizes:
         return place
 
     def layouts(self, result: Any) -> Any:
-        """What is needed to make the result again; None where it holds something other than meta tensors."""
+        """What is needed to make the result again; None where that is more than meta tensors of the operands' sizes."""
         if isinstance(result, torch.Tensor):
-            return self._layout(result) if result.is_meta else None
+            if not result.is_meta or (self._by_place and not self._same_sizes(result)):
+                return None
+            return self._layout(result)
         if isinstance(result, (tuple, list)):
             parts = [self.layouts(part) for part in result]
             return None if any(part is None for part in parts) else (type(result), parts)
         return None
+
+    def _same_sizes(self, tensor: torch.Tensor) -> bool:
+        return tensor.is_contiguous() and all(size in self._places for size in tensor.shape)
 
     def make(self, layout: Any) -> Any:
         """Results of a remembered layout, at the sizes of this call's operands."""

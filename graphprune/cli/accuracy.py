@@ -57,7 +57,9 @@ def load_images(path: Path, mean: str | None = None, std: str | None = None) -> 
     """
     x, y = _read(path)
     if x.ndim < 2 or y.ndim != 1 or len(x) != len(y) or not len(x):
-        raise UsageError(f"{path} holds images {list(x.shape)} and labels {list(y.shape)}. Store images (n, ...) and labels (n,), n over 0.")
+        raise UsageError(
+            f"{path} holds images {list(x.shape)} and labels {list(y.shape)}. Store images (n, ...) and labels (n,), n over 0."
+        )
     if y.dtype.kind not in "ui":
         raise UsageError(f"The labels in {path} are {y.dtype}. Store class numbers as integers, counted from 0.")
     if x.dtype != np.uint8 and x.dtype.kind != "f":
@@ -92,7 +94,9 @@ def _per_channel(option: str, text: str | None, shape: tuple[int, ...]) -> tuple
     except ValueError as error:
         raise UsageError(f"{option} {text!r} is not numbers joined by commas, such as 0.485,0.456,0.406.") from error
     if len(values) not in (1, shape[1]):
-        raise UsageError(f"{option} has {len(values)} values, but the images have {shape[1]} channels. Give one value for each, or one.")
+        raise UsageError(
+            f"{option} has {len(values)} values, but the images have {shape[1]} channels. Give one value for each, or one."
+        )
     return values
 
 
@@ -123,7 +127,9 @@ def _outputs(model: nn.Module, x: Tensor, images: Images) -> Tensor:
         ) from error
     if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != len(x):
         shape = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
-        raise UsageError(f"Top-1 accuracy needs an output of shape (images, classes), and the model's is {shape}. Leave out --data.")
+        raise UsageError(
+            f"Top-1 accuracy needs an output of shape (images, classes), and the model's is {shape}. Leave out --data."
+        )
     return scores
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,7 +14,7 @@ from graphprune.cli.output import Output
 if TYPE_CHECKING:
     from graphprune.api import PruneResult
 
-PlanFile = Annotated[options.Path, typer.Argument(metavar="PLAN", help="A plan, as `graphprune prune --plan` writes it.")]
+PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan, as `graphprune prune --plan` writes it.")]
 
 
 def command(

@@ -40,15 +40,18 @@ class Request:
     mean: str | None = None
     std: str | None = None
 
-    def open(self, output: Output) -> Job:
-        """Load the model and the images. Raises UsageError for whatever is wrong with them."""
+    def open(self, output: Output, known: Inputs | None = None) -> Job:
+        """Load the model and the images. Raises UsageError for whatever is wrong with them.
+
+        known: example inputs to take where the source brings none and the user gave none.
+        """
         if self.data is None and (self.mean or self.std):
             raise UsageError("--mean and --std scale the images of --data, which is not given. Add --data FILE.npz.")
         with output.task(f"Loading {self.source}"):
             images = None if self.data is None else load_images(self.data, self.mean, self.std)
             source = load_source(self.source, weights=self.weights, trust_pickle=self.trust_pickle, seed=self.seed)
-            if images is not None and source.inputs is None and source.default_input is None:
-                source = replace(source, default_input=(1, *images.shape))
+            if source.inputs is None and source.default_input is None:
+                source = replace(source, inputs=known, default_input=None if images is None else (1, *images.shape))
             return Job(source, example_inputs(source, self.shape, seed=self.seed), images)
 
     @property
@@ -80,7 +83,7 @@ def check_format(path: Path) -> None:
 
 
 def parse_policy(choices: Sequence[str] | None) -> dict[str, str]:
-    """Policies from ``name=choice`` and ``name@site=choice``. Raises UsageError for what is not of that form or has no such name."""
+    """Policies from ``name=choice`` and ``name@site=choice``. Raises UsageError for other forms and names."""
     found = {}
     for text in choices or ():
         name, equals, choice = text.partition("=")

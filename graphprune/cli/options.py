@@ -31,7 +31,7 @@ SourceText = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="torchvision:NAME, timm:NAME, package.module:factory, or a file: .safetensors artifact, .pt2 program, .pt/.pth module.",
+        help="torchvision:NAME, timm:NAME, package.module:factory, or FILE (.safetensors artifact, .pt2 program, .pt/.pth module).",
     ),
 ]
 Shape = Annotated[
@@ -39,7 +39,7 @@ Shape = Annotated[
     typer.Option(
         "--input",
         metavar="SHAPE",
-        help="Example inputs, batch first: 1x3x224x224, 1x128:int64, or x:1x3x32x32,y:1x10. Default: what the source is known to take.",
+        help="Example inputs, batch first: 1x3x224x224, 1x128:int64, or x:1x3x32x32,y:1x10. Default: what the source usually takes.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -75,9 +75,7 @@ Out = Annotated[
         rich_help_panel=_RESULT,
     ),
 ]
-NoVerify = Annotated[
-    bool, typer.Option("--no-verify", help="Skip the proof against the masked original.", rich_help_panel=_RESULT)
-]
+NoVerify = Annotated[bool, typer.Option("--no-verify", help="Skip the proof against the masked original.", rich_help_panel=_RESULT)]
 
 Exclude = Annotated[
     list[str] | None,

@@ -8,30 +8,53 @@ from typing import Any
 
 from graphprune.cli import options
 from graphprune.cli.output import Output
-from graphprune.errors import GraphpruneError
 
 
 def command(
     as_json: options.Json = False, quiet: options.Quiet = False, verbose: options.Verbose = False, debug: options.Debug = False
 ) -> None:
     """List passes with their options, criteria, and policies with their choices."""
-    from graphprune.cli import tables
     from graphprune.criteria import criteria_names, find_criterion
     from graphprune.policy import CHOICES, Policy
-    from graphprune.registry import pass_names
+    from graphprune.registry import pass_class, pass_names
 
     with Output(as_json, quiet, verbose) as output:
-        passes = {name: _describe(name) for name in pass_names()}
-        criteria = {name: _first_line(find_criterion(name)) for name in _all_criteria(criteria_names)}
+        passes = {name: _about_pass(pass_class(name)) for name in pass_names()}
+        criteria = {name: _first_line(find_criterion(name)) for name in criteria_names()}
         policies = {name: {"choices": list(choices), "default": getattr(Policy(), name)} for name, choices in CHOICES.items()}
         output.data({"passes": passes, "criteria": criteria, "policies": policies})
-        table = tables.plain_table("pass", "option", "type", "default", title="Passes, as in --pipeline 'score{criterion=l1},...'")
-        for name, facts in passes.items():
-            table.add_row(name, tables.spanning(facts["doc"]), "", "", style="bold")
-            for option, about in facts["options"].items():
-                table.add_row("", option, about["type"], about["default"])
-        output.show(table, tables.notes_table("Criteria, as in --criterion l1", criteria, "criterion", "what it measures"))
-        policy_table = tables.plain_table("policy", "choices", "default", title="Policies, as in --policy heads=head_dim")
-        for name, about in policies.items():
-            policy_table.add_row(name, ", ".join(about["choices"]), about["default"])
-        output.show(policy_table)
+        _print(output, passes, criteria, policies)
+
+
+def _about_pass(cls: type[Any]) -> dict[str, Any]:
+    about = {field.name: {"type": str(field.type), "default": _default(field)} for field in fields(cls) if field.init}
+    return {"doc": _first_line(cls), "options": about}
+
+
+def _default(field: Field[Any]) -> str:
+    if field.default is not MISSING:
+        return str(field.default)
+    return "required" if field.default_factory is MISSING else str(field.default_factory())
+
+
+def _first_line(documented: Any) -> str:
+    """Of a class's own docstring, or of that of the module that a function is alone in."""
+    subject = inspect.getmodule(documented) if inspect.isfunction(documented) else documented
+    return (inspect.getdoc(subject) or "").partition("\n")[0]
+
+
+def _print(output: Output, passes: dict[str, Any], criteria: dict[str, str], policies: dict[str, Any]) -> None:
+    from graphprune.cli import tables
+
+    output.show(tables.notes_table("Passes", {name: about["doc"] for name, about in passes.items()}, "pass", "what it does"))
+    options_table = tables.plain_table(
+        "pass", "option", "type", "default", title="Options, as in --pipeline 'score{criterion=l1},select{macs=50%},rewrite,verify'"
+    )
+    for name, about in passes.items():
+        for index, (option, facts) in enumerate(about["options"].items()):
+            options_table.add_row("" if index else name, option, facts["type"], facts["default"])
+    output.show(options_table, tables.notes_table("Criteria, as in --criterion l1", criteria, "criterion", "what it measures"))
+    policy_table = tables.plain_table("policy", "choices", "default", title="Policies, as in --policy heads=head_dim")
+    for name, facts in policies.items():
+        policy_table.add_row(name, ", ".join(facts["choices"]), facts["default"])
+    output.show(policy_table)

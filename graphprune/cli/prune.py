@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -33,7 +34,9 @@ def command(
     ] = None,
     criterion: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Importance of a channel; `graphprune passes` lists them. Default: l2.", rich_help_panel=_HOW),
+        typer.Option(
+            metavar="NAME", help="Importance of a channel; `graphprune passes` lists them. Default: l2.", rich_help_panel=_HOW
+        ),
     ] = None,
     reduction: Annotated[
         str | None,
@@ -63,11 +66,11 @@ def command(
         str | None,
         typer.Option(
             metavar="TEXT",
-            help="Passes to run instead, as 'channels,score{criterion=l1},select{macs=50%},rewrite,verify'.",
+            help="Passes to run instead, as text; `graphprune passes` lists them.",
             rich_help_panel=_HOW,
         ),
     ] = None,
-    plan: Annotated[options.Path | None, typer.Option(metavar="FILE", help="Write the plan here too.", rich_help_panel="Result")] = None,
+    plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan here too.", rich_help_panel="Result")] = None,
     no_verify: options.NoVerify = False,
     shape: options.Shape = None,
     weights: options.Weights = None,

@@ -15,9 +15,7 @@ from graphprune.cli.output import Output
 from graphprune.cli.watching import Watching
 
 
-def finish(
-    job: Job, make: Callable[[], PruneResult], out: Path, plan: Path | None, watching: Watching, output: Output
-) -> None:
+def finish(job: Job, make: Callable[[], PruneResult], out: Path, plan: Path | None, watching: Watching, output: Output) -> None:
     """Make, measure, save, report. Nothing is written unless everything before it went well.
 
     job: the original. make: the pruning. out, plan: files to write.
@@ -59,9 +57,7 @@ def _data(
     }
 
 
-def _print(
-    job: Job, result: PruneResult, accuracy: dict[str, Any] | None, out: Path, plan: Path | None, output: Output
-) -> None:
+def _print(job: Job, result: PruneResult, accuracy: dict[str, Any] | None, out: Path, plan: Path | None, output: Output) -> None:
     report = result.report
     disk = (report.before.weight_bytes, out.stat().st_size)
     output.show(tables.before_after(report.before, report.after, disk, result.inputs.describe()))

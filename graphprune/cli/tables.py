@@ -41,7 +41,9 @@ def _scaled(value: float, step: int, units: Sequence[str]) -> str:
 
 def plain_table(*headings: str, title: str | None = None) -> Table:
     """A table without vertical rules; text folds, so that nothing is cut off."""
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", title_style="bold", pad_edge=False)
+    table = Table(
+        box=box.SIMPLE_HEAD, title=title and f"\n{title}", title_justify="left", title_style="bold", pad_edge=False, show_edge=False
+    )
     for heading in headings:
         number = heading.startswith("#")
         table.add_column(heading.removeprefix("#"), justify="right" if number else "left", no_wrap=number, overflow="fold")
@@ -118,8 +120,8 @@ def notes_table(title: str, notes: Mapping[str, str], *headings: str) -> Table:
 
 
 def folded(name: str) -> Text:
-    """A dotted name that may be broken after its dots, where the table is too narrow for it."""
-    return Text(name.replace(".", ".\u200b"), overflow="fold")
+    """A name that is broken anywhere rather than cut off, where the table is too narrow for it."""
+    return Text(name, overflow="fold")
 
 
 def listed(names: Iterable[str], shown: int = 3) -> str:

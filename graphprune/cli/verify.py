@@ -12,8 +12,7 @@ from graphprune.cli.output import Output
 from graphprune.errors import UsageError
 
 if TYPE_CHECKING:
-    from torch import fx
-
+    from graphprune.artifact import Artifact
     from graphprune.plan import Plan
 
 
@@ -22,7 +21,8 @@ def command(
     slim: Annotated[Path, typer.Argument(metavar="OUT", help="The slim model: an artifact that graphprune wrote.")],
     plan: Annotated[Path | None, typer.Option(metavar="FILE", help="The plan, instead of the artifact's own.")] = None,
     trained: Annotated[
-        bool, typer.Option("--trained", help="The slim model was trained since: compare its structure, with the original's weights.")
+        bool,
+        typer.Option("--trained", help="The slim model was trained since: compare its structure, with the original's weights."),
     ] = False,
     shape: options.Shape = None,
     weights: options.Weights = None,
@@ -44,14 +44,14 @@ def command(
     from graphprune.cli.slimming import accuracy_line
 
     with Output(as_json, quiet, verbose) as output:
-        module, decision = _read(slim, plan)
-        job = Request(source, weights, trust_pickle, shape, seed, data, mean, std).open(output)
+        artifact, decision = _read(slim, plan)
+        job = Request(source, weights, trust_pickle, shape, seed, data, mean, std).open(output, known=artifact.inputs)
         with output.task("Verifying"):
-            found = graphprune.verify(job.source.model, module, decision, job.inputs, seed=seed, weights=not trained)
+            found = graphprune.verify(job.source.model, artifact.module, decision, job.inputs, seed=seed, weights=not trained)
         accuracy: dict[str, Any] | None = None
         if job.images is not None:
             before = top1(job.source.model, job.images, output, "Accuracy of the original")
-            after = top1(module, job.images, output, "Accuracy of the slim model")
+            after = top1(artifact.module, job.images, output, "Accuracy of the slim model")
             accuracy = {"before": before, "after": after, "images": len(job.images.y)}
         output.data({"source": source, "slim": str(slim), "verification": tables.verification_data(found), "accuracy": accuracy})
         if found.passed:
@@ -61,16 +61,18 @@ def command(
         found.check()
 
 
-def _read(slim: Path, plan: Path | None) -> tuple[fx.GraphModule, Plan]:
+def _read(slim: Path, plan: Path | None) -> tuple[Artifact, Plan]:
     """The slim model and its plan. Raises ArtifactError or PlanError."""
     from graphprune.artifact import read_artifact
     from graphprune.plan import Plan
 
     if slim.suffix == ".pt2":
-        raise UsageError(f"{slim} is an exported program, whose graph is no longer that of the model. Verify the .safetensors artifact.")
+        raise UsageError(
+            f"{slim} is an exported program, whose graph is no longer that of the model. Verify the .safetensors artifact."
+        )
     artifact = read_artifact(slim)
     if plan is not None:
-        return artifact.module, Plan.load(plan)
+        return artifact, Plan.load(plan)
     if artifact.plan is None:
         raise UsageError(f"{slim} holds no plan. Give the one that it was made by, with --plan FILE.")
-    return artifact.module, Plan.parse(artifact.plan, f"the plan in {slim}")
+    return artifact, Plan.parse(artifact.plan, f"the plan in {slim}")

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import fx
+from torch.utils._pytree import tree_leaves
 
 from graphprune.analysis_manager import AnalysisView
 from graphprune.errors import RewriteError
@@ -131,7 +132,7 @@ def _rewrite_shuffles(
         ranks = np.argsort(kept_before, kind="stable")
         index = ranks[np.searchsorted(kept_before, kept_after, sorter=ranks)]
         source, target = by_name[shuffle.source], by_name[shuffle.target]
-        name = f"{shuffle.target}_index"
+        name = _free_name(module, f"{shuffle.target}_index")
         buffers[name] = torch.from_numpy(index.astype(np.int64)).to(device)
         graph = target.graph
         with graph.inserting_before(target):
@@ -146,11 +147,20 @@ def _rewrite_shuffles(
     return buffers
 
 
+def _free_name(module: fx.GraphModule, name: str) -> str:
+    """A name that no attribute of the original has: a second pruning must not take over the index of the first."""
+    number, free = 1, name
+    while hasattr(module, free):
+        number += 1
+        free = f"{name}_{number}"
+    return free
+
+
 def _drop_unread_sizes(graph: fx.Graph, rewriting: Rewriting) -> None:
     """Erase size arithmetic that nothing reads any more."""
     for node in reversed(list(graph.nodes)):
         if not node.users and node.op in ("call_function", "call_method") and node in rewriting.origin:
-            if isinstance(rewriting.old_value(node), (int, float, torch.Size)):
+            if all(isinstance(leaf, (int, float)) for leaf in tree_leaves(rewriting.old_value(node))):
                 graph.erase_node(node)
 
 

@@ -89,9 +89,9 @@ def positions_of_every_head() -> Case:
 
 @case
 def fused_attention_with_positions_of_every_head() -> Case:
-    """The implicit scale of scaled_dot_product_attention stays the original's."""
+    """The implicit scale of scaled_dot_product_attention stays the original's; one tensor holds q, k and v, so they shrink alike."""
     case = fused_qkv()
-    return Case(case.model, case.inputs, {"embed": EMBED, "qkv": DIM, "qkv#2": DIM}, policy={"heads": "head_dim"})
+    return Case(case.model, case.inputs, {"embed": EMBED, "qkv": DIM}, policy={"heads": "head_dim"})
 
 
 @case
@@ -120,7 +120,7 @@ def attention_with_bias_per_head() -> Case:
 
     model = net(forward, **_tail(qkv=nn.Linear(EMBED, 3 * EMBED), bias=nn.Parameter(torch.randn(HEADS, 7))))
     model.register_buffer("index", torch.randint(0, 7, (6, 6)))
-    return Case(model, vector(6, 5), {"embed": EMBED, "qkv": HEADS}, {("bias", 1): "indexed by data"})
+    return Case(model, vector(6, 5), {"embed": EMBED, "qkv": HEADS, "proj": EMBED}, {("bias", 1): "indexed by data"})
 
 
 @case

@@ -172,7 +172,7 @@ def shuffle_unit_with_halves() -> Case:
         return self.d(y)
 
     model = net(forward, a=conv(3, 8), b=conv(4, 4), c=conv(4, 4), d=conv(8, 2))
-    return Case(model, image(), {"a": 4, "a#2": 2, "a#3": 2, "b": 2, "b#2": 2, "c": 4})
+    return Case(model, image(), {"a": 2, "a#2": 2, "a#3": 4, "b": 2, "b#2": 2, "c": 4})
 
 
 @case

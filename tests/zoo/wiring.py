@@ -258,3 +258,16 @@ def nested_containers() -> Case:
         return self.heads["main"](x)
 
     return Case(net(forward, blocks=block, heads=nn.ModuleDict({"main": conv(5, 2)})), image(), {"blocks.0.0": 5, "blocks.1.0": 5})
+
+
+@case
+def one_channel_slices() -> Case:
+    """A slice or a part of a single channel cannot shrink; the others can."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.a(x)
+        left, right = self.d(x).split([1, 4], 1)
+        return self.b(y[:, :1]) + self.c(y) + self.b(left) + self.e(right)
+
+    model = net(forward, a=conv(3, 4), b=conv(1, 2), c=conv(4, 2), d=conv(3, 5), e=conv(4, 2))
+    return Case(model, image(), {"a": 3, "d": 4}, {("a.weight", 0): "", ("d.weight", 0): ""})

@@ -59,33 +59,13 @@ def convolution(call: Call) -> None:
     shape = call.shape()
     fields = [*batch] if out is None else [*batch, along(out, 1, len(shape))]
     call.set(fields)
-    _record_macs(call, inputs, weight, fields, channels, in_axis, transposed, groups)
-
-
-def _record_macs(
-    call: Call,
-    inputs: torch.Tensor,
-    weight: torch.Tensor,
-    fields: list[Field],
-    channels: Field | None,
-    in_axis: Field | None,
-    transposed: bool,
-    groups: int,
-) -> None:
-    taps = weight[0, 0].numel()
     if transposed:
         # Each input element meets taps x (outputs of its group): count from the input side.
-        space = inputs[:, 0].numel()
-        outer: list[Field | int] = [space, inputs.shape[1] if channels is None else channels]
-        inner: Field | int = weight.shape[1] if in_axis is None or groups > 1 else _out_labels(call, weight)
-        call.macs(taps, *outer, inner)
+        ins: Field | int = inputs.shape[1] if channels is None else channels
+        outs: Field | int = weight.shape[1] if second is None else second
+        call.macs(weight[0, 0].numel() * inputs[:, 0].numel(), ins, outs)
     else:
-        call.macs(taps, *call.volume(fields), weight.shape[1] if in_axis is None else in_axis)
-
-
-def _out_labels(call: Call, weight: torch.Tensor) -> Field | int:
-    vector = call.value(weight).vector(1)
-    return weight.shape[1] if vector is None else vector
+        call.macs(weight[0, 0].numel(), *call.volume(fields), weight.shape[1] if second is None else second)
 
 
 def _grouped(call: Call, channels: Field | None, kernel: Value, groups: int, transposed: bool) -> Field | None:

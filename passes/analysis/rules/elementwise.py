@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
+
+from graphprune.labels import axes_of
 from graphprune.rules import Call, rule
 
 
@@ -25,3 +28,21 @@ def pointwise(call: Call) -> None:
 def same(call: Call) -> None:
     """``out[i] = x[i]``: labels pass."""
     call.set(call.value(call.args[0]).fields)
+
+
+@rule("glu")
+def glu(call: Call) -> None:
+    """``out = a * sigmoid(b)`` with a and b the halves of one axis: labels at equal positions of the halves are tied."""
+    source = call.value(call.args[0])
+    axis = call.arg("dim", -1) % len(source.shape)
+    why = call.reason("halved along an axis that cannot shrink alone")
+    fields = []
+    for field in source.fields:
+        if field.shape[axis] > 1:
+            single = call.space.restrict(field, [axis], why) if len(axes_of(field)) > 1 else field
+            assert single is not None
+            first, second = np.split(single, 2, axis)
+            call.space.tie(first, second)
+            field = first
+        fields.append(field)
+    call.set(fields)

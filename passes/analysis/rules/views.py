@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from graphprune.labels import Field, axes_of, along
+from graphprune.labels import Field, Value, along, axes_of
+from graphprune.passes.analysis.rules.convolution import channel_labels
 from graphprune.rules import Call, rule
 
 
@@ -107,8 +108,9 @@ def slice_(call: Call) -> None:
         start, end, step = call.args[2], call.args[2] + call.args[3], 1
     else:
         start, end, step = call.arg("start"), call.arg("end"), call.arg("step", 1)
-    if step != 1:
-        call.set(_without(call, source.fields, axis, "sliced with a step"))
+    if step != 1 or (call.open_bounds and tuple(source.shape) != call.shape()):
+        why = "sliced with a step" if step != 1 else "sliced to a size that varies between calls"
+        call.set(_without(call, source.fields, axis, why))
         return
     window = [slice(None)] * len(source.shape)
     window[axis] = slice(start, end)
@@ -180,7 +182,7 @@ def cat(call: Call) -> None:
     call.set([np.concatenate(parts, axis), *_other_axes(call, values, axis)])
 
 
-def _other_axes(call: Call, values: Sequence, axis: int) -> tuple[Field, ...]:  # type: ignore[type-arg]
+def _other_axes(call: Call, values: Sequence[Value], axis: int) -> tuple[Field, ...]:
     why = call.reason("concatenated beside a tensor that cannot shrink")
     fields = [field for value in values for field in value.fields if field.shape[axis] == 1]
     fixed = {a for v in values for a, size in enumerate(v.shape) if a != axis and size > 1 and a not in v.labelled}
@@ -213,6 +215,30 @@ def channel_shuffle(call: Call) -> None:
         field.reshape(groups, -1).T.reshape(field.shape) if axes_of(field) == (1,) else field for field in source.fields
     ]
     call.set(shuffled)
+
+
+@rule("pixel_shuffle")
+def pixel_shuffle(call: Call) -> None:
+    """``out[n, c, h r + i, w r + j] = x[n, c r^2 + i r + j, h, w]``: the r^2 channels of an output channel are one unit."""
+    source = call.value(call.args[0])
+    axis = len(source.shape) - 3
+    batch, vector = channel_labels(call, source, axis)
+    if vector is not None:
+        table = vector.reshape(-1, call.args[1] ** 2)
+        call.space.tie(table, table[:, :1])
+        batch = [*batch, along(table[:, 0], axis, len(source.shape))]
+    call.set(batch)
+
+
+@rule("pixel_unshuffle")
+def pixel_unshuffle(call: Call) -> None:
+    """``out[n, c r^2 + i r + j, h, w] = x[n, c, h r + i, w r + j]``: each label is repeated r^2 times."""
+    source = call.value(call.args[0])
+    axis = len(source.shape) - 3
+    batch, vector = channel_labels(call, source, axis)
+    if vector is not None:
+        batch = [*batch, along(np.repeat(vector, call.args[1] ** 2), axis, len(source.shape))]
+    call.set(batch)
 
 
 @rule("roll")

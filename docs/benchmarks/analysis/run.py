@@ -1,0 +1,247 @@
+"""Analysis and rewrite against torch-pruning, alternating in one run.
+
+    pip install graphprune torch-pruning==1.6.1 matplotlib
+    python docs/benchmarks/analysis/run.py peer      # ratios of time and peak memory, per model
+    python docs/benchmarks/analysis/run.py linear    # time against the number of layers, and the fitted exponent
+
+``peer``: every model is pruned to half its channels, local ranking, by L2 magnitude, from the same in-memory model, in one
+process, ours and theirs in turn (``A B A B ...``) after one warm-up of each; the ratio is that of the medians. Ours is
+capture + analysis + scoring + selection + rewrite, with and without the verification that the peer does not have; theirs
+is the construction of the pruner (which traces the model) and one step, on a copy made outside the timed region. Peak
+memory is measured apart, in a fresh process for each, as the growth of the process's peak resident size.
+Results go to ``results.json`` and ``README.md`` beside this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import json
+import math
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.json"
+MODELS = (
+    "resnet50",
+    "mobilenet_v2",
+    "densenet121",
+    "efficientnet_b0",
+    "googlenet",
+    "regnet_y_400mf",
+    "resnext50_32x4d",
+    "squeezenet1_1",
+    "convnext_tiny",
+    "mnasnet1_0",
+    "deeplabv3_resnet50",
+    "densenet201",
+)
+
+
+def build(name: str) -> nn.Module:
+    """A torchvision model with random weights, in eval mode."""
+    options: dict[str, Any] = {"init_weights": False} if name == "googlenet" else {}
+    return torchvision.models.get_model(name, weights=None, **({"weights_backbone": None} if "deeplab" in name else options)).eval()
+
+
+def ours(model: nn.Module, verify: bool) -> Callable[[], Any]:
+    """One complete pruning by graphprune, ready to be timed."""
+    import graphprune
+
+    example = torch.randn(1, 3, 224, 224)
+    return lambda: graphprune.prune(model, example, target="channels=50%", criterion="l2", ranking="local", verify=verify)
+
+
+def theirs(model: nn.Module) -> Callable[[], Any]:
+    """One complete pruning by torch-pruning, on a copy made now (it changes the model that it is given)."""
+    import torch_pruning as tp
+
+    victim, example = copy.deepcopy(model), torch.randn(1, 3, 224, 224)
+    for parameter in victim.parameters():
+        parameter.requires_grad_(True)
+    heads = [m for n, m in victim.named_modules() if n in last_layers(model)]
+
+    def run() -> None:
+        importance = tp.importance.GroupMagnitudeImportance(p=2)
+        pruner = tp.pruner.MetaPruner(victim, example, importance=importance, pruning_ratio=0.5, ignored_layers=heads)
+        pruner.step()
+
+    return run
+
+
+def last_layers(model: nn.Module) -> set[str]:
+    """The layers that make the outputs, which the peer must be told to leave."""
+    names = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    if type(model).__name__ == "SqueezeNet":
+        return {"classifier.1"}
+    if type(model).__name__ == "GoogLeNet":
+        return {"fc", "aux1.fc2", "aux2.fc2"}
+    return {names[-1]}
+
+
+def seconds(make: Callable[[], Callable[[], Any]]) -> float:
+    """Wall-clock seconds of one run; preparation is not timed."""
+    run = make()
+    gc.collect()
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def peer(models: tuple[str, ...], repeats: int) -> dict[str, Any]:
+    """Alternate the three on every model."""
+    rows = {}
+    for name in models:
+        model = build(name)
+        contenders = {
+            "ours": lambda model=model: ours(model, False),
+            "ours_verified": lambda model=model: ours(model, True),
+            "peer": lambda model=model: theirs(model),
+        }
+        times: dict[str, list[float]] = {key: [] for key in contenders}
+        first = seconds(contenders["peer"])  # warm-ups
+        seconds(contenders["ours"])
+        seconds(contenders["ours_verified"])
+        count = max(2, min(repeats, int(60 / first)))
+        for _ in range(count):
+            for key, make in contenders.items():
+                times[key].append(seconds(make))
+        medians = {key: statistics.median(values) for key, values in times.items()}
+        memory = {key: peak_memory(name, key) for key in contenders}
+        parameters = sum(p.numel() * p.element_size() for p in model.parameters()) / 2**20
+        rows[name] = {"seconds": medians, "spread": {k: [min(v), max(v)] for k, v in times.items()}, "runs": count}
+        rows[name] |= {"peak_mib": memory, "weights_mib": parameters}
+        rows[name]["speedup"] = medians["peer"] / medians["ours"]
+        rows[name]["speedup_verified"] = medians["peer"] / medians["ours_verified"]
+        print(name, {k: round(v, 3) for k, v in medians.items()}, f"{rows[name]['speedup']:.1f}x", flush=True)  # noqa: T201
+    return rows
+
+
+def peak_memory(name: str, contender: str) -> float:
+    """MiB by which one run raises the peak resident size of a fresh process that already holds the model."""
+    done = subprocess.run([sys.executable, __file__, "memory", name, contender], capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def memory(name: str, contender: str) -> float:
+    """In a process of its own: peak growth of one run, in MiB."""
+    model = build(name)
+    run = theirs(model) if contender == "peer" else ours(model, contender == "ours_verified")
+    # The first use of each library costs memory that is not the model's: pay it on a tiny one.
+    tiny = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    (theirs(tiny) if contender == "peer" else ours(tiny, contender == "ours_verified"))()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+class Chain(nn.Module):
+    """A residual net of a given number of convolutions, each with a norm, an activation and an add."""
+
+    def __init__(self, depth: int, width: int = 8) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(depth))
+        self.stem, self.head = nn.Conv2d(3, width, 1), nn.Linear(width, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Class scores of an image batch."""
+        x = self.stem(x)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = x + torch.relu(norm(conv(x)))
+        result: torch.Tensor = self.head(x.mean((2, 3)))
+        return result
+
+
+def linear(depths: tuple[int, ...], repeats: int) -> dict[str, Any]:
+    """Time of analysis + rewrite for chains of growing depth, and the exponent of a power law fitted to it."""
+    import graphprune
+
+    points = []
+    for depth in depths:
+        model, example = Chain(depth).eval(), torch.randn(1, 3, 8, 8)
+
+        def make(model: nn.Module = model, example: torch.Tensor = example) -> Callable[[], Any]:
+            return lambda: graphprune.prune(model, example, target="channels=50%", ranking="local", verify=False)
+
+        seconds(make)
+        points.append((depth, statistics.median(seconds(make) for _ in range(repeats))))
+        print(depth, round(points[-1][1], 3), flush=True)  # noqa: T201
+    logs = np.log(np.array(points))
+    exponent = float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
+    upper = logs[len(logs) // 2 :]
+    return {"points": points, "exponent": exponent, "exponent_upper_half": float(np.polyfit(upper[:, 0], upper[:, 1], 1)[0])}
+
+
+def publish(results: dict[str, Any]) -> None:
+    """Write results.json, the figure and the README beside this file."""
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    lines = ["# Analysis and rewrite: time and memory", "", "Made by `run.py` beside this page, which says how. " + results["machine"], ""]
+    if rows := results.get("peer"):
+        speed = math.exp(statistics.fmean(math.log(row["speedup"]) for row in rows.values()))
+        verified = math.exp(statistics.fmean(math.log(row["speedup_verified"]) for row in rows.values()))
+        lines += [
+            f"Against torch-pruning 1.6.1, geometric mean over {len(rows)} models: **{speed:.1f} times faster** without verification, "
+            f"{verified:.1f} times with the proof against the masked original, which the peer does not make.",
+            "",
+            "| model | peer, s | ours, s | with proof, s | times faster | with proof | peer, MiB | ours, MiB | with proof, MiB | weights, MiB |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        for name, row in rows.items():
+            s, m = row["seconds"], row["peak_mib"]
+            lines.append(
+                f"| {name} | {s['peer']:.3f} | {s['ours']:.3f} | {s['ours_verified']:.3f} | {row['speedup']:.1f} | {row['speedup_verified']:.1f} "
+                f"| {m['peer']:.0f} | {m['ours']:.0f} | {m['ours_verified']:.0f} | {row['weights_mib']:.0f} |"
+            )
+        lines += ["", "Seconds are medians of alternating runs; MiB is the growth of the peak resident size in a fresh process.", ""]
+    if fit := results.get("linear"):
+        lines += [
+            f"Time against depth (residual chains of {fit['points'][0][0]} to {fit['points'][-1][0]:,} layers): fitted exponent "
+            f"**{fit['exponent']:.2f}**, {fit['exponent_upper_half']:.2f} on the upper half.",
+            "",
+            "| layers | seconds | ms for each layer |",
+            "| ---: | ---: | ---: |",
+            *(f"| {depth:,} | {time_:.3f} | {1000 * time_ / depth:.2f} |" for depth, time_ in fit["points"]),
+            "",
+        ]
+    (HERE / "README.md").write_text("\n".join(lines))
+
+
+def main() -> None:
+    """Run one part and update the published results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("peer", "linear", "memory"))
+    parser.add_argument("arguments", nargs="*")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.part == "memory":
+        print(memory(*options.arguments))  # noqa: T201
+        return
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
+    results["machine"] = f"{versions}, Python {platform.python_version()}, CPU ({platform.machine()}), {options.threads} thread(s)."
+    if options.part == "peer":
+        results["peer"] = peer(tuple(options.arguments) or MODELS, options.repeats)
+    else:
+        results["linear"] = linear((50, 150, 500, 1500, 5000), 3)
+    publish(results)
+
+
+if __name__ == "__main__":
+    main()

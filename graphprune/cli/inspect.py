@@ -1,0 +1,59 @@
+"""``graphprune inspect``: how a model was captured, what can be pruned, and what cannot, with the reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from graphprune.cli import options
+from graphprune.cli.output import Output
+
+if TYPE_CHECKING:
+    from graphprune.cli.survey import Survey
+
+
+def command(
+    source: options.SourceText,
+    why: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Explain the groups that this layer or tensor belongs to.")
+    ] = None,
+    pattern: Annotated[str | None, typer.Option(metavar="PATTERN", help="Show groups of this name only, as in 'layer1.*'.")] = None,
+    graph: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the coupling graph: .dot, .graphml or .json.")] = None,
+    exclude: options.Exclude = None,
+    policy: options.PolicyChoices = None,
+    shape: options.Shape = None,
+    weights: options.Weights = None,
+    trust_pickle: options.TrustPickle = False,
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Show the channel groups of a model: what is coupled, what can go, and why the rest must stay."""
+    from graphprune.cli import survey_tables
+    from graphprune.cli.coupling import check_graph_format, write_graph
+    from graphprune.cli.loading import Request, check_outputs, parse_policy
+    from graphprune.cli.survey import survey
+
+    request = Request(source, weights, trust_pickle, shape, seed)
+    choices = parse_policy(policy)
+    if graph is not None:
+        check_graph_format(graph)
+    check_outputs([graph], request.files)
+    with Output(as_json, quiet, verbose) as output:
+        job = request.open(output)
+        with output.task("Following channels"):
+            found: Survey = survey(job, tuple(exclude or ()), choices)
+        chosen = found.explained(why) if why is not None else found.matching(pattern)
+        if graph is not None:
+            write_graph(found.groups.graph(), graph)
+        output.data(survey_tables.as_data(found, chosen))
+        if why is not None:
+            output.show(*survey_tables.explanation(chosen))
+        else:
+            output.show(*survey_tables.overview(found, chosen, verbose))
+        if graph is not None:
+            output.say(f"Coupling graph written to {graph}.")

@@ -1,0 +1,105 @@
+"""What ``inspect`` finds out about a model, as data."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import gcd
+
+import numpy as np
+
+from graphprune.analysis_manager import AnalysisManager
+from graphprune.capture import capture
+from graphprune.cli.loading import Job
+from graphprune.cost import Costs
+from graphprune.errors import UsageError
+from graphprune.groups import Group, Groups
+from graphprune.passes.analysis.channels import ChannelGroups
+from graphprune.passes.analysis.cost import ModelCost
+from graphprune.program import Program
+
+#: A kernel's height and width are frozen in every convolution; that is no news, so it is told in one line.
+KERNEL_EXTENT = "the extent of a convolution kernel"
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A captured and analysed model.
+
+    parameter_shares: for every prunable group, the share of the parameters that belong to its units; a weight between
+        two groups counts for both. prunable_parameters, prunable_macs: shares that go when one unit of each group is left.
+    """
+
+    program: Program
+    groups: Groups
+    costs: Costs
+    parameter_shares: Sequence[float]
+    prunable_parameters: float
+    prunable_macs: float
+
+    @property
+    def missing(self) -> Mapping[str, list[str]]:
+        """Operators without a rule, with the graph nodes that call them."""
+        return self.groups.trace.missing
+
+    @property
+    def every(self) -> list[Group]:
+        """All groups: prunable ones first."""
+        return [*self.groups.prunable, *self.groups.frozen]
+
+    def matching(self, pattern: str | None) -> list[Group]:
+        """Groups whose name, or a member's tensor or module, matches a shell-style pattern; all of them for None.
+
+        Raises UsageError when there is none.
+        """
+        found = [g for g in self.every if pattern is None or any(fnmatchcase(name, pattern) for name in names_of(g))]
+        if pattern is not None and not found:
+            raise UsageError(f"--pattern {pattern!r} matches no group. Names are those of layers and tensors, as in 'layer1.*'.")
+        return found
+
+    def explained(self, name: str) -> list[Group]:
+        """Groups that a layer or tensor belongs to. Raises UsageError, with near names, when there is none."""
+        found = [g for g in self.every if name in names_of(g)] or self.groups.named(name)
+        found = [g for g in found if g.reason is None or g.reason.text != KERNEL_EXTENT] or found
+        if not found:
+            known = sorted({other for g in self.every for other in names_of(g)})
+            near = difflib.get_close_matches(name, known, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known are, among others, {', '.join(known[:3])}."
+            raise UsageError(f"No channel group has a layer or tensor named {name!r}; {hint}")
+        return found
+
+
+def names_of(group: Group) -> set[str]:
+    """The group's name, its tensors and the modules that hold them."""
+    tensors = {member.tensor for member in group.members}
+    return {group.name, *tensors, *(tensor.rpartition(".")[0] for tensor in tensors)} - {""}
+
+
+def per_unit(group: Group) -> int:
+    """Channels that go with one unit (64 for an attention head of 64)."""
+    return gcd(*(member.multiplicity for member in group.members))
+
+
+def survey(job: Job, exclude: tuple[str, ...], policy: Mapping[str, str]) -> Survey:
+    """Capture and analyse. Raises CaptureError, or UsageError for constraints that do not fit."""
+    program = capture(job.source.model, job.inputs, source=job.source.text).with_(exclude=exclude, policy=dict(policy))
+    manager = AnalysisManager()
+    groups = manager.get(program, ChannelGroups())
+    cost = manager.get(program, ModelCost())
+    full = groups.widths
+    without = full * (1 - np.eye(full.size, dtype=np.int64))  # row i: group i gone
+    total, macs = float(cost.parameters(full)), float(cost.macs(full))
+    return Survey(
+        program,
+        groups,
+        cost.costs(full),
+        [_gone(float(cost.parameters(row)), total) for row in without],
+        _gone(float(cost.parameters(np.minimum(full, 1))), total),
+        _gone(float(cost.macs(np.minimum(full, 1))), macs),
+    )
+
+
+def _gone(left: float, total: float) -> float:
+    return 1 - left / total if total else 0.0

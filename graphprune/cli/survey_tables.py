@@ -1,0 +1,143 @@
+"""What ``inspect`` prints."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from graphprune.cli import tables
+from graphprune.cli.survey import KERNEL_EXTENT, Survey, per_unit
+from graphprune.groups import Group
+from graphprune.labels import Reason
+
+
+def overview(survey: Survey, groups: Sequence[Group], verbose: bool) -> Iterator[RenderableType]:
+    """The capture, the groups, and what is frozen. verbose: every frozen group in a row of its own."""
+    yield _captured(survey)
+    if survey.program.opaque:
+        yield tables.notes_table("Not traced into, so left as they are", survey.program.opaque, "module", "reason")
+    if survey.missing:
+        rules = {name: tables.listed(nodes) for name, nodes in survey.missing.items()}
+        yield tables.notes_table("Operators without a rule, whose inputs are frozen", rules, "operator", "called by")
+    prunable = [g for g in groups if g.reason is None]
+    if prunable:
+        yield _prunable_table(survey, prunable)
+    frozen = [g for g in groups if g.reason is not None and (verbose or g.reason.text != KERNEL_EXTENT)]
+    if frozen:
+        yield _frozen_table(frozen, verbose)
+    extents = sum(g.reason is not None and g.reason.text == KERNEL_EXTENT for g in groups)
+    if extents and not verbose:
+        yield Text(f"And {extents} extents of convolution kernels, which are never pruned (-v lists them).")
+    yield Text(
+        f"In reach of pruning: {survey.prunable_parameters:.1%} of the parameters and {survey.prunable_macs:.1%} of the MACs, "
+        f"in {len(survey.groups.prunable)} groups."
+    )
+
+
+def _captured(survey: Survey) -> Table:
+    table = Table.grid(padding=(0, 2))
+    graph = survey.program.module.graph
+    rows = {
+        "model": f"{type(survey.program.module).__name__ or 'model'} from {survey.program.source}",
+        "input": survey.program.inputs.describe(),
+        "graph": f"{len(graph.nodes)} nodes, {survey.groups.trace.operators} operator calls",
+        "parameters": tables.count(survey.costs.parameters),
+        "MACs": f"{tables.count(survey.costs.macs)} ({tables.count(survey.costs.flops)} FLOPs)",
+        "weights": tables.size(survey.costs.weight_bytes),
+        "activations": f"{tables.size(survey.costs.activation_bytes)} at the peak",
+    }
+    for name, value in rows.items():
+        table.add_row(Text(name, style="bold"), Text(value))
+    return table
+
+
+def _prunable_table(survey: Survey, groups: Sequence[Group]) -> Table:
+    noted = any(group.statistics for group in groups)
+    headings = ("group", "#units", "#channels\nper unit", "#members", "#share of\nparameters", *(("note",) if noted else ()))
+    table = tables.plain_table(*headings, title="Prunable groups")
+    for group in groups:
+        share = f"{survey.parameter_shares[group.index]:.1%}"
+        note = [group.statistics.text if group.statistics else ""] if noted else []
+        table.add_row(tables.folded(group.name), str(group.size), str(per_unit(group)), str(len(group.members)), share, *note)
+    return table
+
+
+def _frozen_table(groups: Sequence[Group], verbose: bool) -> Table:
+    """One row for each reason, with the first group and place that it holds for; verbose: one for each group."""
+    together: dict[tuple[str, int], list[tuple[Group, Reason]]] = defaultdict(list)
+    for index, group in enumerate(groups):
+        if group.reason is not None:
+            together[group.reason.text, index if verbose else 0].append((group, group.reason))
+    table = tables.plain_table("group", "#units", "reason", "where", title="Frozen groups")
+    for (text, _), members in together.items():
+        name = tables.listed(dict.fromkeys(group.name for group, _ in members), shown=1)
+        units = sum(group.size for group, _ in members)
+        table.add_row(tables.folded(name), str(units), text, tables.folded(_place(members[0][1])))
+    return table
+
+
+def _place(reason: Reason) -> str:
+    """The graph node and the source line, the latter from where its package starts."""
+    source = re.split(r"(?:site|dist)-packages/", reason.source)[-1].removeprefix(f"{Path.cwd()}/")
+    return "\n".join(part for part in (reason.node, source) if part)
+
+
+def explanation(groups: Sequence[Group]) -> Iterator[RenderableType]:
+    """Each group: whether it can go, what ties its slices, and what freezes it."""
+    for group in groups:
+        state = "can be pruned" if group.reason is None else f"must stay: {group.reason.text}"
+        yield Text(f"\n{group.name}: {group.size} units, {state}", style="bold")
+        for label, reason in (("frozen by", group.reason), ("statistics", group.statistics)):
+            if reason is not None:
+                yield Text(f"  {label}: {reason.text}")
+                yield from (Text(f"    {name}: {value}") for name, value in _details(reason) if value)
+        yield Text("  one unit is the same channel of:" if len(group.members) > 1 else "  one unit is one channel of:")
+        table = tables.plain_table("tensor", "#axis", "#indices\nper unit")
+        for member in group.members:
+            table.add_row(tables.folded(member.tensor), str(member.axis), str(member.multiplicity))
+        yield table
+
+
+def _details(reason: Reason) -> tuple[tuple[str, str], ...]:
+    return ("operator", reason.operator), ("graph node", reason.node), ("source", reason.source)
+
+
+def as_data(survey: Survey, groups: Sequence[Group]) -> dict[str, Any]:
+    """All of it as plain data."""
+    return {
+        "source": survey.program.source,
+        "inputs": survey.program.inputs.describe(),
+        "graph_nodes": len(survey.program.module.graph.nodes),
+        "operator_calls": survey.groups.trace.operators,
+        "opaque": survey.program.opaque,
+        "without_rule": survey.missing,
+        "cost": tables.cost_data(survey.costs),
+        "prunable": {"parameters": survey.prunable_parameters, "macs": survey.prunable_macs},
+        "groups": [_group_data(survey, group) for group in groups if group.reason is None],
+        "frozen": [_group_data(survey, group) for group in groups if group.reason is not None],
+    }
+
+
+def _group_data(survey: Survey, group: Group) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "name": group.name,
+        "units": group.size,
+        "channels_per_unit": per_unit(group),
+        "members": [{"tensor": m.tensor, "axis": m.axis, "indices_per_unit": m.multiplicity} for m in group.members],
+        "statistics": _reason_data(group.statistics),
+        "reason": _reason_data(group.reason),
+    }
+    return facts if group.reason is not None else facts | {"parameter_share": survey.parameter_shares[group.index]}
+
+
+def _reason_data(reason: Reason | None) -> dict[str, str] | None:
+    if reason is None:
+        return None
+    return {"text": reason.text, "operator": reason.operator, "node": reason.node, "source": reason.source}
