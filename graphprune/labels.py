@@ -13,7 +13,6 @@ Two things are written down while values are combined, and solved once at the en
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -113,11 +112,13 @@ class LabelSpace:
             self._soft_ends.append(self.size)
         return np.arange(start, self.size, dtype=np.int64)
 
-    def is_soft(self, field: Field) -> bool:
-        """Whether the field's first atom belongs to no parameter."""
-        atom = int(field.flat[0])
-        index = bisect_right(self._soft_starts, atom) - 1
-        return index >= 0 and atom < self._soft_ends[index]
+    def soft(self, field: Field) -> npt.NDArray[np.bool_]:
+        """Which atoms of a field belong to no parameter."""
+        if not self._soft_starts:
+            return np.zeros(field.shape, dtype=bool)
+        index = np.searchsorted(self._soft_starts, field, side="right") - 1
+        found: npt.NDArray[np.bool_] = (index >= 0) & (field < np.asarray(self._soft_ends)[index])
+        return found
 
     def tie(self, left: Field, right: Field) -> None:
         """Atoms at equal positions (numpy broadcasting) live and die together."""
@@ -132,7 +133,13 @@ class LabelSpace:
         self.freezes.append((field.ravel(), reason))
 
     def note_statistics(self, field: Field, reason: Reason) -> None:
-        """Atoms over which a statistic is taken: allowed, and from now on taken over the kept ones only."""
+        """Atoms over which a statistic is taken: allowed, and from now on taken over the kept ones only.
+
+        Padding counts in a statistic whatever becomes of the channels that it is added to, so soft atoms are frozen.
+        """
+        soft = self.soft(field)
+        if soft.any():
+            self.freeze(field[soft], reason)
         self.statistics.append((field.ravel(), reason))
 
     # -- combinations of the above ------------------------------------------------------------------------------
@@ -205,7 +212,7 @@ class LabelSpace:
         moved = [(field, _reshape_field(field, value.shape, shape)) for field in value.fields]
         result: list[Field] = []
         # The widest field that belongs to parameters wins a conflict; the others keep their full extent.
-        for old, new in sorted(moved, key=lambda pair: (self.is_soft(pair[0]), -pair[0].size)):
+        for old, new in sorted(moved, key=lambda pair: (self.soft(pair[0].flat[:1]).all(), -pair[0].size)):
             if new is None:
                 continue
             taken = {axis for field in result for axis in axes_of(field)}

@@ -6,7 +6,8 @@ parameters are replaced by meta twins in a shallow copy of its module tree, so t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FunctionType
 from typing import Any
@@ -70,10 +71,10 @@ def propagate(program: Program, policy: Policy | None = None) -> Trace:
         return result
 
     meta: Any = twin(program.module, to_meta)
-    with torch.no_grad():
-        mode = _Propagation(program, policy or Policy(), twins)
+    with torch.no_grad(), _Propagation(program, policy or Policy(), twins) as mode:
         interpreter = _Interpreter(meta, mode, program)
-        args = [tree_map(_to_meta, value) for value in placeholder_values(program.module.graph, program.inputs)]
+        with mode.paused():
+            args = [tree_map(_to_meta, value) for value in placeholder_values(program.module.graph, program.inputs)]
         interpreter.run(*args)
     moving = frozenset(mode.movers - mode.workers)
     mode.trace.shuffles = find_shuffles(program.module.graph, mode.trace.values, moving)
@@ -96,35 +97,37 @@ class _Interpreter(fx.Interpreter):
         self.mode.node = n
         self.mode.open_bounds = None
         try:
-            if n.op == "output":
+            refusal = self._refusal(n)
+            if refusal is None:
                 result = super().run_node(n)
-                self.mode.freeze_tensors(result, "it reaches the model's output", "output")
-            elif n.op == "call_module" and (refusal := self._refusal(str(n.target))):
-                args, kwargs = self.fetch_args_kwargs_from_env(n)
-                self.mode.freeze_tensors((args, kwargs), refusal, "module")
-                self.mode.freeze_tensors(list(self.submodules[n.target].parameters()), refusal, "module")
-                result = super().run_node(n)
-            elif n.op == "call_function" and _is_opaque_call(n):
-                refusal = f"{getattr(n.target, '__name__', n.target)} is a Python function with sizes of its own, which no rule resizes"
-                args, kwargs = self.fetch_args_kwargs_from_env(n)
-                self.mode.freeze_tensors((args, kwargs), refusal, "function")
-                result = super().run_node(n)
-            elif n.op.startswith("call_"):
-                with self.mode:
-                    result = super().run_node(n)
             else:
-                result = super().run_node(n)
+                self._freeze_boundary(n, refusal)
+                with self.mode.paused(), torch.device("meta"):
+                    result = super().run_node(n)
         except Exception as error:
             raise _run_error(n, error, self.program) from error
+        if n.op == "output":
+            self.mode.freeze_tensors(result, "it reaches the model's output", "output")
         self.mode.trace.values[n.name] = tree_map(self.mode.value_or_item, result)
         return result
 
-    def _refusal(self, path: str) -> str | None:
-        """Why a module's labels stop at its boundary, or None."""
+    def _refusal(self, node: fx.Node) -> str | None:
+        """Why labels stop at this node's boundary, or None."""
+        if node.op == "call_function" and _is_opaque_call(node):
+            name = getattr(node.target, "__name__", node.target)
+            return f"{name} is a Python function with sizes of its own, which no rule resizes"
+        if node.op != "call_module":
+            return None
+        path = str(node.target)
         if path in self.program.opaque:
             return f"module {path} does not trace: {self.program.opaque[path]}"
         module = self.module.get_submodule(path)
         return None if can_resize(module) else f"no rule resizes modules of class {type(module).__name__}"
+
+    def _freeze_boundary(self, node: fx.Node, refusal: str) -> None:
+        self.mode.freeze_tensors(self.fetch_args_kwargs_from_env(node), refusal, node.op.removeprefix("call_"))
+        if node.op == "call_module":
+            self.mode.freeze_tensors(list(self.module.get_submodule(str(node.target)).parameters()), refusal, "module")
 
 
 def _is_opaque_call(node: fx.Node) -> bool:
@@ -158,6 +161,7 @@ class _Propagation(TorchDispatchMode):
         self._names: dict[int, str] = {}
         self._rules: dict[Any, Any] = {}
         self._shapes = ShapeCache()
+        self._paused = False
         self.open_bounds: bool | None = None
         self.movers: set[str] = set()  # nodes that ran operators which only move elements ...
         self.workers: set[str] = set()  # ... and nodes that ran others
@@ -172,14 +176,17 @@ class _Propagation(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs) if kwargs else {}
+        if self._paused:
+            return func(*args, **kwargs)
         if func not in self._rules:
             self._rules[func] = rule_for(func), keeps_sizes(func)
         rule, any_size = self._rules[func]
         if "device" in kwargs:
             kwargs["device"] = torch.device("meta")
-        if any(not tensor.is_meta for tensor in tensors_in(args)):
-            args = tree_map(_to_meta, args)  # a constant that the model makes in its forward
-        output = self._shapes.run(func, args, kwargs, any_size)
+        operands = tensors_in((*args, *kwargs.values()))
+        if not all(tensor.is_meta for tensor in operands):
+            args, kwargs = tree_map(_to_meta, (args, kwargs))  # a constant that the model makes in its forward
+        output = self._shapes.run(func, args, kwargs, any_size and all(tensor.is_contiguous() for tensor in operands))
         self.trace.operators += 1
         assert self.node is not None
         (self.movers if only_moves(func) else self.workers).add(self.node.name)
@@ -192,6 +199,15 @@ class _Propagation(TorchDispatchMode):
             for index in range(len(call.outputs)):
                 call.set((), index)
         return output
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let operators run without labels."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
 
     # -- what a rule's call asks for (graphprune.rules.Recorder) ---------------------------------------------------
 
@@ -256,7 +272,7 @@ class _Propagation(TorchDispatchMode):
     def freeze_tensors(self, tree: Any, text: str, operator: str) -> None:
         """Freeze every label of every tensor in a structure."""
         why = self.reason(text, operator)
-        for tensor in tensors_in(tree):
+        for tensor in tensors_in((tree,)):
             for item in self.value_of(tensor).fields:
                 self.space.freeze(item, why)
 

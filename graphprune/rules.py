@@ -17,9 +17,9 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import entry_points
 from math import prod
 from typing import Any, Protocol, TypeAlias
@@ -143,14 +143,14 @@ class Call:
         """Abstract value of an argument tensor."""
         return self.recorder.value_of(tensor)
 
-    def inputs(self) -> Iterator[torch.Tensor]:
+    def inputs(self) -> list[torch.Tensor]:
         """All tensors among the arguments, in order, lists flattened."""
-        yield from tensors_in((self.args, self.kwargs))
+        return tensors_in((*self.args, *self.kwargs.values()))
 
-    @property
+    @cached_property
     def outputs(self) -> list[torch.Tensor]:
         """All tensors among the results."""
-        return list(tensors_in(self.output))
+        return tensors_in((self.output,))
 
     def shape(self, index: int = 0) -> Shape:
         """Shape of an output at the example inputs."""
@@ -168,7 +168,7 @@ class Call:
 
     def join(self, tensors: Sequence[torch.Tensor] | None = None) -> tuple[Field, ...]:
         """Element-wise combination of these tensors (default: all), broadcast to the first output."""
-        chosen = list(self.inputs()) if tensors is None else tensors
+        chosen = self.inputs() if tensors is None else tensors
         reason = self.reason("combined element by element with a tensor that cannot shrink")
         return self.space.join([self.value(t) for t in chosen], self.shape(), reason)
 
@@ -210,13 +210,14 @@ class Call:
         return self.recorder.choose(policy)
 
 
-def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
-    """Tensors of a nested structure of tuples, lists and dicts, in order."""
-    if isinstance(tree, torch.Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from tensors_in(item)
-    elif isinstance(tree, dict):
-        for item in tree.values():
-            yield from tensors_in(item)
+def tensors_in(items: Iterable[Any]) -> list[torch.Tensor]:
+    """Tensors among the items and the tuples, lists and dicts nested in them, in order."""
+    found: list[torch.Tensor] = []
+    for item in items:
+        if isinstance(item, torch.Tensor):
+            found.append(item)
+        elif isinstance(item, (tuple, list)):
+            found += tensors_in(item)
+        elif isinstance(item, dict):
+            found += tensors_in(item.values())
+    return found

@@ -11,8 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from graphprune.rules import tensors_in
-
 
 class _Layout(NamedTuple):
     shape: tuple[int, ...]
@@ -30,14 +28,14 @@ class ShapeCache:
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], any_size: bool = False) -> Any:
         """The operator's result, from memory where that is sound.
 
-        any_size: each size of the results is a size of the operands, whatever these are.
+        any_size: each size of the results is a size of the operands, whatever these are; all operands are contiguous.
         """
         kind = self._kinds.get(func)
         if kind is None:
             kind = self._kinds[func] = _kind(func._schema)
         if kind == "view":
             return func(*args, **kwargs)
-        sizes = _Sizes(any_size and all(tensor.is_contiguous() for tensor in tensors_in((args, kwargs))))
+        sizes = _Sizes(any_size)
         try:
             key = (func, sizes.key(args), sizes.key(tuple(kwargs.items())))
             known = self._known.get(key)

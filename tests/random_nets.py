@@ -52,6 +52,7 @@ class RandomNet(nn.Module):
 Made = tuple[list[nn.Module], Callable[..., Any]]
 Maker = Callable[[Draw, Shape], Made | None]
 UNARY: dict[str, Maker] = {}
+LAYERS = ["convolution", "convolution", "grouped_convolution", "linear", "linear", "attention", "normalisation", "to_tokens"]
 WIDTHS = st.sampled_from([2, 3, 4, 6, 8, 12])
 
 
@@ -129,7 +130,7 @@ def activation(draw: Draw, shape: Shape) -> Made | None:
 def pool(draw: Draw, shape: Shape) -> Made | None:
     if not _is_image(shape) or shape[1] < 4:
         return None
-    return [], draw(st.sampled_from([lambda x: F.max_pool2d(x, 2), lambda x: F.avg_pool2d(x, 2), nn.AdaptiveAvgPool2d(2)]))
+    return [], draw(st.sampled_from([lambda x: F.max_pool2d(x, 2), lambda x: F.avg_pool2d(x, 2), lambda x: F.adaptive_avg_pool2d(x, 2)]))
 
 
 @unary
@@ -159,20 +160,17 @@ def parts(draw: Draw, shape: Shape) -> Made | None:
         return None
     cut = draw(st.integers(1, width - 1))
     ways: list[Callable[[Tensor], Any]] = [
-        lambda x: x.split([cut, width - cut], axis),
+        lambda x: _both(x.split([cut, width - cut], axis)),
         lambda x: x.narrow(axis, 0, cut),
         lambda x: torch.flip(x, [axis]),
+        lambda x: (x[:, :cut], x[:, cut:]) if axis == 1 else (x[..., :cut], x[..., cut:]),
     ]
-    if width % 2 == 0:
-        ways += [lambda x: x.chunk(2, dim=axis), lambda x: (x[:, : width // 2], x[:, width // 2 :]) if axis == 1 else x.chunk(2, -1)]
-    chosen = draw(st.sampled_from(ways))
+    ways += [lambda x: _both(x.chunk(2, dim=axis))] if width % 2 == 0 else []
+    return [], draw(st.sampled_from(ways))
 
-    def apply(x: Tensor) -> Any:
-        made = chosen(x)
-        return made if isinstance(made, Tensor) or not hasattr(made, "__getitem__") else (made[0], made[1])
 
-    two = chosen(torch.zeros(1, *shape))
-    return [], (lambda x: chosen(x)) if isinstance(two, Tensor) else (lambda x: (lambda t: (t[0], t[1]))(chosen(x))) or apply
+def _both(parts: Any) -> tuple[Tensor, Tensor]:
+    return parts[0], parts[1]
 
 
 @unary
@@ -277,13 +275,13 @@ def _step(draw: Draw, values: Sequence[Tensor]) -> Step | None:
             for name, rule in BINARY.items()
             for i in range(1, len(values))
             for j in range(1, len(values))
-            if (make := rule(shapes[i], shapes[j])) is not None
+            if (i != j or name == "cat") and (make := rule(shapes[i], shapes[j])) is not None
         ]
         if pairs:
             name, make, i, j = draw(st.sampled_from(pairs))
             return Step(name, (i, j), nn.ModuleList(), make)
-    source = max(draw(st.integers(0, len(values) - 1)), draw(st.integers(0, len(values) - 1)))
-    name = draw(st.sampled_from(sorted(UNARY)))
+    source = max(draw(st.integers(1, len(values) - 1)), draw(st.integers(1, len(values) - 1)))
+    name = draw(st.sampled_from([*sorted(UNARY), *LAYERS]))
     made = UNARY[name](draw, shapes[source])
     return None if made is None else Step(name, (source,), nn.ModuleList(made[0]), made[1])
 

@@ -79,7 +79,7 @@ def load_digits() -> tuple[Images, Images]:
         from sklearn.datasets import load_digits as bundled
     except ModuleNotFoundError as error:
         raise UsageError(
-            "The demo trains on the digits of scikit-learn, which is not installed. Install it with: pip install 'graphprune[demo]'."
+            "The demo needs scikit-learn for its digits, which is not installed. Install it with: pip install 'graphprune[demo]'."
         ) from error
     images, labels = bundled(return_X_y=True)
     x = (images / 16).astype(np.float32).reshape(-1, 1, 8, 8)

@@ -62,6 +62,13 @@ def _out_of_memory(error: Exception) -> int:
     return _say("error: out of memory. Give a smaller --input, or use a machine with more memory.", FAILED)
 
 
+def _system(error: Exception) -> int:
+    """The operating system refused something: a full disk, a file that vanished."""
+    name = getattr(error, "filename", None)
+    reason = getattr(error, "strerror", None) or str(error)
+    return _say(f"error: {reason}{f': {name}' if name else ''}. See to that and run the command again.", FAILED)
+
+
 def _defect(error: Exception) -> int:
     """An exception that nobody planned: keep its traceback in a file, for the report."""
     handle, name = tempfile.mkstemp(prefix="graphprune-", suffix=".txt")
@@ -79,6 +86,7 @@ _ANSWERS: Final[tuple[tuple[type[BaseException], Callable[[Exception], int]], ..
     (PassContractError, _defect),
     (GraphpruneError, _deliberate),
     (MemoryError, _out_of_memory),
+    (OSError, _system),
 )
 
 

@@ -39,7 +39,7 @@ Shape = Annotated[
     typer.Option(
         "--input",
         metavar="SHAPE",
-        help="Example inputs, batch first: 1x3x224x224, 1x128:int64, or x:1x3x32x32,y:1x10. Default: what the source usually takes.",
+        help="Example inputs, batch first: 1x3x224x224, 1x128:int64, or x:1x3x32x32,y:1x10. Default: the source's usual ones.",
         rich_help_panel=_MODEL,
     ),
 ]

@@ -41,9 +41,9 @@ class Output:
     def __init__(self, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         self.as_json = as_json
         self.verbose = verbose
-        self.errors = Console(stderr=True, highlight=False)
+        self.errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
         self._stdout = sys.stdout
-        self._screen = Console(quiet=as_json or quiet, highlight=False)
+        self._screen = Console(quiet=as_json or quiet, markup=False, emoji=False, highlight=False)
         self._watched = self.errors.is_terminal and not (as_json or quiet)
         self._progress = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=self.errors, transient=True
@@ -61,16 +61,16 @@ class Output:
     def show(self, *items: RenderableType) -> None:
         """Print tables and the like."""
         for item in items:
-            self._screen.print(item, markup=False)
+            self._screen.print(item)
 
     def say(self, text: str) -> None:
         """Print a line as it is, however long, so that paths and code can be copied."""
-        self._screen.print(text, markup=False, soft_wrap=True)
+        self._screen.print(text, soft_wrap=True)
 
     def data(self, value: Mapping[str, Any]) -> None:
         """Print the result as JSON if that is wanted; infinities and NaN become null."""
         if self.as_json:
-            self._stdout.write(json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+            self._stdout.write(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
             self._stdout.flush()
 
     @contextmanager

@@ -123,25 +123,31 @@ def _rewrite_shuffles(
     device = next((t.device for t in named_tensors(module).values()), torch.device("cpu"))
     buffers: dict[str, torch.Tensor] = {}
     for shuffle in shuffles:
+        run = [by_name[name] for name in (shuffle.target, *shuffle.interior)]
         units = rewriting.kept.groups.unit_of
-        stays = rewriting.kept.units[units[shuffle.before]]
+        stays, order = (rewriting.kept.units[units[atoms]] for atoms in (shuffle.before, shuffle.after))
         if stays.all():
+            for node in run:
+                del rewriting.origin[node]  # right as they are
             continue
-        order = rewriting.kept.units[units[shuffle.after]]
         kept_before, kept_after = shuffle.before[stays], shuffle.after[order]
         ranks = np.argsort(kept_before, kind="stable")
         index = ranks[np.searchsorted(kept_before, kept_after, sorter=ranks)]
-        source, target = by_name[shuffle.source], by_name[shuffle.target]
-        name = _free_name(module, f"{shuffle.target}_index")
-        buffers[name] = torch.from_numpy(index.astype(np.int64)).to(device)
+        source, target = by_name[shuffle.source], run[0]
         graph = target.graph
-        with graph.inserting_before(target):
-            buffer = graph.get_attr(name)
-            select = graph.call_function(torch.index_select, (source, shuffle.axis, buffer))
-        select.meta = dict(target.meta) | {"graphprune": Provenance("rewrite", shuffle.target)}
-        target.replace_all_uses_with(select)
-        rewriting.origin[select] = shuffle.target
-        for node in (target, *(by_name[inner] for inner in shuffle.interior)):
+        if (index == np.arange(index.size)).all() and run[-1:] == list(source.users):
+            target.replace_all_uses_with(source)  # the kept channels stand in order already
+            by_name[shuffle.target] = source
+        else:
+            name = _free_name(module, f"{shuffle.target}_index")
+            buffers[name] = torch.from_numpy(index.astype(np.int64)).to(device)
+            with graph.inserting_before(target):
+                select = graph.call_function(torch.index_select, (source, shuffle.axis, graph.get_attr(name)))
+            select.meta = dict(target.meta) | {"graphprune": Provenance("rewrite", shuffle.target)}
+            target.replace_all_uses_with(select)
+            rewriting.origin[select] = shuffle.target
+            by_name[shuffle.target] = select
+        for node in run:
             del rewriting.origin[node]
             graph.erase_node(node)
     return buffers

@@ -247,3 +247,46 @@ def linear_to_transposed_convolution() -> Case:
 
     model = net(forward, a=nn.Linear(5, 96), up=nn.ConvTranspose2d(6, 4, 2, 2), b=nn.ConvTranspose2d(4, 3, 1), head=nn.Linear(192, 2))
     return Case(model, vector(5), {"a": 6, "up": 4, "b": 3})
+
+
+@case
+def shuffle_of_a_whole_group() -> Case:
+    """A plan may leave a shuffled axis as it is: here it cannot shrink, and the axis beside it can."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.a(x)
+        b, c, h, w = y.shape
+        y = y.view(b, 3, c // 3, h, w).transpose(1, 2).reshape(b, c, h, w)
+        return self.c(F.relu(self.b(x))) + y
+
+    return Case(net(forward, a=conv(3, 6), b=conv(3, 8), c=conv(8, 6)), image(), {"b": 8}, {("a.weight", 0): "output"})
+
+
+@case
+def shuffle_of_repeated_channels() -> Case:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.b(F.channel_shuffle(torch.cat([y, y], 1), 4))
+
+    model = net(forward, a=conv(3, 6), b=conv(12, 2))
+    found = analyse_groups(model)
+    return Case(model, image(), found)
+
+
+def analyse_groups(model: nn.Module) -> dict[str, int]:
+    """Ties are free to be as they must be here: only exactness is asked for."""
+    from tests.checking import analyse
+
+    groups = analyse(model, image()(2)).groups.prunable
+    return {group.name: group.size for group in groups}
+
+
+@case
+def two_shuffles_in_a_row() -> Case:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = F.channel_shuffle(F.channel_shuffle(self.a(x), 2), 4)
+        b, c, h, w = y.shape
+        y = y.view(b, 4, c // 4, h, w).transpose(1, 2).reshape(b, c, h, w)
+        return self.b(y)
+
+    return Case(net(forward, a=conv(3, 8), b=conv(8, 2)), image(), {"a": 8})

@@ -278,3 +278,14 @@ def gated_linear_unit() -> Case:
 
     model = net(forward, a=nn.Linear(3, 12), b=nn.Linear(6, 2), split=nn.Linear(3, 10), c=nn.Linear(5, 2))
     return Case(model, vector(3), {"a": 6, "split": 5})
+
+
+@case
+def mean_over_padded_channels() -> Case:
+    """Zeros that a statistic counts cannot go unnoticed: the padding stays, the channels may go."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        y = F.pad(self.a(x), (0, 0, 0, 0, 1, 2))
+        return self.b(y * y.mean(1, keepdim=True).sigmoid())
+
+    return Case(net(forward, a=conv(3, 6), b=conv(9, 2)), image(), {"a": 6})

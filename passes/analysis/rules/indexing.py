@@ -27,6 +27,8 @@ def index_select(call: Call) -> None:
     value = call.value(call.args[0])
     axis = call.args[1] % len(value.shape)
     constant = call.constant(call.args[2])
+    for field in call.value(call.args[2]).fields:
+        call.space.freeze(field, call.reason("used as an index"))
     moved = value.on(axis)
     if constant is not None and moved is not None and _permutes(constant.numpy(force=True), moved, axis):
         call.set([f.take(constant.numpy(force=True), axis) if f is moved else f for f in value.fields])
@@ -37,9 +39,11 @@ def index_select(call: Call) -> None:
 
 
 def _permutes(index: Field, field: Field, axis: int) -> bool:
-    """Whether the index is a permutation of an axis whose atoms all differ, so that it can be redone for any of them."""
-    size = field.shape[axis]
-    return axes_of(field) == (axis,) and np.unique(field).size == size and np.array_equal(np.sort(index), np.arange(size))
+    """Whether the index permutes (and moves) an axis whose atoms all differ: a shuffle, which is redone for the kept ones."""
+    identity = np.arange(field.shape[axis])
+    if axes_of(field) != (axis,) or np.unique(field).size != identity.size or index.size != identity.size:
+        return False
+    return np.array_equal(np.sort(index), identity) and not np.array_equal(index, identity)
 
 
 @rule("index")

@@ -211,10 +211,13 @@ def flip(call: Call) -> None:
 def channel_shuffle(call: Call) -> None:
     """``view(n, g, c / g, ...)``, the two exchanged, flattened: the labels of the channel axis are permuted alike."""
     source, groups = call.value(call.args[0]), call.args[1]
-    shuffled = [
-        field.reshape(groups, -1).T.reshape(field.shape) if axes_of(field) == (1,) else field for field in source.fields
-    ]
-    call.set(shuffled)
+    batch, vector = channel_labels(call, source)
+    if vector is not None:
+        table = vector.reshape(groups, -1)
+        if np.unique(vector).size < vector.size:
+            call.space.tie(table, table[:1])  # no permutation of distinct atoms, which is redone: the groups shrink alike
+        batch = [*batch, along(table.T.reshape(-1), 1, len(source.shape))]
+    call.set(batch)
 
 
 @rule("pixel_shuffle")

@@ -1,0 +1,135 @@
+"""inspect and passes: what can be pruned, what cannot and why, and what a pipeline is made of."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import networkx as nx
+import pytest
+
+from .conftest import Cli
+
+SOURCE = "graphprune.cli.digits:small_cnn"
+INPUT = ("--input", "1x1x8x8")
+
+# A module that does not trace, and an operator that nothing is known about, between prunable layers.
+OPAQUE = """
+import torch
+class Branching(torch.nn.Module):
+    def forward(self, x):
+        return x if x.shape[0] > 0 else -x
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third = (torch.nn.Linear(8, 8) for _ in range(3))
+        self.odd = Branching()
+    def forward(self, x):
+        return self.third(self.odd(self.second(torch.relu(self.first(x)))))
+"""
+
+
+def test_groups_are_listed_with_their_couplings(cli: Cli) -> None:
+    data = cli("inspect", SOURCE, *INPUT, "--json").data
+    groups = {group["name"]: group for group in data["groups"]}
+    assert {name: group["units"] for name, group in groups.items()} == {
+        "stem": 32,
+        "block.conv1": 32,
+        "wide.pointwise": 48,
+        "narrow": 16,
+    }
+    coupled = {member["tensor"] for member in groups["stem"]["members"]}
+    assert {"stem.weight", "block.conv2.weight", "wide.depthwise.weight", "narrow.weight"} <= coupled
+    assert 0 < groups["narrow"]["parameter_share"] < groups["stem"]["parameter_share"] <= 1
+    assert data["cost"]["parameters"] == 22010
+    assert 0.9 < data["prunable"]["parameters"] < 1
+
+
+def test_frozen_groups_come_with_the_reason_and_kernel_extents_are_folded(cli: Cli) -> None:
+    ran = cli("inspect", SOURCE, *INPUT)
+    assert ran.code == 0 and "it reaches the model's output" in ran.out
+    assert "extents of convolution kernels" in ran.out and "the extent of a convolution kernel" not in ran.out
+    assert "the extent of a" in cli("inspect", SOURCE, *INPUT, "-v").out
+
+
+def test_what_does_not_trace_is_named_with_the_reason(cli: Cli, folder: Path) -> None:
+    (folder / "opaque_net.py").write_text(OPAQUE)
+    ran = cli("inspect", "opaque_net:Net", "--input", "1x8")
+    assert "Not traced into" in ran.out and "odd" in ran.out
+    data = cli("inspect", "opaque_net:Net", "--input", "1x8", "--json").data
+    assert set(data["opaque"]) == {"odd"}
+    frozen = {group["name"]: group["reason"] for group in data["frozen"]}
+    assert "module odd does not trace" in frozen["second"]["text"] and frozen["second"]["node"] == "odd"
+    assert [group["name"] for group in data["groups"]] == ["first"]
+
+
+def test_why_explains_the_groups_of_one_layer(cli: Cli) -> None:
+    ran = cli("inspect", SOURCE, *INPUT, "--why", "head")
+    assert "must stay: it reaches the model's output" in ran.out and "graph node: output" in ran.out
+    assert "head.weight" in ran.out and "wide.pointwise: 48 units, can be pruned" in ran.out
+    assert "block.conv1" not in ran.out
+
+
+def test_why_of_an_unknown_name_offers_near_ones(cli: Cli) -> None:
+    ran = cli("inspect", SOURCE, *INPUT, "--why", "haed")
+    assert ran.code == 2 and "'haed'; did you mean head" in ran.err
+
+
+def test_pattern_filters_and_must_match(cli: Cli) -> None:
+    data = cli("inspect", SOURCE, *INPUT, "--pattern", "narrow*", "--json").data
+    assert [group["name"] for group in data["groups"]] == ["stem", "narrow"]
+    ran = cli("inspect", SOURCE, *INPUT, "--pattern", "nothing*")
+    assert ran.code == 2 and "'nothing*' matches no group" in ran.err
+
+
+def test_exclusions_and_policies_show_in_the_groups(cli: Cli) -> None:
+    data = cli("inspect", SOURCE, *INPUT, "--exclude", "narrow", "--json").data
+    assert "narrow" not in {group["name"] for group in data["groups"]}
+    assert any("excluded by 'narrow'" in group["reason"]["text"] for group in data["frozen"])
+    frozen = cli("inspect", SOURCE, *INPUT, "--policy", "statistics=freeze", "--json")
+    assert frozen.code == 0
+
+
+def test_the_coupling_graph_is_written_for_other_tools(cli: Cli) -> None:
+    assert cli("inspect", SOURCE, *INPUT, "--graph", "g.graphml").code == 0
+    graph = nx.read_graphml("g.graphml")
+    assert graph.has_edge("group:0", "stem.weight[0]")
+    assert cli("inspect", SOURCE, *INPUT, "--graph", "g.json").code == 0
+    same = nx.node_link_graph(json.loads(Path("g.json").read_text()), edges="edges")
+    assert set(same.nodes) == set(graph.nodes) and same.number_of_edges() == graph.number_of_edges()
+
+
+def test_a_dot_file_is_written_where_pydot_is_installed(cli: Cli) -> None:
+    pydot = pytest.importorskip("pydot")
+    assert cli("inspect", SOURCE, *INPUT, "--graph", "g.dot").code == 0
+    (graph,) = pydot.graph_from_dot_file("g.dot")
+    assert {"stem", "stem.weight[0]"} <= {node.get("label").strip('"') for node in graph.get_nodes() if node.get("label")}
+
+
+def test_a_dot_file_without_pydot_is_refused_with_the_remedy(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("graphprune.cli.coupling.find_spec", lambda name: None)
+    ran = cli("inspect", SOURCE, *INPUT, "--graph", "g.dot")
+    assert ran.code == 2 and "pip install pydot" in ran.err and not Path("g.dot").exists()
+
+
+def test_an_unknown_graph_format_is_refused(cli: Cli) -> None:
+    ran = cli("inspect", SOURCE, *INPUT, "--graph", "g.png")
+    assert ran.code == 2 and ".dot, .graphml, .json" in ran.err
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_tables_fit_the_terminal_and_cut_nothing_off(cli: Cli, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    ran = cli("inspect", "torchvision:resnet18", "--input", "1x3x64x64")
+    assert max(map(len, ran.out.splitlines())) <= width
+    assert "…" not in ran.out and "layer4.1.conv1" in ran.out
+
+
+def test_passes_lists_passes_options_criteria_and_policies(cli: Cli) -> None:
+    data = cli("passes", "--json").data
+    assert list(data["passes"]) == ["channels", "score", "select", "rewrite", "verify"]
+    assert data["passes"]["score"]["options"]["criterion"] == {"type": "str", "default": "l2"}
+    assert {"l1", "l2", "random"} <= set(data["criteria"]) and all(data["criteria"].values())
+    assert data["policies"]["heads"] == {"choices": ["whole", "head_dim"], "default": "whole"}
+    ran = cli("passes")
+    assert "round_to" in ran.out and "conv_groups" in ran.out and ran.err == ""
