@@ -191,10 +191,9 @@ def _save_exported(result: PruneResult, path: Path) -> None:
     mode = result.model.training
     exported = torch.export.export(result.model.eval(), result.inputs.args, dict(result.inputs.kwargs))
     result.model.train(mode)
-    with atomic_write(path) as temporary:
-        # torch.export.save goes by the file's name for its format.
-        with temporary.open("wb") as stream:
-            torch.export.save(exported, stream, extra_files={"plan.json": result.plan.model_dump_json()})
+    # A stream, because torch.export.save goes by a file's name for its format.
+    with atomic_write(path) as temporary, temporary.open("wb") as stream:
+        torch.export.save(exported, stream, extra_files={"plan.json": result.plan.model_dump_json()})
 
 
 def load(path: str | Path) -> fx.GraphModule:

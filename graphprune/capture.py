@@ -64,7 +64,8 @@ def normalise_inputs(example_inputs: Any) -> Inputs:
 def _unwrap(model: Any) -> nn.Module:
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError(
-            f"{type(model).__name__} is a scripted (TorchScript) model, which has no Python to trace. Capture the model before torch.jit.script or torch.jit.trace."
+            f"{type(model).__name__} is a scripted (TorchScript) model, which has no Python to trace. "
+            "Capture the model before torch.jit.script or torch.jit.trace."
         )
     if not isinstance(model, nn.Module):
         raise CaptureError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
@@ -77,7 +78,9 @@ def _unwrap(model: Any) -> nn.Module:
 
 def _check_arguments(root: nn.Module, inputs: Inputs) -> None:
     if not any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves((inputs.args, dict(inputs.kwargs)))):
-        raise CaptureError("The example inputs hold no tensor. Pass a tensor, a tuple of arguments, or a dict of keyword arguments.")
+        raise CaptureError(
+            "The example inputs hold no tensor. Pass a tensor, a tuple of arguments, or a dict of keyword arguments."
+        )
     try:
         inspect.signature(root.forward).bind(*inputs.args, **inputs.kwargs)
     except TypeError as error:

@@ -247,7 +247,9 @@ class Kept:
 def _name(members: Sequence[Member], taken: set[str]) -> str:
     """A group is named after the first module that uses it (the one that makes it), numbered where that is taken."""
     path, _, leaf = members[0].tensor.rpartition(".") if members else ("", "", "(none)")
-    name = base = path if path and leaf in ("weight", "bias", "running_mean", "running_var") else ".".join(filter(None, (path, leaf)))
+    name = base = (
+        path if path and leaf in ("weight", "bias", "running_mean", "running_var") else ".".join(filter(None, (path, leaf)))
+    )
     number = 1
     while name in taken:
         number += 1

@@ -14,8 +14,6 @@ from graphprune.errors import PlanError
 from graphprune.files import atomic_write
 from graphprune.groups import Groups, Kept
 
-SCHEMA_VERSION = 1
-
 Index = Annotated[int, Field(ge=0)]
 
 
@@ -34,7 +32,7 @@ class Plan(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     kept: dict[str, dict[Index, list[Index]]]
     model: dict[str, str]
     policy: dict[str, str] = {}
@@ -128,7 +126,8 @@ def kept_units(plan: Plan, groups: Groups) -> Kept:
         if (removed[units] != ~mask).any():
             index = int(np.flatnonzero(removed[units] != ~mask)[0])
             raise PlanError(
-                f"The plan contradicts itself: index {index} of axis {axis} of {name} is kept, but belongs to a unit that loses another slice."
+                f"The plan contradicts itself: index {index} of axis {axis} of {name} is kept, "
+                "but belongs to a unit that loses another slice."
             )
     frozen = next((g for g in groups.frozen if removed[g.units].any()), None)
     if frozen is not None:

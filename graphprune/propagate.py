@@ -77,8 +77,9 @@ def propagate(program: Program, policy: Policy | None = None) -> Trace:
             args = [tree_map(_to_meta, value) for value in placeholder_values(program.module.graph, program.inputs)]
         interpreter.run(*args)
     moving = frozenset(mode.movers - mode.workers)
-    mode.trace.shuffles = find_shuffles(program.module.graph, mode.trace.values, moving)
-    return mode.trace
+    trace: Trace = mode.trace
+    trace.shuffles = find_shuffles(program.module.graph, trace.values, moving)
+    return trace
 
 
 def _to_meta(item: Any) -> Any:

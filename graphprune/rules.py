@@ -98,14 +98,29 @@ class Recorder(Protocol):
     space: LabelSpace
     policy: Policy
 
-    def value_of(self, tensor: torch.Tensor) -> Value: ...
-    def set_value(self, tensor: torch.Tensor, fields: Sequence[Field]) -> Value: ...
-    def reason(self, text: str, operator: str) -> Reason: ...
-    def record_macs(self, factors: Sequence[Field | int]) -> None: ...
-    def record_scalar(self, name: str, labels: Field) -> None: ...
-    def choose(self, policy: str) -> str: ...
-    def constant(self, tensor: torch.Tensor) -> torch.Tensor | None: ...
-    def has_open_bounds(self) -> bool: ...
+    def value_of(self, tensor: torch.Tensor) -> Value:
+        """Abstract value of a tensor."""
+
+    def set_value(self, tensor: torch.Tensor, fields: Sequence[Field]) -> Value:
+        """Set the abstract value of a tensor."""
+
+    def reason(self, text: str, operator: str) -> Reason:
+        """A reason at the running node."""
+
+    def record_macs(self, factors: Sequence[Field | int]) -> None:
+        """Note multiply-accumulates."""
+
+    def record_scalar(self, name: str, labels: Field) -> None:
+        """Note a constant that is a kept count."""
+
+    def choose(self, policy: str) -> str:
+        """The policy's choice at the running node."""
+
+    def constant(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The data of a 1-D integer buffer."""
+
+    def has_open_bounds(self) -> bool:
+        """Whether the running node computes its numbers from sizes that vary between calls."""
 
 
 @dataclass

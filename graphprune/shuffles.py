@@ -73,9 +73,7 @@ def _scattered(value: Value) -> bool:
 def _permutation(source: str, target: str, interior: list[str], old: Value, new: Value) -> Shuffle | None:
     if old.shape != new.shape or len(old.fields) != len(new.fields):
         return None
-    moved = [
-        (a, b) for a in old.fields for b in new.fields if axes_of(a) == axes_of(b) and a is not b and not np.array_equal(a, b)
-    ]
+    moved = [(a, b) for a in old.fields for b in new.fields if axes_of(a) == axes_of(b) and a is not b and not np.array_equal(a, b)]
     if len(moved) != 1:
         return None
     before, after = moved[0][0].ravel(), moved[0][1].ravel()

@@ -24,8 +24,9 @@ class Verification:
     """The slim model against the masked original.
 
     error: largest relative error over all graph nodes and outputs, ``max |slim - reference| / max |reference|`` of each.
-    tolerance: from the model's dtype. compared: tensors compared. randomised: tensors that were constant (fresh normalisation statistics, scales
-    of one or zero) and were given random values in both models, because constants hide errors. failure: what differs first, or "".
+    tolerance: from the model's dtype. compared: tensors compared. randomised: tensors that were constant (fresh
+    normalisation statistics, scales of one or zero) and were given random values in both models, because constants hide
+    errors. failure: what differs first, or "".
     """
 
     error: float

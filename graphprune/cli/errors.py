@@ -29,7 +29,7 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
     try:
         return int(command.main(list(arguments), prog_name="graphprune", standalone_mode=False) or DONE)
     except (KeyboardInterrupt, typer.Abort):
-        return _say("interrupted", INTERRUPTED)
+        return INTERRUPTED
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
@@ -44,12 +44,10 @@ def _answer(error: Exception) -> int:
 
 
 def _bad_arguments(error: Exception) -> int:
-    context = getattr(error, "ctx", None)
     text = str(getattr(error, "format_message", error.__str__)())
-    if not text or context is None:
-        return _say(text or "no arguments", BAD_USAGE)
-    if type(error).__name__ == "NoArgsIsHelpError":
-        sys.stderr.write(f"{text}\n")
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError" or context is None:
+        sys.stderr.write(f"{text}\n" if text else "")  # the message is the help, unless typer has printed it already
         return BAD_USAGE
     return _say(f"error: {text.rstrip('.')}. See `{context.command_path} --help`.", BAD_USAGE)
 

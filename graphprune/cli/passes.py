@@ -19,16 +19,16 @@ def command(
     from graphprune.registry import pass_class, pass_names
 
     with Output(as_json, quiet, verbose) as output:
-        passes = {name: _about_pass(pass_class(name)) for name in pass_names()}
+        passes = {name: _about_pass(pass_class(name), verbose) for name in pass_names()}
         criteria = {name: _first_line(find_criterion(name)) for name in criteria_names()}
         policies = {name: {"choices": list(choices), "default": getattr(Policy(), name)} for name, choices in CHOICES.items()}
         output.data({"passes": passes, "criteria": criteria, "policies": policies})
         _print(output, passes, criteria, policies)
 
 
-def _about_pass(cls: type[Any]) -> dict[str, Any]:
+def _about_pass(cls: type[Any], verbose: bool) -> dict[str, Any]:
     about = {field.name: {"type": str(field.type), "default": _default(field)} for field in fields(cls) if field.init}
-    return {"doc": _first_line(cls), "options": about}
+    return {"doc": inspect.getdoc(cls) if verbose else _first_line(cls), "options": about}
 
 
 def _default(field: Field[Any]) -> str:

@@ -56,6 +56,8 @@ def command(
         output.data({"source": source, "slim": str(slim), "verification": tables.verification_data(found), "accuracy": accuracy})
         if found.passed:
             output.say(tables.verification_line(found))
+            if verbose:
+                output.say(f"Tensors that were constant, and were given random values in both models: {found.randomised}.")
         if accuracy is not None:
             output.say(accuracy_line(accuracy))
         found.check()

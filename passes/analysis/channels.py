@@ -12,13 +12,12 @@ from graphprune.errors import UsageError
 from graphprune.groups import Groups
 from graphprune.labels import Reason
 from graphprune.pass_base import Analysis, Pass
+from graphprune.passes.analysis import rules  # noqa: F401  (registers the transfer rules)
+from graphprune.passes.rewrite import calls, modules  # noqa: F401  (the analysis must know which modules can be resized)
 from graphprune.policy import Policy
 from graphprune.program import Program
 from graphprune.propagate import Trace, propagate
 from graphprune.rules import load_entry_points
-
-from graphprune.passes.rewrite import calls, modules  # noqa: F401  (the analysis must know which modules can be resized)
-from graphprune.passes.analysis import rules  # noqa: F401  (registers the transfer rules)
 
 
 @dataclass(frozen=True)

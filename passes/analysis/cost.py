@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 from graphprune.analysis_manager import AnalysisView
 from graphprune.cost import CostModel
 from graphprune.pass_base import Analysis
-from graphprune.program import Program
-
 from graphprune.passes.analysis.channels import ChannelGroups
+from graphprune.program import Program
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,8 @@ def _resized(site: Site, sizes: Sequence[Any] | fx.Node, expected: Sequence[int]
         graph = site.node.graph
         with graph.inserting_before(site.node):
             sizes = [graph.call_function(operator.getitem, (sizes, index)) for index in range(len(expected))]
-    return type(sizes)(site.size(size, want) for size, want in zip(sizes, expected, strict=True))
+    kind: Any = type(sizes)
+    return kind(site.size(size, want) for size, want in zip(sizes, expected, strict=True))
 
 
 def _resize_sizes(site: Site, position: int, name: str, expected: Sequence[int]) -> None:

@@ -14,24 +14,15 @@ from graphprune.analysis_manager import AnalysisView
 from graphprune.errors import RewriteError
 from graphprune.groups import Groups, Kept
 from graphprune.pass_base import Pass
-from graphprune.plan import kept_units
-from graphprune.program import Program, Record
-from graphprune.resizers import call_resizer, module_resizer
-from graphprune.shuffles import Shuffle
-from graphprune.twins import named_tensors, restore_modes, twin
-
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
 from graphprune.passes.rewrite import calls, modules  # noqa: F401  (register the resizers)
-from graphprune.passes.rewrite.site import NodeSite, Rewriting
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """In ``node.meta["graphprune"]`` of nodes that a pass changed: which pass, and which node of the original."""
-
-    made_by: str
-    source: str
+from graphprune.passes.rewrite.shuffles import rewrite_shuffles
+from graphprune.passes.rewrite.site import NodeSite, Provenance, Rewriting
+from graphprune.plan import kept_units
+from graphprune.program import Program, Record
+from graphprune.resizers import call_resizer, module_resizer
+from graphprune.twins import named_tensors, restore_modes, twin
 
 
 def rewrite(module: fx.GraphModule, groups: Groups, kept: Kept) -> fx.GraphModule:
@@ -49,8 +40,8 @@ def rewrite(module: fx.GraphModule, groups: Groups, kept: Kept) -> fx.GraphModul
     new_output = graph.output(output, type_expr=getattr(old_output, "type", None))
     new_output.meta = dict(old_output.meta)
     rewriting = Rewriting(groups.trace, kept, {new: old.name for old, new in copied.items()})
-    buffers = _rewrite_shuffles(rewriting, groups.trace.shuffles, copied, module)
-    for new in [node for node in graph.nodes if node in rewriting.origin]:
+    buffers = rewrite_shuffles(rewriting, groups.trace.shuffles, copied, module)
+    for new in [node for node in graph.nodes if node in rewriting.origin and node not in rewriting.finished]:
         _resize(new, root, rewriting)
     for name, index in buffers.items():
         root.register_buffer(name, index, persistent=False)
@@ -67,8 +58,8 @@ def _slicer(module: fx.GraphModule, groups: Groups, kept: Kept) -> Any:
     def sliced(tensor: torch.Tensor) -> torch.Tensor:
         value = parameters.get(names.get(id(tensor), ""))
         result = tensor.detach()
-        for axis in range(tensor.dim()) if value else ():
-            mask = kept.axis(value, axis)
+        for axis in range(tensor.dim()):
+            mask = None if value is None else kept.axis(value, axis)
             if mask is not None and not mask.all():
                 index = torch.from_numpy(np.flatnonzero(mask)).to(tensor.device)
                 result = result.index_select(axis, index)
@@ -115,59 +106,13 @@ def _resize(node: fx.Node, root: torch.nn.Module, rewriting: Rewriting) -> None:
         ) from error
 
 
-def _rewrite_shuffles(
-    rewriting: Rewriting, shuffles: list[Shuffle], copied: dict[fx.Node, fx.Node], module: fx.GraphModule
-) -> dict[str, torch.Tensor]:
-    """Put one index_select in the place of each pruned shuffle; returns the index buffers by name."""
-    by_name = {old.name: new for old, new in copied.items()}
-    device = next((t.device for t in named_tensors(module).values()), torch.device("cpu"))
-    buffers: dict[str, torch.Tensor] = {}
-    for shuffle in shuffles:
-        run = [by_name[name] for name in (shuffle.target, *shuffle.interior)]
-        units = rewriting.kept.groups.unit_of
-        stays, order = (rewriting.kept.units[units[atoms]] for atoms in (shuffle.before, shuffle.after))
-        if stays.all():
-            for node in run:
-                del rewriting.origin[node]  # right as they are
-            continue
-        kept_before, kept_after = shuffle.before[stays], shuffle.after[order]
-        ranks = np.argsort(kept_before, kind="stable")
-        index = ranks[np.searchsorted(kept_before, kept_after, sorter=ranks)]
-        source, target = by_name[shuffle.source], run[0]
-        graph = target.graph
-        if (index == np.arange(index.size)).all() and run[-1:] == list(source.users):
-            target.replace_all_uses_with(source)  # the kept channels stand in order already
-            by_name[shuffle.target] = source
-        else:
-            name = _free_name(module, f"{shuffle.target}_index")
-            buffers[name] = torch.from_numpy(index.astype(np.int64)).to(device)
-            with graph.inserting_before(target):
-                select = graph.call_function(torch.index_select, (source, shuffle.axis, graph.get_attr(name)))
-            select.meta = dict(target.meta) | {"graphprune": Provenance("rewrite", shuffle.target)}
-            target.replace_all_uses_with(select)
-            rewriting.origin[select] = shuffle.target
-            by_name[shuffle.target] = select
-        for node in run:
-            del rewriting.origin[node]
-            graph.erase_node(node)
-    return buffers
-
-
-def _free_name(module: fx.GraphModule, name: str) -> str:
-    """A name that no attribute of the original has: a second pruning must not take over the index of the first."""
-    number, free = 1, name
-    while hasattr(module, free):
-        number += 1
-        free = f"{name}_{number}"
-    return free
-
-
 def _drop_unread_sizes(graph: fx.Graph, rewriting: Rewriting) -> None:
     """Erase size arithmetic that nothing reads any more."""
     for node in reversed(list(graph.nodes)):
-        if not node.users and node.op in ("call_function", "call_method") and node in rewriting.origin:
-            if all(isinstance(leaf, (int, float)) for leaf in tree_leaves(rewriting.old_value(node))):
-                graph.erase_node(node)
+        if node.users or node.op not in ("call_function", "call_method") or node not in rewriting.origin:
+            continue
+        if all(isinstance(leaf, (int, float)) for leaf in tree_leaves(rewriting.old_value(node))):
+            graph.erase_node(node)
 
 
 @dataclass(frozen=True)

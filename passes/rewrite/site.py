@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import dataclass
 from math import gcd
 from typing import Any
 
@@ -17,13 +18,25 @@ from graphprune.labels import Shape, Value
 from graphprune.propagate import Trace
 
 
+@dataclass(frozen=True)
+class Provenance:
+    """In ``node.meta["graphprune"]`` of nodes that a pass changed: which pass, and which node of the original."""
+
+    made_by: str
+    source: str
+
+
 class Rewriting:
-    """The new graph under construction, and what is known about its nodes."""
+    """The new graph under construction, and what is known about its nodes.
+
+    origin: name of the old node of every new one. finished: nodes that no resizer needs to see.
+    """
 
     def __init__(self, trace: Trace, kept: Kept, origin: dict[fx.Node, str]) -> None:
         self.trace = trace
         self.kept = kept
-        self.origin = origin  # new node -> name of the old one
+        self.origin = origin
+        self.finished: set[fx.Node] = set()
         self._new: dict[fx.Node, Any] = {}
 
     def old_value(self, node: fx.Node) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from graphprune.criteria import Floats, ScoringContext, criterion
-
 from graphprune.passes.scoring.magnitude import slice_norms
 
 

@@ -24,4 +24,5 @@ def slice_norms(context: ScoringContext, power: int) -> Iterator[tuple[Ints, Flo
             others = [other for other in range(weight.dim()) if other != axis]
             sums = (powers.sum(others) if others else powers).double()
             present, place = np.unique(units, return_inverse=True)
-            yield present, np.bincount(place, weights=sums.cpu().numpy()) ** (1.0 / power)
+            totals = np.bincount(place, weights=sums.cpu().numpy()).astype(np.float64)
+            yield present, totals ** (1.0 / power)

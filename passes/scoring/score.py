@@ -14,11 +14,10 @@ from graphprune.criteria import REDUCTIONS, Floats, ScoringContext, find_criteri
 from graphprune.errors import UsageError
 from graphprune.groups import Groups
 from graphprune.pass_base import Pass
-from graphprune.program import Program
-from graphprune.scores import Scores
-
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.scoring import l1, l2, random  # noqa: F401  (register the criteria)
+from graphprune.program import Program
+from graphprune.scores import Scores
 
 NORMALISATIONS: Mapping[str, Callable[[Floats], Floats]] = {
     "none": lambda x: x,
@@ -79,12 +78,14 @@ def check_finite(module: torch.nn.Module) -> None:
     for name, parameter in module.named_parameters():
         # A sum is not finite if a term is not; the exact test runs only where the sum is in doubt.
         if not bool(torch.isfinite(parameter.detach().sum())) and not bool(torch.isfinite(parameter).all()):
-            raise UsageError(f"Weight {name} holds NaN or infinite values, which cannot be ranked. Load a checkpoint that trained well.")
+            raise UsageError(
+                f"Weight {name} holds NaN or infinite values, which cannot be ranked. Load a checkpoint that trained well."
+            )
 
 
 def latest(scores: Mapping[str, Scores]) -> Scores:
     """The scores of the last scoring pass."""
-    return next(reversed(scores.values()))
+    return list(scores.values())[-1]
 
 
 def unit_order(values: Floats, groups: Groups) -> list[np.ndarray[Any, Any]]:

@@ -10,7 +10,6 @@ import numpy as np
 
 from graphprune.criteria import Floats
 from graphprune.groups import Group, Groups, Ints
-
 from graphprune.passes.scoring.score import unit_order
 
 

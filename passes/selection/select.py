@@ -14,14 +14,13 @@ from graphprune.cost import CostModel
 from graphprune.errors import TargetError, UsageError
 from graphprune.groups import Group, Groups, Ints, Kept
 from graphprune.pass_base import Pass
-from graphprune.plan import make_plan
-from graphprune.program import Program
-
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
 from graphprune.passes.scoring.score import latest
 from graphprune.passes.selection.ranking import RANKINGS, Ranking, rank
 from graphprune.passes.selection.target import Target, parse_target
+from graphprune.plan import make_plan
+from graphprune.program import Program
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,8 @@ class SelectPass(Pass):
 
     def _floors(self, groups: Groups) -> Ints:
         sizes = groups.widths
-        return np.maximum(self.min_channels, np.ceil(sizes * (1 - self.max_ratio) - 1e-9).astype(np.int64))
+        floors: Ints = np.maximum(self.min_channels, np.ceil(sizes * (1 - self.max_ratio) - 1e-9).astype(np.int64))
+        return floors
 
     def _widths(self, ranking: Ranking, groups: Groups) -> Callable[[int], Ints]:
         full = groups.widths
@@ -92,7 +92,8 @@ class SelectPass(Pass):
 
         def widths_after(count: int) -> Ints:
             raw = ranking.widths_after(count, full)
-            return np.minimum(full, -(-raw // steps) * steps)
+            widths: Ints = np.minimum(full, -(-raw // steps) * steps)
+            return widths
 
         return widths_after
 
@@ -132,7 +133,8 @@ def _out_of_reach(targets: Sequence[Target], costs: dict[str, Any], least: Ints,
             share = reachable / original if original else 1.0
             return TargetError(
                 f"Target {target} cannot be met: with these options the model can go down to {share:.1%} "
-                f"({reachable:,.0f} {target.kind}). In the way: {names}. Loosen the target, exclude, min_channels, max_ratio or round_to."
+                f"({reachable:,.0f} {target.kind}). In the way: {names}. "
+                "Loosen the target, exclude, min_channels, max_ratio or round_to."
             )
     raise AssertionError("some target is out of reach")
 

@@ -181,7 +181,9 @@ def _rms_norm(func: Any, x: Tensor, shape: Sequence[int], weight: Tensor | None,
 
 
 @_handles("native_group_norm")
-def _group_norm(func: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, hw: int, group: int, eps: float) -> Any:
+def _group_norm(
+    func: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, hw: int, group: int, eps: float
+) -> Any:
     grouped = x.reshape(n, group, -1)
     mean, variance = _moments(grouped, [2], 0)
     scale = (variance + eps).rsqrt()

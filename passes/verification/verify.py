@@ -12,12 +12,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from graphprune.analysis_manager import AnalysisView
 from graphprune.pass_base import Pass
+from graphprune.passes.verification.missing import MissingData
 from graphprune.plan import Plan
 from graphprune.program import Inputs, Program, placeholder_values
 from graphprune.twins import named_tensors, twin
 from graphprune.verification import TOLERANCE, Verification
-
-from graphprune.passes.verification.missing import MissingData
 
 
 def compare(
@@ -70,7 +69,10 @@ def _weight_difference(full: Mapping[str, Tensor], slim: nn.Module, plan: Plan) 
         if expected.shape != tensor.shape:
             return f"The slim model's {name} has shape {list(tensor.shape)}, the plan's slice has {list(expected.shape)}."
         if not torch.equal(expected.to(tensor.device), tensor):
-            return f"The slim model's {name} is not the plan's slice of the original. If the model was trained since, verify with weights=False."
+            return (
+                f"The slim model's {name} is not the plan's slice of the original. "
+                "If the model was trained since, verify with weights=False."
+            )
     return ""
 
 

@@ -127,7 +127,7 @@ def peer(models: tuple[str, ...], repeats: int) -> dict[str, Any]:
         rows[name] |= {"peak_mib": memory, "weights_mib": parameters}
         rows[name]["speedup"] = medians["peer"] / medians["ours"]
         rows[name]["speedup_verified"] = medians["peer"] / medians["ours_verified"]
-        print(name, {k: round(v, 3) for k, v in medians.items()}, f"{rows[name]['speedup']:.1f}x", flush=True)  # noqa: T201
+        print(name, {k: round(v, 3) for k, v in medians.items()}, f"{rows[name]['speedup']:.1f}x", flush=True)
     return rows
 
 
@@ -180,7 +180,7 @@ def linear(depths: tuple[int, ...], repeats: int) -> dict[str, Any]:
 
         seconds(make)
         points.append((depth, statistics.median(seconds(make) for _ in range(repeats))))
-        print(depth, round(points[-1][1], 3), flush=True)  # noqa: T201
+        print(depth, round(points[-1][1], 3), flush=True)
     logs = np.log(np.array(points))
     exponent = float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
     upper = logs[len(logs) // 2 :]
@@ -190,7 +190,12 @@ def linear(depths: tuple[int, ...], repeats: int) -> dict[str, Any]:
 def publish(results: dict[str, Any]) -> None:
     """Write results.json, the figure and the README beside this file."""
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    lines = ["# Analysis and rewrite: time and memory", "", "Made by `run.py` beside this page, which says how. " + results["machine"], ""]
+    lines = [
+        "# Analysis and rewrite: time and memory",
+        "",
+        "Made by `run.py` beside this page, which says how. " + results["machine"],
+        "",
+    ]
     if rows := results.get("peer"):
         speed = math.exp(statistics.fmean(math.log(row["speedup"]) for row in rows.values()))
         verified = math.exp(statistics.fmean(math.log(row["speedup_verified"]) for row in rows.values()))
@@ -207,7 +212,11 @@ def publish(results: dict[str, Any]) -> None:
                 f"| {name} | {s['peer']:.3f} | {s['ours']:.3f} | {s['ours_verified']:.3f} | {row['speedup']:.1f} | {row['speedup_verified']:.1f} "
                 f"| {m['peer']:.0f} | {m['ours']:.0f} | {m['ours_verified']:.0f} | {row['weights_mib']:.0f} |"
             )
-        lines += ["", "Seconds are medians of alternating runs; MiB is the growth of the peak resident size in a fresh process.", ""]
+        lines += [
+            "",
+            "Seconds are medians of alternating runs; MiB is the growth of the peak resident size in a fresh process.",
+            "",
+        ]
     if fit := results.get("linear"):
         lines += [
             f"Time against depth (residual chains of {fit['points'][0][0]} to {fit['points'][-1][0]:,} layers): fitted exponent "
@@ -231,7 +240,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.part == "memory":
-        print(memory(*options.arguments))  # noqa: T201
+        print(memory(*options.arguments))
         return
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     versions = f"torch {torch.__version__}, torchvision {torchvision.__version__}"

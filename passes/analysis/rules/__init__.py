@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
-from graphprune.passes.analysis.rules import contraction, convolution, creation, elementwise, indexing, normalisation, reduction, spatial, views
+from graphprune.passes.analysis.rules import (
+    contraction,
+    convolution,
+    creation,
+    elementwise,
+    indexing,
+    normalisation,
+    reduction,
+    spatial,
+    views,
+)
 
 __all__ = ["contraction", "convolution", "creation", "elementwise", "indexing", "normalisation", "reduction", "spatial", "views"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from graphprune.labels import Field, Value, along, axes_of
 from graphprune.rules import Call, rule
 

@@ -6,7 +6,20 @@ from graphprune.labels import along
 from graphprune.rules import Call, rule
 
 
-@rule("zeros", "ones", "full", "empty", "rand", "randn", "new_zeros", "new_ones", "new_full", "new_empty", "empty_permuted", "empty_strided")
+@rule(
+    "zeros",
+    "ones",
+    "full",
+    "empty",
+    "rand",
+    "randn",
+    "new_zeros",
+    "new_ones",
+    "new_full",
+    "new_empty",
+    "empty_permuted",
+    "empty_strided",
+)
 def constant(call: Call) -> None:
     """Every element is alike (or random): each axis gets soft labels, tied to whatever it is combined with."""
     shape = call.shape()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from graphprune.labels import Field, Value, along, axes_of
-from graphprune.rules import Call, rule
-
 from graphprune.passes.analysis.rules.convolution import channel_labels
+from graphprune.rules import Call, rule
 
 
 def note_statistics(call: Call, field: Field, what: str) -> Field | None:

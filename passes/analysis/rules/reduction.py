@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from graphprune.labels import Field, Value, axes_of
-from graphprune.rules import Call, rule
-
 from graphprune.passes.analysis.rules.normalisation import note_statistics
+from graphprune.rules import Call, rule
 
 
 def _axes(call: Call, rank: int) -> set[int]:

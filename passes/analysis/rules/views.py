@@ -204,7 +204,7 @@ def flip(call: Call) -> None:
     """Order reversed along some axes: labels are reversed alike."""
     source = call.value(call.args[0])
     rank = len(source.shape)
-    call.set([np.flip(f, [d % rank for d in call.args[1] if f.shape[d % rank] > 1]) for f in source.fields])
+    call.set([np.flip(f, tuple(d % rank for d in call.args[1] if f.shape[d % rank] > 1)) for f in source.fields])
 
 
 @rule("channel_shuffle", "native_channel_shuffle", moves=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,7 @@ from graphprune.cli import demo
 from graphprune.cli.accuracy import load_images, top1
 from graphprune.cli.output import Output
 
-from .conftest import Cli
+Cli = Callable[..., Any]
 
 pytest.importorskip("sklearn")
 

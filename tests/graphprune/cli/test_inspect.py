@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
 import pytest
 
-from .conftest import Cli
+Cli = Callable[..., Any]
 
 SOURCE = "graphprune.cli.digits:small_cnn"
 INPUT = ("--input", "1x1x8x8")

@@ -7,7 +7,9 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +17,7 @@ import graphprune
 from graphprune.cli import main
 from graphprune.cli.output import Output
 
-from .conftest import Cli
+Cli = Callable[..., Any]
 
 ROOT = Path(graphprune.__file__).parent.parent
 SOURCE = "graphprune.cli.digits:small_cnn"
@@ -62,6 +64,12 @@ def test_help_is_printed_without_importing_torch() -> None:
 def test_every_command_has_help_for_every_option(cli: Cli, command: str) -> None:
     ran = cli(command, "--help")
     assert ran.code == 0 and "--json" in ran.out and "--debug" in ran.out and ran.err == ""
+
+
+def test_no_command_prints_the_help(cli: Cli) -> None:
+    """The exit code is typer's: 2, and 0 in older versions."""
+    ran = cli()
+    assert ran.code in (0, 2) and "inspect" in ran.out + ran.err and "error" not in ran.err
 
 
 def test_version_is_printed(cli: Cli) -> None:

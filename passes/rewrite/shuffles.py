@@ -1,0 +1,72 @@
+"""Pruned shuffles: a run of views that permutes one axis becomes one index_select over the kept channels."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import fx
+
+from graphprune.groups import Ints
+from graphprune.passes.rewrite.site import Provenance, Rewriting
+from graphprune.shuffles import Shuffle
+from graphprune.twins import named_tensors
+
+
+def rewrite_shuffles(
+    rewriting: Rewriting, shuffles: list[Shuffle], copied: dict[fx.Node, fx.Node], module: fx.GraphModule
+) -> dict[str, torch.Tensor]:
+    """Replace every shuffle that lost channels; returns the index buffers to register, by name."""
+    new = {old.name: node for old, node in copied.items()}
+    device = next((tensor.device for tensor in named_tensors(module).values()), torch.device("cpu"))
+    buffers: dict[str, torch.Tensor] = {}
+    for shuffle in shuffles:
+        run = [new[name] for name in (shuffle.target, *shuffle.interior)]
+        for node in run[1:]:
+            del rewriting.origin[node]  # the inside has no shape of its own
+        index = _kept_order(rewriting, shuffle)
+        if index is None:
+            rewriting.finished.add(run[0])
+            continue
+        source = new[shuffle.source]
+        if (index == np.arange(index.size)).all() and run[-1:] == list(source.users):
+            by = source  # the kept channels stand in order already, and nobody else sees the tensor
+        else:
+            name = _free_name(module, f"{shuffle.target}_index")
+            buffers[name] = torch.from_numpy(index).to(device)
+            by = _select(rewriting, shuffle, source, run[0], name)
+        new[shuffle.target] = by
+        run[0].replace_all_uses_with(by)
+        del rewriting.origin[run[0]]
+        for node in run:
+            node.graph.erase_node(node)
+    return buffers
+
+
+def _kept_order(rewriting: Rewriting, shuffle: Shuffle) -> Ints | None:
+    """Where each kept channel of the target stands among those of the source; None when all are kept."""
+    unit_of, units = rewriting.kept.groups.unit_of, rewriting.kept.units
+    before = shuffle.before[units[unit_of[shuffle.before]]]
+    if before.size == shuffle.before.size:
+        return None
+    after = shuffle.after[units[unit_of[shuffle.after]]]
+    ranks = np.argsort(before, kind="stable")
+    return ranks[np.searchsorted(before, after, sorter=ranks)].astype(np.int64)
+
+
+def _select(rewriting: Rewriting, shuffle: Shuffle, source: fx.Node, target: fx.Node, buffer: str) -> fx.Node:
+    graph = target.graph
+    with graph.inserting_before(target):
+        select = graph.call_function(torch.index_select, (source, shuffle.axis, graph.get_attr(buffer)))
+    select.meta = dict(target.meta) | {"graphprune": Provenance("rewrite", shuffle.target)}
+    rewriting.origin[select] = shuffle.target
+    rewriting.finished.add(select)
+    return select
+
+
+def _free_name(module: fx.GraphModule, name: str) -> str:
+    """A name that no attribute of the original has: a second pruning must not take over the index of the first."""
+    number, free = 1, name
+    while hasattr(module, free):
+        number += 1
+        free = f"{name}_{number}"
+    return free

@@ -1,0 +1,124 @@
+"""Matrix products and attention: contracted labels are tied and end, the others pass; MACs are those of torch's counter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.passes.analysis.rules.observing import Seen, observe
+
+Function = Callable[..., Any]
+
+
+def pairs(seen: Seen, *axes: tuple[str, int]) -> set[frozenset[int]]:
+    """Atoms at equal places along these axes."""
+    return {frozenset(column) for column in zip(*(seen.atoms(name, axis) for name, axis in axes), strict=True)}
+
+
+PRODUCTS: dict[str, tuple[Function, dict[str, tuple[int, ...]]]] = {
+    "mm": (lambda a, b: a @ b, {"a": (4, 6), "b": (6, 3)}),
+    "linear without bias": (lambda a, b: F.linear(a, b.t()), {"a": (4, 6), "b": (6, 3)}),
+    "bmm": (lambda a, b: torch.bmm(a[None], b[None])[0], {"a": (4, 6), "b": (6, 3)}),
+    "einsum": (lambda a, b: torch.einsum("ik,kj->ij", a, b), {"a": (4, 6), "b": (6, 3)}),
+    "matmul of more axes": (lambda a, b: torch.matmul(a.view(1, 1, 4, 6), b).view(4, 3), {"a": (4, 6), "b": (6, 3)}),
+    "tensordot": (lambda a, b: torch.tensordot(a, b, dims=1), {"a": (4, 6), "b": (6, 3)}),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_the_contracted_axis_is_tied_and_the_others_pass(name: str) -> None:
+    function, shapes = PRODUCTS[name]
+    tensors = {key: torch.randn(shape) for key, shape in shapes.items()}
+    seen = observe(lambda a, b: function(a, b), **tensors)
+    assert seen.classes == pairs(seen, ("a", 1), ("b", 0))
+    assert seen.result_atoms(0) == seen.atoms("a", 0) and seen.result_atoms(1) == seen.atoms("b", 1)
+    assert not seen.frozen
+    with FlopCounterMode(display=False) as counter:
+        function(**tensors)
+    assert seen.macs() == counter.get_total_flops() // 2
+
+
+def test_a_bias_is_tied_to_the_columns() -> None:
+    seen = observe(lambda a, w, c: F.linear(a, w, c), a=torch.randn(4, 6), w=torch.randn(3, 6), c=torch.randn(3))
+    assert seen.classes == pairs(seen, ("a", 1), ("w", 1)) | pairs(seen, ("w", 0), ("c", 0))
+    assert not seen.frozen
+
+
+def test_data_freeze_the_contracted_axis_only() -> None:
+    seen = observe(lambda x, w: F.linear(x, w), x=torch.randn(4, 6), w=torch.randn(3, 6))
+    assert seen.frozen == set(seen.atoms("w", 1)) and seen.result_atoms(1) == seen.atoms("w", 0)
+    assert seen.reasons(seen.frozen) == {"multiplied with a tensor that cannot shrink"}
+
+
+@pytest.mark.parametrize("function", [torch.mv, lambda a, v: a @ v, lambda a, v: torch.einsum("mk,k->m", a, v)])
+def test_matrix_times_vector(function: Function) -> None:
+    seen = observe(lambda a, v: function(a, v), a=torch.randn(4, 6), v=torch.randn(6))
+    assert seen.classes == pairs(seen, ("a", 1), ("v", 0))
+    assert seen.result_atoms(0) == seen.atoms("a", 0) and not seen.frozen
+
+
+def test_vector_times_vector() -> None:
+    seen = observe(lambda a, b: torch.dot(a, b), a=torch.randn(6), b=torch.randn(6))
+    assert seen.classes == pairs(seen, ("a", 0), ("b", 0)) and not seen.frozen
+
+
+def test_batches_are_tied() -> None:
+    seen = observe(lambda a, b: torch.bmm(a, b), a=torch.randn(2, 4, 6), b=torch.randn(2, 6, 3))
+    assert seen.classes == pairs(seen, ("a", 2), ("b", 1)) | pairs(seen, ("a", 0), ("b", 0))
+    assert seen.result_atoms(0) is not None
+
+
+def test_a_batch_of_data_freezes_its_partner() -> None:
+    seen = observe(lambda x, b: torch.bmm(x, b), x=torch.randn(2, 4, 6), b=torch.randn(2, 6, 3))
+    assert seen.frozen == set(seen.atoms("b", 0)) | set(seen.atoms("b", 1))
+    assert seen.result_atoms(2) == seen.atoms("b", 2)
+
+
+@pytest.mark.parametrize(("policy", "size"), [("whole", 4), ("head_dim", 3)])
+def test_heads_contracted_over_their_dimension(policy: str, size: int) -> None:
+    """q @ k' per head, from one axis each: units are whole heads, or the same dimension of all heads."""
+
+    def function(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return q.view(5, 3, 4).transpose(0, 1) @ k.view(5, 3, 4).permute(1, 2, 0)
+
+    seen = observe(function, policy={"heads": policy}, q=torch.randn(5, 12), k=torch.randn(5, 12))
+    q, k = seen.atoms("q", 1), seen.atoms("k", 1)
+    if policy == "whole":
+        wanted = {frozenset(q[h * 4 : h * 4 + 4] + k[h * 4 : h * 4 + 4]) for h in range(3)}
+    else:
+        wanted = {frozenset(q[d::4] + k[d::4]) for d in range(4)}
+    assert {group for group in seen.classes if group & set(q)} == wanted
+    assert not seen.frozen & set(q + k)
+    assert {len(group) for group in wanted} == {2 * 12 // len(wanted)} and len(wanted) == 12 // size
+
+
+def attended(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def test_attention_ties_heads_of_all_three_and_queries_with_keys() -> None:
+    """Tokens cannot shrink, q's width goes with k's, v's width passes."""
+    shapes = {"q": (1, 3, 5, 4), "k": (1, 3, 6, 4), "v": (1, 3, 6, 2)}
+    seen = observe(attended, **{name: torch.randn(shape) for name, shape in shapes.items()})
+    assert seen.classes >= pairs(seen, ("q", 1), ("k", 1), ("v", 1)) | pairs(seen, ("q", 3), ("k", 3))
+    assert seen.frozen == {atom for name in "qkv" for atom in seen.atoms(name, 2)}
+    assert seen.result_atoms(3) == seen.atoms("v", 3) and seen.result_atoms(2) is None
+    with FlopCounterMode(display=False) as counter:
+        attended(*(torch.randn(shape) for shape in shapes.values()))
+    assert seen.macs() == counter.get_total_flops() // 2
+
+
+def test_an_attention_bias_of_data_per_head_freezes_the_heads() -> None:
+    def function(x: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=x)
+
+    tensors = {name: torch.randn(1, 3, 5, 4) for name in "qkv"}
+    seen = observe(function, x=torch.randn(1, 3, 5, 5), **tensors)
+    assert seen.frozen >= {atom for name in "qkv" for atom in seen.atoms(name, 1)}
+    free = observe(function, x=torch.randn(1, 1, 5, 5), **tensors)
+    assert not free.frozen & set(free.atoms("q", 1))

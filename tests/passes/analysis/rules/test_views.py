@@ -1,0 +1,165 @@
+"""Views: labels move exactly as the data does; positions that are fixed freeze, and independent axes that merge cannot both stay free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.passes.analysis.rules.observing import check_labels_move_like_data, observe
+
+MOVES: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Any]]] = {
+    "split an axis": ((4, 6), lambda t: t.view(4, 2, 3)),
+    "split both axes": ((4, 6), lambda t: t.reshape(2, 2, 3, 2)),
+    "merge and split one field": ((24,), lambda t: t.view(2, 3, 4).permute(2, 0, 1).reshape(8, 3)),
+    "insert ones": ((4, 6), lambda t: t.view(1, 4, 1, 6, 1)),
+    "remove ones": ((4, 1, 6), lambda t: t.view(4, 6)),
+    "unflatten": ((12, 2), lambda t: t.unflatten(0, (-1, 4))),
+    "flatten one": ((1, 6, 1, 1), lambda t: t.flatten(1)),
+    "permute": ((2, 3, 4), lambda t: t.permute(2, -3, 1)),
+    "transpose": ((2, 3, 4), lambda t: t.transpose(-1, 0)),
+    "t": ((3, 4), lambda t: t.t()),
+    "T": ((3, 4), lambda t: t.T),
+    "mT": ((2, 3, 4), lambda t: t.mT),
+    "movedim": ((2, 3, 4), lambda t: torch.movedim(t, 0, 2)),
+    "swapaxes": ((2, 3, 4), lambda t: torch.swapaxes(t, 0, 1)),
+    "unsqueeze": ((3, 4), lambda t: t.unsqueeze(-2)),
+    "none index": ((3, 4), lambda t: t[:, None, :, None]),
+    "squeeze all": ((1, 3, 1, 4), lambda t: t.squeeze()),
+    "squeeze one": ((1, 3, 1, 4), lambda t: t.squeeze(2)),
+    "squeeze what is no one": ((3, 4), lambda t: t.squeeze(0)),
+    "squeeze several": ((1, 3, 1, 4), lambda t: t.squeeze((0, 2))),
+    "expand": ((3, 1, 4), lambda t: t.expand(2, -1, 5, 4)),
+    "expand_as": ((1, 4), lambda t: t.expand(3, 4)),
+    "repeat": ((2, 3), lambda t: t.repeat(2, 1, 3)),
+    "tile": ((2, 3), lambda t: torch.tile(t, (2, 2))),
+    "slice": ((6, 5), lambda t: t[1:4]),
+    "slice from the end": ((6, 5), lambda t: t[..., -3:]),
+    "slice past the end": ((6, 5), lambda t: t[2:99, :-2]),
+    "narrow": ((6, 5), lambda t: t.narrow(0, 2, 3)),
+    "split": ((8, 2), lambda t: t.split(3)),
+    "split into sizes": ((2, 7), lambda t: torch.split(t, [2, 2, 3], dim=-1)),
+    "chunk": ((8, 2), lambda t: t.chunk(3)),
+    "tensor_split": ((7, 2), lambda t: t.tensor_split(3, 0)),
+    "unsafe_split": ((6, 2), lambda t: torch.unsafe_split(t, 2)),
+    "flip": ((4, 5), lambda t: t.flip(-1, 0)),
+    "flip one": ((4, 5), lambda t: torch.flip(t, [0])),
+    "channel_shuffle": ((2, 6, 1, 1), lambda t: F.channel_shuffle(t, 3)),
+    "pixel_shuffle": ((2, 8, 3, 3), lambda t: F.pixel_shuffle(t, 2)),
+    "pixel_unshuffle": ((2, 3, 4, 4), lambda t: F.pixel_unshuffle(t, 2)),
+    "clone": ((3, 4), lambda t: t.clone()),
+    "contiguous": ((3, 4), lambda t: t.transpose(0, 1).contiguous()),
+}
+
+
+@pytest.mark.parametrize("name", [n for n in MOVES if not n.startswith("pixel")])
+def test_labels_move_like_data(name: str) -> None:
+    shape, function = MOVES[name]
+    seen = check_labels_move_like_data(lambda t: function(t), t=torch.randn(shape))
+    assert not seen.frozen
+
+
+@pytest.mark.parametrize("name", ["pixel_shuffle", "pixel_unshuffle"])
+def test_pixels_may_freeze_space_but_never_lie(name: str) -> None:
+    """Channels merge with space here: what is not frozen must be where the data is."""
+    shape, function = MOVES[name]
+    seen = observe(lambda t: function(t), t=torch.randn(shape))
+    assert not seen.frozen & set(seen.atoms("t", 1)), "channels stay free"
+
+
+def test_concatenation_keeps_every_part_where_it_is() -> None:
+    seen = check_labels_move_like_data(lambda a, b: torch.cat([a, b], -1), a=torch.randn(2, 3), b=torch.randn(2, 4))
+    assert seen.result_atoms(1) == seen.atoms("a", 1) + seen.atoms("b", 1)
+    assert seen.classes == {frozenset(pair) for pair in zip(seen.atoms("a", 0), seen.atoms("b", 0), strict=True)}
+    assert not seen.frozen
+
+
+def test_concatenation_beside_data_fixes_that_part_only() -> None:
+    seen = observe(lambda x, a: torch.cat([x, a], 1), x=torch.randn(2, 3), a=torch.randn(1, 4).expand(2, 4).clone())
+    assert not seen.frozen & set(seen.atoms("a", 1))
+    assert seen.frozen >= set(seen.atoms("a", 0)), "the batch axis meets the data"
+    labels = seen.result_atoms(1)
+    assert labels is not None and labels[3:] == seen.atoms("a", 1) and set(labels[:3]) <= seen.frozen
+
+
+def test_concatenation_of_one_tensor_with_itself_repeats_its_labels() -> None:
+    seen = observe(lambda a: torch.cat([a, a], 0), a=torch.randn(3, 4))
+    assert seen.result_atoms(0) == seen.atoms("a", 0) * 2
+    assert not seen.classes
+
+
+def test_stack_ties_its_parts() -> None:
+    seen = observe(lambda a, b: torch.stack([a, b], 1), a=torch.randn(2, 3), b=torch.randn(2, 3))
+    pairs = [*zip(seen.atoms("a", 0), seen.atoms("b", 0), strict=True), *zip(seen.atoms("a", 1), seen.atoms("b", 1), strict=True)]
+    assert seen.classes == {frozenset(pair) for pair in pairs}
+    assert seen.result_atoms(1) is None and not seen.frozen
+
+
+@pytest.mark.parametrize("function", [lambda t: t[:, 2], lambda t: torch.select(t, -1, 2), lambda t: t.unbind(1)])
+def test_an_axis_taken_by_position_is_frozen_and_the_other_is_not(function: Callable[[Tensor], Any]) -> None:
+    seen = observe(lambda t: function(t), t=torch.randn(3, 4))
+    assert seen.frozen == set(seen.atoms("t", 1))
+    assert all(seen.result_atoms(0, index) == seen.atoms("t", 0) for index in range(len(seen.results)))
+
+
+def test_unbinding_ties_what_is_taken_apart() -> None:
+    """Over (3, heads, dim) of one axis, the same position of each of the three goes together."""
+    seen = observe(lambda t: t.view(3, 4).unbind(0), t=torch.randn(12))
+    atoms = seen.atoms("t", 0)
+    assert seen.classes == {frozenset(atoms[position::4]) for position in range(4)}
+    assert not seen.frozen
+
+
+@pytest.mark.parametrize(("shifts", "axes"), [(1, 0), ((1, 2), (0, 1)), ((2,), None)])
+def test_a_roll_fixes_its_axes(shifts: Any, axes: Any) -> None:
+    seen = observe(lambda t: torch.roll(t, shifts, axes), t=torch.randn(4, 5))
+    rolled = {0, 1} if axes is None else set(axes if isinstance(axes, tuple) else [axes])
+    assert seen.frozen == {atom for axis in rolled for atom in seen.atoms("t", axis)}
+
+
+def test_a_step_is_no_range() -> None:
+    seen = observe(lambda t: t[::2], t=torch.randn(6, 5))
+    assert seen.frozen == set(seen.atoms("t", 0)) and seen.result_atoms(1) == seen.atoms("t", 1)
+
+
+@pytest.mark.parametrize("function", [lambda t: t[2:3], lambda t: t.split([1, 5])[0], lambda t: t.narrow(0, 5, 1)])
+def test_a_single_index_that_is_cut_out_must_stay(function: Callable[[Tensor], Any]) -> None:
+    seen = observe(lambda t: function(t), t=torch.randn(6, 5))
+    assert len(seen.frozen) == 1 and seen.frozen < set(seen.atoms("t", 0))
+    assert all(field.size > 1 for value in seen.results for field in value.fields), "a field that does not vary is no field"
+
+
+@pytest.mark.parametrize(
+    ("pads", "axis", "front", "back"), [((0, 0, 2, 1), 0, 2, 1), ((1, 0), 1, 1, 0), ((-1, 2), 1, -1, 2), ((0, 0, -1, -1), 0, -1, -1)]
+)
+def test_padding_has_labels_of_its_own(pads: tuple[int, ...], axis: int, front: int, back: int) -> None:
+    seen = observe(lambda t: F.pad(t, pads), t=torch.randn(4, 5))
+    atoms = seen.atoms("t", axis)
+    left = atoms[max(0, -front) : len(atoms) - max(0, -back)]
+    labels = seen.result_atoms(axis)
+    assert labels is not None and len(labels) == len(atoms) + front + back
+    assert labels[max(0, front) : len(labels) - max(0, back)] == left
+    fresh = [atom for atom in labels if atom not in left]
+    assert len(set(fresh)) == len(fresh) and not set(fresh) & set(seen.atoms("t", 0) + seen.atoms("t", 1))
+
+
+def test_independent_axes_that_merge_cannot_both_stay_free() -> None:
+    seen = observe(lambda t: t.flatten(), t=torch.randn(3, 5))
+    assert seen.frozen == set(seen.atoms("t", 0)), "the narrower one yields"
+    assert seen.result_atoms(0) == seen.atoms("t", 1) * 3
+
+
+def test_other_strides_freeze() -> None:
+    seen = observe(lambda t: t.as_strided((2, 2), (1, 2)), t=torch.randn(4, 4))
+    assert seen.frozen == set(seen.atoms("t", 0) + seen.atoms("t", 1))
+
+
+def test_an_operator_without_a_rule_freezes_and_is_named() -> None:
+    seen = observe(lambda t: torch.linalg.inv(t), t=torch.randn(3, 3))
+    assert seen.frozen == set(seen.atoms("t", 0) + seen.atoms("t", 1))
+    assert any("has no rule" in reason for reason in seen.reasons(seen.atoms("t", 0)))
+    assert list(seen.trace.missing)
