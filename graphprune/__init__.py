@@ -9,12 +9,16 @@ True
 
 from __future__ import annotations
 
-from graphprune.api import PruneResult, Report, apply_plan, load, prune, run_pipeline, save, verify
-from graphprune.capture import capture
-from graphprune.errors import GraphpruneError
-from graphprune.plan import Plan
-from graphprune.program import Program
-from graphprune.verification import Verification
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from graphprune.api import PruneResult, Report, apply_plan, load, prune, run_pipeline, save, verify
+    from graphprune.errors import GraphpruneError
+    from graphprune.plan import Plan
+    from graphprune.program import Program
+    from graphprune.tracing import capture
+    from graphprune.verification import Verification
 
 __version__ = "0.1.0"
 
@@ -33,3 +37,14 @@ __all__ = [
     "save",
     "verify",
 ]
+
+_HOMES = {"GraphpruneError": "errors", "Plan": "plan", "Program": "program", "Verification": "verification", "capture": "tracing"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: the command line prints its help without loading torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'api')}"), name)
+    globals()[name] = found
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,6 @@ import torch
 from torch import fx, nn
 
 from graphprune.artifact import read_artifact, write_artifact
-from graphprune.capture import capture, normalise_inputs
 from graphprune.cost import Costs
 from graphprune.errors import PipelineError
 from graphprune.files import atomic_write, check_writable
@@ -28,6 +28,7 @@ from graphprune.passes.verification.verify import VerifyPass, compare
 from graphprune.pipeline_text import format_pipeline, parse_pipeline
 from graphprune.plan import Plan
 from graphprune.program import Inputs, Program
+from graphprune.tracing import capture, normalise_inputs
 from graphprune.twins import named_tensors
 from graphprune.verification import Verification
 
@@ -67,8 +68,8 @@ def prune(
     *,
     target: str | Mapping[str, float | str] = "macs=50%",
     criterion: str = "l2",
-    reduction: str = "mean",
-    normalise: str = "mean",
+    reduction: str = "l2",
+    normalise: str = "none",
     ranking: str = "global",
     round_to: int = 1,
     min_channels: int = 1,
@@ -78,6 +79,7 @@ def prune(
     seed: int = 0,
     verify: bool = True,
     observers: Sequence[Observer] = (),
+    source: str = "",
 ) -> PruneResult:
     """Prune a model: capture, score, select, rewrite, verify. The model itself is not changed.
 
@@ -87,6 +89,7 @@ def prune(
     ranking, round_to, min_channels, max_ratio: see :class:`~graphprune.passes.selection.select.SelectPass`.
     exclude, policy: see :class:`~graphprune.passes.analysis.channels.ChannelsPass`.
     verify: prove the rewrite against the masked original. seed: of random criteria and of verification.
+    source: what the model is, for the record in reports and artifacts.
 
     Raises CaptureError, UsageError, TargetError, RewriteError or VerificationError.
 
@@ -108,7 +111,7 @@ def prune(
     ]
     if verify:
         passes.append(VerifyPass(seed=seed))
-    return run_pipeline(capture(model, example_inputs), passes, observers=observers, model=model)
+    return run_pipeline(capture(model, example_inputs, source=source), passes, observers=observers, model=model)
 
 
 def run_pipeline(
@@ -139,13 +142,14 @@ def apply_plan(
     *,
     verify: bool = True,
     observers: Sequence[Observer] = (),
+    source: str = "",
 ) -> PruneResult:
     """Carry out a plan (or the file of one) on the model that it was made for: the same slim model, bit for bit.
 
     Raises PlanError naming the first difference where the plan does not fit the model or contradicts itself.
     """
     decision = plan if isinstance(plan, Plan) else Plan.load(plan)
-    program = capture(model, example_inputs)
+    program = capture(model, example_inputs, source=source)
     decision.check_fits(program.module)
     passes: list[Pass] = [RewritePass(), *([VerifyPass()] if verify else [])]
     return run_pipeline(program.with_(plan=decision, policy=decision.policy), passes, observers=observers, model=model)
@@ -191,9 +195,10 @@ def _save_exported(result: PruneResult, path: Path) -> None:
     mode = result.model.training
     exported = torch.export.export(result.model.eval(), result.inputs.args, dict(result.inputs.kwargs))
     result.model.train(mode)
-    # A stream, because torch.export.save goes by a file's name for its format.
-    with atomic_write(path) as temporary, temporary.open("wb") as stream:
-        torch.export.save(exported, stream, extra_files={"plan.json": result.plan.model_dump_json()})
+    stream = io.BytesIO()  # in memory first: torch aborts the process on a full disk
+    torch.export.save(exported, stream, extra_files={"plan.json": result.plan.model_dump_json()})
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(stream.getvalue())
 
 
 def load(path: str | Path) -> fx.GraphModule:

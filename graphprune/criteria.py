@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cache
 from importlib.metadata import entry_points
 from typing import TypeAlias
 
@@ -30,7 +31,7 @@ class ScoringContext:
 
     program: Program
     groups: Groups
-    reduction: str = "mean"
+    reduction: str = "l2"
     seed: int = 0
 
     def members(self) -> Iterator[tuple[torch.nn.Parameter, list[tuple[int, Ints]]]]:
@@ -112,15 +113,19 @@ def criterion(name: str) -> Callable[[Criterion], Criterion]:
 
 def find_criterion(name: str) -> Criterion:
     """A criterion by name. Raises UsageError with the nearest names when there is none."""
-    if name not in _CRITERIA:
-        for entry in entry_points(group="graphprune.criteria"):
-            entry.load()
-    if name not in _CRITERIA:
+    if name not in criteria_names():
         near = get_close_matches(name, _CRITERIA) or sorted(_CRITERIA)
         raise UsageError(f"There is no criterion {name!r}; did you mean {' or '.join(near)}?")
     return _CRITERIA[name]
 
 
 def criteria_names() -> list[str]:
-    """Names of all registered criteria."""
+    """Names of all registered criteria, those of other packages included."""
+    _load_entry_points()
     return sorted(_CRITERIA)
+
+
+@cache
+def _load_entry_points() -> None:
+    for entry in entry_points(group="graphprune.criteria"):
+        entry.load()

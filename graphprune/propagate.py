@@ -71,6 +71,8 @@ def propagate(program: Program, policy: Policy | None = None) -> Trace:
         return result
 
     meta: Any = twin(program.module, to_meta)
+    for module in meta.modules():
+        module.training = False
     with torch.no_grad(), _Propagation(program, policy or Policy(), twins) as mode:
         interpreter = _Interpreter(meta, mode, program)
         with mode.paused():
@@ -82,6 +84,10 @@ def propagate(program: Program, policy: Policy | None = None) -> Trace:
     return trace
 
 
+def _zeros_like(item: Any) -> Any:
+    return torch.zeros(item.shape, dtype=item.dtype, device="cpu") if isinstance(item, torch.Tensor) else item
+
+
 def _to_meta(item: Any) -> Any:
     return item.to("meta") if isinstance(item, torch.Tensor) else item
 
@@ -91,6 +97,7 @@ class _Interpreter(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule, mode: _Propagation, program: Program) -> None:
         super().__init__(module, garbage_collect_values=False)
+        self.extra_traceback = False  # our errors say where
         self.mode = mode
         self.program = program
 
@@ -103,8 +110,8 @@ class _Interpreter(fx.Interpreter):
                 result = super().run_node(n)
             else:
                 self._freeze_boundary(n, refusal)
-                with self.mode.paused(), torch.device("meta"):
-                    result = super().run_node(n)
+                with self.mode.paused():
+                    result = self._run_opaque(n)
         except Exception as error:
             raise _run_error(n, error, self.program) from error
         if n.op == "output":
@@ -124,6 +131,18 @@ class _Interpreter(fx.Interpreter):
             return f"module {path} does not trace: {self.program.opaque[path]}"
         module = self.module.get_submodule(path)
         return None if can_resize(module) else f"no rule resizes modules of class {type(module).__name__}"
+
+    def _run_opaque(self, node: fx.Node) -> Any:
+        """Run without labels: on the meta device, or on zeros where the code looks at data."""
+        try:
+            with torch.device("meta"):
+                return super().run_node(node)
+        except (RuntimeError, NotImplementedError, TypeError):
+            if node.op != "call_module":
+                raise
+            args, kwargs = tree_map(_zeros_like, self.fetch_args_kwargs_from_env(node))
+            module = twin(self.program.module.get_submodule(str(node.target)), lambda tensor: tensor.detach().cpu())
+            return tree_map(_to_meta, module.eval()(*args, **kwargs))
 
     def _freeze_boundary(self, node: fx.Node, refusal: str) -> None:
         self.mode.freeze_tensors(self.fetch_args_kwargs_from_env(node), refusal, node.op.removeprefix("call_"))
@@ -153,7 +172,7 @@ class _Propagation(TorchDispatchMode):
     """Sees every ATen operator, runs it on the meta device and applies its rule."""
 
     def __init__(self, program: Program, policy: Policy, twins: Mapping[int, torch.Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.space = LabelSpace()
         self.policy = policy
         self.trace = Trace(self.space)

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 import graphprune
-from graphprune.capture import capture, normalise_inputs
+from graphprune.tracing import capture, normalise_inputs
 from graphprune.groups import FROZEN, Groups, Kept
 from graphprune.passes.analysis.channels import excluded, make_policy
 from graphprune.plan import Plan, make_plan

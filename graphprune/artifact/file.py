@@ -84,10 +84,12 @@ def write_artifact(
         remedy = "Write a torch.export program instead (-o slim.pt2)."
         raise ArtifactError(f"Cannot write {path} as an artifact: {error}. {remedy}") from error
     with atomic_write(path) as temporary:
+        mode = temporary.stat().st_mode
         try:
             save_file(_unshared(stored), temporary, metadata)
         except (safetensors.SafetensorError, KeyError, RuntimeError) as error:
             raise ArtifactError(f"Cannot write {path}: safetensors failed ({type(error).__name__}: {error}).") from error
+        temporary.chmod(mode)  # safetensors makes a file of its own, for the owner alone
 
 
 def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -171,7 +171,7 @@ def _find_operator(name: str) -> OpOverload | OpOverloadPacket:
     packet = getattr(getattr(torch.ops, match[1]), match[2], None)
     if not isinstance(packet, OpOverloadPacket):
         _refuse(name)
-    overloads: dict[str, OpOverload] = {each: getattr(packet, each) for each in packet.overloads()}  # type: ignore[no-untyped-call]
+    overloads: dict[str, OpOverload] = {each: getattr(packet, each) for each in packet.overloads()}
     if match[3] not in {None, *overloads} or not any(map(_on_tensors, overloads.values())):
         _refuse(name)
     return packet if match[3] is None else overloads[match[3]]

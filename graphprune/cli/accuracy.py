@@ -62,14 +62,15 @@ def load_images(path: Path, mean: str | None = None, std: str | None = None) -> 
         )
     if y.dtype.kind not in "ui":
         raise UsageError(f"The labels in {path} are {y.dtype}. Store class numbers as integers, counted from 0.")
-    if x.dtype != np.uint8 and x.dtype.kind != "f":
-        raise UsageError(f"The images in {path} are {x.dtype}. Store uint8 (divided by 255 here) or floating point.")
+    if x.dtype != np.uint8 and (x.dtype.kind != "f" or x.dtype.itemsize > 8):
+        raise UsageError(f"The images in {path} are {x.dtype}. Store uint8 (divided by 255 here), or float16, 32 or 64.")
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         raise UsageError(f"The images in {path} hold NaN or infinite values. Store finite ones.")
     scales = [_per_channel(option, text, x.shape) for option, text in (("--mean", mean), ("--std", std))]
     if scales[1] is not None and 0.0 in scales[1]:
         raise UsageError(f"--std {std} holds a zero, which images cannot be divided by. Give positive numbers.")
-    return Images(x, y.astype(np.int64), str(path), scales[0], scales[1])
+    native = x.astype(x.dtype.newbyteorder("="), copy=False)  # torch knows no other byte order
+    return Images(native, y.astype(np.int64), str(path), scales[0], scales[1])
 
 
 def _read(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:

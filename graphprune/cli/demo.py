@@ -11,6 +11,7 @@ import typer
 from graphprune.cli import options
 from graphprune.cli.output import Output
 from graphprune.errors import UsageError
+from graphprune.files import atomic_write, check_writable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +24,7 @@ _CRITERION = "l2"
 _EPOCHS = 15
 _TUNING_EPOCHS = 5
 _SOURCE = "graphprune.cli.digits:small_cnn"
+_FILES = {"model": "model.safetensors", "slim": "slim.safetensors", "plan": "plan.json", "data": "digits.npz"}
 
 Folder = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the model, the slim model and the plan go.")]
 
@@ -54,11 +56,14 @@ def command(
 
 
 def _check_folder(out: Path) -> None:
-    """Raise UsageError unless the folder exists or could be made, and may be written to."""
+    """Raise UsageError unless the folder exists or could be made, and the files in it may be written."""
     nearest = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         reason = "is not writable" if nearest.is_dir() else "is a file"
         raise UsageError(f"Cannot write to the folder {out}: {nearest} {reason}. Choose another with --out DIR.")
+    if nearest == out.absolute():
+        for name in _FILES.values():
+            check_writable(out / name)
 
 
 def _trained(images: Images, seed: int, output: Output) -> nn.Module:
@@ -107,20 +112,14 @@ def _accuracy(model: nn.Module, images: Images, output: Output) -> float:
 def _save(out: Path, model: nn.Module, result: PruneResult, held_out: Images) -> dict[str, Path]:
     """Write everything to the folder, each file atomically."""
     import numpy as np
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     import graphprune
-    from graphprune.files import atomic_write
 
-    files = {
-        "model": out / "model.safetensors",
-        "slim": out / "slim.safetensors",
-        "plan": out / "plan.json",
-        "data": out / "digits.npz",
-    }
+    files = {kind: out / name for kind, name in _FILES.items()}
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(files["model"]) as temporary:
-        save_file(model.state_dict(), temporary)
+        temporary.write_bytes(save(model.state_dict()))
     graphprune.save(result, files["slim"])
     result.plan.save(files["plan"])
     with atomic_write(files["data"]) as temporary, temporary.open("wb") as stream:

@@ -132,12 +132,13 @@ def _targets(texts: Sequence[str] | None) -> dict[str, str] | None:
 
 def _run(output: Output, job: Job, watching: Watching, given: dict[str, Any], pipeline: str | None, seed: int) -> PruneResult:
     import graphprune
+    from graphprune.tracing import capture
 
     model = job.source.model
     with output.task("Pruning") as task:
         observers = watching.observers(output, task)
         if pipeline is not None:
-            program = graphprune.capture(model, job.inputs, source=job.source.text)
+            program = capture(model, job.inputs, source=job.source.text)
             return graphprune.run_pipeline(program, pipeline, observers=observers, model=model)
         result = graphprune.prune(model, job.inputs, seed=seed, observers=observers, **given)
         return replace(result, source=job.source.text)

@@ -30,7 +30,7 @@ def finish(job: Job, make: Callable[[], PruneResult], out: Path, plan: Path | No
             result.plan.save(plan)
     accuracy = None if images is None or before is None else {"before": before, "after": after, "images": len(images.y)}
     output.data(_data(job, result, accuracy, out, plan, watching))
-    _print(job, result, accuracy, out, plan, output)
+    _print(result, accuracy, out, plan, output)
     watching.report(output)
 
 
@@ -57,7 +57,7 @@ def _data(
     }
 
 
-def _print(job: Job, result: PruneResult, accuracy: dict[str, Any] | None, out: Path, plan: Path | None, output: Output) -> None:
+def _print(result: PruneResult, accuracy: dict[str, Any] | None, out: Path, plan: Path | None, output: Output) -> None:
     report = result.report
     disk = (report.before.weight_bytes, out.stat().st_size)
     output.show(tables.before_after(report.before, report.after, disk, result.inputs.describe()))
@@ -69,15 +69,7 @@ def _print(job: Job, result: PruneResult, accuracy: dict[str, Any] | None, out: 
         output.say(f"Left out, for the forward pass does not use them: {tables.listed(report.unused)}.")
     output.say(tables.verification_line(report.verification))
     if accuracy is not None:
-        output.say(accuracy_line(accuracy))
+        output.say(f"{tables.accuracy_line(accuracy)} (no fine-tuning).")
     output.say(f"Written to {out}. Load it with: {tables.load_hint(str(out))}")
     if plan is not None:
         output.say(f"Plan written to {plan}.")
-
-
-def accuracy_line(accuracy: dict[str, Any]) -> str:
-    """Top-1 accuracy before and after."""
-    return (
-        f"Top-1 accuracy on {accuracy['images']:,} images: {accuracy['before']:.2%} before, {accuracy['after']:.2%} after "
-        "(no fine-tuning)."
-    )

@@ -11,7 +11,6 @@ from math import gcd
 import numpy as np
 
 from graphprune.analysis_manager import AnalysisManager
-from graphprune.capture import capture
 from graphprune.cli.loading import Job
 from graphprune.cost import Costs
 from graphprune.errors import UsageError
@@ -19,6 +18,7 @@ from graphprune.groups import Group, Groups
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
 from graphprune.program import Program
+from graphprune.tracing import capture
 
 #: A kernel's height and width are frozen in every convolution; that is no news, so it is told in one line.
 KERNEL_EXTENT = "the extent of a convolution kernel"

@@ -37,7 +37,7 @@ def overview(survey: Survey, groups: Sequence[Group], verbose: bool) -> Iterator
         yield Text(f"And {extents} extents of convolution kernels, which are never pruned (-v lists them).")
     yield Text(
         f"In reach of pruning: {survey.prunable_parameters:.1%} of the parameters and {survey.prunable_macs:.1%} of the MACs, "
-        f"in {len(survey.groups.prunable)} groups."
+        f"in {len(survey.groups.prunable)} group{'' if len(survey.groups.prunable) == 1 else 's'}."
     )
 
 

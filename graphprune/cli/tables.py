@@ -89,6 +89,12 @@ def verification_line(verification: Verification | None) -> str:
     )
 
 
+def accuracy_line(accuracy: Mapping[str, Any]) -> str:
+    """Top-1 accuracy before and after; without a full stop."""
+    images, before, after = (accuracy[key] for key in ("images", "before", "after"))
+    return f"Top-1 accuracy on {images:,} images: {before:.2%} before, {after:.2%} after"
+
+
 def verification_data(verification: Verification | None) -> dict[str, Any] | None:
     """The proof as plain data."""
     if verification is None:

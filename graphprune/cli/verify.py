@@ -41,7 +41,6 @@ def command(
     from graphprune.cli import tables
     from graphprune.cli.accuracy import top1
     from graphprune.cli.loading import Request
-    from graphprune.cli.slimming import accuracy_line
 
     with Output(as_json, quiet, verbose) as output:
         artifact, decision = _read(slim, plan)
@@ -59,7 +58,7 @@ def command(
             if verbose:
                 output.say(f"Tensors that were constant, and were given random values in both models: {found.randomised}.")
         if accuracy is not None:
-            output.say(accuracy_line(accuracy))
+            output.say(f"{tables.accuracy_line(accuracy)}.")
         found.check()
 
 

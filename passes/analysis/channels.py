@@ -14,7 +14,7 @@ from graphprune.labels import Reason
 from graphprune.pass_base import Analysis, Pass
 from graphprune.passes.analysis import rules  # noqa: F401  (registers the transfer rules)
 from graphprune.passes.rewrite import calls, modules  # noqa: F401  (the analysis must know which modules can be resized)
-from graphprune.policy import Policy
+from graphprune.policy import CHOICES, Policy
 from graphprune.program import Program
 from graphprune.propagate import Trace, propagate
 from graphprune.rules import load_entry_points
@@ -37,10 +37,10 @@ class ChannelGroups(Analysis[Groups]):
 
 def make_policy(named: Mapping[str, str], sites: Mapping[str, str]) -> Policy:
     """A policy from plain names; raises UsageError for a name that does not exist."""
-    try:
-        return Policy(**named, sites=sites)
-    except TypeError as error:
-        raise UsageError(f"Unknown policy in {', '.join(named)}: {error}.") from error
+    unknown = next((name for name in named if name not in CHOICES), None)
+    if unknown is not None:
+        raise UsageError(f"There is no policy {unknown!r}; choose from {', '.join(CHOICES)}.")
+    return Policy(**named, sites=sites)
 
 
 @dataclass(frozen=True)

@@ -219,3 +219,10 @@ def attention(site: Site) -> None:
     old = site.old_shape(query)[-1]
     if old != site.new_shape(query)[-1] and _argument(node, 6, "scale") is None:
         _set(node, 6, "scale", old**-0.5)
+
+
+@resize_call(torch.channel_shuffle, F.channel_shuffle)
+def channel_shuffle(site: Site) -> None:
+    """groups is a kept count where every channel is a group; any other shuffle is redone as a whole."""
+    groups = _argument(site.node, 1, "groups")
+    _set(site.node, 1, "groups", site.size(groups, site.scalar("groups", site.evaluate(groups))))

@@ -85,3 +85,9 @@ def unflatten(module: Any, site: Site) -> None:
     module.unflattened_size = type(module.unflattened_size)(
         old if old == -1 else size for old, size in zip(module.unflattened_size, new, strict=True)
     )
+
+
+@resize_module(nn.ChannelShuffle)
+def channel_shuffle(module: Any, site: Site) -> None:
+    """groups is a kept count where every channel is a group; any other shuffle is redone as a whole."""
+    module.groups = site.scalar("groups", module.groups)

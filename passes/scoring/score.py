@@ -53,8 +53,8 @@ class ScorePass(Pass):
     provides: ClassVar[tuple[str, ...]] = ("scores",)
 
     criterion: str = "l2"
-    reduction: str = "mean"
-    normalise: str = "mean"
+    reduction: str = "l2"
+    normalise: str = "none"
     seed: int = 0
 
     def __post_init__(self) -> None:

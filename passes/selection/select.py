@@ -115,7 +115,7 @@ def _fewest_removals(
         return all(float(measure(widths)) <= limit for measure, limit in limits)
 
     low, high = 0, ranking.units.size
-    if not met(high):
+    if not groups.prunable or not met(high):
         raise _out_of_reach(targets, costs, widths_after(high), groups)
     while low < high:
         middle = (low + high) // 2
@@ -127,9 +127,11 @@ def _out_of_reach(targets: Sequence[Target], costs: dict[str, Any], least: Ints,
     for target in targets:
         measure = costs[target.kind]
         original, reachable = float(measure(groups.widths)), float(measure(least))
-        if reachable > target.limit(original):
-            blockers = sorted((g for g in groups.frozen if g.members), key=lambda g: -_slice_count(g))[:3]
-            names = "; ".join(f"{g.name} ({g.reason})" for g in blockers) or "no frozen group, only the floors of each group"
+        if not groups.prunable or reachable > target.limit(original):
+            # Kernel extents (axes from 2 on) are no channels and nothing that a user could free.
+            frozen = sorted((g for g in groups.frozen if any(m.axis < 2 for m in g.members)), key=lambda g: -_slice_count(g))
+            blockers = dict.fromkeys(f"{g.name} ({g.reason})" for g in frozen)
+            names = "; ".join(list(blockers)[:3]) or "no frozen group, only the floors of each group"
             share = reachable / original if original else 1.0
             return TargetError(
                 f"Target {target} cannot be met: with these options the model can go down to {share:.1%} "

@@ -34,6 +34,9 @@ def _handles(*operators: str) -> Callable[[Handler], Handler]:
 class MissingData(TorchDispatchMode):
     """Within this mode NaN means missing (see the module's docstring). Weights and inputs must be free of other NaNs."""
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         handler = _HANDLERS.get(func._schema.name)
         if handler is None:

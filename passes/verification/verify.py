@@ -48,7 +48,7 @@ def compare(
             found.run(*arguments)
         except Exception as error:  # whatever a wrong rewrite raises is the finding
             text = str(error).strip().splitlines()[0] if str(error).strip() else ""
-            failure = f"The slim model does not run: {type(error).__name__}: {text}"
+            failure = f"The slim model does not run: {found.where} fails with {type(error).__name__}: {text}"
             return Verification(torch.inf, tolerance, 0, randomised, failure)
         comparison = _Comparison(masked, found.results, tolerance)
         with MissingData():
@@ -149,13 +149,22 @@ class _Recording(fx.Interpreter):
 
     def __init__(self, module: Any) -> None:
         super().__init__(module)
+        self.extra_traceback = False
         self.results: dict[str, list[Tensor]] = {}
+        self.where = ""
 
     def run_node(self, n: fx.Node) -> Any:
+        self.where = _described(n)
         result = super().run_node(n)
         # A later operator may write in place: keep what the node made.
         self.results[n.name] = [leaf.clone() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         return result
+
+
+def _described(node: fx.Node) -> str:
+    place = node.meta.get("source", "")
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return f"node {node.name} ({name}{f' at {place}' if place else ''})"
 
 
 class _Comparison(fx.Interpreter):
@@ -188,8 +197,7 @@ class _Comparison(fx.Interpreter):
             return
         present = reference[~reference.isnan()]
         if present.numel() == found.numel():
-            place = node.meta.get("source", "")
-            self._judge(present, found.flatten(), f"Node {node.name} ({node.target}{f' at {place}' if place else ''})")
+            self._judge(present, found.flatten(), _described(node))
 
     def _compare_outputs(self, wanted: list[Tensor], got: list[Tensor]) -> None:
         if len(wanted) != len(got):
@@ -207,7 +215,8 @@ class _Comparison(fx.Interpreter):
         self.compared += 1
         self.worst = max(self.worst, error)
         if not error <= self.tolerance and not self.failure:
-            self.failure = f"{what} differs from the masked original by {error:.1e} (relative; tolerance {self.tolerance:.0e})."
+            limits = f"{error:.1e} (relative; tolerance {self.tolerance:.0e})"
+            self.failure = f"{what[0].upper()}{what[1:]} differs from the masked original by {limits}."
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from graphprune.analysis_manager import AnalysisManager, AnalysisView
-from graphprune.capture import capture
+from graphprune.tracing import capture
 from graphprune.errors import PassContractError
 from graphprune.observers import Observer
 from graphprune.pass_base import Analysis, Pass

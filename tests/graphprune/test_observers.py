@@ -19,7 +19,7 @@ from torch import nn
 
 from graphprune.analysis_manager import AnalysisView
 from graphprune.artifact import read_artifact
-from graphprune.capture import capture
+from graphprune.tracing import capture
 from graphprune.errors import PipelineError, TargetError, UsageError, VerificationError
 from graphprune.observers import Dumper, Printer, Reproducer, Timing
 from graphprune.pass_base import Analysis, Pass

@@ -13,7 +13,7 @@ from torch import nn
 
 from graphprune import pass_manager
 from graphprune.analysis_manager import AnalysisManager, AnalysisView
-from graphprune.capture import capture
+from graphprune.tracing import capture
 from graphprune.errors import PassContractError, PipelineError
 from graphprune.observers import Observer, Step
 from graphprune.pass_base import Analysis, Pass, present_fields

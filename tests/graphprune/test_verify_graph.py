@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import fx, nn
 
-from graphprune.capture import capture
+from graphprune.tracing import capture
 from graphprune.verify_graph import find_problems, graph_text
 
 

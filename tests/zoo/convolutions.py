@@ -290,3 +290,13 @@ def two_shuffles_in_a_row() -> Case:
         return self.b(y)
 
     return Case(net(forward, a=conv(3, 8), b=conv(8, 2)), image(), {"a": 8})
+
+
+@case
+def shuffle_of_one_channel_each() -> Case:
+    """As many groups as channels: nothing moves, and the number of groups must follow all the same."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.b(F.channel_shuffle(self.a(x), 4)) + self.b(self.shuffle(self.a(x)))
+
+    return Case(net(forward, a=conv(3, 4), shuffle=nn.ChannelShuffle(4), b=conv(4, 2)), image(), {"a": 4})

@@ -21,7 +21,7 @@ from torch import nn
 
 from graphprune.artifact import read_artifact, write_artifact
 from graphprune.artifact.file import digest
-from graphprune.capture import capture
+from graphprune.tracing import capture
 from graphprune.errors import ArtifactError
 from graphprune.program import Inputs
 

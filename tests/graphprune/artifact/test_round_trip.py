@@ -18,7 +18,7 @@ import torchvision
 from torch import fx, nn
 
 from graphprune.artifact import Artifact, read_artifact, write_artifact
-from graphprune.capture import capture
+from graphprune.tracing import capture
 from graphprune.errors import ArtifactError, UsageError
 from graphprune.program import Inputs
 

@@ -39,7 +39,7 @@ ALLOWED: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("function", ALLOWED, ids=str)
+@pytest.mark.parametrize("function", ALLOWED, ids=range(len(ALLOWED)))
 def test_name_and_function_are_inverse(function: Any) -> None:
     assert targets.find_function(targets.function_name(function)) is function
 
@@ -47,7 +47,7 @@ def test_name_and_function_are_inverse(function: Any) -> None:
 @pytest.mark.parametrize(
     "function",
     [eval, exec, open, print, torch.load, torch.save, torch.compile, torch.from_file, torch.set_num_threads, ALLOWED.append],
-    ids=str,
+    ids=lambda function: function.__name__,
 )
 def test_other_functions_have_no_name(function: Any) -> None:
     with pytest.raises(ArtifactError, match="is not among those that an artifact may call"):

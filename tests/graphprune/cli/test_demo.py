@@ -76,3 +76,9 @@ def test_demo_refuses_a_folder_that_cannot_be(cli: Cli, folder: Path) -> None:
     ran = cli("demo", "--out", "taken/demo")
     assert ran.code == 2 and "is a file" in ran.err
     assert (folder / "taken").read_text() == "a file"
+
+
+def test_demo_finds_out_before_it_trains_that_a_file_cannot_be_written(cli: Cli, folder: Path) -> None:
+    (folder / "demo" / "plan.json").mkdir(parents=True)
+    ran = cli("demo", "--out", "demo")
+    assert ran.code == 2 and "plan.json: it is a folder" in ran.err and ran.out == ""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from graphprune.capture import capture
+from graphprune.tracing import capture
 from graphprune.labels import Field, Value, axes_of
 from graphprune.passes.analysis.channels import make_policy
 from graphprune.propagate import Trace, propagate

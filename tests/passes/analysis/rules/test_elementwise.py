@@ -43,7 +43,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "shapes"), product(OPERATORS, SHAPES))
+@pytest.mark.parametrize(("name", "shapes"), [*product(OPERATORS, SHAPES)])
 def test_labels_at_equal_positions_are_tied(name: str, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     function = OPERATORS[name]
     seen = observe(lambda a, b: function(a, b), a=torch.randn(shapes[0]), b=torch.randn(shapes[1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,8 +18,7 @@ from graphprune.errors import CaptureError
 from graphprune.program import Inputs, Program
 from graphprune.twins import restore_modes
 
-_TORCH = str(Path(torch.__file__).parent)
-_HERE = str(Path(__file__).parent)
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 
 
 def capture(model: nn.Module, example_inputs: Any, *, source: str = "") -> Program:
@@ -129,7 +129,7 @@ def _user_frame(error: BaseException) -> str:
     trace = error.__traceback__
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
-        if not name.startswith((_TORCH, _HERE, "<")):
+        if not name.startswith((_TORCH, __file__, "<")):
             place = f"{name}:{trace.tb_lineno}"
         trace = trace.tb_next
     return place
@@ -208,7 +208,7 @@ def _source_line() -> str:
     frame = sys._getframe(2)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith((_TORCH, _HERE, "<")):
+        if not name.startswith((_TORCH, __file__, "<")):
             return f"{name}:{frame.f_lineno}"
         if name == __file__ and frame.f_code.co_name in ("capture", "create_args_for_root"):
             return ""  # beyond is whoever called us, not the model

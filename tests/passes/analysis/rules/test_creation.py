@@ -1,0 +1,41 @@
+"""New constants take the width of what they meet; values that depend on the position fix it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.passes.analysis.rules.observing import observe
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda t: torch.zeros(6), lambda t: torch.ones(t.shape), lambda t: torch.full((1, 6), 2.0), lambda t: t.new_zeros(6),
+     lambda t: t.new_ones(t.shape[0]), lambda t: t.new_full((6,), 3.0), lambda t: torch.rand(6), lambda t: t.new_empty(6)],
+)  # fmt: skip
+def test_constants_are_tied_to_what_they_meet_and_hold_nothing_back(function: Callable[[Tensor], Tensor]) -> None:
+    seen = observe(lambda t: t + function(t), t=torch.randn(6))
+    atoms = seen.atoms("t", 0)
+    assert not seen.frozen & set(atoms)
+    assert seen.result_atoms(-1) is not None
+
+
+@pytest.mark.parametrize("function", [torch.zeros_like, torch.ones_like, lambda t: torch.full_like(t, 2.0), torch.rand_like])
+def test_likenesses_have_the_labels_of_their_model(function: Callable[[Tensor], Tensor]) -> None:
+    seen = observe(lambda t: function(t), t=torch.randn(3, 6))
+    assert [seen.result_atoms(axis) for axis in (0, 1)] == [seen.atoms("t", 0), seen.atoms("t", 1)]
+
+
+@pytest.mark.parametrize("function", [lambda t: torch.arange(t.shape[0]), lambda t: torch.linspace(0, 1, t.shape[0]), lambda t: torch.eye(t.shape[0])])
+def test_values_by_position_fix_what_they_meet(function: Callable[[Tensor], Tensor]) -> None:
+    seen = observe(lambda t: t + function(t), t=torch.randn(6))
+    assert seen.frozen == set(seen.atoms("t", 0))
+
+
+def test_an_arange_made_while_tracing_is_data() -> None:
+    """It is a constant of the graph, and its values depend on the position."""
+    seen = observe(lambda t: t + torch.arange(6), t=torch.randn(6))
+    assert set(seen.atoms("t", 0)) & seen.frozen or seen.classes, "it is frozen, or sliced along with its partner"

@@ -1,0 +1,68 @@
+"""Look-ups: an axis that data index into must stay, the others pass where the result has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.passes.analysis.rules.observing import observe
+
+INDEX = torch.tensor([2, 0])
+
+
+def test_the_vocabulary_stays_and_the_width_passes() -> None:
+    seen = observe(lambda x, w: F.embedding(x, w), x=torch.tensor([[1, 0, 2]]), w=torch.randn(7, 4))
+    assert seen.frozen == set(seen.atoms("w", 0)) and seen.result_atoms(2) == seen.atoms("w", 1)
+
+
+INDEXED: dict[str, tuple[Callable[..., Any], set[int], dict[int, int]]] = {
+    "first axis": (lambda t, i: t[i], {0}, {1: 1, 2: 2}),
+    "middle axis": (lambda t, i: t[:, i], {1}, {0: 0, 2: 2}),
+    "last axis": (lambda t, i: t[..., i], {2}, {0: 0, 1: 1}),
+    "two neighbours": (lambda t, i: t[:, i, i], {1, 2}, {0: 0}),
+    "two apart": (lambda t, i: t[i, :, i], {0, 2}, {1: 1}),
+    "by a table": (lambda t, i: t[:, i.view(1, 2)], {1}, {0: 0, 3: 2}),
+    "selected": (lambda t, i: torch.index_select(t, 1, i), {1}, {0: 0, 2: 2}),
+}
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_indexed_axes_stay_and_the_others_are_where_the_result_has_them(name: str) -> None:
+    """Result axis: operand axis, with numpy's rule for where the indexed axes go."""
+    function, fixed, moved = INDEXED[name]
+    seen = observe(lambda t, i: function(t, i), t=torch.randn(3, 4, 5), i=INDEX)
+    operand = {atom for axis in range(3) for atom in seen.atoms("t", axis)}
+    assert seen.frozen & operand == {atom for axis in fixed for atom in seen.atoms("t", axis)}
+    for axis, source in moved.items():
+        assert seen.result_atoms(axis) == seen.atoms("t", source)
+    assert all(seen.result_atoms(axis) is None for axis in range(len(seen.results[0].shape)) if axis not in moved)
+
+
+@pytest.mark.parametrize("function", [lambda t, i: t[i], lambda t, i: torch.index_select(t, 0, i), lambda t, i: F.embedding(i, t)])
+def test_the_index_itself_cannot_be_cut(function: Callable[..., Any]) -> None:
+    seen = observe(lambda t, i: function(t, i), t=torch.randn(3, 4), i=INDEX)
+    field = seen.trace.parameters.get("i")
+    assert field is None or seen.frozen >= set(seen.atoms("i", 0))
+
+
+def test_a_constant_permutation_permutes_the_labels() -> None:
+    order = [2, 0, 3, 1]
+    seen = observe(lambda t, i: torch.index_select(t, 0, i), t=torch.randn(4, 3), i=torch.tensor(order))
+    atoms = seen.atoms("t", 0)
+    assert seen.result_atoms(0) == [atoms[i] for i in order]
+    assert not seen.frozen & set(atoms)
+
+
+@pytest.mark.parametrize("index", [[0, 0, 1, 2], [3, 2, 1], [0, 1, 2, 3, 3]])
+def test_an_index_that_repeats_or_omits_is_no_permutation(index: list[int]) -> None:
+    seen = observe(lambda t, i: torch.index_select(t, 0, i), t=torch.randn(4, 3), i=torch.tensor(index))
+    assert seen.frozen >= set(seen.atoms("t", 0)) and seen.result_atoms(1) == seen.atoms("t", 1)
+
+
+def test_a_permutation_given_by_the_caller_is_data() -> None:
+    seen = observe(lambda x, t: torch.index_select(t, 0, x), x=torch.tensor([2, 0, 3, 1]), t=torch.randn(4, 3))
+    assert seen.frozen == set(seen.atoms("t", 0))

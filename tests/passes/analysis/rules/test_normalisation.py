@@ -1,0 +1,108 @@
+"""Normalisations tie what is indexed by one channel, and note (or freeze) statistics over channels that may go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.passes.analysis.rules.observing import observe
+
+WIDTH = 6
+
+
+def batch_norm(t: Tensor, m: Tensor, v: Tensor, w: Tensor, c: Tensor) -> Tensor:
+    return F.batch_norm(t, m, v, w, c)
+
+
+@pytest.mark.parametrize("shape", [(1, WIDTH), (1, WIDTH, 1), (1, WIDTH, 1, 1), (1, WIDTH, 1, 1, 1)])
+def test_batch_norm_ties_all_five_tensors(shape: tuple[int, ...]) -> None:
+    tensors = {name: torch.rand(WIDTH) for name in "mvwc"}
+    seen = observe(batch_norm, t=torch.randn(shape), **tensors)
+    columns = zip(seen.atoms("t", 1), *(seen.atoms(name, 0) for name in "mvwc"), strict=True)
+    assert seen.classes == {frozenset(column) for column in columns}
+    assert not seen.frozen and not seen.statistics and seen.result_atoms(1) is not None
+
+
+def test_batch_norm_of_data_freezes_its_tensors() -> None:
+    tensors = {name: torch.rand(WIDTH) for name in "mvwc"}
+
+    def function(x: Tensor, **parts: Tensor) -> Tensor:
+        return batch_norm(x, **parts)
+
+    seen = observe(function, x=torch.randn(2, WIDTH), **tensors)
+    assert seen.frozen == {atom for name in "mvwc" for atom in seen.atoms(name, 0)}
+
+
+LAYERS: dict[str, Callable[..., Any]] = {
+    "layer norm": lambda t, w: F.layer_norm(t, (WIDTH,), w),
+    "rms norm": lambda t, w: F.rms_norm(t, (WIDTH,), w),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_norm_over_channels_is_taken_over_the_kept_ones(name: str) -> None:
+    function = LAYERS[name]
+    seen = observe(lambda t, w: function(t, w), t=torch.randn(3, WIDTH), w=torch.randn(WIDTH))
+    assert seen.classes == {frozenset(pair) for pair in zip(seen.atoms("t", 1), seen.atoms("w", 0), strict=True)}
+    assert seen.statistics >= set(seen.atoms("t", 1)) and not seen.frozen
+    assert seen.result_atoms(0) == seen.atoms("t", 0)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_policy_can_freeze_statistics(name: str) -> None:
+    function = LAYERS[name]
+    seen = observe(lambda t, w: function(t, w), policy={"statistics": "freeze"}, t=torch.randn(3, WIDTH), w=torch.randn(WIDTH))
+    assert seen.frozen == set(seen.atoms("t", 1) + seen.atoms("w", 0))
+    assert not seen.frozen & set(seen.atoms("t", 0))
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_norm_within_heads_leaves_whole_heads(name: str) -> None:
+    function = LAYERS[name]
+    seen = observe(lambda t, w: function(t.view(3, WIDTH), w), t=torch.randn(3 * WIDTH), w=torch.randn(WIDTH))
+    atoms = seen.atoms("t", 0)
+    assert {g for g in seen.classes if g & set(atoms)} == {frozenset(atoms[h * WIDTH : (h + 1) * WIDTH]) for h in range(3)}
+    assert seen.frozen == set(seen.atoms("w", 0)) and not seen.statistics & set(atoms)
+
+
+@pytest.mark.parametrize(
+    ("groups", "policy", "classes"),
+    [
+        (2, "within", [[0, 3], [1, 4], [2, 5]]),
+        (3, "within", [[0, 2, 4], [1, 3, 5]]),
+        (2, "whole", [[0, 1, 2], [3, 4, 5]]),
+        (3, "whole", [[0, 1], [2, 3], [4, 5]]),
+        (1, "whole", []),
+        (1, "within", []),
+        (6, "within", []),
+    ],
+)
+def test_group_norm_cuts_positions_or_whole_groups(groups: int, policy: str, classes: list[list[int]]) -> None:
+    tensors = {"t": torch.randn(2, WIDTH, 1, 1), "w": torch.randn(WIDTH), "c": torch.randn(WIDTH)}
+    seen = observe(lambda t, w, c: F.group_norm(t, groups, w, c), policy={"norm_groups": policy}, **tensors)
+    parts = [seen.atoms("t", 1), seen.atoms("w", 0), seen.atoms("c", 0)]
+    rows = classes or [[i] for i in range(WIDTH)]
+    assert seen.classes == {frozenset(part[i] for i in row for part in parts) for row in rows}
+    changed = groups == 1 or (policy == "within" and groups < WIDTH)
+    assert bool(seen.statistics) == changed and not seen.frozen
+    assert bool(seen.trace.scalars) == (not changed), "where whole groups go, their number is a kept count"
+
+
+def test_instance_norm_is_per_channel() -> None:
+    seen = observe(lambda t, w: F.instance_norm(t, weight=w), t=torch.randn(1, WIDTH, 4, 4), w=torch.randn(WIDTH))
+    channels = seen.atoms("t", 1)
+    assert all(seen.tied(a, b) for a, b in zip(channels, seen.atoms("w", 0), strict=True))
+    assert not seen.frozen & set(channels)
+    assert all(not seen.tied(a, b) for a in channels for b in channels if a != b)
+
+
+@pytest.mark.parametrize("function", [lambda t: t.softmax(1), lambda t: F.log_softmax(t, -1), lambda t: t.cumsum(1), lambda t: t.cumprod(1)])
+def test_softmax_and_running_sums_fix_their_axis(function: Callable[[Tensor], Tensor]) -> None:
+    seen = observe(lambda t: function(t), t=torch.randn(3, 4))
+    assert seen.frozen == set(seen.atoms("t", 1)) and seen.result_atoms(0) == seen.atoms("t", 0)
+    assert seen.result_atoms(1) is None

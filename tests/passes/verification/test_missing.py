@@ -1,0 +1,209 @@
+"""The oracle's arithmetic: each operator on a tensor with missing elements equals the operator on the present ones alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from graphprune.passes.verification.missing import MissingData
+
+Kept = dict[int, list[int]]
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def masked(tensor: Tensor, kept: Kept) -> Tensor:
+    """Full size; what is not kept is missing."""
+    result = tensor.clone()
+    for axis, indices in kept.items():
+        gone = [i for i in range(tensor.shape[axis]) if i not in indices]
+        result.index_fill_(axis, torch.tensor(gone, dtype=torch.long), torch.nan)
+    return result
+
+
+def cut(tensor: Tensor, kept: Kept) -> Tensor:
+    for axis, indices in kept.items():
+        tensor = tensor.index_select(axis, torch.tensor(indices))
+    return tensor
+
+
+def agree(function: Callable[..., Any], operands: Sequence[tuple[Tensor, Kept]], result: Kept, small: Callable[..., Any] | None = None) -> None:
+    """``function`` on masked operands holds what ``small`` (default: the same) makes of the cut ones, and nothing else."""
+    with MissingData(), torch.no_grad():
+        full = function(*[masked(tensor, kept) for tensor, kept in operands])
+    wanted = (small or function)(*[cut(tensor, kept) for tensor, kept in operands])
+    fulls, wanteds = (list(item) if isinstance(item, tuple) else [item] for item in (full, wanted))
+    for found, want in zip(fulls, wanteds, strict=True):
+        torch.testing.assert_close(cut(found, result), want, rtol=1e-12, atol=1e-12)
+        present = torch.zeros_like(found)
+        for axis, indices in result.items():
+            gone = [i for i in range(found.shape[axis]) if i not in indices]
+            present.index_fill_(axis, torch.tensor(gone, dtype=torch.long), 1.0)
+        assert torch.equal(found.isnan(), present.bool()), "missing exactly where nothing made it"
+
+
+C, O = [0, 2, 5], [1, 2]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_convolution(bias: bool) -> None:
+    operands = [(drawn(2, 6, 5, 5), {1: C}), (drawn(4, 6, 3, 3), {0: O, 1: C})] + ([(drawn(4), {0: O})] if bias else [])
+    agree(lambda x, w, b=None: F.conv2d(x, w, b, padding=1), operands, {1: O})
+
+
+def test_convolution_in_groups_that_lose_the_same_places() -> None:
+    x, w = (drawn(2, 6, 5), {1: [0, 2, 3, 5]}), (drawn(4, 3, 3), {0: [1, 3], 1: [0, 2]})
+    agree(lambda x, w: F.conv1d(x, w, groups=2), [x, w], {1: [1, 3]})
+
+
+def test_convolution_in_groups_of_which_some_go() -> None:
+    x, w = (drawn(2, 6, 5), {1: [2, 3]}), (drawn(6, 2, 3), {0: [2, 3]})
+    agree(lambda x, w: F.conv1d(x, w, groups=3), [x, w], {1: [2, 3]}, lambda x, w: F.conv1d(x, w, groups=1))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_transposed_convolution(bias: bool) -> None:
+    operands = [(drawn(2, 6, 4, 4), {1: C}), (drawn(6, 4, 2, 2), {0: C, 1: O})] + ([(drawn(4), {0: O})] if bias else [])
+    agree(lambda x, w, b=None: F.conv_transpose2d(x, w, b, stride=2), operands, {1: O})
+
+
+def test_transposed_convolution_in_groups() -> None:
+    within = [(drawn(2, 6, 5), {1: [0, 2, 3, 5]}), (drawn(6, 2, 3), {0: [0, 2, 3, 5], 1: [1]})]
+    agree(lambda x, w: F.conv_transpose1d(x, w, groups=2), within, {1: [1, 3]})
+    whole = [(drawn(2, 6, 5), {1: [2, 3]}), (drawn(6, 2, 3), {0: [2, 3]})]
+    agree(lambda x, w: F.conv_transpose1d(x, w, groups=3), whole, {1: [2, 3]}, lambda x, w: F.conv_transpose1d(x, w))
+
+
+def test_products() -> None:
+    a, b, c = (drawn(5, 6), {0: [0, 4], 1: C}), (drawn(6, 4), {0: C, 1: O}), (drawn(4), {0: O})
+    agree(torch.mm, [a, b], {0: [0, 4], 1: O})
+    agree(lambda a, b, c: torch.addmm(c, a, b), [a, b, c], {0: [0, 4], 1: O})
+    agree(torch.bmm, [(drawn(3, 5, 6), {0: [1], 2: C}), (drawn(3, 6, 4), {0: [1], 1: C, 2: O})], {0: [1], 2: O})
+    agree(torch.mv, [(drawn(5, 6), {0: [1, 2], 1: C}), (drawn(6), {0: C})], {0: [1, 2]})
+    agree(torch.dot, [(drawn(6), {0: C}), (drawn(6), {0: C})], {})
+    agree(lambda a, b: torch.einsum("nc,mc->nm", a, b), [(drawn(5, 6), {1: C}), (drawn(4, 6), {0: O, 1: C})], {1: O})
+
+
+@pytest.mark.parametrize("dim", [None, 1, (0, 1), (1, 2), -2])
+@pytest.mark.parametrize("keepdim", [False, True])
+@pytest.mark.parametrize("name", ["sum", "mean", "amax", "amin", "var", "std", "norm"])
+def test_reductions(name: str, dim: Any, keepdim: bool) -> None:
+    if dim is None and keepdim:
+        return
+    functions: dict[str, Callable[[Tensor], Any]] = {
+        "sum": lambda t: t.sum(dim, keepdim=keepdim) if dim is not None else t.sum(),
+        "mean": lambda t: t.mean(dim, keepdim=keepdim) if dim is not None else t.mean(),
+        "amax": lambda t: t.amax(() if dim is None else dim, keepdim=keepdim),
+        "amin": lambda t: t.amin(() if dim is None else dim, keepdim=keepdim),
+        "var": lambda t: t.var(dim, unbiased=False, keepdim=keepdim),
+        "std": lambda t: t.std(dim, correction=1, keepdim=keepdim),
+        "norm": lambda t: torch.linalg.vector_norm(t, 2, dim, keepdim),
+    }
+    agree(functions[name], [(drawn(4, 6, 3), {1: C})], {})
+
+
+@pytest.mark.parametrize("function", [torch.sum, torch.mean, torch.amax])
+def test_what_is_made_of_nothing_is_missing(function: Callable[..., Tensor]) -> None:
+    agree(lambda t: function(t, 2), [(drawn(4, 6, 3), {1: C})], {1: C})
+
+
+def test_moments_in_pairs() -> None:
+    agree(lambda t: torch.var_mean(t, 1, correction=0), [(drawn(4, 6), {1: C})], {})
+    agree(lambda t: torch.std_mean(t, 1, keepdim=True), [(drawn(4, 6), {1: C})], {})
+    agree(lambda t: t.var(), [(drawn(4, 6), {1: C})], {})
+    agree(lambda t: t.std(1, True), [(drawn(4, 6), {1: C})], {})
+    agree(lambda t: t.var(1, False, True), [(drawn(4, 6), {1: C})], {})
+
+
+def test_maximum_with_places_and_of_everything() -> None:
+    agree(lambda t: t.max(1).values, [(drawn(4, 6), {1: C})], {})
+    agree(lambda t: t.min(1)[0], [(drawn(4, 6), {0: [1, 2]})], {0: [1, 2]})
+    agree(lambda t: t.max(), [(drawn(4, 6), {1: C})], {})
+    agree(torch.max, [(drawn(4, 6), {1: C}), (drawn(4, 6), {1: C})], {1: C})
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_layer_norms(affine: bool) -> None:
+    parts = [(drawn(6), {0: C}), (drawn(6), {0: C})] if affine else []
+    agree(lambda t, w=None, b=None: F.layer_norm(t, t.shape[-1:], w, b), [(drawn(4, 6), {1: C}), *parts], {1: C})
+    agree(lambda t, w=None: F.rms_norm(t, t.shape[-1:], w), [(drawn(4, 6), {1: C}), *parts[:1]], {1: C})
+    agree(lambda t, w=None: F.rms_norm(t, t.shape[-1:], w, 1e-3), [(drawn(4, 6), {1: C}), *parts[:1]], {1: C})
+    agree(lambda t: F.layer_norm(t, t.shape[1:]), [(drawn(4, 6, 3), {1: C})], {1: C})
+
+
+def test_group_norms() -> None:
+    within = {1: [0, 2, 3, 5]}
+    parts = [(drawn(6), {0: within[1]}), (drawn(6), {0: within[1]})]
+    agree(lambda t, w, b: F.group_norm(t, 2, w, b), [(drawn(4, 6, 3, 3), within), *parts], within)
+    agree(lambda t: F.group_norm(t, 1), [(drawn(4, 6, 3), {1: C})], {1: C})
+    agree(lambda t: F.group_norm(t, 3), [(drawn(4, 6, 3), {1: [2, 3]})], {1: [2, 3]}, lambda t: F.group_norm(t, 1))
+
+
+def test_batch_and_instance_norm() -> None:
+    parts = [(drawn(6).abs(), {0: C}) for _ in range(4)]
+    agree(lambda t, m, v, w, b: F.batch_norm(t, m, v, w, b), [(drawn(4, 6, 3), {1: C}), *parts], {1: C})
+    agree(lambda t: F.instance_norm(t), [(drawn(4, 6, 3, 3), {1: C})], {1: C})
+
+
+@pytest.mark.parametrize("function", [lambda t: t.softmax(1), lambda t: F.log_softmax(t, 1)])
+def test_softmax_over_and_beside_what_is_missing(function: Callable[[Tensor], Tensor]) -> None:
+    agree(function, [(drawn(4, 6), {1: C})], {1: C})
+    agree(function, [(drawn(4, 6), {0: [1, 2]})], {0: [1, 2]})
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_attention_keeps_the_scale_of_the_full_width(scale: float | None) -> None:
+    heads = {1: [0, 2]}
+    q, k = (drawn(2, 3, 5, 8), {**heads, 3: C}), (drawn(2, 3, 4, 8), {**heads, 3: C})
+    v = (drawn(2, 3, 4, 8), {**heads, 3: O})
+
+    def full(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+    def small(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.transpose(-1, -2) * (scale or 8**-0.5)).softmax(-1) @ v
+
+    agree(full, [q, k, v], {**heads, 3: O}, small)
+
+
+def test_attention_under_masks() -> None:
+    q, k, v = ((drawn(2, 3, 5, 8), {3: C}) for _ in range(3))
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()
+
+    def small(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.transpose(-1, -2) * 8**-0.5).masked_fill(~mask, -torch.inf).softmax(-1) @ v
+
+    agree(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=mask), [q, k, v], {3: C}, small)
+    agree(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True), [q, k, v], {3: C}, small)
+
+
+POOLS: list[Callable[[Tensor], Tensor]] = [
+    lambda t: F.max_pool2d(t, 2), lambda t: F.avg_pool2d(t, 2), lambda t: F.adaptive_avg_pool2d(t, 1), lambda t: F.adaptive_max_pool2d(t, 2),
+    lambda t: F.interpolate(t, scale_factor=2), lambda t: F.interpolate(t, size=(3, 3), mode="bilinear"),
+]  # fmt: skip
+PLAIN: list[Callable[[Tensor], Tensor]] = [
+    F.relu, F.gelu, F.hardswish, F.hardsigmoid, F.relu6, torch.sigmoid, F.elu, F.silu, F.mish, lambda t: t.clamp(-1, 1), lambda t: t**2,
+    lambda t: torch.where(t > 0, t, 0.1 * t), lambda t: t.clone().relu_(), lambda t: F.leaky_relu(t, 0.1), torch.exp, lambda t: t.flip(1).flip(1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("function", POOLS + PLAIN)
+def test_operators_on_each_channel_need_no_handler(function: Callable[[Tensor], Tensor]) -> None:
+    """A channel that is missing stays missing: relu(NaN) must not be 0, and a pool of NaN must not be -inf."""
+    agree(function, [(drawn(2, 6, 4, 4), {1: C})], {1: C})
+
+
+def test_a_number_that_meets_a_missing_one_shows() -> None:
+    """The negative twin: masks that do not fit each other leave holes in what should be present."""
+    with MissingData():
+        made = masked(drawn(6), {0: C}) + masked(drawn(6), {0: [0, 2]})
+    assert made[C].isnan().any()
+    with pytest.raises(AssertionError):
+        agree(torch.add, [(drawn(6), {0: C}), (drawn(6), {0: [0, 2, 4]})], {0: C})
