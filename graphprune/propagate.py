@@ -112,6 +112,7 @@ class _Interpreter(fx.Interpreter):
                 self._freeze_boundary(n, refusal)
                 with self.mode.paused():
                     result = self._run_opaque(n)
+                self.mode.freeze_results(result, refusal)
         except Exception as error:
             raise _run_error(n, error, self.program) from error
         if n.op == "output":
@@ -288,6 +289,14 @@ class _Propagation(TorchDispatchMode):
             numbers = [arg for arg in self.node.all_input_nodes if not _holds_value(self.trace.values[arg.name])]
             self.open_bounds = any(_varies(arg, self.trace.values) for arg in numbers)
         return self.open_bounds
+
+    def freeze_results(self, tree: Any, text: str) -> None:
+        """Give results that nothing is known of labels that are frozen, so that what meets them knows why."""
+        for tensor in tensors_in((tree,)):
+            rank = tensor.dim()
+            atoms = [along(self.space.fresh(n, soft=True), axis, rank) for axis, n in enumerate(tensor.shape) if n > 1]
+            self.set_value(tensor, atoms)
+        self.freeze_tensors(tree, text, "opaque")
 
     def freeze_tensors(self, tree: Any, text: str, operator: str) -> None:
         """Freeze every label of every tensor in a structure."""

@@ -1,0 +1,196 @@
+"""Capture: any way of giving inputs, the model left as it was, leaves where tracing fails, and errors that say where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import graphprune
+from graphprune.errors import CaptureError
+from graphprune.program import Inputs
+from tests.checking import analyse, check_plan, max_error, run, state_hash
+from tests.zoo.case import net
+
+X = torch.randn(2, 4, dtype=torch.float64)
+
+
+class Two(nn.Module):
+    """A required and an optional input, and an option that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor, scale: Tensor | None = None, *, negate: bool = False) -> Tensor:
+        y = F.relu(self.a(x))
+        if scale is not None:
+            y = y * scale
+        if negate:
+            y = -y
+        result: Tensor = self.b(y)
+        return result
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [X, (X,), [X], {"x": X}, (X, torch.tensor(2.0)), {"x": X, "scale": torch.rand(2, 1).double()}, {"scale": torch.tensor(3.0), "x": X},
+     {"x": X, "negate": True}, Inputs((X,), {"negate": True}), {"x": X, "scale": None}],
+    ids=["tensor", "tuple", "list", "dict", "two", "two by name", "other order", "option", "both ways", "none"],
+)  # fmt: skip
+def test_every_way_of_giving_inputs(inputs: Any) -> None:
+    model = Two().double().eval()
+    found = analyse(model, inputs)
+    assert [g.size for g in found.groups.prunable] == [6]
+    assert max_error(run(found.program.module, found.program.inputs), run(model, inputs)) == 0.0
+    plan = found.random_plan(0)
+    result = graphprune.apply_plan(model, inputs, plan)
+    assert result.report.verification is not None and result.report.verification.passed
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_and_its_modes_are_left_alone(training: bool) -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(), nn.Linear(6, 2)).double().train(training)
+    model[1].eval()
+    before = state_hash(model)
+    program = graphprune.capture(model, X)
+    assert state_hash(model) == before
+    assert program.module.training == training and not program.module.get_submodule("1").training
+    result = graphprune.prune(model, X, target="channels=50%")
+    assert state_hash(model) == before
+    assert result.model.training == training and not result.model.get_submodule("1").training
+
+
+class Branches(nn.Module):
+    """Control flow on values: it cannot be traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            return F.relu(self.inner(x))
+        result: Tensor = self.inner(x)
+        return result
+
+
+def test_a_module_that_does_not_trace_is_a_leaf_with_a_reason() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), Branches(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)).double().eval()
+    found = analyse(model, X)
+    assert list(found.program.opaque) == ["1"] and "TraceError" in found.program.opaque["1"]
+    assert [(g.name, g.size) for g in found.groups.prunable] == [("2", 5)]
+    assert any("module 1 does not trace" in text for text in found.frozen_reasons("0.weight", 0))
+    slim = check_plan(found, found.random_plan(0), zeros=True, macs=False, again=False)
+    assert isinstance(slim.get_submodule("1"), Branches)
+    result = graphprune.prune(model, X, target="channels=60%")
+    assert "1" in result.report.opaque
+
+
+def test_an_opaque_module_inside_an_opaque_module_is_named_once() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = Branches()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.inner(x)
+            return y if bool(y.sum() > 0) else -y
+
+    program = graphprune.capture(nn.Sequential(nn.Linear(4, 6), Outer()).double(), X)
+    assert list(program.opaque) == ["1"]
+    assert [n.target for n in program.module.graph.nodes if n.op == "call_module"] == ["0", "1"]
+
+
+def test_a_model_whose_own_forward_does_not_trace() -> None:
+    with pytest.raises(CaptureError, match=r"Branches.forward does not trace at .*test_capture.py:\d+"):
+        graphprune.capture(Branches(), torch.zeros(1, 6))
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "message"),
+    [
+        (lambda: nn.Linear(4, 2), torch.zeros(2, 5), r"does not run on inputs float32\[2x5\]"),
+        (lambda: nn.Linear(4, 2), torch.zeros(2, 4, dtype=torch.int64), r"does not run on inputs int64\[2x4\]"),
+        (lambda: nn.Linear(4, 2), torch.zeros(2, 4, dtype=torch.float64), "does not run"),
+        (lambda: nn.Embedding(4, 2), torch.zeros(2, 4), "does not run"),
+        (lambda: nn.Linear(4, 2), (), "hold no tensor"),
+        (lambda: nn.Linear(4, 2), "1x4", "hold no tensor"),
+        (lambda: nn.Linear(4, 2), (torch.zeros(1, 4), torch.zeros(1)), r"do not fit Linear.forward"),
+        (lambda: nn.Linear(4, 2), {"y": torch.zeros(1, 4)}, r"do not fit Linear.forward"),
+        (lambda: torch.jit.script(nn.Linear(4, 2)), torch.zeros(1, 4), "scripted"),
+        (lambda: torch.jit.trace(nn.Linear(4, 2), torch.zeros(1, 4)), torch.zeros(1, 4), "scripted"),
+        (lambda: torch.relu, torch.zeros(1, 4), "Expected a torch.nn.Module"),
+        (lambda: nn.Linear, torch.zeros(1, 4), "Expected a torch.nn.Module"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_inputs_and_models_that_cannot_be(model: Callable[[], Any], inputs: Any, message: str) -> None:
+    with pytest.raises(CaptureError, match=message):
+        graphprune.prune(model(), inputs)
+
+
+def test_wrappers_are_taken_off() -> None:
+    inner = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).double()
+    for wrapped in (nn.DataParallel(inner), torch.compile(inner, backend="eager")):
+        result = graphprune.prune(wrapped, X, target="channels=50%")
+        assert set(result.model.state_dict()) == set(inner.state_dict())
+
+
+def test_functional_dropout_follows_the_mode() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.b(F.dropout(self.a(x), 0.5, self.training))
+
+    model = net(forward, a=nn.Linear(4, 60), b=nn.Linear(60, 2))
+    slim = graphprune.prune(model, X, target="channels=50%").model
+    assert torch.equal(slim.eval()(X), slim(X))
+    slim.train()
+    assert not torch.equal(slim(X), slim(X))
+
+
+def test_tensors_made_while_tracing_leave_nothing_on_the_model() -> None:
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.b(self.a(x) + torch.arange(6, dtype=torch.float64))
+
+    model = net(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 2))
+    keys = set(model.__dict__), set(model.state_dict())
+    result = graphprune.prune(model, X, target="channels=50%")
+    assert (set(model.__dict__), set(model.state_dict())) == keys
+    assert set(result.model.state_dict()) == keys[1], "constants are no part of the state"
+
+
+def test_a_captured_program_is_a_model_again() -> None:
+    model = Two().double().eval()
+    once = graphprune.capture(model, X).module
+    twice = graphprune.capture(once, X).module
+    assert once.code == twice.code and set(twice.state_dict()) == set(model.state_dict())
+
+
+def test_variable_arguments() -> None:
+    class Many(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, *xs: Tensor, **named: Tensor) -> Tensor:
+            result: Tensor = self.b(sum(self.a(x) for x in [*xs, *named.values()]))
+            return result
+
+    model = Many().double().eval()
+    for inputs in ((X, X + 1), {"left": X, "right": X}):
+        found = analyse(model, inputs)
+        check_plan(found, found.random_plan(0), again=False)
+
+
+def test_compiled_and_exported() -> None:
+    """The slim model is an ordinary one for torch.compile and torch.export."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 2)).double().eval()
+    slim = graphprune.prune(model, X, target="channels=50%").model
+    compiled = torch.compile(slim, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(X), slim(X))
+    exported = torch.export.export(slim, (X,))
+    assert max_error(exported.module()(X), slim(X)) < 1e-12
