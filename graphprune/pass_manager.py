@@ -58,19 +58,19 @@ class PassManager:
         """
         self._check_order(program)
         manager = AnalysisManager() if analyses is None else analyses
-        known = _identities(find_problems(program.module)) if self._verify_each else frozenset()
+        start = program.module
         for step in self._steps:
             self._check_needs(step, present_fields(program))
-            program = self._run_step(step, program, manager, known)
+            program = self._run_step(step, program, manager, start)
         return program
 
-    def _run_step(self, step: Step, before: Program, manager: AnalysisManager, known: frozenset[tuple[str, str]]) -> Program:
+    def _run_step(self, step: Step, before: Program, manager: AnalysisManager, start: fx.GraphModule) -> Program:
         for observer in self._observers:
             observer.before_pass(step, before)
         try:
             after = self._apply(step.current, before, manager)
             if self._verify_each and after.module is not before.module:
-                _check_structure(step.current, after, known)
+                _check_structure(step.current, after, start)
         except Exception as error:
             for observer in reversed(self._observers):
                 observer.pass_failed(step, before, error)
@@ -134,8 +134,11 @@ def _check_result(current: Pass, before: Program, after: object) -> None:
         raise PassContractError(f"Pass {name!r} returned a program without {missing[0]}, which {type(current).__name__} provides.")
 
 
-def _check_structure(current: Pass, after: Program, known: frozenset[tuple[str, str]]) -> None:
-    new = [problem for problem in find_problems(after.module) if (problem.place, problem.check) not in known]
+def _check_structure(current: Pass, after: Program, start: fx.GraphModule) -> None:
+    """Raise PassContractError for problems that were not in the graph that the run started from."""
+    found = find_problems(after.module)
+    known = _identities(find_problems(start)) if found else frozenset()
+    new = [problem for problem in found if (problem.place, problem.check) not in known]
     if not new:
         return
     more = f" ({len(new) - 1} more)" if len(new) > 1 else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +11,7 @@ from torch import nn
 
 from graphprune.errors import PlanError
 from graphprune.files import atomic_write
-from graphprune.groups import Groups, Kept
+from graphprune.groups import Bools, Groups, Ints, Kept
 
 Index = Annotated[int, Field(ge=0)]
 
@@ -104,29 +103,23 @@ def make_plan(module: nn.Module, groups: Groups, kept: Kept, **provenance: Any) 
 def kept_units(plan: Plan, groups: Groups) -> Kept:
     """The units that a plan keeps. Raises PlanError where it cuts through one, cuts a frozen one, or leaves an axis empty."""
     removed = np.zeros(groups.unit_count, dtype=bool)
-    cuts: list[tuple[str, int, Any, Any]] = []
+    cuts: list[tuple[str, int, Ints, Bools | None]] = []
     for name, value in groups.trace.parameters.items():
-        axes = plan.kept.get(name, {})
-        if any(axis >= len(value.shape) for axis in axes):
-            raise PlanError(f"The plan cuts axis {max(axes)} of {name}, which has {len(value.shape)} axes.")
-        for axis in range(len(value.shape)):
-            field = value.on(axis)
-            if axis in axes:
-                mask = _mask(name, axis, axes[axis], value.shape)
-                if field is None:
-                    raise PlanError(f"The plan cuts axis {axis} of {name}, which has a single index and cannot shrink.")
-                units = groups.unit_of[field.ravel()]
+        axes = dict(plan.kept.get(name, {}))
+        for field in value.fields:
+            axis, units = groups.units_along(field)
+            mask = _mask(name, axis, axes.pop(axis), value.shape) if axis in axes else None
+            if mask is not None:
                 removed[units[~mask]] = True
-                cuts.append((name, axis, units, mask))
-            elif field is not None:
-                units = groups.unit_of[field.ravel()]
-                cuts.append((name, axis, units, np.ones(units.size, dtype=bool)))
+            cuts.append((name, axis, units, mask))
+        if axes:
+            raise PlanError(f"The plan cuts axis {min(axes)} of {name}, of shape {list(value.shape)}, which cannot shrink.")
     _check_names(plan, groups)
     for name, axis, units, mask in cuts:
-        if (removed[units] != ~mask).any():
-            index = int(np.flatnonzero(removed[units] != ~mask)[0])
+        wrong = removed[units] if mask is None else removed[units] == mask
+        if wrong.any():
             raise PlanError(
-                f"The plan contradicts itself: index {index} of axis {axis} of {name} is kept, "
+                f"The plan contradicts itself: index {int(np.flatnonzero(wrong)[0])} of axis {axis} of {name} is kept, "
                 "but belongs to a unit that loses another slice."
             )
     frozen = next((g for g in groups.frozen if removed[g.units].any()), None)
@@ -135,7 +128,7 @@ def kept_units(plan: Plan, groups: Groups) -> Kept:
     return Kept(groups, ~removed)
 
 
-def _mask(name: str, axis: int, indices: list[int], shape: Mapping[int, int] | tuple[int, ...]) -> Any:
+def _mask(name: str, axis: int, indices: list[int], shape: tuple[int, ...]) -> Bools:
     size = shape[axis]
     mask = np.zeros(size, dtype=bool)
     if not indices or indices != sorted(set(indices)) or indices[-1] >= size:

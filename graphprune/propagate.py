@@ -25,7 +25,7 @@ from graphprune.resizers import call_resizer, can_resize
 from graphprune.rules import Call, keeps_sizes, only_moves, rule_for, tensors_in
 from graphprune.shape_cache import ShapeCache
 from graphprune.shuffles import Shuffle, find_shuffles
-from graphprune.twins import named_tensors, twin
+from graphprune.twins import named_tensors, set_mode, twin
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def propagate(program: Program, policy: Policy | None = None) -> Trace:
 
     meta: Any = twin(program.module, to_meta)
     for module in meta.modules():
-        module.training = False
+        set_mode(module, False)
     with torch.no_grad(), _Propagation(program, policy or Policy(), twins) as mode:
         interpreter = _Interpreter(meta, mode, program)
         with mode.paused():

@@ -95,4 +95,5 @@ def can_resize(module: nn.Module) -> bool:
     """Whether a leaf module can follow new widths: it has a resizer, or holds no tensors at all."""
     if type(module) in _MODULES:
         return True
-    return not any(True for _ in module.parameters()) and not any(True for _ in module.buffers())
+    holds_tensors = any(tensor is not None for tensor in (*module._parameters.values(), *module._buffers.values()))
+    return not holds_tensors and all(can_resize(child) for child in module.children())

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from graphprune.errors import CaptureError
 from graphprune.program import Inputs, Program
-from graphprune.twins import restore_modes
+from graphprune.twins import restore_modes, set_mode
 
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 
@@ -93,11 +93,11 @@ def _mode(root: nn.Module, *, training: bool) -> Iterator[None]:
     before = [(module, module.training) for module in root.modules()]
     try:
         for module, _ in before:
-            module.training = training
+            set_mode(module, training)
         yield
     finally:
         for module, mode in before:
-            module.training = mode
+            set_mode(module, mode)
 
 
 @contextmanager

@@ -42,10 +42,16 @@ def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
 
 
+def set_mode(module: nn.Module, training: bool) -> None:
+    """Put one module in train or eval mode; nothing is written where it is in it (attribute writes of modules are slow)."""
+    if module.training != training:
+        module.training = training
+
+
 def restore_modes(module: nn.Module, like: nn.Module) -> None:
     """Give every module the train or eval mode, and every buffer the persistence, of its namesake in ``like``."""
     others = dict(like.named_modules())
     for name, child in module.named_modules():
         other = others.get(name, like)
-        child.training = other.training
+        set_mode(child, other.training)
         child._non_persistent_buffers_set |= other._non_persistent_buffers_set & child._buffers.keys()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,18 +15,18 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 import graphprune
-from graphprune.tracing import capture, normalise_inputs
 from graphprune.groups import FROZEN, Groups, Kept
 from graphprune.passes.analysis.channels import excluded, make_policy
 from graphprune.plan import Plan, make_plan
 from graphprune.program import Program
 from graphprune.propagate import propagate
+from graphprune.tracing import capture, normalise_inputs
 from graphprune.twins import named_tensors
 
 
 @dataclass(frozen=True)
 class Analysed:
-    """A model with its capture and groups. shrink: the share of units that random plans keep on average."""
+    """A model with its capture and groups."""
 
     model: nn.Module
     inputs: Any
@@ -54,7 +54,7 @@ class Analysed:
         field = self.groups.trace.parameters[tensor].on(axis)
         assert field is not None, f"{tensor} has no labels on axis {axis}"
         units = self.groups.unit_of[field.ravel()]
-        return np.where(self.groups.group_of[units] == FROZEN, FROZEN, units).tolist()
+        return [FROZEN if self.groups.group_of[unit] == FROZEN else int(unit) for unit in units]
 
 
 def analyse(model: nn.Module, inputs: Any, *, exclude: tuple[str, ...] = (), policy: Mapping[str, str] | None = None) -> Analysed:
@@ -83,7 +83,9 @@ def state_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(named_tensors(model).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.requires_grad}".encode())
-        digest.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes() if tensor.dim() else repr(tensor).encode())
+        digest.update(
+            tensor.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes() if tensor.dim() else repr(tensor).encode()
+        )
     digest.update(repr([(n, m.training, sorted(m.__dict__)) for n, m in model.named_modules()]).encode())
     return digest.hexdigest()
 
@@ -102,14 +104,13 @@ def _cloned(item: Any) -> Any:
 
 def max_error(found: Any, wanted: Any) -> float:
     """Largest relative error over all tensors of two outputs of the same structure."""
-    pairs = list(zip(tree_leaves(found), tree_leaves(wanted), strict=True))
     worst = 0.0
-    for one, other in pairs:
+    for one, other in zip(tree_leaves(found), tree_leaves(wanted), strict=True):
         if not isinstance(one, Tensor) or not one.numel():
             continue
         assert one.shape == other.shape and one.dtype == other.dtype
-        scale = float(other.abs().max()) or 1.0
-        worst = max(worst, float((one - other).abs().max()) / scale)
+        scale = float(other.detach().abs().max()) or 1.0
+        worst = max(worst, float((one - other).detach().abs().max()) / scale)
     return worst
 
 
@@ -117,7 +118,7 @@ def counted_macs(model: nn.Module, inputs: Any) -> int:
     """Multiply-accumulates by torch's own counter."""
     with FlopCounterMode(display=False) as counter:
         run(model, inputs)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2
 
 
 def zeroed(model: nn.Module, plan: Plan) -> nn.Module:
@@ -228,6 +229,3 @@ def slim_model(subject: Analysed, seed: int = 0) -> tuple[fx.GraphModule, Plan]:
     """A slim model of a random plan, not verified."""
     plan = subject.random_plan(seed)
     return graphprune.apply_plan(subject.model, subject.inputs, plan, verify=False).model, plan
-
-
-Builder = Callable[[], nn.Module]

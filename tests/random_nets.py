@@ -113,7 +113,11 @@ def normalisation(draw: Draw, shape: Shape) -> Made | None:
     if len(shape) == 2:
         return [draw(st.sampled_from([nn.LayerNorm, nn.RMSNorm]))(shape[1])], lambda f, x: f(x)
     if len(shape) == 1:
-        return ([nn.BatchNorm1d(shape[0])], lambda f, x: f(x)) if draw(st.booleans()) else ([nn.LayerNorm(shape[0])], lambda f, x: f(x))
+        return (
+            ([nn.BatchNorm1d(shape[0])], lambda f, x: f(x))
+            if draw(st.booleans())
+            else ([nn.LayerNorm(shape[0])], lambda f, x: f(x))
+        )
     kinds = [nn.BatchNorm2d(shape[0]), nn.GroupNorm(1, shape[0]), nn.GroupNorm(shape[0], shape[0])]
     groups = _divisor(draw, shape[0])
     kinds += [nn.GroupNorm(groups, shape[0])] if groups else []
@@ -123,14 +127,18 @@ def normalisation(draw: Draw, shape: Shape) -> Made | None:
 
 @unary
 def activation(draw: Draw, shape: Shape) -> Made | None:
-    return [], draw(st.sampled_from([F.relu, F.silu, torch.sigmoid, F.gelu, F.hardswish, lambda x: x.clone().relu_(), lambda x: -x * 0.5]))
+    return [], draw(
+        st.sampled_from([F.relu, F.silu, torch.sigmoid, F.gelu, F.hardswish, lambda x: x.clone().relu_(), lambda x: -x * 0.5])
+    )
 
 
 @unary
 def pool(draw: Draw, shape: Shape) -> Made | None:
     if not _is_image(shape) or shape[1] < 4:
         return None
-    return [], draw(st.sampled_from([lambda x: F.max_pool2d(x, 2), lambda x: F.avg_pool2d(x, 2), lambda x: F.adaptive_avg_pool2d(x, 2)]))
+    return [], draw(
+        st.sampled_from([lambda x: F.max_pool2d(x, 2), lambda x: F.avg_pool2d(x, 2), lambda x: F.adaptive_avg_pool2d(x, 2)])
+    )
 
 
 @unary
@@ -242,7 +250,9 @@ def to_vector(draw: Draw, shape: Shape) -> Made | None:
     if len(shape) == 1:
         return None
     small = shape[0] * shape[1] * shape[2] <= 400
-    return [], draw(st.sampled_from([lambda x: x.mean((2, 3)), *([lambda x: x.flatten(1), lambda x: x.view(x.shape[0], -1)] if small else [])]))
+    return [], draw(
+        st.sampled_from([lambda x: x.mean((2, 3)), *([lambda x: x.flatten(1), lambda x: x.view(x.shape[0], -1)] if small else [])])
+    )
 
 
 @unary

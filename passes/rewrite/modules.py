@@ -9,6 +9,13 @@ from torch import fx, nn
 from graphprune.resizers import Site, resize_module
 
 
+def _set(module: nn.Module, **attributes: Any) -> None:
+    """Set the attributes that change (attribute writes of modules are slow)."""
+    for name, value in attributes.items():
+        if getattr(module, name) != value:
+            setattr(module, name, value)
+
+
 def _input(site: Site) -> fx.Node:
     node = site.node.args[0] if site.node.args else next(iter(site.node.kwargs.values()))
     assert isinstance(node, fx.Node)
@@ -18,23 +25,24 @@ def _input(site: Site) -> fx.Node:
 @resize_module(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def convolution(module: Any, site: Site) -> None:
     """out_channels and in_channels are the weight's, groups is a kept count."""
-    module.groups = site.scalar("groups", module.groups)
-    module.out_channels = module.weight.shape[0]
-    module.in_channels = module.weight.shape[1] * module.groups
+    groups = site.scalar("groups", module.groups)
+    outputs, inputs = module.weight.shape[:2]
+    _set(module, groups=groups, out_channels=outputs, in_channels=inputs * groups)
 
 
 @resize_module(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 def transposed_convolution(module: Any, site: Site) -> None:
     """As a convolution, with the weight's first two axes exchanged."""
-    module.groups = site.scalar("groups", module.groups)
-    module.in_channels = module.weight.shape[0]
-    module.out_channels = module.weight.shape[1] * module.groups
+    groups = site.scalar("groups", module.groups)
+    inputs, outputs = module.weight.shape[:2]
+    _set(module, groups=groups, in_channels=inputs, out_channels=outputs * groups)
 
 
 @resize_module(nn.Linear)
 def linear(module: Any, site: Site) -> None:
     """in_features and out_features are the weight's."""
-    module.out_features, module.in_features = module.weight.shape
+    outputs, inputs = module.weight.shape
+    _set(module, out_features=outputs, in_features=inputs)
 
 
 @resize_module(nn.Embedding)
@@ -50,7 +58,7 @@ def per_channel_norm(module: Any, site: Site) -> None:
     """num_features is the channel count of the input."""
     rank = len(site.old_shape(_input(site)))
     unbatched = isinstance(module, (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)) and rank == _space(module) + 1
-    module.num_features = site.new_shape(_input(site))[0 if unbatched else 1]
+    _set(module, num_features=site.new_shape(_input(site))[0 if unbatched else 1])
 
 
 def _space(module: nn.Module) -> int:

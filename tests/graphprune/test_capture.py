@@ -38,7 +38,8 @@ class Two(nn.Module):
 
 @pytest.mark.parametrize(
     "inputs",
-    [X, (X,), [X], {"x": X}, (X, torch.tensor(2.0)), {"x": X, "scale": torch.rand(2, 1).double()}, {"scale": torch.tensor(3.0), "x": X},
+    [X, (X,), [X], {"x": X}, (X, torch.tensor(2.0)),
+     {"x": X, "scale": torch.rand(2, 1).double()}, {"scale": torch.tensor(3.0), "x": X},
      {"x": X, "negate": True}, Inputs((X,), {"negate": True}), {"x": X, "scale": None}],
     ids=["tensor", "tuple", "list", "dict", "two", "two by name", "other order", "option", "both ways", "none"],
 )  # fmt: skip
@@ -142,7 +143,7 @@ def test_wrappers_are_taken_off() -> None:
 
 
 def test_functional_dropout_follows_the_mode() -> None:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return self.b(F.dropout(self.a(x), 0.5, self.training))
 
     model = net(forward, a=nn.Linear(4, 60), b=nn.Linear(60, 2))
@@ -153,7 +154,7 @@ def test_functional_dropout_follows_the_mode() -> None:
 
 
 def test_tensors_made_while_tracing_leave_nothing_on_the_model() -> None:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return self.b(self.a(x) + torch.arange(6, dtype=torch.float64))
 
     model = net(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 2))

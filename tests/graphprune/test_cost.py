@@ -13,7 +13,15 @@ from tests.checking import Analysed, analyse, counted_macs, random_units
 from tests.zoo import attention, convolutions, norms, wiring
 from tests.zoo.case import CASES, conv
 
-NAMES = ["plain_chain", "dense_block", "grouped_within", "transposed_grouped_within", "fused_qkv", "pixel_shuffle", "several_inputs_and_outputs"]
+NAMES = [
+    "plain_chain",
+    "dense_block",
+    "grouped_within",
+    "transposed_grouped_within",
+    "fused_qkv",
+    "pixel_shuffle",
+    "several_inputs_and_outputs",
+]
 assert all((attention, convolutions, norms, wiring))
 
 

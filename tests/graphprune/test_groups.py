@@ -66,7 +66,9 @@ def test_every_index_of_a_member_belongs_to_as_many_units_as_it_says(name: str) 
 @pytest.mark.parametrize("name", ["dense_block", "fused_qkv", "shuffle_unit_with_halves", "two_option_a_shortcuts_in_a_row"])
 def test_two_analyses_agree(name: str) -> None:
     one, two = zoo(name).groups, zoo(name).groups
-    assert [(g.name, g.units.tolist(), g.members) for g in one.prunable] == [(g.name, g.units.tolist(), g.members) for g in two.prunable]
+    assert [(g.name, g.units.tolist(), g.members) for g in one.prunable] == [
+        (g.name, g.units.tolist(), g.members) for g in two.prunable
+    ]
     assert (one.unit_of == two.unit_of).all()
 
 

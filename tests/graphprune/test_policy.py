@@ -34,7 +34,9 @@ def test_the_first_site_that_matches_wins() -> None:
     assert policy.choose("heads", "a") == "head_dim" and policy.choose("heads", "b") == "whole"
 
 
-@pytest.mark.parametrize("options", [{"heads": "some"}, {"sites": {"heads@x": "some"}}, {"sites": {"nothing@x": "whole"}}, {"statistics": ""}])
+@pytest.mark.parametrize(
+    "options", [{"heads": "some"}, {"sites": {"heads@x": "some"}}, {"sites": {"nothing@x": "whole"}}, {"statistics": ""}]
+)
 def test_unknown_choices_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="is not known; choose from"):
         Policy(**options)

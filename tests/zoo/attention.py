@@ -21,7 +21,7 @@ def _tail(**parts: nn.Module | nn.Parameter) -> dict[str, Any]:
 def fused_qkv() -> Case:
     """timm's Attention: one linear layer, reshape, permute, unbind; whole heads are units."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         x = self.embed(x)
         b, n, c = x.shape
         q, k, v = self.qkv(x).reshape(b, n, 3, HEADS, c // HEADS).permute(2, 0, 3, 1, 4).unbind(0)
@@ -35,7 +35,7 @@ def fused_qkv() -> Case:
 
 @case
 def fused_qkv_taken_by_index() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         x = self.embed(x)
         b, n, _ = x.shape
         qkv = self.qkv(x).view(b, n, 3, HEADS, DIM).permute(2, 0, 3, 1, 4)
@@ -51,7 +51,7 @@ def fused_qkv_taken_by_index() -> Case:
 def fused_qkv_in_chunks() -> Case:
     """chunk along the last axis of B x N x C, where three equal parts stay equal because heads go whole."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         x = self.embed(x)
         b, n, c = x.shape
         q, k, v = self.qkv(x).chunk(3, dim=2)
@@ -66,7 +66,7 @@ def fused_qkv_in_chunks() -> Case:
 
 @case
 def separate_projections() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         x = self.embed(x)
         b, n, _ = x.size()
         q = self.q(x).view(b, n, HEADS, DIM).transpose(1, 2)
@@ -98,7 +98,7 @@ def fused_attention_with_positions_of_every_head() -> Case:
 def single_head() -> Case:
     """Without a head axis q and k shrink together, and v with the projection."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         q, k, v = self.q(x), self.k(x), self.v(x)
         weights = torch.softmax(torch.bmm(q, k.transpose(1, 2)) / q.size(-1) ** 0.5, dim=-1)
         return self.proj(torch.bmm(weights, v))
@@ -111,7 +111,7 @@ def single_head() -> Case:
 def attention_with_bias_per_head() -> Case:
     """A relative position bias has one slice for each head."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         x = self.embed(x)
         b, n, _ = x.shape
         q, k, v = self.qkv(x).reshape(b, n, 3, HEADS, DIM).permute(2, 0, 3, 1, 4).unbind(0)
@@ -127,7 +127,7 @@ def attention_with_bias_per_head() -> Case:
 def attention_with_normed_queries() -> Case:
     """A norm over head_dim, and q consumed twice: heads still go whole."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         b, n, _ = x.shape
         q, k, v = self.qkv(x).reshape(b, n, 3, HEADS, DIM).permute(2, 0, 3, 1, 4).unbind(0)
         y = F.scaled_dot_product_attention(self.qn(q), self.kn(k), v, scale=0.5)
@@ -156,7 +156,7 @@ def cross_attention_of_two_inputs() -> Case:
 def grouped_queries() -> Case:
     """Two query heads share a key head (expand): a key head goes with both of its query heads."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         b, n, _ = x.shape
         q = self.q(x).view(b, n, 4, DIM).transpose(1, 2)
         k, v = (t.view(b, n, 2, DIM).transpose(1, 2) for t in (self.k(x), self.v(x)))
@@ -172,7 +172,7 @@ def grouped_queries() -> Case:
 def class_token_and_positions() -> Case:
     """A ViT's front: patches, a class token, a position embedding, and the token taken at the end."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         x = self.patches(x).flatten(2).transpose(1, 2)
         x = torch.cat((self.token.expand(x.shape[0], -1, -1), x), dim=1) + self.position
         x = x + self.down(F.gelu(self.up(self.norm(x))))
@@ -195,7 +195,7 @@ def class_token_and_positions() -> Case:
 def windows() -> Case:
     """Swin's window partition and its reverse around a linear layer."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         x = self.a(x).permute(0, 2, 3, 1)
         b, h, w, c = x.shape
         y = x.view(b, h // 4, 4, w // 4, 4, c).permute(0, 1, 3, 2, 4, 5).reshape(-1, 16, c)
@@ -209,7 +209,7 @@ def windows() -> Case:
 def patch_merging() -> Case:
     """Swin's down-sampling: four shifted pictures side by side."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         x = self.a(x).permute(0, 2, 3, 1)
         parts = [x[:, 0::2, 0::2, :], x[:, 1::2, 0::2, :], x[:, 0::2, 1::2, :], x[..., 1::2, 1::2, :]]
         return self.reduce(self.norm(torch.cat(parts, -1)))
@@ -220,7 +220,7 @@ def patch_merging() -> Case:
 
 @case
 def repeated_and_expanded() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = self.a(x)
         twice = y.repeat(1, 2)
         spread = y.unsqueeze(1).expand(-1, 4, -1).mean(1)
@@ -233,7 +233,7 @@ def repeated_and_expanded() -> Case:
 def sizes_in_arithmetic() -> Case:
     """Widths read from shapes: halves, views, and a divisor that is no size."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = self.a(x)
         half = y.shape[1] // 2
         left, right = y[:, :half], y[:, half:]
@@ -245,7 +245,7 @@ def sizes_in_arithmetic() -> Case:
 
 @case
 def inferred_sizes() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = self.a(x)
         z = y.view(y.shape[0], 6, -1).transpose(1, 2).reshape(-1, 6)
         return self.b(F.relu(z)).view(x.shape[0], 8, 8, -1).mean((1, 2))
@@ -255,7 +255,7 @@ def inferred_sizes() -> Case:
 
 @case
 def einsum_contraction() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y, z = self.a(x), self.b(x)
         return torch.einsum("bnc,bmc->bnm", y, z) + torch.einsum("bnc,dc->bnd", y, self.w)
 
@@ -267,7 +267,7 @@ def einsum_contraction() -> Case:
 def bilinear_pooling() -> Case:
     """The outer product of two feature maps, flattened: its axis is a product of two widths, of which one stays."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y, z = self.a(x).flatten(2), self.b(x).flatten(2)
         return self.head(torch.bmm(y, z.transpose(1, 2)).flatten(1))
 

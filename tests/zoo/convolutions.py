@@ -12,7 +12,7 @@ from tests.zoo.case import Case, case, conv, image, net, pooled, vector
 
 
 def _between(middle: nn.Module, inputs: int, outputs: int) -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return pooled(self.head, self.b(F.relu(self.middle(F.relu(self.a(x))))))
 
     return net(forward, a=conv(3, inputs), middle=middle, b=conv(outputs, 5), head=nn.Linear(5, 3))
@@ -54,7 +54,9 @@ def depthwise_transposed() -> Case:
 
 @case
 def transposed() -> Case:
-    return Case(_between(nn.ConvTranspose2d(6, 8, 3, stride=2, output_padding=1, padding=1), 6, 8), image(), {"a": 6, "middle": 8, "b": 5})
+    return Case(
+        _between(nn.ConvTranspose2d(6, 8, 3, stride=2, output_padding=1, padding=1), 6, 8), image(), {"a": 6, "middle": 8, "b": 5}
+    )
 
 
 @case
@@ -71,7 +73,7 @@ def transposed_grouped_whole() -> Case:
 
 @case
 def grouped_on_the_image() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return self.b(self.a(x))
 
     model = net(forward, a=conv(3, 9, groups=3), b=conv(9, 2))
@@ -81,7 +83,7 @@ def grouped_on_the_image() -> Case:
 
 @case
 def one_dimension() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = F.max_pool1d(F.relu(self.norm(self.a(x))), 2)
         return self.head(torch.flatten(self.b(y), 1))
 
@@ -91,7 +93,7 @@ def one_dimension() -> Case:
 
 @case
 def three_dimensions() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = self.pool(F.relu(self.norm(self.a(x))))
         return self.head(self.b(y).amax((2, 3, 4)))
 
@@ -105,7 +107,7 @@ def three_dimensions() -> Case:
 def functional_convolution() -> Case:
     """Weights that belong to no layer, and groups as an argument."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = F.conv2d(x, self.first, self.bias, padding=1)
         y = F.conv2d(y, self.depth, None, 1, 1, 1, 6)
         return F.conv2d(y, self.last)
@@ -122,7 +124,7 @@ def functional_convolution() -> Case:
 
 @case
 def shuffled_by_views() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = self.a(x)
         b, c, h, w = y.shape
         y = y.view(b, 2, c // 2, h, w).transpose(1, 2).contiguous().view(b, -1, h, w)
@@ -133,7 +135,7 @@ def shuffled_by_views() -> Case:
 
 @case
 def shuffled_by_module() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return self.c(F.relu(self.b(self.shuffle(self.a(x)))))
 
     return Case(net(forward, a=conv(3, 9), shuffle=nn.ChannelShuffle(3), b=conv(9, 6), c=conv(6, 2)), image(), {"a": 9, "b": 6})
@@ -143,7 +145,7 @@ def shuffled_by_module() -> Case:
 def shuffle_between_grouped() -> Case:
     """ShuffleNet's first unit: the shuffle mixes the groups of one convolution for the next one."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = F.relu(self.a(self.stem(x)))
         n, c, h, w = y.size()
         y = y.reshape(n, 2, c // 2, h, w).permute(0, 2, 1, 3, 4).reshape(n, c, h, w)
@@ -159,13 +161,13 @@ def shuffle_between_grouped() -> Case:
 def shuffle_unit_with_halves() -> Case:
     """ShuffleNetV2: one half passes, the other is convolved, then both are mixed; twice."""
 
-    def unit(self: Any, x: Tensor, branch: nn.Module) -> Tensor:
+    def unit(self: Any, x: Tensor, branch: nn.Module) -> Any:
         left, right = x.chunk(2, dim=1)
         y = torch.cat((left, branch(right)), dim=1)
         b, c, h, w = y.shape
         return y.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = self.a(x)
         y = unit(self, y, self.b)
         y = unit(self, y, self.c)
@@ -177,7 +179,7 @@ def shuffle_unit_with_halves() -> Case:
 
 @case
 def pixel_shuffle() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return self.b(F.relu(self.up(self.a(x))))
 
     return Case(net(forward, a=conv(3, 20), up=nn.PixelShuffle(2), b=conv(5, 2)), image(), {"a": 5})
@@ -185,7 +187,7 @@ def pixel_shuffle() -> Case:
 
 @case
 def pixel_unshuffle() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return self.b(F.pixel_unshuffle(F.relu(self.a(x)), 2))
 
     return Case(net(forward, a=conv(3, 5), b=conv(20, 4)), image(), {"a": 5})
@@ -195,7 +197,7 @@ def pixel_unshuffle() -> Case:
 def up_and_down_sampling() -> Case:
     """A small U-Net."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         top = F.relu(self.a(x))
         low = F.relu(self.b(F.max_pool2d(top, 2)))
         up = F.interpolate(low, scale_factor=2.0, mode="nearest")
@@ -206,7 +208,7 @@ def up_and_down_sampling() -> Case:
 
 @case
 def squeeze_excite() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = F.silu(self.a(x))
         scale = self.up(F.relu(self.down(F.adaptive_avg_pool2d(y, 1))))
         return self.b(y * torch.sigmoid(scale))
@@ -217,7 +219,7 @@ def squeeze_excite() -> Case:
 
 @case
 def squeeze_excite_by_linear() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = self.a(x)
         b, c, _, _ = y.size()
         scale = self.gate(y.mean((2, 3))).view(b, c, 1, 1)
@@ -229,7 +231,7 @@ def squeeze_excite_by_linear() -> Case:
 
 @case
 def convolution_to_linear() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = F.max_pool2d(F.relu(self.a(x)), 2)
         y = y.view(y.size(0), -1)
         return self.tail(F.relu(self.head(y)))
@@ -241,11 +243,13 @@ def convolution_to_linear() -> Case:
 def linear_to_transposed_convolution() -> Case:
     """A decoder: the linear layer's units become channels of 4 x 4."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = self.a(x).view(-1, self.up.in_channels, 4, 4)
         return self.head(torch.flatten(F.relu(self.b(F.relu(self.up(y)))), 1))
 
-    model = net(forward, a=nn.Linear(5, 96), up=nn.ConvTranspose2d(6, 4, 2, 2), b=nn.ConvTranspose2d(4, 3, 1), head=nn.Linear(192, 2))
+    model = net(
+        forward, a=nn.Linear(5, 96), up=nn.ConvTranspose2d(6, 4, 2, 2), b=nn.ConvTranspose2d(4, 3, 1), head=nn.Linear(192, 2)
+    )
     return Case(model, vector(5), {"a": 6, "up": 4, "b": 3})
 
 
@@ -253,7 +257,7 @@ def linear_to_transposed_convolution() -> Case:
 def shuffle_of_a_whole_group() -> Case:
     """A plan may leave a shuffled axis as it is: here it cannot shrink, and the axis beside it can."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = self.a(x)
         b, c, h, w = y.shape
         y = y.view(b, 3, c // 3, h, w).transpose(1, 2).reshape(b, c, h, w)
@@ -264,7 +268,7 @@ def shuffle_of_a_whole_group() -> Case:
 
 @case
 def shuffle_of_repeated_channels() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = self.a(x)
         return self.b(F.channel_shuffle(torch.cat([y, y], 1), 4))
 
@@ -283,7 +287,7 @@ def analyse_groups(model: nn.Module) -> dict[str, int]:
 
 @case
 def two_shuffles_in_a_row() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = F.channel_shuffle(F.channel_shuffle(self.a(x), 2), 4)
         b, c, h, w = y.shape
         y = y.view(b, 4, c // 4, h, w).transpose(1, 2).reshape(b, c, h, w)
@@ -296,7 +300,7 @@ def two_shuffles_in_a_row() -> Case:
 def shuffle_of_one_channel_each() -> Case:
     """As many groups as channels: nothing moves, and the number of groups must follow all the same."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return self.b(F.channel_shuffle(self.a(x), 4)) + self.b(self.shuffle(self.a(x)))
 
     return Case(net(forward, a=conv(3, 4), shuffle=nn.ChannelShuffle(4), b=conv(4, 2)), image(), {"a": 4})

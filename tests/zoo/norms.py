@@ -12,7 +12,7 @@ from tests.zoo.case import Case, case, conv, image, net, pooled, vector
 
 
 def _normed(norm: nn.Module, width: int = 8) -> nn.Module:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return pooled(self.head, self.b(F.relu(self.norm(self.a(x)))))
 
     return net(forward, a=conv(3, width), norm=norm, b=conv(width, 4), head=nn.Linear(4, 2))
@@ -55,7 +55,7 @@ def batch_norm_without_parameters() -> Case:
 
 @case
 def layer_norm() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return self.b(F.gelu(self.norm(self.a(x))))
 
     return Case(net(forward, a=nn.Linear(5, 8), norm=nn.LayerNorm(8), b=nn.Linear(8, 3)), vector(4, 5), {"a": 8})
@@ -65,7 +65,7 @@ def layer_norm() -> Case:
 def layer_norm_channels_last() -> Case:
     """ConvNeXt: permute, normalise over channels, permute back; a layer scale on the residual branch."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         x = self.a(x)
         y = self.depth(x).permute(0, 2, 3, 1)
         y = self.down(F.gelu(self.up(self.norm(y)))) * self.scale
@@ -88,7 +88,7 @@ def layer_norm_channels_last() -> Case:
 def layer_norm_over_two_axes() -> Case:
     """Channels and space normalised together: the weight has labels on the channels only."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return self.b(self.norm(self.a(x)))
 
     model = net(forward, a=conv(3, 6), norm=nn.LayerNorm([6, 8, 8]), b=conv(6, 2))
@@ -97,17 +97,19 @@ def layer_norm_over_two_axes() -> Case:
 
 @case
 def functional_layer_norm() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = self.a(x)
         return self.b(F.layer_norm(y, (y.shape[-1],), self.weight, self.bias) + F.layer_norm(y, (8,)))
 
-    model = net(forward, a=nn.Linear(5, 8), weight=nn.Parameter(torch.randn(8)), bias=nn.Parameter(torch.randn(8)), b=nn.Linear(8, 3))
+    model = net(
+        forward, a=nn.Linear(5, 8), weight=nn.Parameter(torch.randn(8)), bias=nn.Parameter(torch.randn(8)), b=nn.Linear(8, 3)
+    )
     return Case(model, vector(5), {"a": 8})
 
 
 @case
 def rms_norm() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return self.b(F.gelu(self.norm(self.a(x))))
 
     return Case(net(forward, a=nn.Linear(5, 8), norm=nn.RMSNorm(8), b=nn.Linear(8, 3)), vector(4, 5), {"a": 8})
@@ -115,7 +117,7 @@ def rms_norm() -> Case:
 
 @case
 def rms_norm_spelled_out() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = self.a(x)
         y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6)
         return self.b(self.weight * y)
@@ -126,7 +128,7 @@ def rms_norm_spelled_out() -> Case:
 
 @case
 def layer_norm_spelled_out() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = self.a(x)
         y = (y - y.mean(1, keepdim=True)) / (y.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
         return self.b(y * self.weight[:, None, None] + self.bias.view(1, -1, 1, 1))
@@ -139,7 +141,7 @@ def layer_norm_spelled_out() -> Case:
 def divided_by_its_norm() -> Case:
     """F.normalize and x / ||x||: the removed channels add nothing to the norm."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = self.a(x)
         return self.b(F.normalize(y, dim=1) + y / y.norm(dim=1, keepdim=True))
 
@@ -156,7 +158,7 @@ def statistics_frozen_by_policy() -> Case:
 def mean_over_channels() -> Case:
     """CBAM's spatial attention: the mean and the maximum over channels."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = self.a(x)
         maps = torch.cat([y.mean(1, keepdim=True), y.amax(1, keepdim=True)], 1)
         return self.b(y * self.map(maps).sigmoid())
@@ -166,7 +168,7 @@ def mean_over_channels() -> Case:
 
 @case
 def sum_over_channels() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = self.a(x)
         return self.b(y) + y.sigmoid().sum(1, keepdim=True)
 
@@ -177,7 +179,7 @@ def sum_over_channels() -> Case:
 def frozen_batch_norm() -> Case:
     """torchvision's FrozenBatchNorm2d: no parameter, four buffers, reshaped."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         x = self.a(x)
         scale = self.weight.reshape(1, -1, 1, 1) * (self.running_var.reshape(1, -1, 1, 1) + 1e-5).rsqrt()
         bias = self.bias.reshape(1, -1, 1, 1) - self.running_mean.reshape(1, -1, 1, 1) * scale
@@ -193,7 +195,7 @@ def frozen_batch_norm() -> Case:
 def constants_added() -> Case:
     """Zeros and ones made in the forward, of fixed and of computed size."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = self.a(x)
         y = y + y.new_zeros(y.shape[0], 6, 1, 1) + torch.ones_like(y)
         return self.b(y * y.new_full((y.shape[1], 1, 1), 2.0))
@@ -203,7 +205,7 @@ def constants_added() -> Case:
 
 @case
 def buffer_of_zeros_added() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return self.b(F.relu(self.a(x) + self.offset))
 
     model = net(forward, a=conv(3, 6), b=conv(6, 2))
@@ -215,7 +217,7 @@ def buffer_of_zeros_added() -> Case:
 def mask_of_one_channel() -> Case:
     """Broadcasting is not coupling: the mask's single channel meets all of them."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = self.a(x)
         return self.b(y * torch.sigmoid(self.mask(x))) + self.c(torch.maximum(y, x[:, :1]))
 
@@ -224,7 +226,7 @@ def mask_of_one_channel() -> Case:
 
 @case
 def parametric_relu() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return self.c(self.shared(self.b(self.act(self.a(x)))))
 
     model = net(forward, a=conv(3, 6), act=nn.PReLU(6), b=conv(6, 4), shared=nn.PReLU(), c=conv(4, 2))
@@ -233,7 +235,7 @@ def parametric_relu() -> Case:
 
 @case
 def softmax_over_channels() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return self.b(self.a(x).softmax(1)) + self.c(F.relu(self.d(x)))
 
     model = net(forward, a=conv(3, 6), b=conv(6, 2), d=conv(3, 4), c=conv(4, 2))
@@ -242,7 +244,7 @@ def softmax_over_channels() -> Case:
 
 @case
 def index_from_data() -> Case:
-    def forward(self: Any, x: Tensor, index: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor, index: Tensor) -> Any:
         return self.c(self.b(self.a(x)[:, index]))
 
     model = net(forward, a=nn.Linear(3, 6), b=nn.Linear(2, 5), c=nn.Linear(5, 2))
@@ -252,7 +254,7 @@ def index_from_data() -> Case:
 
 @case
 def embedding_and_linear() -> Case:
-    def forward(self: Any, tokens: Tensor) -> Tensor:
+    def forward(self: Any, tokens: Tensor) -> Any:
         return self.b(F.relu(self.a(self.embed(tokens) + self.position[: tokens.shape[1]])))
 
     model = net(forward, embed=nn.Embedding(11, 6), position=nn.Parameter(torch.randn(9, 6)), a=nn.Linear(6, 8), b=nn.Linear(8, 3))
@@ -261,7 +263,7 @@ def embedding_and_linear() -> Case:
 
 @case
 def dropout_that_follows_the_mode() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         x = F.dropout(F.relu(self.a(x)), 0.5, self.training)
         return self.b(self.drop(F.dropout(x, p=0.3, training=self.training)))
 
@@ -272,7 +274,7 @@ def dropout_that_follows_the_mode() -> Case:
 def gated_linear_unit() -> Case:
     """GLU halves its input: unit i is output i and gate i."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         value, gate = self.split(x).chunk(2, dim=-1)
         return self.b(F.glu(self.a(x), dim=-1)) + self.c(F.silu(gate) * value)
 
@@ -284,7 +286,7 @@ def gated_linear_unit() -> Case:
 def mean_over_padded_channels() -> Case:
     """Zeros that a statistic counts cannot go unnoticed: the padding stays, the channels may go."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = F.pad(self.a(x), (0, 0, 0, 0, 1, 2))
         return self.b(y * y.mean(1, keepdim=True).sigmoid())
 

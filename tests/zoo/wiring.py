@@ -13,17 +13,21 @@ from tests.zoo.case import Case, case, conv, image, net, pooled, vector
 
 @case
 def plain_chain() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return pooled(self.head, F.relu(self.b(F.relu(self.norm(self.a(x))))))
 
     model = net(forward, a=conv(3, 8), norm=nn.BatchNorm2d(8), b=conv(8, 6), head=nn.Linear(6, 4))
-    frozen = {("a.weight", 1): "convolved over channels that cannot shrink", ("a.weight", 2): "kernel", ("head.weight", 0): "output"}
+    frozen = {
+        ("a.weight", 1): "convolved over channels that cannot shrink",
+        ("a.weight", 2): "kernel",
+        ("head.weight", 0): "output",
+    }
     return Case(model, image(), {"a": 8, "b": 6}, frozen)
 
 
 @case
 def same_tensor_concatenated_twice() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = self.a(x)
         return self.b(torch.cat([y, y], 1))
 
@@ -32,7 +36,7 @@ def same_tensor_concatenated_twice() -> Case:
 
 @case
 def input_concatenated_with_features() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return self.b(torch.cat([x, self.a(x)], 1))
 
     return Case(net(forward, a=conv(3, 6), b=conv(9, 4)), image(), {"a": 6}, {("b.weight", 1): "concatenated beside"})
@@ -40,7 +44,7 @@ def input_concatenated_with_features() -> Case:
 
 @case
 def features_concatenated_before_input() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return self.c(torch.cat([self.a(x), x, self.b(x)], dim=-3))
 
     return Case(net(forward, a=conv(3, 6), b=conv(3, 4), c=conv(13, 4)), image(), {"a": 6, "b": 4})
@@ -50,7 +54,7 @@ def features_concatenated_before_input() -> Case:
 def chunk_used_twice() -> Case:
     """C2f of YOLOv8: one half feeds a block and the concatenation."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         left, right = self.a(x).chunk(2, 1)
         return self.b(torch.cat([left, right, self.m(right)], 1))
 
@@ -61,7 +65,7 @@ def chunk_used_twice() -> Case:
 def chunk_residual() -> Case:
     """The chunk that is discovered first by a backward walk is not the first one."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         first, second = torch.split(self.a(x), [4, 4], 1)
         return self.c(self.b(torch.cat([first, self.side(x)], 1)) + second)
 
@@ -82,7 +86,7 @@ def split_in_three_unequal_parts() -> Case:
 
 @case
 def one_block_on_two_chunks() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         one, two = self.a(x).chunk(2, dim=1)
         return self.c(self.block(one) + self.block(two))
 
@@ -91,7 +95,7 @@ def one_block_on_two_chunks() -> Case:
 
 @case
 def module_called_twice_in_a_row() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return self.b(self.again(F.relu(self.again(self.a(x)))))
 
     return Case(net(forward, a=conv(3, 6), again=conv(6, 6), b=conv(6, 3)), image(), {"a": 6})
@@ -99,7 +103,7 @@ def module_called_twice_in_a_row() -> Case:
 
 @case
 def residual_addition_in_place() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = self.relu(self.a(x))
         z = self.b(y)
         z += y
@@ -114,7 +118,7 @@ def residual_addition_in_place() -> Case:
 def option_a_shortcut() -> Case:
     """The CIFAR ResNets' down-sampling without parameters: slices with a step, and zero channels on both sides."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = F.relu(self.a(x))
         z = self.norm(self.b(y)) + F.pad(y[:, :, ::2, ::2], (0, 0, 0, 0, 2, 2))
         return pooled(self.head, F.relu(z))
@@ -125,7 +129,7 @@ def option_a_shortcut() -> Case:
 
 @case
 def two_option_a_shortcuts_in_a_row() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         x = F.relu(self.a(x))
         x = F.relu(self.b(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 1)))
         x = F.relu(self.c(x) + F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 3, 3), "constant", 0))
@@ -137,7 +141,7 @@ def two_option_a_shortcuts_in_a_row() -> Case:
 
 @case
 def dense_block() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         features = [self.a(x)]
         for layer in (self.b, self.c):
             features.append(layer(torch.cat(features, 1)))
@@ -148,7 +152,7 @@ def dense_block() -> Case:
 
 @case
 def concatenation_along_space() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return self.c(torch.cat([self.a(x), self.b(x)], 2))
 
     return Case(net(forward, a=conv(3, 6), b=conv(3, 6), c=conv(6, 2)), image(), {"a": 6})
@@ -156,7 +160,7 @@ def concatenation_along_space() -> Case:
 
 @case
 def stacked_and_summed() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return self.c(torch.stack([self.a(x), self.b(x)], 1).sum(1))
 
     return Case(net(forward, a=conv(3, 6), b=conv(3, 6), c=conv(6, 2)), image(), {"a": 6})
@@ -166,7 +170,7 @@ def stacked_and_summed() -> Case:
 def stacked_and_flattened() -> Case:
     """Channels of two branches interleaved."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return self.c(torch.stack((self.a(x), self.b(x)), dim=2).flatten(1, 2))
 
     return Case(net(forward, a=conv(3, 6), b=conv(3, 6), c=conv(12, 2)), image(), {"a": 6})
@@ -176,7 +180,7 @@ def stacked_and_flattened() -> Case:
 def fixed_bounds() -> Case:
     """Integers of the source code in slices, views and splits."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = self.a(x)
         left, right = y[:, :3], y[:, 3:]
         z = torch.cat([self.b(left), self.c(right)], 1)
@@ -203,7 +207,7 @@ def several_inputs_and_outputs() -> Case:
 
 @case
 def tied_weights() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return F.linear(F.relu(self.a(x)), self.a.weight.t()) + F.relu(self.b(x))
 
     a, b = nn.Linear(5, 8), nn.Linear(5, 5)
@@ -212,7 +216,7 @@ def tied_weights() -> Case:
 
 @case
 def tied_modules_weights() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return self.out(self.b(F.relu(self.a(self.first(x)))))
 
     a, b = nn.Linear(6, 6), nn.Linear(6, 6)
@@ -222,7 +226,7 @@ def tied_modules_weights() -> Case:
 
 @case
 def unused_parameters() -> Case:
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return self.b(self.a(x))
 
     model = net(forward, a=nn.Linear(3, 6), b=nn.Linear(6, 2), idle=nn.Linear(6, 6), scale=nn.Parameter(torch.ones(6)))
@@ -241,7 +245,7 @@ def frozen_parameters() -> Case:
 def widths_of_one() -> Case:
     """A convolution with one output is no depthwise one, and cannot shrink."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         return self.c(torch.cat([self.one(x), self.b(self.a(x))], 1)) * self.gate(self.a(x)).sigmoid()
 
     model = net(forward, a=conv(3, 5), one=conv(3, 1), b=conv(5, 4), c=conv(5, 3), gate=conv(5, 1))
@@ -252,7 +256,7 @@ def widths_of_one() -> Case:
 def nested_containers() -> Case:
     block = nn.ModuleList([nn.Sequential(conv(3, 5), nn.ReLU()), nn.Sequential(conv(5, 5), nn.ReLU6())])
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         for layer in self.blocks:
             x = layer(x)
         return self.heads["main"](x)
@@ -264,7 +268,7 @@ def nested_containers() -> Case:
 def one_channel_slices() -> Case:
     """A slice or a part of a single channel cannot shrink; the others can."""
 
-    def forward(self: Any, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Any:
         y = self.a(x)
         left, right = self.d(x).split([1, 4], 1)
         return self.b(y[:, :1]) + self.c(y) + self.b(left) + self.e(right)

@@ -34,7 +34,9 @@ def cut(tensor: Tensor, kept: Kept) -> Tensor:
     return tensor
 
 
-def agree(function: Callable[..., Any], operands: Sequence[tuple[Tensor, Kept]], result: Kept, small: Callable[..., Any] | None = None) -> None:
+def agree(
+    function: Callable[..., Any], operands: Sequence[tuple[Tensor, Kept]], result: Kept, small: Callable[..., Any] | None = None
+) -> None:
     """``function`` on masked operands holds what ``small`` (default: the same) makes of the cut ones, and nothing else."""
     with MissingData(), torch.no_grad():
         full = function(*[masked(tensor, kept) for tensor, kept in operands])
@@ -49,13 +51,13 @@ def agree(function: Callable[..., Any], operands: Sequence[tuple[Tensor, Kept]],
         assert torch.equal(found.isnan(), present.bool()), "missing exactly where nothing made it"
 
 
-C, O = [0, 2, 5], [1, 2]
+C, OUT = [0, 2, 5], [1, 2]
 
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_convolution(bias: bool) -> None:
-    operands = [(drawn(2, 6, 5, 5), {1: C}), (drawn(4, 6, 3, 3), {0: O, 1: C})] + ([(drawn(4), {0: O})] if bias else [])
-    agree(lambda x, w, b=None: F.conv2d(x, w, b, padding=1), operands, {1: O})
+    operands = [(drawn(2, 6, 5, 5), {1: C}), (drawn(4, 6, 3, 3), {0: OUT, 1: C})] + ([(drawn(4), {0: OUT})] if bias else [])
+    agree(lambda x, w, b=None: F.conv2d(x, w, b, padding=1), operands, {1: OUT})
 
 
 def test_convolution_in_groups_that_lose_the_same_places() -> None:
@@ -70,8 +72,8 @@ def test_convolution_in_groups_of_which_some_go() -> None:
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_transposed_convolution(bias: bool) -> None:
-    operands = [(drawn(2, 6, 4, 4), {1: C}), (drawn(6, 4, 2, 2), {0: C, 1: O})] + ([(drawn(4), {0: O})] if bias else [])
-    agree(lambda x, w, b=None: F.conv_transpose2d(x, w, b, stride=2), operands, {1: O})
+    operands = [(drawn(2, 6, 4, 4), {1: C}), (drawn(6, 4, 2, 2), {0: C, 1: OUT})] + ([(drawn(4), {0: OUT})] if bias else [])
+    agree(lambda x, w, b=None: F.conv_transpose2d(x, w, b, stride=2), operands, {1: OUT})
 
 
 def test_transposed_convolution_in_groups() -> None:
@@ -82,13 +84,13 @@ def test_transposed_convolution_in_groups() -> None:
 
 
 def test_products() -> None:
-    a, b, c = (drawn(5, 6), {0: [0, 4], 1: C}), (drawn(6, 4), {0: C, 1: O}), (drawn(4), {0: O})
-    agree(torch.mm, [a, b], {0: [0, 4], 1: O})
-    agree(lambda a, b, c: torch.addmm(c, a, b), [a, b, c], {0: [0, 4], 1: O})
-    agree(torch.bmm, [(drawn(3, 5, 6), {0: [1], 2: C}), (drawn(3, 6, 4), {0: [1], 1: C, 2: O})], {0: [1], 2: O})
+    a, b, c = (drawn(5, 6), {0: [0, 4], 1: C}), (drawn(6, 4), {0: C, 1: OUT}), (drawn(4), {0: OUT})
+    agree(torch.mm, [a, b], {0: [0, 4], 1: OUT})
+    agree(lambda a, b, c: torch.addmm(c, a, b), [a, b, c], {0: [0, 4], 1: OUT})
+    agree(torch.bmm, [(drawn(3, 5, 6), {0: [1], 2: C}), (drawn(3, 6, 4), {0: [1], 1: C, 2: OUT})], {0: [1], 2: OUT})
     agree(torch.mv, [(drawn(5, 6), {0: [1, 2], 1: C}), (drawn(6), {0: C})], {0: [1, 2]})
     agree(torch.dot, [(drawn(6), {0: C}), (drawn(6), {0: C})], {})
-    agree(lambda a, b: torch.einsum("nc,mc->nm", a, b), [(drawn(5, 6), {1: C}), (drawn(4, 6), {0: O, 1: C})], {1: O})
+    agree(lambda a, b: torch.einsum("nc,mc->nm", a, b), [(drawn(5, 6), {1: C}), (drawn(4, 6), {0: OUT, 1: C})], {1: OUT})
 
 
 @pytest.mark.parametrize("dim", [None, 1, (0, 1), (1, 2), -2])
@@ -162,7 +164,7 @@ def test_softmax_over_and_beside_what_is_missing(function: Callable[[Tensor], Te
 def test_attention_keeps_the_scale_of_the_full_width(scale: float | None) -> None:
     heads = {1: [0, 2]}
     q, k = (drawn(2, 3, 5, 8), {**heads, 3: C}), (drawn(2, 3, 4, 8), {**heads, 3: C})
-    v = (drawn(2, 3, 4, 8), {**heads, 3: O})
+    v = (drawn(2, 3, 4, 8), {**heads, 3: OUT})
 
     def full(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
@@ -170,7 +172,7 @@ def test_attention_keeps_the_scale_of_the_full_width(scale: float | None) -> Non
     def small(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return (q @ k.transpose(-1, -2) * (scale or 8**-0.5)).softmax(-1) @ v
 
-    agree(full, [q, k, v], {**heads, 3: O}, small)
+    agree(full, [q, k, v], {**heads, 3: OUT}, small)
 
 
 def test_attention_under_masks() -> None:

@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
-from graphprune.tracing import capture
 from graphprune.labels import Field, Value, axes_of
 from graphprune.passes.analysis.channels import make_policy
 from graphprune.propagate import Trace, propagate
-from torch.utils._pytree import tree_leaves
+from graphprune.tracing import capture
 
 Atoms = set[int]
 
@@ -85,7 +85,9 @@ class Seen:
         return total
 
 
-def observe(function: Callable[..., Any], *, policy: Mapping[str, str] | None = None, x: Tensor | None = None, **tensors: Tensor) -> Seen:
+def observe(
+    function: Callable[..., Any], *, policy: Any = None, x: Any = None, **tensors: Tensor
+) -> Seen:
     """Run ``function(**tensors)`` (and ``x=...``, an operand without labels, if given) under the analysis."""
 
     def forward(self: Any, unlabelled: Tensor) -> Any:

@@ -33,28 +33,13 @@ def wanted(seen: Seen, groups: int, transposed: bool, whole: bool) -> set[frozen
     per_group = seen.shapes["w"][1]
     second = seen.atoms("w", 1) if per_group > 1 else []
     ins, outs = (len(first) // groups, per_group) if transposed else (per_group, len(first) // groups)
-    pairs = set()
-    for g in range(groups):
-        for i in range(ins):
-            channel = channels[g * ins + i]
-            if whole:
-                pairs.add((channel, channels[g * ins]))
-            elif groups > 1:
-                pairs.add((channel, channels[i]))
-            if transposed:
-                pairs.add((channel, first[g * ins + i]))
-            elif second and not whole:
-                pairs.add((channel, second[i]))
-        for o in range(outs):
-            made = bias[g * outs + o]
-            if whole:
-                pairs.add((made, channels[g * ins]))
-            elif groups > 1:
-                pairs.add((made, bias[o]))
-            if not transposed:
-                pairs.add((made, first[g * outs + o]))
-            elif second and not whole:
-                pairs.add((made, second[o]))
+    # Whole groups: everything of a group goes with its first input. Within: the same places of all groups go together.
+    lead = [channels[g * ins] if whole else channels[i] for g in range(groups) for i in range(ins)]
+    pairs = set(zip(channels, lead, strict=True))
+    pairs |= set(zip(bias, [channels[g * ins] if whole else bias[o] for g in range(groups) for o in range(outs)], strict=True))
+    pairs |= set(zip(channels if transposed else bias, first, strict=True))
+    if second and not whole:
+        pairs |= set(zip(bias if transposed else channels, second * groups, strict=True))
     return closed(pairs)
 
 
@@ -66,7 +51,7 @@ CONVOLUTIONS: dict[str, tuple[int, int, int]] = {
     "depthwise with multiplier": (6, 6, 12),
     "one output per group": (3, 6, 3),
 }
-FUNCTIONS = {False: F.conv2d, True: F.conv_transpose2d}
+FUNCTIONS: dict[bool, Callable[..., Any]] = {False: F.conv2d, True: F.conv_transpose2d}
 
 
 @pytest.mark.parametrize("policy", ["within", "whole"])
@@ -75,9 +60,9 @@ FUNCTIONS = {False: F.conv2d, True: F.conv_transpose2d}
 def test_channels_that_share_a_kernel_go_together(name: str, transposed: bool, policy: str) -> None:
     groups, inputs, outputs = CONVOLUTIONS[name]
     shape = (inputs, outputs // groups, 3, 3) if transposed else (outputs, inputs // groups, 3, 3)
-    function: Callable[..., Any] = FUNCTIONS[transposed]
+    function = FUNCTIONS[transposed]
 
-    def call(t: torch.Tensor, w: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+    def call(t: torch.Tensor, w: torch.Tensor, c: torch.Tensor) -> Any:
         return function(t, w, c, padding=1, groups=groups)
 
     tensors = {"t": torch.randn(1, inputs, 1, 1), "w": torch.randn(shape), "c": torch.randn(outputs)}

@@ -29,7 +29,9 @@ def test_likenesses_have_the_labels_of_their_model(function: Callable[[Tensor], 
     assert [seen.result_atoms(axis) for axis in (0, 1)] == [seen.atoms("t", 0), seen.atoms("t", 1)]
 
 
-@pytest.mark.parametrize("function", [lambda t: torch.arange(t.shape[0]), lambda t: torch.linspace(0, 1, t.shape[0]), lambda t: torch.eye(t.shape[0])])
+@pytest.mark.parametrize(
+    "function", [lambda t: torch.arange(t.shape[0]), lambda t: torch.linspace(0, 1, t.shape[0]), lambda t: torch.eye(t.shape[0])]
+)
 def test_values_by_position_fix_what_they_meet(function: Callable[[Tensor], Tensor]) -> None:
     seen = observe(lambda t: t + function(t), t=torch.randn(6))
     assert seen.frozen == set(seen.atoms("t", 0))

@@ -101,7 +101,9 @@ def test_instance_norm_is_per_channel() -> None:
     assert all(not seen.tied(a, b) for a in channels for b in channels if a != b)
 
 
-@pytest.mark.parametrize("function", [lambda t: t.softmax(1), lambda t: F.log_softmax(t, -1), lambda t: t.cumsum(1), lambda t: t.cumprod(1)])
+@pytest.mark.parametrize(
+    "function", [lambda t: t.softmax(1), lambda t: F.log_softmax(t, -1), lambda t: t.cumsum(1), lambda t: t.cumprod(1)]
+)
 def test_softmax_and_running_sums_fix_their_axis(function: Callable[[Tensor], Tensor]) -> None:
     seen = observe(lambda t: function(t), t=torch.randn(3, 4))
     assert seen.frozen == set(seen.atoms("t", 1)) and seen.result_atoms(0) == seen.atoms("t", 0)

@@ -1,4 +1,4 @@
-"""Views: labels move exactly as the data does; positions that are fixed freeze, and independent axes that merge cannot both stay free."""
+"""Views: labels move exactly as the data does; fixed positions freeze, and independent axes that merge cannot both stay free."""
 
 from __future__ import annotations
 
@@ -134,7 +134,8 @@ def test_a_single_index_that_is_cut_out_must_stay(function: Callable[[Tensor], A
 
 
 @pytest.mark.parametrize(
-    ("pads", "axis", "front", "back"), [((0, 0, 2, 1), 0, 2, 1), ((1, 0), 1, 1, 0), ((-1, 2), 1, -1, 2), ((0, 0, -1, -1), 0, -1, -1)]
+    ("pads", "axis", "front", "back"),
+    [((0, 0, 2, 1), 0, 2, 1), ((1, 0), 1, 1, 0), ((-1, 2), 1, -1, 2), ((0, 0, -1, -1), 0, -1, -1)],
 )
 def test_padding_has_labels_of_its_own(pads: tuple[int, ...], axis: int, front: int, back: int) -> None:
     seen = observe(lambda t: F.pad(t, pads), t=torch.randn(4, 5))
