@@ -215,6 +215,12 @@ class Call:
         """The data of a 1-D integer buffer of the model; None for any other tensor."""
         return self.recorder.constant(tensor)
 
+    def check_dtypes(self, *tensors: torch.Tensor) -> None:
+        """Raise TypeError for operands of several dtypes, which the meta device lets pass and every other refuses."""
+        if len({tensor.dtype for tensor in tensors}) > 1:
+            names = " and ".join(str(tensor.dtype).removeprefix("torch.") for tensor in tensors)
+            raise TypeError(f"its operands are {names}, and must be of one dtype")
+
     @property
     def open_bounds(self) -> bool:
         """Whether the graph node computes its numbers from sizes that vary between calls (batch, resolution, length)."""

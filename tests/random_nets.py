@@ -221,7 +221,7 @@ def attention(draw: Draw, shape: Shape) -> Made | None:
     if draw(st.booleans()):
         separate = [nn.Linear(shape[1], heads * dim) for _ in range(3)]
 
-        def spelled(f: Any, g: Any, h: Any, p: Any, x: Tensor) -> Tensor:
+        def spelled(f: Any, g: Any, h: Any, p: Any, x: Tensor) -> Any:
             b, n, _ = x.shape
             q, k, v = (layer(x).view(b, n, heads, dim).transpose(1, 2) for layer in (f, g, h))
             weights = (q @ k.transpose(-1, -2) * (scale or q.shape[-1] ** -0.5)).softmax(-1)
@@ -229,7 +229,7 @@ def attention(draw: Draw, shape: Shape) -> Made | None:
 
         return [*separate, nn.Linear(heads * dim, shape[1])], spelled
 
-    def fused(f: Any, p: Any, x: Tensor) -> Tensor:
+    def fused(f: Any, p: Any, x: Tensor) -> Any:
         b, n, _ = x.shape
         q, k, v = f(x).reshape(b, n, 3, heads, dim).permute(2, 0, 3, 1, 4).unbind(0)
         y = F.scaled_dot_product_attention(q, k, v, scale=scale)

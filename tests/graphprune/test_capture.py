@@ -99,7 +99,7 @@ def test_an_opaque_module_inside_an_opaque_module_is_named_once() -> None:
             self.inner = Branches()
 
         def forward(self, x: Tensor) -> Tensor:
-            y = self.inner(x)
+            y: Tensor = self.inner(x)
             return y if bool(y.sum() > 0) else -y
 
     program = graphprune.capture(nn.Sequential(nn.Linear(4, 6), Outer()).double(), X)
@@ -137,7 +137,8 @@ def test_inputs_and_models_that_cannot_be(model: Callable[[], Any], inputs: Any,
 
 def test_wrappers_are_taken_off() -> None:
     inner = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).double()
-    for wrapped in (nn.DataParallel(inner), torch.compile(inner, backend="eager")):
+    wrappers: list[Any] = [nn.DataParallel(inner), torch.compile(inner, backend="eager")]
+    for wrapped in wrappers:
         result = graphprune.prune(wrapped, X, target="channels=50%")
         assert set(result.model.state_dict()) == set(inner.state_dict())
 

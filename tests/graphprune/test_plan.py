@@ -62,7 +62,7 @@ def test_a_file_and_back(found: Analysed, tmp_path: Path) -> None:
         (lambda plan: changed(plan, "0.weight", 0, [0, 0]), "not ascending"),
         (lambda plan: changed(plan, "0.weight", 0, [2, 1]), "not ascending"),
         (lambda plan: changed(plan, "0.weight", 0, [0, 6]), "below 6"),
-        (lambda plan: changed(plan, "0.weight", 4, [0]), "cuts axis 4 of 0.weight, which has 4 axes"),
+        (lambda plan: changed(plan, "0.weight", 4, [0]), "cuts axis 4 of 0.weight, of shape"),
         (lambda plan: changed(plan, "2.weight", 1, None), "contradicts itself"),
         (lambda plan: changed(plan, "0.weight", 0, [0, 1]), "contradicts itself"),
         (lambda plan: changed(plan, "3.weight", 0, [0]), "contradicts itself|must stay"),
@@ -140,4 +140,4 @@ def test_tied_tensors_are_cut_alike_or_not_at_all() -> None:
 def test_a_plan_cannot_be_changed(found: Analysed) -> None:
     plan = found.random_plan(0)
     with pytest.raises(ValueError, match="frozen"):
-        plan.pipeline = "other"  # type: ignore[misc]
+        setattr(plan, "pipeline", "other")  # noqa: B010  (mypy knows that it cannot be set)

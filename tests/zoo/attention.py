@@ -89,7 +89,7 @@ def positions_of_every_head() -> Case:
 
 @case
 def fused_attention_with_positions_of_every_head() -> Case:
-    """The implicit scale of scaled_dot_product_attention stays the original's; one tensor holds q, k and v, so they shrink alike."""
+    """The implicit scale of the attention stays the original's; one tensor holds q, k and v, so they shrink alike."""
     case = fused_qkv()
     return Case(case.model, case.inputs, {"embed": EMBED, "qkv": DIM}, policy={"heads": "head_dim"})
 
@@ -140,7 +140,7 @@ def attention_with_normed_queries() -> Case:
 @case
 def cross_attention_of_two_inputs() -> Case:
     def forward(self: Any, x: Tensor, context: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        def heads(t: Tensor) -> Tensor:
+        def heads(t: Tensor) -> Any:
             return t.unflatten(-1, (HEADS, -1)).transpose(1, 2)
 
         y = F.scaled_dot_product_attention(heads(self.q(x)), heads(self.k(context)), heads(self.v(context)), attn_mask=mask)

@@ -36,7 +36,8 @@ def contracted(call: Call, value: Value, axis: int) -> tuple[list[Field], Field 
 @rule("mm", "bmm", "addmm", "baddbmm", "addbmm")
 def matmul(call: Call) -> None:
     """``out[.., m, n] = sum_k a[.., m, k] b[.., k, n] (+ c)``: k is tied between a and b; rows, columns, batch pass on."""
-    tensors = list(call.inputs())
+    tensors = call.inputs()
+    call.check_dtypes(*tensors)
     left, right = (call.value(t) for t in tensors[-2:])
     rank = len(left.shape)
     rows, inner_left = contracted(call, left, rank - 1)

@@ -36,6 +36,7 @@ def convolution(call: Call) -> None:
     One group: input channels are tied to the weight's input axis; the output takes the labels of its output axis.
     """
     inputs, weight = call.args[0], call.args[1]
+    call.check_dtypes(inputs, weight)
     source, kernel = call.value(inputs), call.value(weight)
     transposed, groups = bool(call.arg("transposed", False)), int(call.arg("groups", 1))
     batch, channels = channel_labels(call, source)

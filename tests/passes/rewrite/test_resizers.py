@@ -68,7 +68,7 @@ SHAPES: dict[str, Body] = {
     "layer_norm": lambda s, y: F.layer_norm(y.permute(0, 2, 3, 1), (8,)).permute(0, 3, 1, 2).flatten(1),
     "layer_norm of a shape": lambda s, y: F.layer_norm(y, y.shape[1:]).flatten(1),
     "torch.layer_norm": lambda s, y: torch.layer_norm(y, [8, 8, 8]).flatten(1),
-    "layer_norm keywords": lambda s, y: F.layer_norm(y.mean((2, 3)), normalized_shape=(8,), weight=s.scale)[:, :, None].repeat(1, 1, 64).flatten(1),
+    "layer_norm keywords": lambda s, y: _wide(F.layer_norm(y.mean((2, 3)), normalized_shape=(8,), weight=s.scale)),
     "rms_norm": lambda s, y: F.rms_norm(y.permute(0, 2, 3, 1), [8], s.scale).permute(0, 3, 1, 2).flatten(1),
     "group_norm": lambda s, y: F.group_norm(y, 4, s.scale).flatten(1),
     "group_norm keywords": lambda s, y: F.group_norm(input=y, num_groups=8, weight=s.scale).flatten(1),
@@ -92,6 +92,10 @@ SHAPES: dict[str, Body] = {
     "movedim": lambda s, y: torch.movedim(y, 1, -1).reshape(-1, 64, 8).transpose(1, 2).reshape(-1, 512),
     "swapped axes": lambda s, y: y.swapaxes(1, 3).swapaxes(3, 1).flatten(1),
 }  # fmt: skip
+
+
+def _wide(y: Tensor) -> Tensor:
+    return y[:, :, None].repeat(1, 1, 64).flatten(1)
 
 
 def _pair(parts: Any) -> list[Tensor]:
@@ -227,7 +231,7 @@ def test_the_original_graph_and_its_tensors_are_untouched() -> None:
 
 def test_dtype_gradients_memory_format_and_persistence_are_kept() -> None:
     model = nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), conv(8, 4)).to(torch.bfloat16).to(memory_format=torch.channels_last)
-    model[0].weight.requires_grad_(False)
+    model.get_parameter("0.weight").requires_grad_(False)
     model.register_buffer("note", torch.ones(2), persistent=False)
     x = torch.randn(1, 3, 8, 8, dtype=torch.bfloat16)
     found = analyse(model, x)

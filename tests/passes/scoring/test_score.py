@@ -47,7 +47,9 @@ def by_hand(found: Analysed, power: int, reduction: str) -> dict[int, float]:
             for unit in set(units.tolist()):
                 part = parameter.detach().index_select(axis, torch.tensor(np.flatnonzero(units == unit)))
                 values.setdefault(unit, []).append(float(part.abs().pow(power).sum() ** (1 / power)))
-    reduce = {"sum": sum, "max": max, "mean": lambda v: sum(v) / len(v), "l2": lambda v: sum(x * x for x in v) ** 0.5}[reduction]
+    reduce: Any = {"sum": sum, "max": max, "mean": lambda v: sum(v) / len(v), "l2": lambda v: sum(x * x for x in v) ** 0.5}[
+        reduction
+    ]
     return {unit: float(reduce(parts)) for unit, parts in values.items()}
 
 
@@ -124,7 +126,7 @@ def test_provenance_says_how_scores_were_made() -> None:
 
 
 @pytest.mark.parametrize("options", [{"reduction": "median"}, {"normalise": "sum"}])
-def test_unknown_options(options: dict[str, str]) -> None:
+def test_unknown_options(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"is not known; choose from"):
         ScorePass(**options)
 

@@ -187,12 +187,15 @@ def test_attention_under_masks() -> None:
 
 
 POOLS: list[Callable[[Tensor], Tensor]] = [
-    lambda t: F.max_pool2d(t, 2), lambda t: F.avg_pool2d(t, 2), lambda t: F.adaptive_avg_pool2d(t, 1), lambda t: F.adaptive_max_pool2d(t, 2),
+    lambda t: F.max_pool2d(t, 2), lambda t: F.avg_pool2d(t, 2),
+    lambda t: F.adaptive_avg_pool2d(t, 1), lambda t: F.adaptive_max_pool2d(t, 2),
     lambda t: F.interpolate(t, scale_factor=2), lambda t: F.interpolate(t, size=(3, 3), mode="bilinear"),
 ]  # fmt: skip
 PLAIN: list[Callable[[Tensor], Tensor]] = [
-    F.relu, F.gelu, F.hardswish, F.hardsigmoid, F.relu6, torch.sigmoid, F.elu, F.silu, F.mish, lambda t: t.clamp(-1, 1), lambda t: t**2,
-    lambda t: torch.where(t > 0, t, 0.1 * t), lambda t: t.clone().relu_(), lambda t: F.leaky_relu(t, 0.1), torch.exp, lambda t: t.flip(1).flip(1),
+    F.relu, F.gelu, F.hardswish, F.hardsigmoid, F.relu6, torch.sigmoid, F.elu, F.silu, F.mish,
+    lambda t: t.clamp(-1, 1), lambda t: t**2,
+    lambda t: torch.where(t > 0, t, 0.1 * t), lambda t: t.clone().relu_(), lambda t: F.leaky_relu(t, 0.1),
+    torch.exp, lambda t: t.flip(1).flip(1),
 ]  # fmt: skip
 
 

@@ -85,9 +85,7 @@ class Seen:
         return total
 
 
-def observe(
-    function: Callable[..., Any], *, policy: Any = None, x: Any = None, **tensors: Tensor
-) -> Seen:
+def observe(function: Callable[..., Any], *, policy: Any = None, x: Any = None, **tensors: Tensor) -> Seen:
     """Run ``function(**tensors)`` (and ``x=...``, an operand without labels, if given) under the analysis."""
 
     def forward(self: Any, unlabelled: Tensor) -> Any:

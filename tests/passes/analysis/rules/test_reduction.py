@@ -55,7 +55,8 @@ def test_the_policy_can_freeze_a_mean() -> None:
 @pytest.mark.parametrize(
     "function",
     [lambda t: t.argmax(1), lambda t: t.max(1).indices, lambda t: t.max(1)[0], lambda t: t.sort(1)[0], lambda t: t.topk(2, 1)[0],
-     lambda t: t.argsort(1), lambda t: t.median(1)[0], lambda t: t.prod(1), lambda t: (t > 0).any(1), lambda t: t.kthvalue(2, 1)[0]],
+     lambda t: t.argsort(1), lambda t: t.median(1)[0], lambda t: t.prod(1), lambda t: (t > 0).any(1),
+     lambda t: t.kthvalue(2, 1)[0]],
 )  # fmt: skip
 def test_positions_and_orders_fix_their_axis(function: Callable[[Tensor], Tensor]) -> None:
     seen = observe(lambda t: function(t), t=torch.randn(3, 4))

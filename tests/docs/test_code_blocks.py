@@ -1,0 +1,95 @@
+"""What the documentation shows works: its Python blocks run in order, and its ``graphprune`` command lines succeed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from safetensors.torch import save_file
+
+from graphprune import criteria, resizers, rules
+from graphprune.cli import digits, main
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_NO_RUN = "<!-- no-run -->"
+
+
+def blocks(text: str, language: str) -> Iterator[tuple[int, str]]:
+    """Line (from 0) and content of the code blocks in a language, those under a no-run mark left out."""
+    for match in _FENCE.finditer(text):
+        if match[1] == language and not text[: match.start()].rstrip().endswith(_NO_RUN):
+            yield text[: match.start(2)].count("\n"), match[2]
+
+
+def commands(text: str) -> list[list[str]]:
+    """Arguments of the lines in ``sh`` blocks that start with ``graphprune``, continued lines joined."""
+    lines = [line for _, block in blocks(text, "sh") for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("graphprune ")]
+
+
+def _name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture
+def _registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a page registers is gone afterwards."""
+    for module, names in {rules: ("_RULES", "_MOVING", "_KEEPING_SIZES"), resizers: ("_MODULES", "_CALLS"), criteria: ("_CRITERIA",)}.items():
+        for name in names:
+            monkeypatch.setattr(module, name, getattr(module, name).copy())
+
+
+@pytest.fixture
+def _demo_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder that looks as ``graphprune demo`` leaves it, with an untrained model."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "graphprune-demo"
+    folder.mkdir()
+    save_file(digits.small_cnn().state_dict(), folder / "model.safetensors")
+    images = np.random.default_rng(0).random((20, 1, 8, 8), dtype=np.float32)
+    np.savez(folder / "digits.npz", x_test=images, y_test=np.arange(20) % 10)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+@pytest.mark.usefixtures("_registries", "_demo_folder")
+def test_python_blocks_run_in_order(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("documentation_page")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for line, code in blocks(page.read_text(encoding="utf-8"), "python"):
+        exec(compile("\n" * line + code, str(page), "exec", dont_inherit=True), module.__dict__)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+@pytest.mark.usefixtures("_demo_folder")
+def test_command_lines_succeed_in_order(page: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for arguments in commands(page.read_text(encoding="utf-8")):
+        assert main(arguments) == 0, f"graphprune {shlex.join(arguments)}: {capfd.readouterr().err}"
+
+
+def test_the_readme_has_blocks_and_command_lines() -> None:
+    """The negative twin: the patterns above find what is there, and leave out what is marked."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(list(blocks(readme, "python"))) >= 1
+    assert {arguments[0] for arguments in commands(readme)} >= {"inspect", "prune", "apply", "verify", "passes"}
+    marked = f"{_NO_RUN}\n```python\n1 / 0\n```\n\n```python\nx = 1\n```\n"
+    assert [code for _, code in blocks(marked, "python")] == ["x = 1\n"]
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    links = [
+        (page, link)
+        for page in PAGES
+        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        if "://" not in link
+    ]
+    assert links
+    assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []
