@@ -15,6 +15,7 @@ from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
 from graphprune.errors import CaptureError
+from graphprune.graph_module import GraphModule
 from graphprune.program import Inputs, Program
 from graphprune.twins import restore_modes, set_mode
 
@@ -43,7 +44,7 @@ def capture(model: nn.Module, example_inputs: Any, *, source: str = "") -> Progr
         tracer = _Tracer(inputs)
         graph = _trace(tracer, root, inputs)
         _follow_training_mode(graph, root, inputs)
-        module = fx.GraphModule(tracer.root, graph, type(root).__name__)
+        module = GraphModule(tracer.root, graph, type(root).__name__)
     restore_modes(module, root)  # fx makes new containers
     # What was no tensor is part of the graph now.
     left = Inputs(tuple(tracer.given.values())) if inputs.args else Inputs((), dict(tracer.given))

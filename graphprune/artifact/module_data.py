@@ -22,6 +22,7 @@ from graphprune.artifact import targets
 from graphprune.artifact.tensors import TensorTable
 from graphprune.artifact.values import CONSTANTS, check_name, field, of_type, shorten
 from graphprune.errors import ArtifactError
+from graphprune.graph_module import GraphModule
 
 _INTERNAL = frozenset(nn.Module().__dict__) | frozenset(fx.GraphModule(nn.Module(), fx.Graph()).__dict__)
 _HOOKS = tuple(name for name in nn.Module().__dict__ if name.endswith("_hooks"))
@@ -114,7 +115,7 @@ def decode_modules(records: Any, tensors: Mapping[str, torch.Tensor]) -> fx.Grap
     records = of_type(records, list, "the list of modules")
     if not records or type(records[0]) is not dict or records[0].get("path") != "":
         raise ArtifactError("the list of modules does not begin with the root")
-    root = fx.GraphModule(nn.Module(), fx.Graph(), check_name(records[0].get("class"), "the class name"))
+    root = GraphModule(nn.Module(), fx.Graph(), check_name(records[0].get("class"), "the class name"))
     made: dict[str, nn.Module] = {}
     shared: set[str] = set()
     used: set[str] = set()

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from graphprune.analysis_manager import AnalysisView
 from graphprune.errors import RewriteError
+from graphprune.graph_module import GraphModule
 from graphprune.groups import Groups, Kept
 from graphprune.pass_base import Pass
 from graphprune.passes.analysis.channels import ChannelGroups
@@ -46,7 +47,7 @@ def rewrite(module: fx.GraphModule, groups: Groups, kept: Kept) -> fx.GraphModul
     for name, index in buffers.items():
         root.register_buffer(name, index, persistent=False)
     _drop_unread_sizes(graph, rewriting)
-    result = fx.GraphModule(root, graph, type(module).__name__)
+    result = GraphModule(root, graph, type(module).__name__)
     restore_modes(result, root)
     return result
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
+import graphprune.api  # noqa: F401  (what graphprune registers itself must be there before a page adds to it)
 from graphprune import criteria, resizers, rules
 from graphprune.cli import digits, main
 
@@ -21,6 +22,14 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NO_RUN = "<!-- no-run -->"
+_REGISTRIES = (
+    (rules, "_RULES"),
+    (rules, "_MOVING"),
+    (rules, "_KEEPING_SIZES"),
+    (resizers, "_MODULES"),
+    (resizers, "_CALLS"),
+    (criteria, "_CRITERIA"),
+)
 
 
 def blocks(text: str, language: str) -> Iterator[tuple[int, str]]:
@@ -43,9 +52,8 @@ def _name(page: Path) -> str:
 @pytest.fixture
 def _registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a page registers is gone afterwards."""
-    for module, names in {rules: ("_RULES", "_MOVING", "_KEEPING_SIZES"), resizers: ("_MODULES", "_CALLS"), criteria: ("_CRITERIA",)}.items():
-        for name in names:
-            monkeypatch.setattr(module, name, getattr(module, name).copy())
+    for module, name in _REGISTRIES:
+        monkeypatch.setattr(module, name, getattr(module, name).copy())
 
 
 @pytest.fixture
@@ -85,11 +93,7 @@ def test_the_readme_has_blocks_and_command_lines() -> None:
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    links = [
-        (page, link)
-        for page in PAGES
-        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
-        if "://" not in link
-    ]
+    found = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))]
+    links = [(page, link) for page, link in found if "://" not in link]
     assert links
     assert [(page.name, link) for page, link in links if not (page.parent / link).exists()] == []

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from graphprune.analysis_manager import AnalysisManager, AnalysisView
-from graphprune.tracing import capture
 from graphprune.errors import PassContractError
 from graphprune.observers import Observer
 from graphprune.pass_base import Analysis, Pass
 from graphprune.program import Inputs, Program
+from graphprune.tracing import capture
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,12 @@ from torch import nn
 
 from graphprune.analysis_manager import AnalysisView
 from graphprune.artifact import read_artifact
-from graphprune.tracing import capture
 from graphprune.errors import PipelineError, TargetError, UsageError, VerificationError
 from graphprune.observers import Dumper, Printer, Reproducer, Timing
 from graphprune.pass_base import Analysis, Pass
 from graphprune.pass_manager import PassManager
 from graphprune.program import Program
+from graphprune.tracing import capture
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from torch import nn
 
 from graphprune import pass_manager
 from graphprune.analysis_manager import AnalysisManager, AnalysisView
-from graphprune.tracing import capture
 from graphprune.errors import PassContractError, PipelineError
 from graphprune.observers import Observer, Step
 from graphprune.pass_base import Analysis, Pass, present_fields
 from graphprune.pass_manager import PassManager
 from graphprune.program import Program
+from graphprune.tracing import capture
 
 Change = Callable[[Program], Any]
 

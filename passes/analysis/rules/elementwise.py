@@ -9,9 +9,10 @@ from graphprune.rules import Call, rule
 
 
 @rule(
-    "pointwise", "hardswish", "hardsigmoid", "hardtanh", "relu6", "copy_", "lift_fresh", "_to_copy", "to", "dropout",
-    "native_dropout", "bernoulli", "bernoulli_", "nan_to_num", "_prelu_kernel", "type_as", "where", "masked_fill",
-    "fill", "zero", "addcmul", "addcdiv", "lerp", "expand_as", "result_type", "_conj", "real", "round",
+    "pointwise", "leaky_relu", "elu", "softplus", "celu", "selu", "gelu", "silu", "mish", "hardshrink", "softshrink",
+    "log_sigmoid", "hardswish", "hardsigmoid", "hardtanh", "relu6", "copy_", "lift_fresh", "_to_copy", "to",
+    "dropout", "native_dropout", "bernoulli", "bernoulli_", "nan_to_num", "_prelu_kernel", "type_as", "where",
+    "masked_fill", "fill", "zero", "addcmul", "addcdiv", "lerp", "expand_as", "result_type", "_conj", "real", "round",
     "rrelu_with_noise", "threshold", "logical_not",
     keeps_sizes=True,
 )  # fmt: skip

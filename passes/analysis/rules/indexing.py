@@ -11,6 +11,8 @@ from graphprune.rules import Call, rule
 @rule("embedding")
 def embedding(call: Call) -> None:
     """``out[..., e] = weight[index[...], e]``: the vocabulary is indexed by data, e passes."""
+    if call.args[1].is_floating_point():
+        raise TypeError(f"an index must be of an integer dtype, not {str(call.args[1].dtype).removeprefix('torch.')}")
     weight, index = call.value(call.args[0]), call.value(call.args[1])
     vocabulary, width = weight.vector(0), weight.vector(1)
     if vocabulary is not None:

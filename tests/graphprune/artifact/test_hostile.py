@@ -21,9 +21,9 @@ from torch import nn
 
 from graphprune.artifact import read_artifact, write_artifact
 from graphprune.artifact.file import digest
-from graphprune.tracing import capture
 from graphprune.errors import ArtifactError
 from graphprune.program import Inputs
+from graphprune.tracing import capture
 
 SENTINEL = "graphprune_sentinel"
 CODE = f"__import__('os').system('touch {SENTINEL}')"

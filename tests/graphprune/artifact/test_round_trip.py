@@ -18,9 +18,9 @@ import torchvision
 from torch import fx, nn
 
 from graphprune.artifact import Artifact, read_artifact, write_artifact
-from graphprune.tracing import capture
 from graphprune.errors import ArtifactError, UsageError
 from graphprune.program import Inputs
+from graphprune.tracing import capture
 
 ROOT = Path(__file__).parents[3]
 

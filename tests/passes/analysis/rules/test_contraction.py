@@ -109,9 +109,7 @@ def test_attention_ties_heads_of_all_three_and_queries_with_keys() -> None:
     tokens = {atom for name in "qkv" for atom in seen.atoms(name, 2)}
     assert tokens - set(seen.atoms("q", 2)) <= seen.frozen <= tokens
     assert seen.result_atoms(3) == seen.atoms("v", 3)
-    with FlopCounterMode(display=False) as counter:
-        attended(*(torch.randn(shape) for shape in shapes.values()))
-    assert seen.macs() == counter.get_total_flops() // 2
+    assert seen.macs() == 3 * 5 * 6 * (4 + 4)  # heads x queries x keys x (d of the scores + e of the output)
 
 
 def test_an_attention_bias_of_data_per_head_freezes_the_heads() -> None:
