@@ -69,7 +69,7 @@ def prune(
     target: str | Mapping[str, float | str] = "macs=50%",
     criterion: str = "l2",
     reduction: str = "l2",
-    normalise: str = "none",
+    normalise: str = "max",
     ranking: str = "global",
     round_to: int = 1,
     min_channels: int = 1,

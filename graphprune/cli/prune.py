@@ -40,11 +40,11 @@ def command(
     ] = None,
     reduction: Annotated[
         str | None,
-        typer.Option(metavar="sum|mean|max|l2", help="How coupled slices combine. Default: mean.", rich_help_panel=_HOW),
+        typer.Option(metavar="sum|mean|max|l2", help="How coupled slices combine. Default: l2.", rich_help_panel=_HOW),
     ] = None,
     normalise: Annotated[
         str | None,
-        typer.Option(metavar="none|mean|max|gaussian", help="Scale within each group. Default: mean.", rich_help_panel=_HOW),
+        typer.Option(metavar="none|mean|max|gaussian", help="Scale within each group. Default: max.", rich_help_panel=_HOW),
     ] = None,
     ranking: Annotated[
         str | None,

@@ -54,7 +54,7 @@ class ScorePass(Pass):
 
     criterion: str = "l2"
     reduction: str = "l2"
-    normalise: str = "none"
+    normalise: str = "max"
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -35,7 +35,7 @@ def small() -> nn.Module:
     return net(forward, a=conv(3, 6), b=conv(6, 5), c=conv(11, 4), head=nn.Linear(4, 2))
 
 
-def scores(found: Analysed, criterion: str = "l2", how: str = "none") -> np.ndarray[Any, Any]:
+def scores(found: Analysed, criterion: str = "l2", how: str = "max") -> np.ndarray[Any, Any]:
     context = ScoringContext(found.program, found.groups)
     return normalised(find_criterion(criterion)(context), found.groups, how)
 
