@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
-from importlib.metadata import entry_points
 from typing import TypeAlias
 
 import numpy as np
@@ -18,6 +16,7 @@ import numpy.typing as npt
 import torch
 
 from graphprune.errors import UsageError
+from graphprune.extensions import load_extensions
 from graphprune.groups import FROZEN, Groups, Ints
 from graphprune.labels import axes_of
 from graphprune.program import Program
@@ -121,11 +120,5 @@ def find_criterion(name: str) -> Criterion:
 
 def criteria_names() -> list[str]:
     """Names of all registered criteria, those of other packages included."""
-    _load_entry_points()
+    load_extensions("graphprune.criteria")
     return sorted(_CRITERIA)
-
-
-@cache
-def _load_entry_points() -> None:
-    for entry in entry_points(group="graphprune.criteria"):
-        entry.load()

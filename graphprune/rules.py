@@ -19,8 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
-from importlib.metadata import entry_points
+from functools import cached_property
 from math import prod
 from typing import Any, Protocol, TypeAlias
 
@@ -83,13 +82,6 @@ def only_moves(func: torch._ops.OpOverload) -> bool:
 def registered() -> Mapping[str, Rule]:
     """All rules by qualified operator name (a copy)."""
     return dict(_RULES)
-
-
-@cache
-def load_entry_points() -> None:
-    """Import the modules that other packages register under ``graphprune.rules``; once in a process."""
-    for entry in entry_points(group="graphprune.rules"):
-        entry.load()
 
 
 class Recorder(Protocol):

@@ -70,7 +70,7 @@ def test_options_reach_the_passes(cli: Cli) -> None:
         "--reduction",
         "sum",
         "--normalise",
-        "max",
+        "gaussian",
         "--exclude",
         "narrow",
         "--seed",
@@ -80,7 +80,7 @@ def test_options_reach_the_passes(cli: Cli) -> None:
     assert ran.code == 0, ran.err
     assert all(kept % 8 == 0 for _, kept in ran.data["widths"].values())
     assert "narrow" not in ran.data["widths"]
-    for text in ("round_to=8", "ranking=local", "reduction=sum", "normalise=max", "exclude=[narrow]", "seed=4"):
+    for text in ("round_to=8", "ranking=local", "reduction=sum", "normalise=gaussian", "exclude=[narrow]", "seed=4"):
         assert text in ran.data["pipeline"]
 
 
