@@ -7,9 +7,11 @@ included), which is what ``torch.utils.flop_counter`` counts, divided by two.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -88,6 +90,15 @@ class _Polynomial:
         return result
 
 
+@dataclass
+class _Life:
+    """A piece of memory: the graph steps of its first and last use, and the values that view it."""
+
+    first: int
+    last: int = 0
+    values: list[Value] = field(default_factory=list)
+
+
 class CostModel:
     """Parameters, MACs, weight bytes and peak activation bytes of a program for any widths of its groups."""
 
@@ -146,28 +157,36 @@ class CostModel:
         Memory lives from the first node that makes it to the last one that reads it; views share their base's.
         """
         full = np.asarray(widths)
-        first: dict[int, int] = {}
-        last: dict[int, int] = {}
-        size: dict[int, int] = {}
-        for step, node in enumerate(self._program.module.graph.nodes):
-            if node.op == "get_attr":
-                continue
-            for value in self._values(node):
-                first.setdefault(value.storage, step)
-                last[value.storage] = step
-                size[value.storage] = max(size.get(value.storage, 0), self._value_bytes(value, full))
+        changes: dict[int, int] = defaultdict(int)
+        for life in self._lives:
+            size = max(self._value_bytes(value, full) for value in life.values)
+            changes[life.first] += size
+            changes[life.last + 1] -= size
+        return max(accumulate(changes[step] for step in sorted(changes)), default=0)
+
+    @cached_property
+    def _lives(self) -> list[_Life]:
+        """When each piece of memory that graph values occupy is made and last read, and the values that view it."""
+        lives: dict[int, _Life] = {}
+        values = {node: self._values(node) for node in self._program.module.graph.nodes}
+        for step, (node, made) in enumerate(values.items()):
+            for value in () if node.op == "get_attr" else made:
+                life = lives.setdefault(value.storage, _Life(step))
+                life.values.append(value)
+                life.last = step
             for arg in node.all_input_nodes:
-                last.update((value.storage, step) for value in self._values(arg) if value.storage in first)
-        changes = np.zeros(len(self._program.module.graph.nodes) + 1, dtype=np.int64)
-        for storage, begin in first.items():
-            changes[begin] += size[storage]
-            changes[last[storage] + 1] -= size[storage]
-        return int(np.cumsum(changes).max())
+                for value in values[arg]:
+                    if value.storage in lives:
+                        lives[value.storage].last = step
+        return list(lives.values())
 
     def _values(self, node: fx.Node) -> list[Value]:
         if node.name in self._inside_shuffles:
             return []  # the pruned model goes from the shuffle's source to its target in one step
-        return [leaf for leaf in tree_leaves(self.groups.trace.values.get(node.name)) if isinstance(leaf, Value)]
+        found = self.groups.trace.values.get(node.name)
+        if isinstance(found, Value):
+            return [found]
+        return [leaf for leaf in tree_leaves(found) if isinstance(leaf, Value)]
 
     def _value_bytes(self, value: Value, widths: npt.NDArray[np.int64]) -> int:
         size = value.itemsize

@@ -74,7 +74,7 @@ class Groups:
         self._exclude(exclude)
         self.unit_of, self.unit_count = _rectangular_components(trace)
         self._along: dict[int, tuple[Field, int, Ints]] = {}
-        self._linear: dict[int, tuple[int, Mapping[int, int]]] = {}
+        self._linear: dict[int, tuple[Field, int, Mapping[int, int]]] = {}
         reasons = self._unit_reasons()
         signature = self._signatures()
         self.group_of = np.full(self.unit_count, FROZEN, dtype=np.int64)
@@ -102,7 +102,7 @@ class Groups:
 
     def _signatures(self) -> npt.NDArray[np.uint64]:
         """A 64-bit hash of how often each unit occurs on each tensor axis: the sum of the axes' random keys."""
-        axes = _distinct_units(self.trace, self.unit_of)
+        axes = [self.units_along(field)[1] for field in _rectangular_fields(self.trace)]
         keys = np.random.default_rng(0).integers(0, 2**64, size=len(axes), dtype=np.uint64)
         signature = np.zeros(self.unit_count, dtype=np.uint64)
         if axes:
@@ -169,14 +169,26 @@ class Groups:
 
     def linear(self, field: Field) -> tuple[int, Mapping[int, int]]:
         """Length of the field's axis as ``constant + sum(coefficient * width)``: the constant, and coefficients by group."""
-        known = self._linear.get(id(field))
-        if known is None:
-            groups = self.group_of[self.units_along(field)[1]]
-            counts = np.bincount(groups + 1, minlength=1)  # FROZEN counts at 0
-            found = np.flatnonzero(counts[1:])
-            terms = {int(g): int(counts[g + 1]) // self.prunable[g].size for g in found}
-            known = self._linear[id(field)] = (int(counts[0]), terms)
-        return known
+        if id(field) not in self._linear:
+            self._linear.update(self._lengths_of([field] if self._linear else [field, *_rectangular_fields(self.trace)]))
+        _, constant, terms = self._linear[id(field)]
+        return constant, terms
+
+    def _lengths_of(self, fields: Sequence[Field]) -> dict[int, tuple[Field, int, Mapping[int, int]]]:
+        """The affine lengths of many fields in one pass: a histogram of groups for each."""
+        vectors = [self.units_along(field)[1] for field in fields]
+        columns = self.group_of[np.concatenate(vectors)] + 1  # FROZEN counts in column 0
+        rows = np.repeat(np.arange(len(fields)), [vector.size for vector in vectors])
+        shape = (len(fields), len(self.prunable) + 1)
+        table = coo_matrix((np.ones(rows.size, dtype=np.int64), (rows, columns)), shape=shape).tocsr()
+        table.sort_indices()
+        bounds, groups, counts = table.indptr.tolist(), table.indices.tolist(), table.data.tolist()
+        found: dict[int, tuple[Field, int, Mapping[int, int]]] = {}
+        for row, field in enumerate(fields):
+            pairs = list(zip(groups[bounds[row] : bounds[row + 1]], counts[bounds[row] : bounds[row + 1]], strict=True))
+            constant = pairs.pop(0)[1] if pairs and pairs[0][0] == 0 else 0
+            found[id(field)] = (field, constant, {g - 1: count // self.prunable[g - 1].size for g, count in pairs})
+        return found
 
     def length(self, field: Field) -> sympy.Expr:
         """Length of the field's axis as a sympy expression in the group widths."""
@@ -314,8 +326,6 @@ def _rectangular_components(trace: Trace) -> tuple[Ints, int]:
             trace.space.tie(field, first)
 
 
-def _distinct_units(trace: Trace, unit_of: Ints) -> list[Ints]:
-    """Units along every distinct label vector of the trace."""
-    fields = {id(field): field for field in _all_fields(trace)}
-    vectors = (_shrinking_axis(unit_of[field]) for field in fields.values())
-    return [vector[1] for vector in vectors if vector is not None]
+def _rectangular_fields(trace: Trace) -> list[Field]:
+    """Every distinct field of the trace."""
+    return list({id(field): field for field in _all_fields(trace)}.values())

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import attrgetter
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -92,22 +94,48 @@ def _to_meta(item: Any) -> Any:
     return item.to("meta") if isinstance(item, torch.Tensor) else item
 
 
-class _Interpreter(fx.Interpreter):
-    """Runs node by node; tells the mode which node runs, and freezes the boundary of modules it cannot rewrite."""
+class _Interpreter:
+    """Runs a graph node by node; tells the mode which node runs, and freezes the boundary of what it cannot rewrite.
+
+    (``fx.Interpreter`` does the running as well, with traces and context for each node that cost as much as the node.)
+    """
 
     def __init__(self, module: fx.GraphModule, mode: _Propagation, program: Program) -> None:
-        super().__init__(module, garbage_collect_values=False)
-        self.extra_traceback = False  # our errors say where
+        self.module = module
+        self.modules = dict(module.named_modules())
         self.mode = mode
         self.program = program
+        self.results: dict[fx.Node, Any] = {}
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run(self, *args: Any) -> None:
+        """Run all nodes. args: a value for each placeholder; those left out at the end take their defaults."""
+        given = iter(args)
+        for node in self.program.module.graph.nodes:
+            self.results[node] = self._run_node(node, given)
+
+    def _arguments(self, node: fx.Node) -> tuple[Any, Any]:
+        return map_arg(node.args, self.results.__getitem__), map_arg(node.kwargs, self.results.__getitem__)
+
+    def _execute(self, node: fx.Node, given: Iterator[Any]) -> Any:
+        if node.op == "placeholder":
+            return next(given, *node.args)
+        if node.op == "get_attr":
+            return attrgetter(str(node.target))(self.module)
+        args, kwargs = self._arguments(node)
+        if node.op == "output":
+            return args[0]
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        target: Any = self.modules[str(node.target)] if node.op == "call_module" else node.target
+        return target(*args, **kwargs)
+
+    def _run_node(self, n: fx.Node, given: Iterator[Any]) -> Any:
         self.mode.node = n
         self.mode.open_bounds = None
         try:
             refusal = self._refusal(n)
             if refusal is None:
-                result = super().run_node(n)
+                result = self._execute(n, given)
             else:
                 self._freeze_boundary(n, refusal)
                 with self.mode.paused():
@@ -117,7 +145,8 @@ class _Interpreter(fx.Interpreter):
             raise _run_error(n, error, self.program) from error
         if n.op == "output":
             self.mode.freeze_tensors(result, "it reaches the model's output", "output")
-        self.mode.trace.values[n.name] = tree_map(self.mode.value_or_item, result)
+        single = isinstance(result, torch.Tensor)
+        self.mode.trace.values[n.name] = self.mode.value_of(result) if single else tree_map(self.mode.value_or_item, result)
         return result
 
     def _refusal(self, node: fx.Node) -> str | None:
@@ -130,25 +159,25 @@ class _Interpreter(fx.Interpreter):
         path = str(node.target)
         if path in self.program.opaque:
             return f"module {path} does not trace: {self.program.opaque[path]}"
-        module = self.module.get_submodule(path)
+        module = self.modules[path]
         return None if can_resize(module) else f"no rule resizes modules of class {type(module).__name__}"
 
     def _run_opaque(self, node: fx.Node) -> Any:
         """Run without labels: on the meta device, or on zeros where the code looks at data."""
         try:
             with torch.device("meta"):
-                return super().run_node(node)
+                return self._execute(node, iter(()))
         except (RuntimeError, NotImplementedError, TypeError):
             if node.op != "call_module":
                 raise
-            args, kwargs = tree_map(_zeros_like, self.fetch_args_kwargs_from_env(node))
+            args, kwargs = tree_map(_zeros_like, self._arguments(node))
             module = twin(self.program.module.get_submodule(str(node.target)), lambda tensor: tensor.detach().cpu())
             return tree_map(_to_meta, module.eval()(*args, **kwargs))
 
     def _freeze_boundary(self, node: fx.Node, refusal: str) -> None:
-        self.mode.freeze_tensors(self.fetch_args_kwargs_from_env(node), refusal, node.op.removeprefix("call_"))
+        self.mode.freeze_tensors(self._arguments(node), refusal, node.op.removeprefix("call_"))
         if node.op == "call_module":
-            self.mode.freeze_tensors(list(self.module.get_submodule(str(node.target)).parameters()), refusal, "module")
+            self.mode.freeze_tensors(list(self.modules[str(node.target)].parameters()), refusal, "module")
 
 
 def _is_opaque_call(node: fx.Node) -> bool:

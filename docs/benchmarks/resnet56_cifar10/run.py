@@ -65,9 +65,6 @@ TARGETS = (75, 60, 50)
 HELD_OUT = 2000
 
 
-# -- measuring ---------------------------------------------------------------------------------------------------------
-
-
 def images(data: Path, part: str) -> tuple[Tensor, Tensor]:
     """Images (uint8) and labels of one part of the data set."""
     with np.load(data) as arrays:
@@ -109,9 +106,7 @@ def python(arguments: list[str], folder: Path, threads: int) -> dict[str, Any]:
     """Run Python in a folder and read the JSON that it prints."""
     path = str(Path(graphprune.__file__).parents[1])  # children use the same graphprune, and find nothing else by it
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments[:4])} ... failed with exit code {done.returncode}")
     found: dict[str, Any] = json.loads(done.stdout)
@@ -246,17 +241,12 @@ def compare(data: Path, weights: dict[str, Path]) -> dict[str, Any]:
             how = {"criterion": criterion, "reduction": reduction, "normalise": normalise}
             for ranking in RANKINGS:
                 for target in TARGETS:
-                    options = {**how, "ranking": ranking, "target": f"macs={target}%"}
-                    accuracy = statistics.fmean(one_shot(model, options, seed, x, y) for seed in seeds)
+                    options: dict[str, Any] = {**how, "ranking": ranking, "target": f"macs={target}%"}
+                    pruned = [graphprune.prune(model, torch.zeros(EXAMPLE), seed=s, verify=False, **options) for s in seeds]
+                    accuracy = statistics.fmean(correct(result.model, x, y) / len(y) for result in pruned)
                     rows.append({"model": name, **how, "ranking": ranking, "macs": target, "accuracy": accuracy})
                 print(name, *how.values(), ranking, [row["accuracy"] for row in rows[-len(TARGETS) :]], flush=True)
     return {"images": HELD_OUT, "originals": originals, "rows": rows}
-
-
-def one_shot(model: nn.Module, options: dict[str, str], seed: int, x: Tensor, y: Tensor) -> float:
-    """Accuracy after pruning, without fine-tuning."""
-    result = graphprune.prune(model, torch.zeros(EXAMPLE), seed=seed, verify=False, **options)  # type: ignore[arg-type]
-    return correct(result.model, x, y) / len(y)
 
 
 def label(row: dict[str, Any]) -> str:
@@ -293,9 +283,6 @@ def draw(results: dict[str, Any]) -> None:
     figure.savefig(HERE / "compare.png", dpi=100)
 
 
-# -- publishing --------------------------------------------------------------------------------------------------------
-
-
 def job_lines(job: dict[str, Any]) -> list[str]:
     """The first part of the page."""
     before, after, accuracy, size = job["before"], job["after"], job["accuracy"], job["bytes"]
@@ -320,8 +307,8 @@ def job_lines(job: dict[str, Any]) -> list[str]:
         f"| top-1 accuracy, {accuracy['images']:,} test images, no fine-tuning "
         f"| {accuracy['before']:.2%} | {accuracy['after']:.2%} | |",
         "",
-        f"- The target is {target:,.0f} MACs; {job['units_removed']} units went. With one unit fewer removed (the last of the "
-        f"ranking put back, the model rewritten and counted again) it would be {job['macs_one_unit_fewer']:,} MACs: over the target.",
+        f"- The target is {target:,.0f} MACs; {job['units_removed']} units went. With the last of them put back (the model "
+        f"rewritten and counted again) there would be {job['macs_one_unit_fewer']:,} MACs, over the target.",
         f"- Equal to the masked original: largest relative error {proof['error']:.1e} over {proof['compared']} tensors.",
         f"- `apply` made the same artifact: {job['tensors_identical']} tensors, all bit-identical, and the same graph.",
         f"- A fresh process that has no `cifar_resnet` loaded the artifact and classified {job['fresh_process_correct']:,} of "
@@ -346,9 +333,9 @@ def compare_lines(results: dict[str, Any]) -> list[str]:
     return [
         "## Criteria and rankings, one-shot, no fine-tuning",
         "",
-        f"Top-1 accuracy on {results['images']:,} **training** images (fixed seed), %, with what remains of the MACs at the head of "
-        f"each column. The originals: {originals}. These figures are for choosing defaults; they are no test accuracies, and "
-        "fine-tuning changes the order.",
+        f"Top-1 accuracy on {results['images']:,} **training** images (fixed seed), %, by what remains of the MACs. The originals: "
+        f"{originals}. These figures are for choosing defaults: they are no test accuracies, and say nothing of what fine-tuning "
+        "would recover.",
         "",
         "![Accuracy against MACs for every configuration](compare.png)",
         "",
@@ -401,7 +388,8 @@ def main() -> int:
         print(json.dumps(measure(data, weights)))
         return 0
     if options.part == "compare":
-        found = compare(data, {"resnet20": options.small.resolve(), "resnet56": weights} if options.small else {"resnet56": weights})
+        small = {"resnet20": options.small.resolve()} if options.small else {}
+        found = compare(data, {**small, "resnet56": weights})
     else:
         found = whole_way(data, weights, options.threads)
     publish(options.part, found, options.threads)
