@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from graphprune.groups import Groups
 from graphprune.labels import Field, Value
 from graphprune.program import Program
+from graphprune.twins import named_tensors
 
 Floats = npt.NDArray[np.float64]
 
@@ -227,4 +228,5 @@ class CostModel:
 
 def _tensors(module: torch.nn.Module) -> dict[str, Any]:
     """Parameters and buffers by first name, tied ones once."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    first = {id(tensor): name for name, tensor in reversed(named_tensors(module).items())}
+    return {name: tensor for name, tensor in named_tensors(module).items() if first[id(tensor)] == name}

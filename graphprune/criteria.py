@@ -6,7 +6,7 @@ nothing to say. Third parties register theirs with :func:`criterion` or the entr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TypeAlias
@@ -18,8 +18,8 @@ import torch
 from graphprune.errors import UsageError
 from graphprune.extensions import load_extensions
 from graphprune.groups import FROZEN, Groups, Ints
-from graphprune.labels import axes_of
 from graphprune.program import Program
+from graphprune.twins import named_tensors
 
 Floats = npt.NDArray[np.float64]
 
@@ -35,63 +35,54 @@ class ScoringContext:
 
     def members(self) -> Iterator[tuple[torch.nn.Parameter, list[tuple[int, Ints]]]]:
         """Every parameter with prunable units: the parameter, and for each such axis the unit of every index along it."""
-        parameters = dict(self.program.module.named_parameters())
+        tensors = named_tensors(self.program.module)
         for name, value in self.groups.trace.parameters.items():
-            if name in parameters:
-                axes = [(axes_of(field)[0], self.groups.units_along(field)[1]) for field in value.fields]
-                prunable = [(axis, units) for axis, units in axes if (self.groups.group_of[units] != FROZEN).any()]
+            parameter = tensors[name]
+            if isinstance(parameter, torch.nn.Parameter):
+                axes = [self.groups.units_along(field) for field in value.fields]
+                prunable = [(axis, units) for axis, units in axes if self.groups.group_of[units].max() != FROZEN]
                 if prunable:
-                    yield parameters[name], prunable
+                    yield parameter, prunable
 
-    def reduce(self, values: Iterator[tuple[Ints, Floats]]) -> Floats:
-        """Combine members: pairs of (unit ids, value of each), each unit at most once in a pair. Shape (units,)."""
-        reducer = REDUCTIONS[self.reduction](self.groups.unit_count)
-        for units, value in values:
-            reducer.add(units, value)
-        return reducer.result()
+    def reduce(self, members: Iterable[tuple[Ints, Floats]], power: float = 1.0) -> Floats:
+        """One value for each unit, from members given as (unit of each index, value of each index); shape (units,).
 
-
-class _Reducer:
-    """Accumulates values of units over members."""
-
-    power = 1.0
-
-    def __init__(self, count: int) -> None:
-        self.total = np.zeros(count)
-        self.seen = np.zeros(count, dtype=np.int64)
-
-    def add(self, units: Ints, value: Floats) -> None:
-        """One member's values; each unit occurs once."""
-        self.total[units] += value**self.power
-        self.seen[units] += 1
-
-    def result(self) -> Floats:
-        """The combined values; NaN for units without a member."""
-        return np.where(self.seen > 0, self.total, np.nan)
+        Within a member, values of a unit's indices are summed and the ``power``-th root is taken; ``reduction`` then
+        combines the members. NaN for units without a member.
+        """
+        entries = list(members)
+        if not entries:
+            return np.full(self.groups.unit_count, np.nan)
+        count = self.groups.unit_count
+        units = np.concatenate([units for units, _ in entries])
+        which = np.repeat(np.arange(len(entries)), [units.size for units, _ in entries])
+        pairs, place = np.unique(which * count + units, return_inverse=True)
+        totals: Floats = np.bincount(place, weights=np.concatenate([values for _, values in entries])).astype(np.float64)
+        owners: Ints = pairs % count
+        values = REDUCTIONS[self.reduction](owners, totals ** (1.0 / power), count)
+        return np.where(np.bincount(owners, minlength=count) > 0, values, np.nan)
 
 
-class _Mean(_Reducer):
-    def result(self) -> Floats:
-        with np.errstate(invalid="ignore"):
-            mean: Floats = self.total / self.seen
-        return mean
+def _sum(owners: Ints, values: Floats, count: int) -> Floats:
+    return np.bincount(owners, weights=values, minlength=count).astype(np.float64)
 
 
-class _Max(_Reducer):
-    def add(self, units: Ints, value: Floats) -> None:
-        first = self.seen[units] == 0
-        self.total[units] = np.where(first, value, np.maximum(self.total[units], value))
-        self.seen[units] += 1
+def _mean(owners: Ints, values: Floats, count: int) -> Floats:
+    return _sum(owners, values, count) / np.maximum(1, np.bincount(owners, minlength=count))
 
 
-class _Euclidean(_Reducer):
-    power = 2.0
+def _max(owners: Ints, values: Floats, count: int) -> Floats:
+    largest = np.full(count, -np.inf)
+    np.maximum.at(largest, owners, values)
+    return largest
 
-    def result(self) -> Floats:
-        return np.sqrt(super().result())
+
+def _euclidean(owners: Ints, values: Floats, count: int) -> Floats:
+    return np.sqrt(_sum(owners, values**2, count))
 
 
-REDUCTIONS: Mapping[str, type[_Reducer]] = {"sum": _Reducer, "mean": _Mean, "max": _Max, "l2": _Euclidean}
+#: How the members of a unit combine: functions of (unit of each value, values, number of units).
+REDUCTIONS: Mapping[str, Callable[[Ints, Floats, int], Floats]] = {"sum": _sum, "mean": _mean, "max": _max, "l2": _euclidean}
 
 Criterion: TypeAlias = Callable[[ScoringContext], Floats]
 

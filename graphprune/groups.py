@@ -73,6 +73,7 @@ class Groups:
         self.trace = trace
         self._exclude(exclude)
         self.unit_of, self.unit_count = _rectangular_components(trace)
+        self._decision: tuple[object, Kept] | None = None
         self._along: dict[int, tuple[Field, int, Ints]] = {}
         self._linear: dict[int, tuple[Field, int, Mapping[int, int]]] = {}
         reasons = self._unit_reasons()
@@ -189,6 +190,14 @@ class Groups:
             constant = pairs.pop(0)[1] if pairs and pairs[0][0] == 0 else 0
             found[id(field)] = (field, constant, {g - 1: count // self.prunable[g - 1].size for g, count in pairs})
         return found
+
+    def remember(self, decision: object, kept: Kept) -> None:
+        """Note what a decision made on these groups keeps, so that carrying it out need not derive it again."""
+        self._decision = (decision, kept)
+
+    def remembered(self, decision: object) -> Kept | None:
+        """What this very decision keeps, if it was made on these groups last."""
+        return self._decision[1] if self._decision and self._decision[0] is decision else None
 
     def length(self, field: Field) -> sympy.Expr:
         """Length of the field's axis as a sympy expression in the group widths."""

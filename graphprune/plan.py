@@ -12,6 +12,7 @@ from torch import nn
 from graphprune.errors import PlanError
 from graphprune.files import atomic_write
 from graphprune.groups import Bools, Groups, Ints, Kept
+from graphprune.twins import named_tensors
 
 Index = Annotated[int, Field(ge=0)]
 
@@ -79,8 +80,7 @@ class Plan(BaseModel):
 
 def fingerprint(module: nn.Module) -> dict[str, str]:
     """dtype and shape of every parameter and buffer, by name (tied tensors under each name)."""
-    tensors = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
-    return {name: f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for name, t in sorted(tensors.items())}
+    return {name: f"{str(t.dtype)[6:]}{list(t.shape)}" for name, t in sorted(named_tensors(module).items())}
 
 
 def make_plan(module: nn.Module, groups: Groups, kept: Kept, **provenance: Any) -> Plan:
@@ -97,11 +97,17 @@ def make_plan(module: nn.Module, groups: Groups, kept: Kept, **provenance: Any) 
     for alias, name in groups.trace.aliases.items():
         if name in indices:
             indices[alias] = indices[name]
-    return Plan(kept=dict(sorted(indices.items())), model=fingerprint(module), **provenance)
+    # Valid by construction: checking every index again would take longer than finding them.
+    plan = Plan.model_construct(kept=dict(sorted(indices.items())), model=fingerprint(module), **provenance)
+    groups.remember(plan, kept)
+    return plan
 
 
 def kept_units(plan: Plan, groups: Groups) -> Kept:
     """The units that a plan keeps. Raises PlanError where it cuts through one, cuts a frozen one, or leaves an axis empty."""
+    known = groups.remembered(plan)
+    if known is not None:
+        return known
     removed = np.zeros(groups.unit_count, dtype=bool)
     cuts: list[tuple[str, int, Ints, Bools | None]] = []
     for name, value in groups.trace.parameters.items():

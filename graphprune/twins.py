@@ -38,8 +38,19 @@ def twin(module: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> 
 
 
 def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name, tied ones under each of their names."""
-    return {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
+    """Parameters, then buffers, by name, tied ones under each of their names."""
+    parameters: dict[str, torch.Tensor] = {}
+    buffers: dict[str, torch.Tensor] = {}
+
+    def collect(prefix: str, source: nn.Module) -> None:
+        parameters.update((prefix + name, tensor) for name, tensor in source._parameters.items() if tensor is not None)
+        buffers.update((prefix + name, tensor) for name, tensor in source._buffers.items() if tensor is not None)
+        for name, child in source._modules.items():
+            if child is not None:
+                collect(f"{prefix}{name}.", child)
+
+    collect("", module)
+    return parameters | buffers
 
 
 def set_mode(module: nn.Module, training: bool) -> None:

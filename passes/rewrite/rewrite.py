@@ -128,8 +128,9 @@ class RewritePass(Pass):
     def run(self, program: Program, analyses: AnalysisView) -> Program:
         """Rewrite; raises RewriteError where a node cannot follow, PlanError where the plan does not fit."""
         assert program.plan is not None
-        program.plan.check_fits(program.module)
         groups, cost = analyses.get(ChannelGroups), analyses.get(ModelCost)
+        if groups.remembered(program.plan) is None:
+            program.plan.check_fits(program.module)
         kept = kept_units(program.plan, groups)
         slim = rewrite(program.module, groups, kept)
         widths = {g.name: (g.size, int(kept.units[g.units].sum())) for g in groups.prunable}

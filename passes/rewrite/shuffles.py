@@ -16,6 +16,8 @@ def rewrite_shuffles(
     rewriting: Rewriting, shuffles: list[Shuffle], copied: dict[fx.Node, fx.Node], module: fx.GraphModule
 ) -> dict[str, torch.Tensor]:
     """Replace every shuffle that lost channels; returns the index buffers to register, by name."""
+    if not shuffles:
+        return {}
     new = {old.name: node for old, node in copied.items()}
     device = next((tensor.device for tensor in named_tensors(module).values()), torch.device("cpu"))
     buffers: dict[str, torch.Tensor] = {}

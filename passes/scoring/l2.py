@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from graphprune.criteria import Floats, ScoringContext, criterion
-from graphprune.passes.scoring.magnitude import slice_norms
+from graphprune.passes.scoring.magnitude import slice_powers
 
 
 @criterion("l2")
 def l2(context: ScoringContext) -> Floats:
     """``reduce_m sqrt(sum w_m^2)`` over the members m (parameter axes) of a unit; shape (units,), in weight units."""
-    return context.reduce(slice_norms(context, 2))
+    return context.reduce(slice_powers(context, 2), 2)

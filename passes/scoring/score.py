@@ -18,6 +18,7 @@ from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.scoring import l1, l2, random  # noqa: F401  (register the criteria)
 from graphprune.program import Program
 from graphprune.scores import Scores
+from graphprune.twins import named_tensors
 
 NORMALISATIONS: Mapping[str, Callable[[Floats], Floats]] = {
     "none": lambda x: x,
@@ -75,7 +76,9 @@ class ScorePass(Pass):
 
 def check_finite(module: torch.nn.Module) -> None:
     """Raise UsageError naming the first parameter that holds NaN or infinity."""
-    for name, parameter in module.named_parameters():
+    for name, parameter in named_tensors(module).items():
+        if not isinstance(parameter, torch.nn.Parameter):
+            continue
         # A sum is not finite if a term is not; the exact test runs only where the sum is in doubt.
         if not bool(torch.isfinite(parameter.detach().sum())) and not bool(torch.isfinite(parameter).all()):
             raise UsageError(

@@ -54,6 +54,7 @@ RANKINGS = ("global", "local", "isomorphic")
 #: criterion, reduction, normalise, seeds
 CONFIGURATIONS = (
     ("l2", "l2", "none", (0,)),
+    ("l2", "l2", "max", (0,)),
     ("l2", "sum", "none", (0,)),
     ("l2", "mean", "none", (0,)),
     ("l2", "sum", "max", (0,)),
