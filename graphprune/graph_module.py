@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from torch import fx
+from torch import fx, nn
 
 from graphprune.twins import restore_modes
 
@@ -17,3 +17,12 @@ class GraphModule(fx.GraphModule):
         result = cast(GraphModule, super().__deepcopy__(memo))
         restore_modes(result, self)
         return result
+
+
+def adopt(root: nn.Module, graph: fx.Graph, class_name: str) -> GraphModule:
+    """A GraphModule that takes over a module tree as it is; fx's constructor would build the hierarchy anew."""
+    result = GraphModule(nn.Module(), fx.Graph(), class_name)
+    for store in ("training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_modules"):
+        result.__dict__[store] = root.__dict__[store]
+    result.graph = graph
+    return result

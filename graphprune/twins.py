@@ -30,6 +30,7 @@ def twin(module: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> 
         for store in ("_parameters", "_buffers"):
             entries = source.__dict__[store]
             result.__dict__[store] = {key: None if v is None else new(v) for key, v in entries.items()}
+        result.__dict__["_non_persistent_buffers_set"] = set(source._non_persistent_buffers_set)
         children = source.__dict__["_modules"]
         result.__dict__["_modules"] = {key: None if child is None else copy(child) for key, child in children.items()}
         return result

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from graphprune.analysis_manager import AnalysisView
 from graphprune.errors import RewriteError
-from graphprune.graph_module import GraphModule
+from graphprune.graph_module import adopt
 from graphprune.groups import Groups, Kept
 from graphprune.pass_base import Pass
 from graphprune.passes.analysis.channels import ChannelGroups
@@ -23,7 +23,7 @@ from graphprune.passes.rewrite.site import NodeSite, Provenance, Rewriting
 from graphprune.plan import kept_units
 from graphprune.program import Program, Record
 from graphprune.resizers import call_resizer, module_resizer
-from graphprune.twins import named_tensors, restore_modes, twin
+from graphprune.twins import named_tensors, twin
 
 
 def rewrite(module: fx.GraphModule, groups: Groups, kept: Kept) -> fx.GraphModule:
@@ -47,9 +47,7 @@ def rewrite(module: fx.GraphModule, groups: Groups, kept: Kept) -> fx.GraphModul
     for name, index in buffers.items():
         root.register_buffer(name, index, persistent=False)
     _drop_unread_sizes(graph, rewriting)
-    result = GraphModule(root, graph, type(module).__name__)
-    restore_modes(result, root)
-    return result
+    return adopt(root, graph, type(module).__name__)
 
 
 def _slicer(module: fx.GraphModule, groups: Groups, kept: Kept) -> Any:
