@@ -8,9 +8,9 @@ from torch import nn
 from graphprune.twins import named_tensors, restore_modes, twin
 
 
-def _model() -> nn.Module:
+def _model() -> nn.Sequential:
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
-    model[2][1].weight = model[2][0].weight  # tied
+    model.get_submodule("2.1").weight = model.get_parameter("2.0.weight")  # tied
     model.register_buffer("index", torch.arange(3), persistent=False)
     return model
 

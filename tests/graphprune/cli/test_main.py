@@ -38,7 +38,8 @@ def test_the_exit_code_is_that_of_the_process(folder: Path) -> None:
 def test_interruption_exits_130_and_leaves_nothing(folder: Path) -> None:
     (folder / "slow.py").write_text(
         # A background job of a shell starts with the interrupt ignored.
-        "import signal, sys, time\ndef net():\n    signal.signal(signal.SIGINT, signal.default_int_handler)\n    print('ready', file=sys.stderr, flush=True)\n    time.sleep(60)\n"
+        "import signal, sys, time\ndef net():\n    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "    print('ready', file=sys.stderr, flush=True)\n    time.sleep(60)\n"
     )
     process = _process("prune", "slow:net", "--input", "1x8", "-o", "slim.safetensors", folder=folder)
     assert process.stderr is not None and process.stderr.readline() == "ready\n"
