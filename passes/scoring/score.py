@@ -75,10 +75,12 @@ class ScorePass(Pass):
 
 
 def check_finite(module: torch.nn.Module) -> None:
-    """Raise UsageError naming the first parameter that holds NaN or infinity."""
+    """Raise UsageError naming the first parameter that holds NaN or infinity, or no values at all (meta device)."""
     for name, parameter in named_tensors(module).items():
         if not isinstance(parameter, torch.nn.Parameter):
             continue
+        if parameter.is_meta:
+            raise UsageError(f"Weight {name} is on the meta device and has no values to rank. Load the weights before pruning.")
         # A sum is not finite if a term is not; the exact test runs only where the sum is in doubt.
         if not bool(torch.isfinite(parameter.detach().sum())) and not bool(torch.isfinite(parameter).all()):
             raise UsageError(

@@ -215,8 +215,8 @@ def publish(results: dict[str, Any]) -> None:
         passed = {check: all(r["checks"][check] for r in rows.values()) for check in row["checks"]}
         lines.append(
             f"| {name} | {row['operators']} | {row['groups']} | {row['exactly_half']} | {row['left_used']:.3f} "
-            f"| {row['left_all']:.3f} | {left_with_unused(row):.3f} | {peer}{'' if passed['peer'] else ' **less**'} | {row['left_macs']:.3f} "
-            f"| {row['left_twice']:.3f} | {random['error']:.1e} | {row['error']:.1e} | {row['compared']} |"
+            f"| {row['left_all']:.3f} | {left_with_unused(row):.3f} | {peer}{'' if passed['peer'] else ' **less**'} "
+            f"| {row['left_macs']:.3f} | {row['left_twice']:.3f} | {random['error']:.1e} | {row['error']:.1e} | {row['compared']} |"
             + "".join(f" {'yes' if passed[check] else '**no**'} |" for check in ("recounted", "compiled", "stored", "twice"))
         )
     lines += [

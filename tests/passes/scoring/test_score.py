@@ -134,3 +134,12 @@ def test_unknown_options(options: dict[str, Any]) -> None:
 def test_an_unknown_criterion_names_its_neighbours() -> None:
     with pytest.raises(UsageError, match=r"l1 or l2|l2 or l1"):
         find_criterion("l3")
+
+
+def test_weights_without_values_are_refused_and_inputs_may_be_anywhere() -> None:
+    """A model on the meta device has nothing to rank; only shapes of example inputs matter, so theirs may be meta."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    result = graphprune.prune(model, torch.zeros(1, 4, device="meta"), target="channels=50%")
+    assert result.report.verification is not None and result.report.verification.passed
+    with pytest.raises(UsageError, match=r"0\.weight is on the meta device and has no values"):
+        graphprune.prune(model.to("meta"), torch.zeros(1, 4), target="channels=50%")
