@@ -12,6 +12,8 @@ from torch import fx
 
 from graphprune.resizers import Site, resize_call
 
+_ATEN = torch.ops.aten  # exported programs call operators by overload, with the arguments of the functions
+
 
 def _argument(node: fx.Node, position: int, name: str, default: Any = None) -> Any:
     return node.args[position] if position < len(node.args) else node.kwargs.get(name, default)
@@ -55,7 +57,22 @@ def _resize_sizes(site: Site, position: int, name: str, expected: Sequence[int])
         node.args = (*node.args[:position], *_resized(site, tuple(node.args[position:]), expected))
 
 
-@resize_call("view", "reshape", "expand", "new_zeros", "new_ones", "new_empty", torch.reshape, torch.broadcast_to)
+@resize_call(
+    "view",
+    "reshape",
+    "expand",
+    "new_zeros",
+    "new_ones",
+    "new_empty",
+    torch.reshape,
+    torch.broadcast_to,
+    _ATEN.view.default,
+    _ATEN.reshape.default,
+    _ATEN.expand.default,
+    _ATEN._unsafe_view.default,
+    _ATEN.new_zeros.default,
+    _ATEN.new_ones.default,
+)
 def shape_of_output(site: Site) -> None:
     """The size arguments restate the output's shape; -1 keeps inferring."""
     name = {"new_zeros": "size", "new_ones": "size", "new_empty": "size", "expand": "size"}.get(str(site.node.target), "shape")
@@ -68,11 +85,21 @@ def filled_like(site: Site) -> None:
     _resize_sizes(site, 1, "size", site.new_shape(site.node))
 
 
-@resize_call(torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn, torch.full)
+@resize_call(
+    torch.zeros,
+    torch.ones,
+    torch.empty,
+    torch.rand,
+    torch.randn,
+    torch.full,
+    _ATEN.zeros.default,
+    _ATEN.ones.default,
+    _ATEN.full.default,
+)
 def created(site: Site) -> None:
     """``torch.zeros(size)`` and its kin: size restates the output's shape."""
     node, shape = site.node, site.new_shape(site.node)
-    if node.target is torch.full:
+    if node.target in (torch.full, _ATEN.full.default):
         _set(node, 0, "size", _resized(site, _argument(node, 0, "size"), shape))
     else:
         _resize_sizes(site, 0, "size", shape)
@@ -88,7 +115,18 @@ def unflatten(site: Site) -> None:
     _set(node, 2, "sizes", _resized(site, sizes, site.new_shape(node)[axis : axis + count]))
 
 
-@resize_call("split", "chunk", "tensor_split", "split_with_sizes", torch.split, torch.chunk, torch.tensor_split)
+@resize_call(
+    "split",
+    "chunk",
+    "tensor_split",
+    "split_with_sizes",
+    torch.split,
+    torch.chunk,
+    torch.tensor_split,
+    _ATEN.split.Tensor,
+    _ATEN.split_with_sizes.default,
+    _ATEN.chunk.default,
+)
 def split(site: Site) -> None:
     """Parts of unequal kept counts are split by explicit sizes."""
     node = site.node
@@ -103,7 +141,7 @@ def split(site: Site) -> None:
     site.replace(node, parts)
 
 
-@resize_call("narrow", torch.narrow)
+@resize_call("narrow", torch.narrow, _ATEN.narrow.default)
 def narrow(site: Site) -> None:
     """``narrow(x, dim, start, length)``: both count kept indices."""
     node = site.node
@@ -114,6 +152,19 @@ def narrow(site: Site) -> None:
         start = site.evaluate_old(_argument(node, 2, "start"))
         _set(node, 2, "start", site.size(_argument(node, 2, "start"), int(kept[:start].sum())))
         _set(node, 3, "length", site.size(_argument(node, 3, "length"), site.new_shape(node)[axis]))
+
+
+@resize_call(_ATEN.slice.Tensor)
+def slice_(site: Site) -> None:
+    """``slice(x, dim, start, end)``: as ``x[start:end]`` on one axis."""
+    node = site.node
+    source = _input(node)
+    axis = _argument(node, 1, "dim", 0) % len(site.old_shape(source))
+    bounds = slice(_argument(node, 2, "start"), _argument(node, 3, "end"), _argument(node, 4, "step", 1))
+    new = _resized_slice(site, source, axis, bounds)
+    if new is not bounds:
+        node.args = (source, axis, new.start, new.stop)
+        node.kwargs = {}
 
 
 @resize_call(operator.getitem)
@@ -152,7 +203,7 @@ def _resized_slice(site: Site, source: fx.Node, axis: int, item: slice) -> slice
     return slice(bound(item.start), bound(item.stop), item.step)
 
 
-@resize_call(F.pad, torch._C._nn.pad)
+@resize_call(F.pad, torch._C._nn.pad, _ATEN.pad.default, _ATEN.constant_pad_nd.default)
 def pad(site: Site) -> None:
     """Amounts on a labelled axis count the kept indices of the padding."""
     node = site.node
@@ -175,7 +226,7 @@ def pad(site: Site) -> None:
     _set(node, 1, "pad", type(amounts)(result))
 
 
-@resize_call(F.layer_norm, torch.layer_norm, F.rms_norm)
+@resize_call(F.layer_norm, torch.layer_norm, F.rms_norm, _ATEN.layer_norm.default, _ATEN.rms_norm.default)
 def layer_norm(site: Site) -> None:
     """normalized_shape restates the last axes of the input."""
     node = site.node
@@ -184,23 +235,39 @@ def layer_norm(site: Site) -> None:
     _set(node, 1, "normalized_shape", _resized(site, given, site.new_shape(_input(node))[-count:]))
 
 
-@resize_call(F.group_norm, torch.group_norm)
+@resize_call(F.group_norm, torch.group_norm, _ATEN.group_norm.default)
 def group_norm(site: Site) -> None:
     """num_groups is a kept count where whole groups go."""
     groups = _argument(site.node, 1, "num_groups")
     _set(site.node, 1, "num_groups", site.size(groups, site.scalar("num_groups", site.evaluate(groups))))
 
 
-@resize_call(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)
+@resize_call(
+    F.conv1d,
+    F.conv2d,
+    F.conv3d,
+    torch.conv1d,
+    torch.conv2d,
+    torch.conv3d,
+    _ATEN.conv1d.default,
+    _ATEN.conv2d.default,
+    _ATEN.conv3d.default,
+)
 def convolution(site: Site) -> None:
     """groups is a kept count where whole groups go."""
     _groups(site, 6)
 
 
-@resize_call(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+@resize_call(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, _ATEN.conv_transpose2d.input)
 def transposed_convolution(site: Site) -> None:
     """As a convolution; the argument stands elsewhere."""
     _groups(site, 6)
+
+
+@resize_call(_ATEN.convolution.default)
+def any_convolution(site: Site) -> None:
+    """The operator behind them all has its groups last."""
+    _groups(site, 8)
 
 
 def _groups(site: Site, position: int) -> None:
@@ -211,7 +278,7 @@ def _groups(site: Site, position: int) -> None:
         _set(site.node, position, "groups", site.size(groups, new))
 
 
-@resize_call(F.scaled_dot_product_attention)
+@resize_call(F.scaled_dot_product_attention, _ATEN.scaled_dot_product_attention.default)
 def attention(site: Site) -> None:
     """The implicit scale ``head_dim ** -0.5`` stays that of the original."""
     node = site.node
@@ -221,7 +288,7 @@ def attention(site: Site) -> None:
         _set(node, 6, "scale", old**-0.5)
 
 
-@resize_call(torch.channel_shuffle, F.channel_shuffle)
+@resize_call(torch.channel_shuffle, F.channel_shuffle, _ATEN.channel_shuffle.default)
 def channel_shuffle(site: Site) -> None:
     """groups is a kept count where every channel is a group; any other shuffle is redone as a whole."""
     groups = _argument(site.node, 1, "groups")

@@ -100,9 +100,6 @@ def build(name: str, weights: Path) -> nn.Module:
     return model.eval()
 
 
-# -- the whole way through the command line ----------------------------------------------------------------------------
-
-
 def python(arguments: list[str], folder: Path, threads: int) -> dict[str, Any]:
     """Run Python in a folder and read the JSON that it prints."""
     path = str(Path(graphprune.__file__).parents[1])  # children use the same graphprune, and find nothing else by it
@@ -222,9 +219,6 @@ def whole_way(data: Path, weights: Path, threads: int) -> dict[str, Any]:
         "widths": pruned["widths"],
         "checks": checks,
     }
-
-
-# -- criteria and rankings ---------------------------------------------------------------------------------------------
 
 
 def compare(data: Path, weights: dict[str, Path]) -> dict[str, Any]:
