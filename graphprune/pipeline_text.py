@@ -70,18 +70,20 @@ def parse_pipeline(text: str, passes: Iterable[type[Pass]] = ()) -> list[Pass]:
     return found
 
 
-def format_pipeline(passes: Iterable[Pass]) -> str:
+def format_pipeline(passes: Iterable[Pass], defaults: bool = False) -> str:
     """The text that :func:`parse_pipeline` reads as these passes.
 
+    defaults: also write the options at their defaults, for a record that must outlive a change of them.
     Raises PipelineError for an option value that text cannot express.
     """
-    return ",".join(map(format_pass, passes))
+    return ",".join(format_pass(one, defaults) for one in passes)
 
 
-def format_pass(one: Pass) -> str:
-    """One pass with its options, those at their defaults left out."""
+def format_pass(one: Pass, defaults: bool = False) -> str:
+    """One pass with its options, those at their defaults left out unless they are asked for."""
     check_declaration(type(one))
-    options = [f"{field.name}={_format_option(one, field)}" for field in _options(type(one)) if not _is_default(one, field)]
+    shown = [field for field in _options(type(one)) if defaults or not _is_default(one, field)]
+    options = [f"{field.name}={_format_option(one, field)}" for field in shown]
     return f"{one.name}{{{','.join(options)}}}" if options else one.name
 
 

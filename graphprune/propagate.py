@@ -102,7 +102,7 @@ class _Interpreter:
 
     def __init__(self, module: fx.GraphModule, mode: _Propagation, program: Program) -> None:
         self.module = module
-        self.modules = dict(module.named_modules())
+        self.modules = dict(module.named_modules(remove_duplicate=False))
         self.mode = mode
         self.program = program
         self.results: dict[fx.Node, Any] = {}

@@ -224,3 +224,12 @@ def test_a_name_that_is_not_kebab_case_is_refused() -> None:
 def test_a_value_that_text_cannot_express_is_refused() -> None:
     with pytest.raises(PipelineError, match="Option text of pass 'options' cannot be written as text"):
         format_pass(Options(text=object()))  # type: ignore[arg-type]
+
+
+def test_a_record_with_defaults_reads_back_as_the_same_passes() -> None:
+    """A plan's pipeline text must stand for the same options after a default has changed."""
+    passes = parse_pipeline("channels,score,select{macs=50%},rewrite,verify")
+    text = format_pipeline(passes, defaults=True)
+    assert "criterion=l2" in text and "round_to=1" in text and "params=none" in text
+    assert parse_pipeline(text) == passes
+    assert format_pipeline(parse_pipeline(text)) == "channels,score,select{macs=50%},rewrite,verify"
