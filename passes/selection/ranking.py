@@ -52,11 +52,12 @@ def rank(values: Floats, groups: Groups, how: str, floors: Ints) -> Ranking:
 
 
 def _stable_within_groups(order: Ints, groups: Ints) -> Ints:
-    """Reassign each group's places in the order to its units from least to most important."""
+    """Give each group's places in the order to its units from least to most important.
+
+    Units stand group by group in order of importance before they are ranked, so that is the order of their indices.
+    """
     result = np.empty_like(order)
-    for group in np.unique(groups):
-        places = np.flatnonzero(groups[order] == group)
-        result[places] = np.sort(order[places])
+    result[np.argsort(groups[order], kind="stable")] = np.arange(order.size)
     return result
 
 

@@ -147,10 +147,11 @@ def _slice_count(group: Group) -> int:
 
 def _keep_most_important(ranking: Ranking, widths: Ints, groups: Groups) -> Kept:
     """The units that stay at these widths: each group loses its first in the ranking."""
+    by_group = np.argsort(ranking.groups, kind="stable")
+    owner = ranking.groups[by_group]
+    place = np.arange(owner.size) - np.searchsorted(owner, owner)  # of each unit in its group's order
     keep = np.ones(groups.unit_count, dtype=bool)
-    for group in groups.prunable:
-        order = ranking.units[ranking.groups == group.index]
-        keep[order[: group.size - int(widths[group.index])]] = False
+    keep[ranking.units[by_group[place < (groups.widths - widths)[owner]]]] = False
     return Kept(groups, keep)
 
 
