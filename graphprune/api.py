@@ -23,7 +23,7 @@ from graphprune.passes.analysis.channels import ChannelsPass
 from graphprune.passes.rewrite.rewrite import RewritePass
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.select import SelectPass
-from graphprune.passes.selection.target import split_target
+from graphprune.passes.selection.target import KINDS, split_target
 from graphprune.passes.verification.verify import VerifyPass, compare
 from graphprune.pipeline_text import format_pipeline, parse_pipeline
 from graphprune.plan import Plan
@@ -100,9 +100,9 @@ def prune(
     16
     """
     targets = dict([split_target(target)]) if isinstance(target, str) else dict(target)
-    unknown = targets.keys() - {"channels", "params", "macs"}
+    unknown = targets.keys() - set(KINDS)
     if unknown:
-        raise PipelineError(f"There is no target {min(unknown)!r}; choose from channels, params, macs.")
+        raise PipelineError(f"There is no target {min(unknown)!r}; choose from {', '.join(KINDS)}.")
     passes: list[Pass] = [
         ChannelsPass(exclude=tuple(exclude), policy=dict(policy or {})),
         ScorePass(criterion=criterion, reduction=reduction, normalise=normalise, seed=seed),

@@ -8,7 +8,7 @@ included), which is what ``torch.utils.flop_counter`` counts, divided by two.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -119,9 +119,12 @@ class CostModel:
         return self._volume(self.groups.trace.parameters.get(name, Value(tuple(tensor.shape))))
 
     def _volume(self, value: Value) -> tuple[int, tuple[int, ...]]:
+        return self._fixed_volume(value), tuple(self._lengths.add(field) for field in value.fields)
+
+    def _fixed_volume(self, value: Value) -> int:
+        """Product of the axes that cannot shrink."""
         varied = [self.groups.units_along(field)[0] for field in value.fields]
-        fixed = prod(size for axis, size in enumerate(value.shape) if axis not in varied)
-        return fixed, tuple(self._lengths.add(field) for field in value.fields)
+        return prod(size for axis, size in enumerate(value.shape) if axis not in varied)
 
     def _product(self, factors: Sequence[Field | int]) -> tuple[int, tuple[int, ...]]:
         fields = [f for f in factors if not isinstance(f, int)]
@@ -151,6 +154,10 @@ class CostModel:
         """Prunable units left, for widths of shape (..., groups)."""
         total: Floats = np.asarray(widths, dtype=np.float64).sum(axis=-1)
         return total
+
+    def measures(self) -> dict[str, Callable[[npt.ArrayLike], Floats]]:
+        """What a target can be set on, by its kind."""
+        return {"channels": self.channels, "params": self.parameters, "macs": self.macs}
 
     def activation_bytes(self, widths: npt.ArrayLike) -> int:
         """Peak bytes of live graph values (inputs included) for one width vector.
@@ -190,14 +197,10 @@ class CostModel:
         return [leaf for leaf in tree_leaves(found) if isinstance(leaf, Value)]
 
     def _value_bytes(self, value: Value, widths: npt.NDArray[np.int64]) -> int:
-        size = value.itemsize
-        varied = {self.groups.units_along(field)[0]: field for field in value.fields}
-        for axis, full in enumerate(value.shape):
-            if axis in varied:
-                constant, terms = self.groups.linear(varied[axis])
-                size *= constant + sum(n * int(widths[g]) for g, n in terms.items())
-            else:
-                size *= full
+        size = value.itemsize * self._fixed_volume(value)
+        for field_ in value.fields:
+            constant, terms = self.groups.linear(field_)
+            size *= constant + sum(n * int(widths[g]) for g, n in terms.items())
         return size
 
     def costs(self, widths: npt.ArrayLike) -> Costs:
@@ -209,10 +212,7 @@ class CostModel:
     # -- symbolic ------------------------------------------------------------------------------------------------------
 
     def _symbolic(self, polynomial: _Polynomial) -> sympy.Expr:
-        lengths = [
-            sympy.Integer(constant) + sum((n * self.groups.prunable[g].symbol for g, n in terms), sympy.Integer(0))
-            for constant, terms in self._lengths.index
-        ]
+        lengths = [self.groups.expression(constant, dict(terms)) for constant, terms in self._lengths.index]
         return sympy.Add(*(c * sympy.Mul(*(lengths[i] for i in factors)) for c, factors in polynomial.terms))
 
     @cached_property
@@ -228,5 +228,6 @@ class CostModel:
 
 def _tensors(module: torch.nn.Module) -> dict[str, Any]:
     """Parameters and buffers by first name, tied ones once."""
-    first = {id(tensor): name for name, tensor in reversed(named_tensors(module).items())}
-    return {name: tensor for name, tensor in named_tensors(module).items() if first[id(tensor)] == name}
+    tensors = named_tensors(module)
+    first = {id(tensor): name for name, tensor in reversed(tensors.items())}
+    return {name: tensor for name, tensor in tensors.items() if first[id(tensor)] == name}

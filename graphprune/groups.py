@@ -103,7 +103,7 @@ class Groups:
 
     def _signatures(self) -> npt.NDArray[np.uint64]:
         """A 64-bit hash of how often each unit occurs on each tensor axis: the sum of the axes' random keys."""
-        axes = [self.units_along(field)[1] for field in _rectangular_fields(self.trace)]
+        axes = [self.units_along(field)[1] for field in _distinct_fields(self.trace)]
         keys = np.random.default_rng(0).integers(0, 2**64, size=len(axes), dtype=np.uint64)
         signature = np.zeros(self.unit_count, dtype=np.uint64)
         if axes:
@@ -171,7 +171,7 @@ class Groups:
     def linear(self, field: Field) -> tuple[int, Mapping[int, int]]:
         """Length of the field's axis as ``constant + sum(coefficient * width)``: the constant, and coefficients by group."""
         if id(field) not in self._linear:
-            self._linear.update(self._lengths_of([field] if self._linear else [field, *_rectangular_fields(self.trace)]))
+            self._linear.update(self._lengths_of([field] if self._linear else [field, *_distinct_fields(self.trace)]))
         _, constant, terms = self._linear[id(field)]
         return constant, terms
 
@@ -201,7 +201,10 @@ class Groups:
 
     def length(self, field: Field) -> sympy.Expr:
         """Length of the field's axis as a sympy expression in the group widths."""
-        constant, terms = self.linear(field)
+        return self.expression(*self.linear(field))
+
+    def expression(self, constant: int, terms: Mapping[int, int]) -> sympy.Expr:
+        """``constant + sum(coefficient * width)`` in the width symbols; terms: coefficients by group."""
         return sympy.Integer(constant) + sum((n * self.prunable[g].symbol for g, n in terms.items()), sympy.Integer(0))
 
     @cached_property
@@ -320,10 +323,10 @@ def _components(trace: Trace) -> tuple[Ints, int]:
 
 def _rectangular_components(trace: Trace) -> tuple[Ints, int]:
     """Components, after tying what must be tied for every tensor to stay rectangular whatever is removed."""
-    wide = {id(field): field for field in _all_fields(trace) if len(axes_of(field)) > 1}
+    wide = [field for field in _distinct_fields(trace) if len(axes_of(field)) > 1]
     while True:
         units, count = _components(trace)
-        open_fields = [field for field in wide.values() if _shrinking_axis(units[field]) is None]
+        open_fields = [field for field in wide if _shrinking_axis(units[field]) is None]
         if not open_fields:
             return units, count
         for field in open_fields:
@@ -335,6 +338,6 @@ def _rectangular_components(trace: Trace) -> tuple[Ints, int]:
             trace.space.tie(field, first)
 
 
-def _rectangular_fields(trace: Trace) -> list[Field]:
+def _distinct_fields(trace: Trace) -> list[Field]:
     """Every distinct field of the trace."""
     return list({id(field): field for field in _all_fields(trace)}.values())

@@ -17,7 +17,7 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -77,11 +77,6 @@ def keeps_sizes(func: torch._ops.OpOverload) -> bool:
 def only_moves(func: torch._ops.OpOverload) -> bool:
     """Whether an operator only moves elements, one to one."""
     return func._schema.name in _MOVING
-
-
-def registered() -> Mapping[str, Rule]:
-    """All rules by qualified operator name (a copy)."""
-    return dict(_RULES)
 
 
 class Recorder(Protocol):

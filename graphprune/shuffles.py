@@ -54,16 +54,11 @@ def _shuffle_ending_at(node: fx.Node, values: Mapping[str, object], moving: froz
             return None
         if not _scattered(value):
             return _permutation(source.name, node.name, interior, value, target)
-        if source.name not in moving or any(not _only_moves(user, source, node, interior) for user in source.users):
-            return None
+        if source.name not in moving or any(user is not node and user.name not in interior for user in source.users):
+            return None  # somebody else reads the inside
         interior.append(source.name)
         source = source.args[0]
     return None
-
-
-def _only_moves(user: fx.Node, source: fx.Node, last: fx.Node, interior: list[str]) -> bool:
-    """Whether a reader of an interior node is the run itself (or asks only for a size, which is not rewritten)."""
-    return user is last or user.name in interior
 
 
 def _scattered(value: Value) -> bool:

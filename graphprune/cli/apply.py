@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,7 +54,7 @@ def command(
         def run() -> PruneResult:
             with output.task("Applying") as task:
                 observers = watching.observers(output, task)
-                result = apply_plan(job.source.model, job.inputs, decision, verify=not no_verify, observers=observers)
-                return replace(result, source=job.source.text)
+                model, text = job.source.model, job.source.text
+                return apply_plan(model, job.inputs, decision, verify=not no_verify, observers=observers, source=text)
 
         finish(job, run, out, None, watching, output)

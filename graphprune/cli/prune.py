@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -140,5 +139,4 @@ def _run(output: Output, job: Job, watching: Watching, given: dict[str, Any], pi
         if pipeline is not None:
             program = capture(model, job.inputs, source=job.source.text)
             return graphprune.run_pipeline(program, pipeline, observers=observers, model=model)
-        result = graphprune.prune(model, job.inputs, seed=seed, observers=observers, **given)
-        return replace(result, source=job.source.text)
+        return graphprune.prune(model, job.inputs, seed=seed, observers=observers, source=job.source.text, **given)

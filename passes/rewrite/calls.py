@@ -64,6 +64,7 @@ def _resize_sizes(site: Site, position: int, name: str, expected: Sequence[int])
     "new_zeros",
     "new_ones",
     "new_empty",
+    "new_full",
     torch.reshape,
     torch.broadcast_to,
     _ATEN.view.default,
@@ -75,14 +76,8 @@ def _resize_sizes(site: Site, position: int, name: str, expected: Sequence[int])
 )
 def shape_of_output(site: Site) -> None:
     """The size arguments restate the output's shape; -1 keeps inferring."""
-    name = {"new_zeros": "size", "new_ones": "size", "new_empty": "size", "expand": "size"}.get(str(site.node.target), "shape")
+    name = "size" if str(site.node.target).startswith(("new_", "expand")) else "shape"
     _resize_sizes(site, 1, name, site.new_shape(site.node))
-
-
-@resize_call("new_full")
-def filled_like(site: Site) -> None:
-    """``x.new_full(size, value)``: size restates the output's shape."""
-    _resize_sizes(site, 1, "size", site.new_shape(site.node))
 
 
 @resize_call(
@@ -98,11 +93,7 @@ def filled_like(site: Site) -> None:
 )
 def created(site: Site) -> None:
     """``torch.zeros(size)`` and its kin: size restates the output's shape."""
-    node, shape = site.node, site.new_shape(site.node)
-    if node.target in (torch.full, _ATEN.full.default):
-        _set(node, 0, "size", _resized(site, _argument(node, 0, "size"), shape))
-    else:
-        _resize_sizes(site, 0, "size", shape)
+    _resize_sizes(site, 0, "size", site.new_shape(site.node))
 
 
 @resize_call("unflatten", torch.unflatten)

@@ -140,10 +140,6 @@ class NodeSite:
                 arg = graph.call_function(operator.floordiv, (arg, computed // common))
         return arg
 
-    def settle(self, arg: fx.Node) -> None:
-        """An argument that is right as it is."""
-        self.settled.add(arg)
-
     def pin(self) -> None:
         """Numbers that the node takes from shapes, and that are no sizes of its own, keep their original value.
 

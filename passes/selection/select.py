@@ -107,7 +107,7 @@ def _fewest_removals(
     ranking: Ranking, widths_after: Callable[[int], Ints], cost: CostModel, targets: Sequence[Target], groups: Groups
 ) -> int:
     """The shortest prefix of the ranking that meets all targets, by bisection: costs only fall along it."""
-    costs = {"channels": cost.channels, "params": cost.parameters, "macs": cost.macs}
+    costs = cost.measures()
     limits = [(costs[t.kind], t.limit(float(costs[t.kind](groups.widths)))) for t in targets]
 
     def met(count: int) -> bool:
@@ -157,6 +157,6 @@ def _keep_most_important(ranking: Ranking, widths: Ints, groups: Groups) -> Kept
 
 def _achieved(cost: CostModel, widths: Ints, groups: Groups) -> dict[str, float]:
     """Shares of the original that remain."""
-    measures = {"channels": cost.channels, "params": cost.parameters, "macs": cost.macs}
-    shares = {kind: float(measure(widths)) / max(1.0, float(measure(groups.widths))) for kind, measure in measures.items()}
+    full = groups.widths
+    shares = {kind: float(measure(widths)) / max(1.0, float(measure(full))) for kind, measure in cost.measures().items()}
     return {kind: round(share, 6) for kind, share in shares.items()}

@@ -85,13 +85,10 @@ def _grouped(call: Call, channels: Field | None, kernel: Value, groups: int, tra
         one = per_group[:, :1]
         call.space.tie(per_group, one)
         call.scalar("groups", one.reshape(-1))
-        other = channels if not transposed else None
-        if other is not None:
-            call.space.tie(other.reshape(groups, -1), one)
-        elif channels is not None:
-            call.space.tie(channels, first)
-        else:
+        if channels is None:
             call.space.freeze(first, fixed)
+        else:
+            call.space.tie(channels.reshape(groups, -1), one)
         return first if not transposed else one.repeat(outs, axis=1).reshape(-1)
     call.space.tie(per_group, per_group[:1])
     if transposed:

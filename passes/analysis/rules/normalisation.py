@@ -17,21 +17,15 @@ def note_statistics(call: Call, field: Field, what: str) -> Field | None:
     return field
 
 
-def _per_channel(call: Call, axis: int = 1) -> None:
-    value = call.value(call.args[0])
+def _channels_with_parameters(call: Call, value: Value) -> tuple[list[Field], Field | None]:
+    """Fields of the batch, and the labels of the channels, tied to those of every per-channel parameter and statistic."""
     why = call.reason("normalised with parameters that cannot shrink")
-    batch, vector = channel_labels(call, value, axis)
-    parameters = [t for t in list(call.inputs())[1:] if t.dim() == 1]
-    for parameter in parameters:
+    batch, vector = channel_labels(call, value)
+    for parameter in [t for t in call.inputs()[1:] if t.dim() == 1]:
         labels = call.value(parameter).vector(0)
         call.space.match(vector, labels, why)
         vector = labels if vector is None else vector
-    rank = len(value.shape)
-    fields = batch if vector is None else [*batch, along(vector, axis, rank)]
-    call.set(fields)
-    for index in range(1, len(call.outputs)):
-        saved = call.outputs[index]
-        call.set([along(vector, 0, 1)] if vector is not None and saved.shape == (vector.size,) else [], index)
+    return batch, vector
 
 
 @rule(
@@ -48,7 +42,12 @@ def _per_channel(call: Call, axis: int = 1) -> None:
 )
 def batch_norm(call: Call) -> None:
     """``out[n, c] = (x[n, c] - mean[c]) / sqrt(var[c] + eps) * w[c] + b[c]``: everything indexed by c is tied."""
-    _per_channel(call)
+    value = call.value(call.args[0])
+    batch, vector = _channels_with_parameters(call, value)
+    call.set(batch if vector is None else [*batch, along(vector, 1, len(value.shape))])
+    for index in range(1, len(call.outputs)):
+        saved = call.outputs[index]
+        call.set([along(vector, 0, 1)] if vector is not None and saved.shape == (vector.size,) else [], index)
 
 
 @rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
@@ -81,12 +80,7 @@ def group_norm(call: Call) -> None:
     """Statistics over the channels of each of ``group`` groups. ``within`` (policy ``norm_groups``): the same positions
     of every group go, statistics over the kept; ``whole``: groups go and ``num_groups`` follows, statistics unchanged."""
     value, groups = call.value(call.args[0]), int(call.arg("group"))
-    why = call.reason("normalised with parameters that cannot shrink")
-    batch, vector = channel_labels(call, value)
-    for parameter in [t for t in list(call.inputs())[1:] if t.dim() == 1]:
-        labels = call.value(parameter).vector(0)
-        call.space.match(vector, labels, why)
-        vector = labels if vector is None else vector
+    batch, vector = _channels_with_parameters(call, value)
     if vector is not None:
         table = vector.reshape(groups, -1)
         if table.shape[1] == 1 or (groups > 1 and call.choose("norm_groups") == "whole"):

@@ -108,7 +108,7 @@ def test_an_opaque_module_inside_an_opaque_module_is_named_once() -> None:
 
 
 def test_a_model_whose_own_forward_does_not_trace() -> None:
-    with pytest.raises(CaptureError, match=r"Branches.forward does not trace at .*test_capture.py:\d+"):
+    with pytest.raises(CaptureError, match=r"Branches.forward does not trace at .*test_tracing.py:\d+"):
         graphprune.capture(Branches(), torch.zeros(1, 6))
 
 
