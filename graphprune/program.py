@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from graphprune.groups import Groups
     from graphprune.plan import Plan
     from graphprune.scores import Scores
+    from graphprune.tape import Tape
     from graphprune.verification import Verification
 
 
@@ -68,6 +69,7 @@ class Program:
     inputs: example inputs; only shapes and dtypes matter to the analyses.
     opaque: modules that could not be traced into, with the reason; their boundary is frozen.
     source: what the model was captured from, for the record.
+    tape: the operators that the graph runs, where capture wrote them down (see :mod:`graphprune.tape`).
     exclude, policy: constraints on the channel analysis (see :class:`graphprune.passes.analysis.channels.ChannelsPass`).
     scores: results of scoring passes, by name.
     plan: the decision of a selection pass, not yet carried out.
@@ -79,6 +81,7 @@ class Program:
     inputs: Inputs
     opaque: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
+    tape: Tape | None = field(default=None, repr=False, compare=False)
     exclude: tuple[str, ...] = ()
     policy: Mapping[str, str] = field(default_factory=dict)
     scores: Mapping[str, Scores] = field(default_factory=dict)
@@ -88,5 +91,7 @@ class Program:
     verification: Verification | None = None
 
     def with_(self, **changes: Any) -> Program:
-        """A copy with some fields replaced."""
+        """A copy with some fields replaced; another graph has another tape."""
+        if "module" in changes:
+            changes.setdefault("tape", None)
         return replace(self, **changes)

@@ -1,33 +1,24 @@
-"""Abstract execution: runs a captured graph on the meta device and carries labels through every ATen operator.
+"""Label propagation: carries labels through every ATen operator on a program's tape.
 
-No operator is named here; :mod:`graphprune.rules` says what each one does to labels. No data and no memory: a model's
-parameters are replaced by meta twins in a shallow copy of its module tree, so the model itself is not touched.
+No operator is named here; :mod:`graphprune.rules` says what each one does to labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
-from types import FunctionType
 from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.node import map_arg
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from graphprune.errors import CaptureError
 from graphprune.labels import Field, LabelSpace, Reason, Value, along
 from graphprune.policy import Policy
-from graphprune.program import Program, placeholder_values
-from graphprune.resizers import call_resizer, can_resize
-from graphprune.rules import Call, keeps_sizes, only_moves, rule_for, tensors_in
-from graphprune.shape_cache import ShapeCache
+from graphprune.program import Program
+from graphprune.rules import Call, only_moves, rule_for, tensors_in
 from graphprune.shuffles import Shuffle, find_shuffles
-from graphprune.twins import named_tensors, set_mode, twin
+from graphprune.tape import Operation, Step, Tape, describe, run_error, tape_of
 
 
 @dataclass(frozen=True)
@@ -64,200 +55,68 @@ class Trace:
 
 
 def propagate(program: Program, policy: Policy | None = None) -> Trace:
-    """Run the program abstractly. Raises CaptureError when the model cannot run on its example inputs."""
-    twins: dict[int, torch.Tensor] = {}
-
-    def to_meta(tensor: torch.Tensor) -> torch.Tensor:
-        result = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-        twins[id(tensor)] = result
-        return result
-
-    meta: Any = twin(program.module, to_meta)
-    for module in meta.modules():
-        set_mode(module, False)
-    with torch.no_grad(), _Propagation(program, policy or Policy(), twins) as mode:
-        interpreter = _Interpreter(meta, mode, program)
-        with mode.paused():
-            args = [tree_map(_to_meta, value) for value in placeholder_values(program.module.graph, program.inputs)]
-        interpreter.run(*args)
-    moving = frozenset(mode.movers - mode.workers)
-    trace: Trace = mode.trace
+    """Carry labels through the program. Raises CaptureError when it cannot run on its example inputs."""
+    tape = tape_of(program)
+    state = _Propagation(tape, policy or Policy())
+    nodes = {node.name: node for node in program.module.graph.nodes}
+    for step in tape.steps:
+        node = nodes[step.node]
+        try:
+            state.run(step, node)
+        except TypeError as error:  # operands of several dtypes: the meta device lets them pass
+            raise run_error(program.inputs, error, describe(node), node.meta.get("source", "")) from error
+    moving = frozenset(state.movers - state.workers)
+    trace = state.trace
     trace.shuffles = find_shuffles(program.module.graph, trace.values, moving)
     return trace
 
 
-def _zeros_like(item: Any) -> Any:
-    return torch.zeros(item.shape, dtype=item.dtype, device="cpu") if isinstance(item, torch.Tensor) else item
+class _Propagation:
+    """Applies the rule of every operator of a tape."""
 
-
-def _to_meta(item: Any) -> Any:
-    return item.to("meta") if isinstance(item, torch.Tensor) else item
-
-
-class _Interpreter:
-    """Runs a graph node by node; tells the mode which node runs, and freezes the boundary of what it cannot rewrite.
-
-    (``fx.Interpreter`` does the running as well, with traces and context for each node that cost as much as the node.)
-    """
-
-    def __init__(self, module: fx.GraphModule, mode: _Propagation, program: Program) -> None:
-        self.module = module
-        self.modules = dict(module.named_modules(remove_duplicate=False))
-        self.mode = mode
-        self.program = program
-        self.results: dict[fx.Node, Any] = {}
-
-    def run(self, *args: Any) -> None:
-        """Run all nodes. args: a value for each placeholder; those left out at the end take their defaults."""
-        given = iter(args)
-        for node in self.program.module.graph.nodes:
-            self.results[node] = self._run_node(node, given)
-
-    def _arguments(self, node: fx.Node) -> tuple[Any, Any]:
-        return map_arg(node.args, self.results.__getitem__), map_arg(node.kwargs, self.results.__getitem__)
-
-    def _execute(self, node: fx.Node, given: Iterator[Any]) -> Any:
-        if node.op == "placeholder":
-            return next(given, *node.args)
-        if node.op == "get_attr":
-            return attrgetter(str(node.target))(self.module)
-        args, kwargs = self._arguments(node)
-        if node.op == "output":
-            return args[0]
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        target: Any = self.modules[str(node.target)] if node.op == "call_module" else node.target
-        return target(*args, **kwargs)
-
-    def _run_node(self, n: fx.Node, given: Iterator[Any]) -> Any:
-        self.mode.node = n
-        self.mode.open_bounds = None
-        try:
-            refusal = self._refusal(n)
-            if refusal is None:
-                result = self._execute(n, given)
-            else:
-                self._freeze_boundary(n, refusal)
-                with self.mode.paused():
-                    result = self._run_opaque(n)
-                self.mode.freeze_results(result, refusal)
-        except Exception as error:
-            raise _run_error(n, error, self.program) from error
-        if n.op == "output":
-            self.mode.freeze_tensors(result, "it reaches the model's output", "output")
-        single = isinstance(result, torch.Tensor)
-        self.mode.trace.values[n.name] = self.mode.value_of(result) if single else tree_map(self.mode.value_or_item, result)
-        return result
-
-    def _refusal(self, node: fx.Node) -> str | None:
-        """Why labels stop at this node's boundary, or None."""
-        if node.op == "call_function" and _is_opaque_call(node):
-            name = getattr(node.target, "__name__", node.target)
-            return f"{name} is a Python function with sizes of its own, which no rule resizes"
-        if node.op != "call_module":
-            return None
-        path = str(node.target)
-        if path in self.program.opaque:
-            return f"module {path} does not trace: {self.program.opaque[path]}"
-        module = self.modules[path]
-        return None if can_resize(module) else f"no rule resizes modules of class {type(module).__name__}"
-
-    def _run_opaque(self, node: fx.Node) -> Any:
-        """Run without labels: on the meta device, or on zeros where the code looks at data."""
-        try:
-            with torch.device("meta"):
-                return self._execute(node, iter(()))
-        except (RuntimeError, NotImplementedError, TypeError):
-            if node.op != "call_module":
-                raise
-            args, kwargs = tree_map(_zeros_like, self._arguments(node))
-            module = twin(self.program.module.get_submodule(str(node.target)), lambda tensor: tensor.detach().cpu())
-            return tree_map(_to_meta, module.eval()(*args, **kwargs))
-
-    def _freeze_boundary(self, node: fx.Node, refusal: str) -> None:
-        self.mode.freeze_tensors(self._arguments(node), refusal, node.op.removeprefix("call_"))
-        if node.op == "call_module":
-            self.mode.freeze_tensors(list(self.modules[str(node.target)].parameters()), refusal, "module")
-
-
-def _is_opaque_call(node: fx.Node) -> bool:
-    """A call of a Python function outside torch that is given integers, which may restate widths inside it."""
-    function = node.target
-    if not isinstance(function, FunctionType) or function.__module__.startswith("torch.") or call_resizer(function) is not None:
-        return False
-    return any(isinstance(item, int) and not isinstance(item, bool) for item in tree_leaves((node.args, dict(node.kwargs))))
-
-
-def _run_error(node: fx.Node, error: Exception, program: Program) -> CaptureError:
-    where = f"{node.op.removeprefix('call_')} {node.target}" if node.op != "output" else "the output"
-    place = node.meta.get("source", "")
-    return CaptureError(
-        f"The model does not run on inputs {program.inputs.describe()}: {where}{f' at {place}' if place else ''} fails with "
-        f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}. "
-        "Give example inputs of the shape and dtype that the model takes."
-    )
-
-
-class _Propagation(TorchDispatchMode):
-    """Sees every ATen operator, runs it on the meta device and applies its rule."""
-
-    def __init__(self, program: Program, policy: Policy, twins: Mapping[int, torch.Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+    def __init__(self, tape: Tape, policy: Policy) -> None:
         self.space = LabelSpace()
         self.policy = policy
-        self.trace = Trace(self.space)
+        self.trace = Trace(self.space, aliases=dict(tape.aliases))
         self.node: fx.Node | None = None
-        self._values: dict[int, tuple[torch.Tensor, Value]] = {}
-        self._names: dict[int, str] = {}
-        self._rules: dict[Any, Any] = {}
-        self._shapes = ShapeCache()
-        self._paused = False
         self.open_bounds: bool | None = None
         self.movers: set[str] = set()  # nodes that ran operators which only move elements ...
         self.workers: set[str] = set()  # ... and nodes that ran others
-        self._constants: dict[int, torch.Tensor] = {}
-        for name, tensor in named_tensors(program.module).items():
-            meta = twins[id(tensor)]
-            first = self._names.setdefault(id(meta), name)
-            if first != name:
-                self.trace.aliases[name] = first
-            if not tensor.is_floating_point() and tensor.dim() == 1:
-                self._constants[id(meta)] = tensor
+        self._tape = tape
+        self._values: dict[int, tuple[torch.Tensor, Value]] = {}
+        self._rules: dict[Any, Any] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs) if kwargs else {}
-        if self._paused:
-            return func(*args, **kwargs)
+    def run(self, step: Step, node: fx.Node) -> None:
+        """Carry labels through one node."""
+        self.node = node
+        self.open_bounds = None
+        for operation in step.operations:
+            self._apply(operation)
+        result = step.result
+        if step.refusal:
+            self.freeze_tensors(step.boundary, step.refusal, node.op.removeprefix("call_"))
+            self.freeze_results(result, step.refusal)
+        elif node.op == "output":
+            self.freeze_tensors(result, "it reaches the model's output", "output")
+        single = isinstance(result, torch.Tensor)
+        self.trace.values[node.name] = self.value_of(result) if single else tree_map(self.value_or_item, result)
+
+    def _apply(self, operation: Operation) -> None:
+        func = operation.operator
         if func not in self._rules:
-            self._rules[func] = rule_for(func), keeps_sizes(func)
-        rule, any_size = self._rules[func]
-        if "device" in kwargs:
-            kwargs["device"] = torch.device("meta")
-        operands = tensors_in((*args, *kwargs.values()))
-        if not all(tensor.is_meta for tensor in operands):
-            args, kwargs = tree_map(_to_meta, (args, kwargs))  # a constant that the model makes in its forward
-        output = self._shapes.run(func, args, kwargs, any_size and all(tensor.is_contiguous() for tensor in operands))
+            self._rules[func] = rule_for(func), only_moves(func)
+        rule, moves = self._rules[func]
         self.trace.operators += 1
         assert self.node is not None
-        (self.movers if only_moves(func) else self.workers).add(self.node.name)
-        call = Call(self, func, args, kwargs, output)
+        (self.movers if moves else self.workers).add(self.node.name)
+        call = Call(self, *operation)
         if rule is not None:
             rule(call)
-        else:
-            self.trace.missing.setdefault(call.name, []).append(self.node.name)
-            call.freeze_inputs(f"operator {call.name} has no rule")
-            for index in range(len(call.outputs)):
-                call.set((), index)
-        return output
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Let operators run without labels."""
-        self._paused = True
-        try:
-            yield
-        finally:
-            self._paused = False
+            return
+        self.trace.missing.setdefault(call.name, []).append(self.node.name)
+        call.freeze_inputs(f"operator {call.name} has no rule")
+        for index in range(len(call.outputs)):
+            call.set((), index)
 
     # -- what a rule's call asks for (graphprune.rules.Recorder) ---------------------------------------------------
 
@@ -266,7 +125,7 @@ class _Propagation(TorchDispatchMode):
         known = self._values.get(id(tensor))
         if known is not None:
             return known[1]
-        name = self._names.get(id(tensor))
+        name = self._tape.names.get(id(tensor))
         if name is None:
             return self.set_value(tensor, ())
         rank = tensor.dim()
@@ -309,7 +168,7 @@ class _Propagation(TorchDispatchMode):
 
     def constant(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The data of a 1-D integer buffer; None for any other tensor."""
-        return self._constants.get(id(tensor))
+        return self._tape.constants.get(id(tensor))
 
     def has_open_bounds(self) -> bool:
         """Whether the running node computes its numbers from sizes that vary between calls."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import torch
 from torch import nn
+
+_OF_EVERY_MODULE: Final = frozenset(nn.Module().__dict__)
 
 
 def twin(module: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
@@ -13,44 +16,39 @@ def twin(module: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> 
 
     Plain tensor attributes are replaced like parameters and buffers. Modules that appear twice stay one module.
     """
-    modules: dict[int, nn.Module] = {}
     tensors: dict[int, torch.Tensor] = {}
 
     def new(tensor: torch.Tensor) -> torch.Tensor:
-        if id(tensor) not in tensors:
-            tensors[id(tensor)] = replace(tensor)
-        return tensors[id(tensor)]
+        known = tensors.get(id(tensor))
+        if known is None:
+            known = tensors[id(tensor)] = replace(tensor)
+        return known
 
-    def copy(source: nn.Module) -> nn.Module:
-        if id(source) in modules:
-            return modules[id(source)]
-        result: nn.Module = object.__new__(type(source))  # GraphModule.__new__ would make a class without forward
-        modules[id(source)] = result
-        result.__dict__ = {key: new(v) if isinstance(v, torch.Tensor) else v for key, v in source.__dict__.items()}
+    # GraphModule.__new__ would make a class without forward.
+    copies: dict[nn.Module, nn.Module] = {source: object.__new__(type(source)) for source in module.modules()}
+    for source, copy in copies.items():
+        state = copy.__dict__
+        state.update(source.__dict__)
+        for key, value in source.__dict__.items():
+            if key not in _OF_EVERY_MODULE and isinstance(value, torch.Tensor):
+                state[key] = new(value)
         for store in ("_parameters", "_buffers"):
-            entries = source.__dict__[store]
-            result.__dict__[store] = {key: None if v is None else new(v) for key, v in entries.items()}
-        result.__dict__["_non_persistent_buffers_set"] = set(source._non_persistent_buffers_set)
-        children = source.__dict__["_modules"]
-        result.__dict__["_modules"] = {key: None if child is None else copy(child) for key, child in children.items()}
-        return result
-
-    return copy(module)
+            state[store] = {key: None if tensor is None else new(tensor) for key, tensor in state[store].items()}
+        state["_non_persistent_buffers_set"] = set(state["_non_persistent_buffers_set"])
+        state["_modules"] = {key: None if child is None else copies[child] for key, child in state["_modules"].items()}
+    return copies[module]
 
 
 def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters, then buffers, by name, tied ones under each of their names."""
     parameters: dict[str, torch.Tensor] = {}
     buffers: dict[str, torch.Tensor] = {}
-
-    def collect(prefix: str, source: nn.Module) -> None:
-        parameters.update((prefix + name, tensor) for name, tensor in source._parameters.items() if tensor is not None)
-        buffers.update((prefix + name, tensor) for name, tensor in source._buffers.items() if tensor is not None)
-        for name, child in source._modules.items():
-            if child is not None:
-                collect(f"{prefix}{name}.", child)
-
-    collect("", module)
+    for path, child in module.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        for store, found in ((child._parameters, parameters), (child._buffers, buffers)):
+            for name, tensor in store.items():
+                if tensor is not None:
+                    found[prefix + name] = tensor
     return parameters | buffers
 
 
@@ -62,7 +60,7 @@ def set_mode(module: nn.Module, training: bool) -> None:
 
 def restore_modes(module: nn.Module, like: nn.Module) -> None:
     """Give every module the train or eval mode, and every buffer the persistence, of its namesake in ``like``."""
-    others = dict(like.named_modules())
+    others = dict(like.named_modules(remove_duplicate=False))
     for name, child in module.named_modules():
         other = others.get(name, like)
         set_mode(child, other.training)

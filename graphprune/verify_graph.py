@@ -1,20 +1,21 @@
 """Structural checks: graph, module attributes and tensor shapes agree. Cheap enough to run after every pass.
 
-``fx.Graph.lint`` sees neither shapes nor module attributes, so a half-done rewrite passes it. What is checked here is
-consistency within the module; that it computes the right thing is for :mod:`graphprune.verification` to prove.
+``fx.Graph.lint`` sees neither shapes nor module attributes, so a half-done rewrite passes it; what it does see is looked
+at here in the same pass. All this is consistency within the module; that it computes the right thing is for
+:mod:`graphprune.verification` to prove.
 """
 
 from __future__ import annotations
 
-import itertools
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
+
+from graphprune.twins import named_tensors
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,19 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 def find_problems(module: fx.GraphModule) -> list[Problem]:
     """Everything that is inconsistent in a graph module; an empty list for a sound one.
 
-    Checked: ``fx.Graph.lint``; targets of get_attr and call_module nodes exist; the attributes of the usual torch.nn
-    layers that the graph calls agree with the shapes of their tensors; no parameter or buffer has an axis of size zero.
+    Checked: nodes read only nodes that come before them in the same graph, and have names of their own; what get_attr,
+    call_module and call_function nodes refer to exists; the attributes of the usual torch.nn layers that the graph calls
+    agree with the shapes of their tensors; no parameter or buffer has an axis of size zero.
     """
-    problems = [problem for node in module.graph.nodes for problem in _node_problems(module, node)]
-    if not any(problem.check == "target" for problem in problems):  # lint would only say the same, less precisely
-        problems += _lint(module)
+    modules = dict(module.named_modules(remove_duplicate=False))
+    seen: dict[fx.Node, None] = {}
+    names: set[str] = set()
+    problems: list[Problem] = []
+    for node in module.graph.nodes:
+        found = [*_order_problems(node, seen, names), *_target_problems(module, modules, node)]
+        problems += [Problem(node.name, check, f"node {node.name} {message}") for check, message in found]
+        seen[node] = None
+        names.add(node.name)
     return problems + list(_tensor_problems(module))
 
 
@@ -50,8 +58,7 @@ def graph_text(module: fx.GraphModule) -> str:
 
     Two modules with equal texts run the same operators on tensors of the same shapes.
     """
-    tensors = itertools.chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
-    lines = [f"# {name}: {_describe(tensor)}" for name, tensor in tensors]
+    lines = [f"# {name}: {_describe(tensor)}" for name, tensor in named_tensors(module).items()]
     return "\n".join([module.graph.python_code("self").src.strip(), "", *lines, ""])
 
 
@@ -61,17 +68,31 @@ def _describe(tensor: torch.Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')}[{', '.join(map(str, tensor.shape))}]"
 
 
-def _node_problems(module: fx.GraphModule, node: fx.Node) -> Iterator[Problem]:
-    if node.op not in ("get_attr", "call_module"):
-        return
-    found, value = _lookup(module, str(node.target))
-    if not found:
-        yield Problem(node.name, "target", f"node {node.name} ({node.op}) refers to {node.target}, which the module does not have")
-    elif node.op == "call_module" and not isinstance(value, nn.Module):
-        yield Problem(node.name, "target", f"node {node.name} calls {node.target}, which is no module but {type(value).__name__}")
-    elif node.op == "call_module":
-        for check, message in _layer_problems(value):
-            yield Problem(node.name, check, f"node {node.name} calls {node.target}, whose {message}")
+Findings: TypeAlias = Iterator[tuple[str, str]]  # what was looked at, and the finding
+
+
+def _order_problems(node: fx.Node, seen: Container[fx.Node], names: Container[str]) -> Findings:
+    for source in node.all_input_nodes:
+        if source not in seen:
+            where = "does not come before it" if source.graph is node.graph else "belongs to another graph"
+            yield "order", f"reads {source.name}, which {where}"
+    if node.name in names:
+        yield "name", "has the name of another node"
+
+
+def _target_problems(module: fx.GraphModule, modules: Mapping[str, nn.Module], node: fx.Node) -> Findings:
+    layer = modules.get(str(node.target)) if node.op == "call_module" else None
+    if layer is not None:
+        for check, message in _layer_problems(layer):
+            yield check, f"calls {node.target}, whose {message}"
+    elif node.op in ("get_attr", "call_module"):
+        found, value = _lookup(module, str(node.target))
+        if not found:
+            yield "target", f"({node.op}) refers to {node.target}, which the module does not have"
+        elif node.op == "call_module" and not isinstance(value, nn.Module):
+            yield "target", f"calls {node.target}, which is no module but {type(value).__name__}"
+    elif node.op == "call_function" and not callable(node.target):
+        yield "target", f"calls {node.target!r}, which is no function"
 
 
 def _lookup(module: nn.Module, path: str) -> tuple[bool, Any]:
@@ -83,33 +104,20 @@ def _lookup(module: nn.Module, path: str) -> tuple[bool, Any]:
     return True, value
 
 
-def _layer_problems(layer: nn.Module) -> Iterator[tuple[str, str]]:
-    kind = next((cls for cls in type(layer).__mro__ if cls in _LAYERS), None)
-    if kind is None:
-        return
-    for name, expected in _LAYERS[kind](layer).items():
+def _layer_problems(layer: nn.Module) -> Findings:
+    shapes = next((_LAYERS[cls] for cls in type(layer).__mro__ if cls in _LAYERS), None)
+    for name, expected in shapes(layer).items() if shapes else ():
         tensor = getattr(layer, name, None)
         if isinstance(tensor, torch.Tensor) and not is_lazy(tensor) and tuple(tensor.shape) != expected:
             yield name, f"{name} has shape {tuple(tensor.shape)} where its attributes ({layer.extra_repr()}) say {expected}"
 
 
 def _tensor_problems(module: nn.Module) -> Iterator[Problem]:
-    for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):
+    for name, tensor in named_tensors(module).items():
         if is_lazy(tensor):
             yield Problem(name, "size", f"tensor {name} is uninitialised")
         elif 0 in tensor.shape:
             yield Problem(name, "size", f"tensor {name} has shape {tuple(tensor.shape)}, with nothing left of an axis")
-
-
-def _lint(module: fx.GraphModule) -> list[Problem]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            module.graph.lint()
-    except (RuntimeError, ValueError) as error:
-        text = str(error).strip().splitlines()[0]
-        return [Problem("graph", "lint", f"graph does not lint: {text}")]
-    return []
 
 
 def _convolution(layer: Any) -> Shapes:

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 from torch._ops import OpOverload, OpOverloadPacket
+from torchvision import ops
 
 from graphprune.artifact.values import shorten
 from graphprune.errors import ArtifactError
@@ -195,11 +196,13 @@ def methods() -> frozenset[str]:
 
 @cache
 def modules() -> Mapping[str, type[nn.Module]]:
-    """The module classes that an artifact may hold, by their name in ``torch.nn``."""
+    """The module classes that an artifact may hold, by their name in ``torch.nn`` (a few are torchvision's)."""
     table: dict[str, type[nn.Module]] = {
         name: value
         for name, value in vars(nn).items()
         if isinstance(value, type) and issubclass(value, nn.Module) and value.__module__.startswith("torch.nn.modules.")
     }
+    for kind in (ops.StochasticDepth, ops.DropBlock2d, ops.DropBlock3d):  # no tensors in them, and a mode to follow
+        table[kind.__name__] = kind
     table["NonDynamicallyQuantizableLinear"] = nn.modules.linear.NonDynamicallyQuantizableLinear  # inside MultiheadAttention
     return {name: value for name, value in table.items() if not name.startswith("Lazy") and value.__name__ == name}

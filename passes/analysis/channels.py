@@ -9,12 +9,9 @@ from typing import ClassVar
 
 from graphprune.analysis_manager import AnalysisView
 from graphprune.errors import UsageError
-from graphprune.extensions import load_extensions
 from graphprune.groups import Groups
 from graphprune.labels import Reason
 from graphprune.pass_base import Analysis, Pass
-from graphprune.passes.analysis import rules  # noqa: F401  (registers the transfer rules)
-from graphprune.passes.rewrite import calls, modules  # noqa: F401  (the analysis must know which modules can be resized)
 from graphprune.policy import CHOICES, Policy
 from graphprune.program import Program
 from graphprune.propagate import Trace, propagate
@@ -28,7 +25,6 @@ class ChannelGroups(Analysis[Groups]):
 
     def compute(self, program: Program, analyses: AnalysisView) -> Groups:
         """Raises UsageError for an unknown policy or an exclude pattern that matches nothing."""
-        load_extensions("graphprune.rules")
         named = {key: value for key, value in program.policy.items() if "@" not in key}
         sites = {key: value for key, value in program.policy.items() if "@" in key}
         trace = propagate(program, make_policy(named, sites))

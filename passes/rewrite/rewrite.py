@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import torch
 from torch import fx
-from torch.utils._pytree import tree_leaves
+from torch.fx.node import map_arg
 
 from graphprune.analysis_manager import AnalysisView
 from graphprune.errors import RewriteError
 from graphprune.graph_module import adopt
-from graphprune.groups import Groups, Kept
+from graphprune.groups import Bools, Groups, Kept
 from graphprune.pass_base import Pass
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
@@ -25,6 +26,9 @@ from graphprune.program import Program, Record
 from graphprune.resizers import call_resizer, module_resizer
 from graphprune.twins import named_tensors, twin
 
+_CALLS: Final = ("call_module", "call_function", "call_method")
+_CHANNELS_LAST: Final[Mapping[int, torch.memory_format]] = {4: torch.channels_last, 5: torch.channels_last_3d}
+
 
 def rewrite(module: fx.GraphModule, groups: Groups, kept: Kept) -> fx.GraphModule:
     """A new GraphModule with only the kept units.
@@ -33,36 +37,56 @@ def rewrite(module: fx.GraphModule, groups: Groups, kept: Kept) -> fx.GraphModul
     modules are copies with new attributes; names, hierarchy, ``state_dict`` keys and modes are those of ``module``,
     which shares nothing with the result and is not changed. Raises RewriteError naming the node that cannot follow.
     """
-    root = twin(module, _slicer(module, groups, kept))
-    graph = fx.Graph(tracer_cls=module.graph._tracer_cls)
-    copied: dict[fx.Node, fx.Node] = {}
-    output = graph.graph_copy(module.graph, copied)
-    old_output = next(node for node in reversed(module.graph.nodes) if node.op == "output")
-    new_output = graph.output(output, type_expr=getattr(old_output, "type", None))
-    new_output.meta = dict(old_output.meta)
+    with torch.no_grad():
+        root = twin(module, _slicer(module, groups, kept))
+    graph, copied = _copy(module.graph)
     rewriting = Rewriting(groups.trace, kept, {new: old.name for old, new in copied.items()})
     buffers = rewrite_shuffles(rewriting, groups.trace.shuffles, copied, module)
-    for new in [node for node in graph.nodes if node in rewriting.origin and node not in rewriting.finished]:
-        _resize(new, root, rewriting)
+    tree = dict(root.named_modules(remove_duplicate=False))
+    for new in [node for node in rewriting.origin if node not in rewriting.finished]:
+        _resize(new, tree, rewriting)
     for name, index in buffers.items():
         root.register_buffer(name, index, persistent=False)
-    _drop_unread_sizes(graph, rewriting)
+    for node in reversed(rewriting.sizes):
+        if not node.users:  # size arithmetic that nothing reads any more
+            graph.erase_node(node)
     return adopt(root, graph, type(module).__name__)
 
 
-def _slicer(module: fx.GraphModule, groups: Groups, kept: Kept) -> Any:
+def _copy(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """A copy of a graph, and its nodes by those of the original (``fx.Graph.graph_copy`` takes twice as long)."""
+    result = fx.Graph(tracer_cls=graph._tracer_cls)
+    copied: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        copied[node] = new = result.create_node(node.op, node.target, name=node.name, type_expr=node.type)
+        new.args = map_arg(node.args, copied.__getitem__)
+        if node.kwargs:
+            new.kwargs = map_arg(node.kwargs, copied.__getitem__)
+        new.meta.update(node.meta)
+    return result, copied
+
+
+def _slicer(module: fx.GraphModule, groups: Groups, kept: Kept) -> Callable[[torch.Tensor], torch.Tensor]:
     names = {id(tensor): name for name, tensor in reversed(named_tensors(module).items())}
     parameters = groups.trace.parameters
+    indices: dict[tuple[bytes, torch.device], torch.Tensor | None] = {}
+
+    def index_of(mask: Bools, device: torch.device) -> torch.Tensor | None:
+        """The kept indices, None for all; most masks serve many tensors."""
+        key = (mask.tobytes(), device)
+        if key not in indices:
+            indices[key] = None if mask.all() else torch.from_numpy(np.flatnonzero(mask)).to(device)
+        return indices[key]
 
     def sliced(tensor: torch.Tensor) -> torch.Tensor:
-        value = parameters.get(names.get(id(tensor), ""))
-        result = tensor.detach()
-        for axis in range(tensor.dim()):
-            mask = None if value is None else kept.axis(value, axis)
-            if mask is not None and not mask.all():
-                index = torch.from_numpy(np.flatnonzero(mask)).to(tensor.device)
+        result, value = tensor, parameters.get(names.get(id(tensor), ""))
+        for field in () if value is None else value.fields:
+            axis, mask = kept.mask(field)
+            index = index_of(mask, tensor.device)
+            if index is not None:
                 result = result.index_select(axis, index)
-        result = _in_format_of(tensor, result)
+        wanted = _memory_format(tensor)
+        result = result.clone(memory_format=wanted) if result is tensor else result.contiguous(memory_format=wanted)
         if isinstance(tensor, torch.nn.Parameter):
             return torch.nn.Parameter(result, requires_grad=tensor.requires_grad)
         return result
@@ -70,48 +94,38 @@ def _slicer(module: fx.GraphModule, groups: Groups, kept: Kept) -> Any:
     return sliced
 
 
-def _in_format_of(tensor: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
-    """A copy of its own, channels-last where the original is."""
-    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    wanted = formats.get(tensor.dim())
-    if wanted is not None and tensor.is_contiguous(memory_format=wanted) and not tensor.is_contiguous():
-        copy = result.contiguous(memory_format=wanted)
-    else:
-        copy = result.contiguous()
-    return copy.clone() if copy.data_ptr() == tensor.data_ptr() else copy
+def _memory_format(tensor: torch.Tensor) -> torch.memory_format:
+    """Channels-last where the tensor is laid out so, else contiguous."""
+    if tensor.is_contiguous() or tensor.dim() not in _CHANNELS_LAST:
+        return torch.contiguous_format
+    wanted = _CHANNELS_LAST[tensor.dim()]
+    return wanted if tensor.is_contiguous(memory_format=wanted) else torch.contiguous_format
 
 
-def _resize(node: fx.Node, root: torch.nn.Module, rewriting: Rewriting) -> None:
+def _resize(node: fx.Node, tree: Mapping[str, torch.nn.Module], rewriting: Rewriting) -> None:
+    if node.op not in _CALLS:
+        return
     site = NodeSite(rewriting, node)
+    before = (node.args, node.kwargs)
     try:
         if node.op == "call_module":
-            leaf = root.get_submodule(str(node.target))
+            leaf = tree[str(node.target)]
             resize_leaf = module_resizer(leaf)
             if resize_leaf is not None:
                 resize_leaf(leaf, site)
-        elif node.op in ("call_function", "call_method"):
+        else:
             resize = call_resizer(node.target)
-            before = (node.args, node.kwargs)
             if resize is not None:
                 resize(site)
-            site.pin()
-            if site.node is not node or (site.node.args, site.node.kwargs) != before:
-                site.node.meta["graphprune"] = Provenance("rewrite", rewriting.origin[site.node])
+        site.pin()
+        if site.node is not node or (site.node.args, site.node.kwargs) != before:
+            site.node.meta["graphprune"] = Provenance("rewrite", rewriting.origin[site.node])
     except Exception as error:
         place = node.meta.get("source", "")
         raise RewriteError(
             f"{node.op.removeprefix('call_')} {node.target} ({node.name}{f' at {place}' if place else ''}) cannot follow the new "
             f"widths: {error}. Exclude the layers around it (exclude=...)."
         ) from error
-
-
-def _drop_unread_sizes(graph: fx.Graph, rewriting: Rewriting) -> None:
-    """Erase size arithmetic that nothing reads any more."""
-    for node in reversed(list(graph.nodes)):
-        if node.users or node.op not in ("call_function", "call_method") or node not in rewriting.origin:
-            continue
-        if all(isinstance(leaf, (int, float)) for leaf in tree_leaves(rewriting.old_value(node))):
-            graph.erase_node(node)
 
 
 @dataclass(frozen=True)
@@ -131,6 +145,7 @@ class RewritePass(Pass):
             program.plan.check_fits(program.module)
         kept = kept_units(program.plan, groups)
         slim = rewrite(program.module, groups, kept)
-        widths = {g.name: (g.size, int(kept.units[g.units].sum())) for g in groups.prunable}
-        record = Record(cost.costs(groups.widths), cost.costs(kept.widths()), groups, widths)
+        left = kept.widths()
+        widths = {g.name: (g.size, width) for g, width in zip(groups.prunable, left.tolist(), strict=True)}
+        record = Record(cost.costs(groups.widths), cost.costs(left), groups, widths)
         return program.with_(module=slim, original=program.module, record=record)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import fx
 from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves
 
 from graphprune.groups import Kept
 from graphprune.labels import Shape, Value
@@ -29,7 +30,8 @@ class Provenance:
 class Rewriting:
     """The new graph under construction, and what is known about its nodes.
 
-    origin: name of the old node of every new one. finished: nodes that no resizer needs to see.
+    origin: name of the old node of every new one. finished: nodes that no resizer needs to see. sizes: calls that result
+    in numbers only, in graph order, with those of the original.
     """
 
     def __init__(self, trace: Trace, kept: Kept, origin: dict[fx.Node, str]) -> None:
@@ -37,6 +39,8 @@ class Rewriting:
         self.kept = kept
         self.origin = origin
         self.finished: set[fx.Node] = set()
+        calls = [node for node in origin if node.op in ("call_function", "call_method")]
+        self.sizes = {node: value for node in calls if _only_numbers(value := trace.values[origin[node]])}
         self._new: dict[fx.Node, Any] = {}
 
     def old_value(self, node: fx.Node) -> Any:
@@ -64,6 +68,10 @@ class Rewriting:
     def evaluate_old(self, arg: Any) -> Any:
         """An argument's value in the original graph at the example inputs."""
         return map_arg(arg, self.old_value)
+
+
+def _only_numbers(value: Any) -> bool:
+    return not isinstance(value, Value) and all(isinstance(leaf, (int, float)) for leaf in tree_leaves(value))
 
 
 class NodeSite:
@@ -145,27 +153,33 @@ class NodeSite:
 
         ``x.shape[-1] ** -0.5`` as an attention scale is one: the masked original has the full width there.
         """
-        if self.node.op == "output" or not self._computes_tensor():
+        if self.node in self.rewriting.sizes:
             return
         for arg in self.node.all_input_nodes:
-            old = self.rewriting.old_value(arg)
-            if arg in self.settled or not isinstance(old, (int, float)):
-                continue
-            new = self.evaluate(arg)
-            if new != old:
-                self.node.replace_input_with(arg, self._pinned(arg, old, new))
+            if arg not in self.settled and self._shrinks(arg):
+                self.node.replace_input_with(arg, self._original(arg))
 
-    def _computes_tensor(self) -> bool:
-        old = self.rewriting.old_value(self.node)
-        return isinstance(old, (Value, tuple, list)) or old is None
+    def _shrinks(self, arg: fx.Node) -> bool:
+        """Whether the node results in one number, which is not that of the original."""
+        old = self.rewriting.sizes.get(arg)
+        return isinstance(old, (int, float)) and old != self.evaluate(arg)
 
-    def _pinned(self, arg: fx.Node, old: Any, new: Any) -> Any:
-        if isinstance(old, bool):
+    def _original(self, arg: fx.Node) -> Any:
+        """A number as the original computes it: sizes are scaled back, and the arithmetic on them is done again."""
+        if not self._shrinks(arg):
+            return arg
+        old, new = self.rewriting.sizes[arg], self.evaluate(arg)
+        graph = self.node.graph
+        if any(map(self._shrinks, arg.all_input_nodes)):
+            originals = {source: self._original(source) for source in arg.all_input_nodes}
+            with graph.inserting_before(self.node):
+                return graph.node_copy(arg, originals.__getitem__)
+        if isinstance(old, bool) or not new:
             return old
         if isinstance(old, int):
-            return self._scaled(arg, int(new), old)
-        with self.node.graph.inserting_before(self.node):
-            return self.node.graph.call_function(operator.mul, (arg, old / new))
+            return self._scaled(arg, new, old)
+        with graph.inserting_before(self.node):
+            return graph.call_function(operator.mul, (arg, old / new))
 
     def replace(self, node: fx.Node, by: fx.Node) -> None:
         """Put another node in a node's place."""

@@ -240,7 +240,7 @@ def test_a_pass_without_a_name_is_refused() -> None:
 
 
 def test_fields_present_from_the_start_satisfy_needs(program: Program) -> None:
-    assert present_fields(program) == {"module", "inputs"}
+    assert present_fields(program) == {"module", "inputs", "tape"}
     assert PassManager([Selector()]).run(with_scores(program)).scores
 
 

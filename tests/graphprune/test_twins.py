@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import torch
 from torch import nn
 
@@ -38,6 +41,20 @@ def test_what_is_done_to_a_twin_leaves_the_original_alone() -> None:
     after = list(model.state_dict()), [module.training for module in model.modules()], set(model._non_persistent_buffers_set)
     assert before == after and not hasattr(model, "made")
     assert model.get_submodule("0").in_features == 3
+
+
+def test_a_twin_goes_with_its_last_reference() -> None:
+    """No cycle keeps its tensors until the garbage collector runs: a large model would be in memory twice."""
+    model = _model()
+    gc.disable()
+    try:
+        copy = twin(model, lambda tensor: tensor.detach().clone())
+        tensors = [weakref.ref(tensor) for tensor in named_tensors(copy).values()]
+        assert all(tensor() is not None for tensor in tensors)
+        del copy
+        assert all(tensor() is None for tensor in tensors)
+    finally:
+        gc.enable()
 
 
 def test_names_are_those_of_torch() -> None:

@@ -58,7 +58,10 @@ def test_a_layer_that_the_graph_does_not_call_is_not_checked() -> None:
 
 
 def test_a_parametrised_layer_is_checked_by_the_tensors_that_it_computes() -> None:
-    module = captured(nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 8, 3)))
+    layers = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 8, 3)))
+    graph = fx.Graph()
+    graph.output(graph.call_module("0", (graph.placeholder("x"),)))
+    module = fx.GraphModule(layers, graph)
     assert find_problems(module) == []
     setattr(module.get_submodule("0"), "in_channels", 2)  # noqa: B010
     assert [problem.check for problem in find_problems(module)] == ["weight"]
@@ -94,13 +97,28 @@ def test_an_empty_tensor_is_found() -> None:
     assert [(problem.place, problem.check) for problem in find_problems(module)] == [("nothing", "size")]
 
 
-def test_lint_findings_are_reported_even_beside_other_problems() -> None:
-    """A node that is used before it is defined is seen although a stale attribute is there too."""
+def test_a_node_that_is_read_before_it_is_made_is_found_even_beside_other_problems() -> None:
     module = captured(nn.Conv2d(4, 8, 3), nn.ReLU())
     setattr(module.get_submodule("0"), "out_channels", 5)  # noqa: B010
     placeholder, conv = list(module.graph.nodes)[:2]
     conv.append(placeholder)
-    assert "lint" in [problem.check for problem in find_problems(module)]
+    found = [(problem.place, problem.check) for problem in find_problems(module)]
+    assert (conv.name, "order") in found and (conv.name, "weight") in found
+
+
+def test_a_node_of_another_graph_is_found() -> None:
+    module, other = captured(nn.ReLU()), captured(nn.ReLU())
+    output = next(iter(reversed(module.graph.nodes)))
+    output.args = (next(iter(other.graph.nodes)),)
+    assert [problem.check for problem in find_problems(module)] == ["order"]
+    assert "another graph" in find_problems(module)[0].message
+
+
+def test_two_nodes_of_one_name_are_found() -> None:
+    module = captured(nn.ReLU(), nn.Sigmoid())
+    first, second = [node for node in module.graph.nodes if node.op == "call_module"]
+    second.name = first.name
+    assert [(problem.place, problem.check) for problem in find_problems(module)] == [(first.name, "name")]
 
 
 def test_graph_text_shows_operators_and_shapes() -> None:

@@ -312,7 +312,7 @@ def test_errors_too_small_to_reach_the_output_are_found() -> None:
 def test_another_model_than_the_plans_is_refused(pruned: tuple[Analysed, Any]) -> None:
     _, result = pruned
     with pytest.raises(PlanError, match="does not fit"):
-        graphprune.verify(nn.Conv2d(3, 3, 1), result.model, result.plan, INPUT)
+        graphprune.verify(nn.Conv2d(3, 3, 1).double(), result.model, result.plan, INPUT)
 
 
 def test_nothing_is_modified(pruned: tuple[Analysed, Any]) -> None:

@@ -1,0 +1,6 @@
+"""Example-guided capture: a model's own Python runs once, on meta tensors, and becomes a graph and a tape of operators."""
+
+from graphprune.tracing.capture import capture
+from graphprune.tracing.inputs import normalise_inputs
+
+__all__ = ["capture", "normalise_inputs"]

@@ -1,0 +1,69 @@
+"""The model that is traced: a copy of the module tree with the same code and settings, and meta tensors instead of data."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from graphprune.tape import stand_in
+
+_INTERNAL: Final = frozenset(nn.Module().__dict__) | {"_compiled_call_impl"}
+_CONTAINERS: Final = (dict, list, set, OrderedDict, defaultdict)
+
+# How a module of the shadow is called: the module, its path, and the arguments of the call.
+ModuleCall = Callable[..., Any]
+
+
+class Shadow:
+    """A meta copy of a module tree that reports every call of one of its modules.
+
+    Modules that appear twice stay one module, tied tensors one tensor. Lists and dicts that modules keep as attributes are
+    copied, so that a model that writes caches in its forward leaves nothing of the trace behind.
+    """
+
+    def __init__(self, root: nn.Module, call: ModuleCall, mode: Any) -> None:
+        self.real: dict[int, torch.Tensor] = {}  # by identity of the stand-in
+        self.tensors: dict[str, torch.Tensor] = {}  # stand-ins of parameters and buffers by name, parameters first
+        self._call = call
+        self._mode = mode
+        self._stand_ins: dict[int, torch.Tensor] = {}  # by identity of the real tensor
+        self._modules: dict[int, nn.Module] = {}
+        self._buffers: dict[str, torch.Tensor] = {}
+        self.root = self._copy(root, "")
+        self.tensors |= self._buffers
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The stand-in of a real tensor."""
+        found = self._stand_ins.get(id(tensor))
+        if found is None:
+            found = self._stand_ins[id(tensor)] = stand_in(tensor)
+            self.real[id(found)] = tensor
+        return found
+
+    def _copy(self, source: nn.Module, path: str) -> nn.Module:
+        known = self._modules.get(id(source))
+        prefix = f"{path}." if path else ""
+        if known is None:
+            known = self._modules[id(source)] = object.__new__(type(source))  # GraphModule.__new__ would make a new class
+            state = known.__dict__
+            state.update((key, value if key in _INTERNAL else self._attribute(value)) for key, value in source.__dict__.items())
+            state["training"] = self._mode
+            state["_compiled_call_impl"] = lambda *args, **kwargs: self._call(known, path, args, kwargs)
+            state["_modules"] = {}
+            for store in ("_parameters", "_buffers"):
+                entries = source.__dict__[store]
+                state[store] = {key: None if value is None else self.of(value) for key, value in entries.items()}
+        self.tensors.update((prefix + key, value) for key, value in known._parameters.items() if value is not None)
+        self._buffers.update((prefix + key, value) for key, value in known._buffers.items() if value is not None)
+        for name, child in source._modules.items():
+            known._modules[name] = None if child is None else self._copy(child, prefix + name)
+        return known
+
+    def _attribute(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self.of(value)
+        return value.copy() if type(value) in _CONTAINERS else value

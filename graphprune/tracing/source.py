@@ -1,0 +1,39 @@
+"""Lines of the user's source: where a node was made, where an error arose."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import torch
+
+_ELSEWHERE: Final = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parent.parent}{os.sep}", "<")
+_ENTRY: Final = (str(Path(__file__).with_name("tracer.py")), "run")
+
+
+def source_line() -> str:
+    """The line of the model that is running, or empty where no line of its own is."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        code = frame.f_code
+        if not code.co_filename.startswith(_ELSEWHERE):
+            return f"{code.co_filename}:{frame.f_lineno}"
+        if (code.co_filename, code.co_name) == _ENTRY:
+            return ""  # beyond is whoever called us, not the model
+        frame = frame.f_back
+    return ""
+
+
+def error_line(error: BaseException) -> str:
+    """The innermost line outside of torch and graphprune that an error passed through, or empty."""
+    place = ""
+    trace = error.__traceback__
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if not name.startswith(_ELSEWHERE):
+            place = f"{name}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return place

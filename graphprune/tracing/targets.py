@@ -1,0 +1,80 @@
+"""How calls that the tracer sees are spelled as graph nodes."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from functools import cache
+from types import FunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType
+from typing import Any, Final, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+_NAMES: Final = (
+    "add sub mul truediv floordiv mod pow matmul eq ne lt le gt ge neg pos invert abs getitem setitem "
+    "iadd isub imul itruediv and_ or_ xor lshift rshift"
+)
+_OPERATORS: Final = {f"__{name.strip('_')}__": getattr(operator, name) for name in _NAMES.split(" ")} | {
+    "__div__": operator.truediv,
+    "__idiv__": operator.itruediv,
+}
+_SWAPPED: Final = {
+    "__radd__": operator.add, "__rsub__": operator.sub, "__rmul__": operator.mul, "__rdiv__": operator.truediv,
+    "__rtruediv__": operator.truediv, "__rpow__": operator.pow, "__rfloordiv__": operator.floordiv, "__rmod__": operator.mod,
+    "__rmatmul__": operator.matmul,
+}  # fmt: skip
+
+# The C slots of binary arithmetic announce themselves as these methods; the sign reads better.
+_SIGNS: Final = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv, "matmul": operator.matmul}
+
+
+# Factories of data: with the same arguments the same numbers each time. (Those of zeros and ones are sizes above all.)
+CONSTANT_FACTORIES: Final = frozenset({torch.arange, torch.tensor, torch.as_tensor, torch.linspace, torch.logspace, torch.eye})
+
+
+class Target(NamedTuple):
+    """Operation and target of an fx node. swapped: the first two arguments change places. attribute: follows the first."""
+
+    op: str
+    target: Any
+    swapped: bool = False
+    attribute: str = ""
+
+
+def spell(func: Any, binary: bool) -> Target:
+    """The node for a call as ``__torch_function__`` announces it; binary: it has two positional arguments and no others."""
+    if isinstance(func, MethodWrapperType):  # the getter of a property
+        return Target("call_function", getattr, attribute=getattr(func.__self__, "__name__", ""))
+    if isinstance(func, (MethodDescriptorType, WrapperDescriptorType)) or _is_tensor_method(func):
+        name = func.__name__
+        if name in _SWAPPED:
+            return Target("call_function", _SWAPPED[name], swapped=True)
+        sign = _OPERATORS.get(name) or (_SIGNS.get(name) if binary else None)
+        return Target("call_method", name) if sign is None else Target("call_function", sign)
+    return Target("call_function", func)
+
+
+def _is_tensor_method(func: Callable[..., Any]) -> bool:
+    return isinstance(func, FunctionType) and getattr(torch.Tensor, func.__name__, None) is func
+
+
+# Functions of torch.nn.functional that restate widths of their own (head counts): their bodies are traced instead.
+_OPENED: Final = {F.multi_head_attention_forward: {"has_torch_function": lambda _: False}}
+
+
+@cache
+def opened(func: Any) -> Callable[..., Any] | None:
+    """The body of a function that is traced through: the same code, which does not announce itself; None for all others."""
+    changes = _OPENED.get(func)
+    if changes is None:
+        return None
+    body = FunctionType(func.__code__, func.__globals__ | changes, func.__name__, func.__defaults__)
+    body.__kwdefaults__ = func.__kwdefaults__
+    return body
+
+
+def writes(func: Any) -> bool:
+    """Whether a call writes into its first argument."""
+    name = getattr(func, "__name__", "")
+    return name == "__setitem__" or name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
