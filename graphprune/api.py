@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from graphprune.artifact import read_artifact, write_artifact
 from graphprune.cost import Costs
-from graphprune.errors import PipelineError
+from graphprune.errors import ArtifactError, PipelineError
 from graphprune.files import atomic_write, check_writable
 from graphprune.groups import Groups
 from graphprune.observers import Observer
@@ -28,7 +28,7 @@ from graphprune.passes.verification.verify import VerifyPass, compare
 from graphprune.pipeline_text import format_pipeline, parse_pipeline
 from graphprune.plan import Plan
 from graphprune.program import Inputs, Program
-from graphprune.tracing import capture, normalise_inputs
+from graphprune.tracing import capture, normalise_inputs, put_back
 from graphprune.twins import named_tensors
 from graphprune.verification import Verification
 
@@ -40,6 +40,7 @@ class Report:
     before, after: costs at the example inputs. widths: units of every prunable group, before and after. groups: the
     analysis that it rests on. verification: the proof, None if it was skipped. opaque: modules that did not trace, with
     the reason. unused: tensors of the model that its forward does not use; the slim model does not carry them.
+    scopes: the submodules that were pruned in place, where the model as a whole does not trace; costs are theirs.
     """
 
     before: Costs
@@ -49,13 +50,18 @@ class Report:
     verification: Verification | None
     opaque: Mapping[str, str]
     unused: tuple[str, ...]
+    scopes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class PruneResult:
-    """A smaller model, the plan that made it, and what was achieved and proved."""
+    """A smaller model, the plan that made it, and what was achieved and proved.
 
-    model: fx.GraphModule
+    model: the slim model. graph: the pruned graph: the model itself, or that of its scopes (see ``report.scopes``).
+    """
+
+    model: nn.Module
+    graph: fx.GraphModule = field(repr=False)
     plan: Plan
     report: Report
     inputs: Inputs = field(repr=False)
@@ -75,6 +81,7 @@ def prune(
     min_channels: int = 1,
     max_ratio: float = 1.0,
     exclude: Sequence[str] = (),
+    scopes: Sequence[str] = (),
     policy: Mapping[str, str] | None = None,
     seed: int = 0,
     verify: bool = True,
@@ -88,6 +95,7 @@ def prune(
     criterion, reduction, normalise: see :class:`~graphprune.passes.scoring.score.ScorePass`.
     ranking, round_to, min_channels, max_ratio: see :class:`~graphprune.passes.selection.select.SelectPass`.
     exclude, policy: see :class:`~graphprune.passes.analysis.channels.ChannelsPass`.
+    scopes: submodules to prune in place, see :func:`~graphprune.tracing.capture`.
     verify: prove the rewrite against the masked original. seed: of random criteria and of verification.
     source: what the model is, for the record in reports and artifacts.
 
@@ -111,7 +119,8 @@ def prune(
     ]
     if verify:
         passes.append(VerifyPass(seed=seed))
-    return run_pipeline(capture(model, example_inputs, source=source), passes, observers=observers, model=model)
+    program = capture(model, example_inputs, scopes=scopes, source=source)
+    return run_pipeline(program, passes, observers=observers, model=model)
 
 
 def run_pipeline(
@@ -149,7 +158,7 @@ def apply_plan(
     Raises PlanError naming the first difference where the plan does not fit the model or contradicts itself.
     """
     decision = plan if isinstance(plan, Plan) else Plan.load(plan)
-    program = capture(model, example_inputs, source=source)
+    program = capture(model, example_inputs, scopes=decision.scopes, source=source)
     decision.check_fits(program.module)
     passes: list[Pass] = [RewritePass(), *([VerifyPass()] if verify else [])]
     return run_pipeline(program.with_(plan=decision, policy=decision.policy), passes, observers=observers, model=model)
@@ -166,10 +175,10 @@ def verify(
     """
     inputs = normalise_inputs(example_inputs)
     # The original is captured anew even if it is a graph: so it was when it was pruned, and nodes are paired by name.
-    full = capture(original, inputs).module
-    small = slim if isinstance(slim, fx.GraphModule) else capture(slim, inputs).module
-    plan.check_fits(full)
-    return compare(full, small, plan, inputs, seed=seed, weights=weights)
+    full = capture(original, inputs, scopes=plan.scopes)
+    small = slim if isinstance(slim, fx.GraphModule) else capture(slim, inputs, scopes=plan.scopes).module
+    plan.check_fits(full.module)
+    return compare(full.module, small, plan, full.inputs, seed=seed, weights=weights)
 
 
 def save(result: PruneResult, path: str | Path) -> None:
@@ -178,12 +187,17 @@ def save(result: PruneResult, path: str | Path) -> None:
     ``.pt2`` writes an exported program instead. Atomic. Raises UsageError where the path cannot be written, and
     ArtifactError where the model holds something that the format cannot.
     """
+    if result.report.scopes:
+        raise ArtifactError(
+            f"The model runs code around its pruned parts ({', '.join(result.report.scopes)}), which no file of ours holds. "
+            "Save result.plan and apply it to the original with graphprune.apply_plan."
+        )
     if Path(path).suffix == ".pt2":
         _save_exported(result, Path(path))
         return
     write_artifact(
         path,
-        result.model,
+        result.graph,
         plan=result.plan.model_dump_json(),
         inputs=result.inputs,
         provenance={"source": result.source, "pipeline": result.plan.pipeline},
@@ -193,7 +207,7 @@ def save(result: PruneResult, path: str | Path) -> None:
 def _save_exported(result: PruneResult, path: Path) -> None:
     check_writable(path)
     mode = result.model.training
-    exported = torch.export.export(result.model.eval(), result.inputs.args, dict(result.inputs.kwargs))
+    exported = torch.export.export(result.graph.eval(), result.inputs.args, dict(result.inputs.kwargs))
     result.model.train(mode)
     stream = io.BytesIO()  # in memory first: torch aborts the process on a full disk
     torch.export.save(exported, stream, extra_files={"plan.json": result.plan.model_dump_json()})
@@ -211,8 +225,14 @@ def load(path: str | Path) -> fx.GraphModule:
 
 def _result(done: Program, plan: Plan, model: nn.Module | None) -> PruneResult:
     assert done.record is not None and done.original is not None
+    scopes = tuple(scope.path for scope in done.scopes)
+    slim: nn.Module = done.module
+    if scopes:
+        if model is None:
+            raise PipelineError("A program of scopes is put back into its model; pass model= to run_pipeline.")
+        slim = put_back(model, done.module, done.scopes)
     used = named_tensors(done.original)
-    unused = tuple(name for name in named_tensors(model) if name not in used) if model is not None else ()
+    unused = tuple(name for name in named_tensors(model) if name not in used) if model is not None and not scopes else ()
     record = done.record
-    report = Report(record.before, record.after, record.widths, record.groups, done.verification, done.opaque, unused)
-    return PruneResult(done.module, plan, report, done.inputs, done.source)
+    report = Report(record.before, record.after, record.widths, record.groups, done.verification, done.opaque, unused, scopes)
+    return PruneResult(slim, done.module, plan, report, done.inputs, done.source)

@@ -7,11 +7,9 @@ included), which is what ``torch.utils.flop_counter`` counts, divided by two.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -45,50 +43,39 @@ class Costs:
         return 2 * self.macs
 
 
-class _Lengths:
-    """All distinct axis lengths as one affine map of the widths."""
+class _Products:
+    """Products of a constant and a few axis lengths each, for any widths."""
 
-    def __init__(self, groups: Groups) -> None:
+    def __init__(self, groups: Groups, products: Iterable[Sequence[Field | int]]) -> None:
+        """products: their factors; a field stands for the length of its axis, and its other axes count in full."""
         self.groups = groups
-        self.index: dict[tuple[int, tuple[tuple[int, int], ...]], int] = {}
-        self._by_field: dict[int, int] = {}
-        self._held: list[Field] = []
-
-    def add(self, field: Field) -> int:
-        """Index of the length of the field's axis."""
-        known = self._by_field.get(id(field))
-        if known is None:
-            constant, terms = self.groups.linear(field)
-            key = (constant, tuple(sorted(terms.items())))
-            known = self._by_field[id(field)] = self.index.setdefault(key, len(self.index))
-            self._held.append(field)
-        return known
-
-    def matrix(self) -> tuple[Floats, Floats]:
-        """``lengths = constants + coefficients @ widths``."""
-        constants = np.array([key[0] for key in self.index], dtype=np.float64)
-        coefficients = np.zeros((len(self.index), len(self.groups.prunable)))
-        for row, (_, terms) in enumerate(self.index):
-            for group, count in terms:
-                coefficients[row, group] = count
-        return constants, coefficients
-
-
-class _Polynomial:
-    """``sum(coefficient * product(lengths))`` over terms with at most a few factors each."""
-
-    def __init__(self, terms: Sequence[tuple[int, tuple[int, ...]]]) -> None:
-        self.terms = terms
-        depth = max((len(factors) for _, factors in terms), default=0)
-        self.coefficients = np.array([c for c, _ in terms], dtype=np.float64)
+        self.constants: list[int] = []
+        self.fields: list[list[Field]] = []
+        places: list[list[int]] = []
+        for factors in products:
+            fields = [factor for factor in factors if not isinstance(factor, int)]
+            vectors = [groups.vectors.index(labels) for labels in fields]
+            others = [labels.size // groups.vectors.sizes[vector] for labels, vector in zip(fields, vectors, strict=True)]
+            constant = prod(factor for factor in factors if isinstance(factor, int)) * prod(others)
+            self.constants.append(constant)
+            self.fields.append(fields)
+            places.append(vectors)
+        depth = max(map(len, places), default=0)
         # Index -1 reads the 1.0 that evaluate() appends.
-        self.factors = np.array([list(f) + [-1] * (depth - len(f)) for _, f in terms], dtype=np.int64).reshape(len(terms), depth)
+        padded = [vectors + [-1] * (depth - len(vectors)) for vectors in places]
+        self._places = np.array(padded, dtype=np.int64).reshape(-1, depth)
 
-    def evaluate(self, lengths: Floats) -> Floats:
-        """Values for lengths of shape (..., lengths); result has shape (...)."""
+    def evaluate(self, widths: npt.ArrayLike) -> Floats:
+        """Values for widths of shape (..., groups); result has shape (..., products)."""
+        lengths = self.groups.lengths(widths)
         extended = np.concatenate([lengths, np.ones((*lengths.shape[:-1], 1))], axis=-1)
-        result: Floats = (self.coefficients * extended[..., self.factors].prod(axis=-1)).sum(axis=-1)
+        result: Floats = np.array(self.constants, dtype=np.float64) * extended[..., self._places].prod(axis=-1)
         return result
+
+    def formula(self, coefficients: Iterable[int]) -> sympy.Expr:
+        """The sum of all products, each times its coefficient, as a polynomial in the width symbols."""
+        terms = zip(coefficients, self.constants, self.fields, strict=True)
+        return sympy.Add(*(n * c * sympy.Mul(*map(self.groups.length, fields)) for n, c, fields in terms))
 
 
 @dataclass
@@ -107,48 +94,29 @@ class CostModel:
         self.groups = groups
         self._program = program
         self._inside_shuffles = {name for shuffle in groups.trace.shuffles for name in shuffle.interior}
-        self._lengths = _Lengths(groups)
-        self._tensors = _tensors(program.module)
-        volumes = {name: self._tensor_volume(name, tensor) for name, tensor in self._tensors.items()}
-        self._parameters = _Polynomial([volumes[n] for n, t in self._tensors.items() if isinstance(t, torch.nn.Parameter)])
-        self._bytes = _Polynomial([(volumes[n][0] * t.element_size(), volumes[n][1]) for n, t in self._tensors.items()])
-        self._macs = _Polynomial([self._product(term.factors) for term in groups.trace.macs])
-        self._constants, self._coefficients = self._lengths.matrix()
-
-    def _tensor_volume(self, name: str, tensor: torch.Tensor) -> tuple[int, tuple[int, ...]]:
-        return self._volume(self.groups.trace.parameters.get(name, Value(tuple(tensor.shape))))
-
-    def _volume(self, value: Value) -> tuple[int, tuple[int, ...]]:
-        return self._fixed_volume(value), tuple(self._lengths.add(field) for field in value.fields)
-
-    def _fixed_volume(self, value: Value) -> int:
-        """Product of the axes that cannot shrink."""
-        varied = [self.groups.units_along(field)[0] for field in value.fields]
-        return prod(size for axis, size in enumerate(value.shape) if axis not in varied)
-
-    def _product(self, factors: Sequence[Field | int]) -> tuple[int, tuple[int, ...]]:
-        fields = [f for f in factors if not isinstance(f, int)]
-        # A field over several axes shrinks along one; the others count in full.
-        others = prod(f.size // self.groups.units_along(f)[1].size for f in fields)
-        return others * prod(f for f in factors if isinstance(f, int)), tuple(self._lengths.add(f) for f in fields)
+        tensors = _tensors(program.module)
+        known = groups.trace.parameters
+        self._volumes = _Products(groups, [_volume(known.get(n, Value(tuple(t.shape)))) for n, t in tensors.items()])
+        self._trainable = np.array([isinstance(tensor, torch.nn.Parameter) for tensor in tensors.values()], dtype=np.int64)
+        self._itemsizes = np.array([tensor.element_size() for tensor in tensors.values()], dtype=np.int64)
+        self._macs = _Products(groups, [term.factors for term in groups.trace.macs])
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
-    def _evaluate(self, polynomial: _Polynomial, widths: npt.ArrayLike) -> Floats:
-        lengths = self._constants + np.asarray(widths, dtype=np.float64) @ self._coefficients.T
-        return polynomial.evaluate(lengths)
-
     def parameters(self, widths: npt.ArrayLike) -> Floats:
         """Trainable parameters for widths of shape (..., groups); tied tensors count once."""
-        return self._evaluate(self._parameters, widths)
+        result: Floats = self._volumes.evaluate(widths) @ self._trainable
+        return result
 
     def macs(self, widths: npt.ArrayLike) -> Floats:
         """Multiply-accumulates of one forward pass at the example inputs' batch, for widths of shape (..., groups)."""
-        return self._evaluate(self._macs, widths)
+        result: Floats = self._macs.evaluate(widths).sum(axis=-1)
+        return result
 
     def weight_bytes(self, widths: npt.ArrayLike) -> Floats:
         """Bytes of parameters and buffers for widths of shape (..., groups)."""
-        return self._evaluate(self._bytes, widths)
+        result: Floats = self._volumes.evaluate(widths) @ self._itemsizes
+        return result
 
     def channels(self, widths: npt.ArrayLike) -> Floats:
         """Prunable units left, for widths of shape (..., groups)."""
@@ -164,13 +132,21 @@ class CostModel:
 
         Memory lives from the first node that makes it to the last one that reads it; views share their base's.
         """
-        full = np.asarray(widths)
-        changes: dict[int, int] = defaultdict(int)
-        for life in self._lives:
-            size = max(self._value_bytes(value, full) for value in life.values)
-            changes[life.first] += size
-            changes[life.last + 1] -= size
-        return max(accumulate(changes[step] for step in sorted(changes)), default=0)
+        if not self._lives:
+            return 0
+        sizes = self._activations.evaluate(widths)
+        first, last, count = np.array([(life.first, life.last, len(life.values)) for life in self._lives]).T
+        most = np.maximum.reduceat(sizes, np.cumsum(count) - count)
+        changes = np.zeros(last.max() + 2)
+        np.add.at(changes, first, most)
+        np.subtract.at(changes, last + 1, most)
+        return int(np.cumsum(changes).max())
+
+    @cached_property
+    def _activations(self) -> _Products:
+        """Bytes of every graph value, in the order of the lives."""
+        values = [value for life in self._lives for value in life.values]
+        return _Products(self.groups, [[value.itemsize, *_volume(value)] for value in values])
 
     @cached_property
     def _lives(self) -> list[_Life]:
@@ -196,34 +172,28 @@ class CostModel:
             return [found]
         return [leaf for leaf in tree_leaves(found) if isinstance(leaf, Value)]
 
-    def _value_bytes(self, value: Value, widths: npt.NDArray[np.int64]) -> int:
-        size = value.itemsize * self._fixed_volume(value)
-        for field_ in value.fields:
-            constant, terms = self.groups.linear(field_)
-            size *= constant + sum(n * int(widths[g]) for g, n in terms.items())
-        return size
-
     def costs(self, widths: npt.ArrayLike) -> Costs:
         """All costs of one width vector."""
-        return Costs(
-            int(self.parameters(widths)), int(self.macs(widths)), int(self.weight_bytes(widths)), self.activation_bytes(widths)
-        )
+        volumes = self._volumes.evaluate(widths)
+        parameters, weight_bytes = int(volumes @ self._trainable), int(volumes @ self._itemsizes)
+        return Costs(parameters, int(self.macs(widths)), weight_bytes, self.activation_bytes(widths))
 
     # -- symbolic ------------------------------------------------------------------------------------------------------
-
-    def _symbolic(self, polynomial: _Polynomial) -> sympy.Expr:
-        lengths = [self.groups.expression(constant, dict(terms)) for constant, terms in self._lengths.index]
-        return sympy.Add(*(c * sympy.Mul(*(lengths[i] for i in factors)) for c, factors in polynomial.terms))
 
     @cached_property
     def parameters_formula(self) -> sympy.Expr:
         """Trainable parameters as a polynomial in the width symbols."""
-        return self._symbolic(self._parameters)
+        return self._volumes.formula(self._trainable.tolist())
 
     @cached_property
     def macs_formula(self) -> sympy.Expr:
         """Multiply-accumulates as a polynomial in the width symbols."""
-        return self._symbolic(self._macs)
+        return self._macs.formula([1] * len(self._macs.constants))
+
+
+def _volume(value: Value) -> list[Field | int]:
+    """Factors of a tensor's number of elements: its axes that cannot shrink as one constant, and its fields."""
+    return [prod(value.shape) // prod(field.size for field in value.fields), *value.fields]
 
 
 def _tensors(module: torch.nn.Module) -> dict[str, Any]:

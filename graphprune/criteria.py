@@ -17,7 +17,7 @@ import torch
 
 from graphprune.errors import UsageError
 from graphprune.extensions import load_extensions
-from graphprune.groups import FROZEN, Groups, Ints
+from graphprune.groups import Groups, Ints
 from graphprune.program import Program
 from graphprune.twins import named_tensors
 
@@ -35,14 +35,15 @@ class ScoringContext:
 
     def members(self) -> Iterator[tuple[torch.nn.Parameter, list[tuple[int, Ints]]]]:
         """Every parameter with prunable units: the parameter, and for each such axis the unit of every index along it."""
-        tensors = named_tensors(self.program.module)
-        for name, value in self.groups.trace.parameters.items():
+        tensors, groups = named_tensors(self.program.module), self.groups
+        found: dict[str, list[tuple[int, Ints]]] = {}
+        for name, axis, vector in groups.axes:
+            if groups.shrinking[vector]:
+                found.setdefault(name, []).append((axis, groups.vectors.units[groups.vectors[vector]]))
+        for name, axes in found.items():
             parameter = tensors[name]
             if isinstance(parameter, torch.nn.Parameter):
-                axes = [self.groups.units_along(field) for field in value.fields]
-                prunable = [(axis, units) for axis, units in axes if self.groups.group_of[units].max() != FROZEN]
-                if prunable:
-                    yield parameter, prunable
+                yield parameter, axes
 
     def reduce(self, members: Iterable[tuple[Ints, Floats]], power: float = 1.0) -> Floats:
         """One value for each unit, from members given as (unit of each index, value of each index); shape (units,).
@@ -50,15 +51,19 @@ class ScoringContext:
         Within a member, values of a unit's indices are summed and the ``power``-th root is taken; ``reduction`` then
         combines the members. NaN for units without a member.
         """
-        entries = list(members)
+        entries = [(units, values) for units, values in members if units.size]
         if not entries:
             return np.full(self.groups.unit_count, np.nan)
         count = self.groups.unit_count
-        units = np.concatenate([units for units, _ in entries])
-        which = np.repeat(np.arange(len(entries)), [units.size for units, _ in entries])
-        pairs, place = np.unique(which * count + units, return_inverse=True)
-        totals: Floats = np.bincount(place, weights=np.concatenate([values for _, values in entries])).astype(np.float64)
-        owners: Ints = pairs % count
+        owners = np.concatenate([units for units, _ in entries])
+        totals: Floats = np.concatenate([values for _, values in entries], dtype=np.float64)
+        sizes = [units.size for units, _ in entries]
+        ascending = owners[1:] > owners[:-1]
+        ascending[np.cumsum(sizes[:-1], dtype=np.int64) - 1] = True
+        if not ascending.all():  # some member has several indices of one unit, or its units out of order
+            which = np.repeat(np.arange(len(entries)), sizes)
+            _, index, place = np.unique(which * count + owners, return_index=True, return_inverse=True)
+            owners, totals = owners[index], np.bincount(place, weights=totals).astype(np.float64)
         values = REDUCTIONS[self.reduction](owners, totals ** (1.0 / power), count)
         return np.where(np.bincount(owners, minlength=count) > 0, values, np.nan)
 

@@ -23,6 +23,10 @@ class CaptureError(UsageError):
     """The model cannot be captured as a graph with these example inputs."""
 
 
+class TraceError(CaptureError):
+    """The model runs, and its own forward does not trace."""
+
+
 class PlanError(UsageError):
     """A pruning plan does not fit the model, or contradicts itself."""
 

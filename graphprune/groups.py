@@ -8,23 +8,25 @@ width symbol, and is ranked and budgeted as a whole.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from math import prod
 
 import networkx as nx
 import numpy as np
 import numpy.typing as npt
 import sympy
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
+from scipy.sparse import csr_array
 
 from graphprune.labels import Field, Reason, Value, axes_of
 from graphprune.propagate import Trace
+from graphprune.units import UnitVectors
 
 FROZEN = -1  # in place of a group index: the unit must stay
 FREE, ORPHAN = -1, -2  # in place of a freeze index: nothing freezes the unit; it touches no parameter (padding, constants)
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -36,20 +38,44 @@ class Member:
     multiplicity: int
 
 
+class _Members:
+    """The members of all groups, listed when one is first read: pruning itself asks for none of them."""
+
+    def __init__(self, axes: Sequence[tuple[str, int, int]], table: csr_array) -> None:
+        self._axes = axes
+        self._table = table
+
+    @cached_property
+    def by_group(self) -> Sequence[tuple[Member, ...]]:
+        """Members by column of the table, in the order of the tensor axes."""
+        found: list[list[Member]] = [[] for _ in range(self._table.shape[1])]
+        bounds, groups, counts = (part.tolist() for part in (self._table.indptr, self._table.indices, self._table.data))
+        for tensor, axis, vector in self._axes:
+            for place in range(bounds[vector], bounds[vector + 1]):
+                found[groups[place]].append(Member(tensor, axis, counts[place]))
+        return [tuple(members) for members in found]
+
+
 @dataclass(frozen=True)
 class Group:
     """Units that are ranked and budgeted together, or stay together for a reason.
 
-    units: unit ids, in order of their first atom. members: slices of parameters and buffers. reason: why it is
-    frozen, or None. statistics: a normalisation or mean is taken over its units (over the kept ones, once pruned).
+    units: unit ids, in order of their first atom. reason: why it is frozen, or None. statistics: a normalisation or
+    mean is taken over its units (over the kept ones, once pruned).
     """
 
     index: int
     name: str
     units: Ints
-    members: tuple[Member, ...]
-    reason: Reason | None = None
-    statistics: Reason | None = None
+    reason: Reason | None
+    statistics: Reason | None
+    _members: _Members = field(repr=False, compare=False)
+    _column: int = field(repr=False, compare=False)
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """Slices of parameters and buffers that each unit has."""
+        return self._members.by_group[self._column]
 
     @property
     def size(self) -> int:
@@ -65,131 +91,139 @@ class Group:
 class Groups:
     """The result of the channel analysis (immutable once built).
 
-    trace: the abstract execution. unit_of: unit id of every atom. group_of: group index of every unit, FROZEN for
-    units that must stay. prunable: groups by index. frozen: groups that must stay, with reasons.
+    trace: the abstract execution. vectors: the units along every tensor axis. axes: axes of parameters and buffers that
+    have units: tensor, axis, index of the vector. unit_of: unit id of every atom. group_of: group index of every unit,
+    FROZEN for units that must stay. prunable: groups by index. frozen: groups that must stay, with reasons.
     """
 
     def __init__(self, trace: Trace, exclude: Sequence[tuple[str, Reason]] = ()) -> None:
         self.trace = trace
-        self._exclude(exclude)
-        self.unit_of, self.unit_count = _rectangular_components(trace)
+        for name, reason in exclude:
+            for labels in trace.parameters[name].fields:
+                trace.space.freeze(labels, reason)
+        self.vectors = UnitVectors(_all_fields(trace), trace.space)
+        self.unit_of, self.unit_count = self.vectors.unit_of, self.vectors.count
         self._decision: tuple[object, Kept] | None = None
-        self._along: dict[int, tuple[Field, int, Ints]] = {}
-        self._linear: dict[int, tuple[Field, int, Mapping[int, int]]] = {}
+        self.axes = [
+            (name, self.vectors.axis(labels), self.vectors.index(labels))
+            for name, value in trace.parameters.items()
+            for labels in value.fields
+        ]
         reasons = self._unit_reasons()
-        signature = self._signatures()
-        self.group_of = np.full(self.unit_count, FROZEN, dtype=np.int64)
-        self.prunable, self.frozen = self._form_groups(signature, reasons)
+        columns, first = self._partition(reasons)
+        self._sizes = np.bincount(columns, minlength=first.size)
+        self._table = self._occurrences(columns)
+        self.prunable, self.frozen = self._form_groups(columns, first, reasons[first])
+        self.group_of = np.where(columns < len(self.prunable), columns, FROZEN)
 
     # -- building ------------------------------------------------------------------------------------------------
 
-    def _exclude(self, exclude: Sequence[tuple[str, Reason]]) -> None:
-        for name, reason in exclude:
-            for field in self.trace.parameters[name].fields:
-                self.trace.space.freeze(field, reason)
+    def _first_note(self, notes: Sequence[tuple[Field, Reason]]) -> Ints:
+        """For each unit, the index of the first note on one of its atoms, or -1."""
+        first = np.full(self.unit_count, -1, dtype=np.int64)
+        if notes:
+            index = np.repeat(np.arange(len(notes)), [atoms.size for atoms, _ in notes])
+            atoms = np.concatenate([atoms for atoms, _ in notes])
+            first[self.unit_of[atoms[::-1]]] = index[::-1]  # the last assignment to a unit counts
+        return first
 
     def _unit_reasons(self) -> Ints:
         """Index of the first freeze of each unit, FREE for free ones, ORPHAN for those without a slice of any parameter."""
-        first = np.full(self.unit_count, FREE, dtype=np.int64)
+        used = np.zeros(len(self.vectors), dtype=bool)
+        used[[vector for _, _, vector in self.axes]] = True
         owned = np.zeros(self.unit_count, dtype=bool)
-        for value in self.trace.parameters.values():
-            for field in value.fields:
-                owned[self.unit_of[field.ravel()]] = True
-        first[~owned] = ORPHAN
-        for index in range(len(self.trace.space.freezes) - 1, -1, -1):
-            atoms, _ = self.trace.space.freezes[index]
-            first[self.unit_of[atoms]] = index
-        return first
+        owned[self.vectors.units[used[self.vectors.owners]]] = True
+        first = self._first_note(self.trace.space.freezes)
+        return np.where((first == FREE) & ~owned, ORPHAN, first)
 
-    def _signatures(self) -> npt.NDArray[np.uint64]:
-        """A 64-bit hash of how often each unit occurs on each tensor axis: the sum of the axes' random keys."""
-        axes = [self.units_along(field)[1] for field in _distinct_fields(self.trace)]
-        keys = np.random.default_rng(0).integers(0, 2**64, size=len(axes), dtype=np.uint64)
-        signature = np.zeros(self.unit_count, dtype=np.uint64)
-        if axes:
-            np.add.at(signature, np.concatenate(axes), np.repeat(keys, [units.size for units in axes]))
-        return signature
+    def _partition(self, reasons: Ints) -> tuple[Ints, Ints]:
+        """The class of each unit, and the first unit of each class: prunable classes first, orphans last.
 
-    def _form_groups(self, signature: npt.NDArray[np.uint64], reasons: Ints) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
-        keys = np.rec.fromarrays([signature, reasons])
-        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-        by_key = np.split(np.argsort(inverse, kind="stable"), np.cumsum(np.bincount(inverse))[:-1])
-        slices = self._slices(first)
-        statistics = self._statistics()
+        A class has one reason, and occurs equally often on each tensor axis. What is compared is a 64-bit hash of that:
+        the sum of the axes' and the reason's random keys.
+        """
+        count = len(self.vectors)
+        keys = np.random.default_rng(0).integers(0, 2**64, size=count + len(self.trace.space.freezes) + 2, dtype=np.uint64)
+        signature = keys[count + 2 + reasons]
+        np.add.at(signature, self.vectors.units, np.repeat(keys[:count], self.vectors.sizes))
+        runs = _runs(signature)
+        _, run, inverse = np.unique(signature[runs], return_index=True, return_inverse=True)
+        first = runs[run]
+        stays = np.where(reasons[first] == FREE, 0, np.where(reasons[first] == ORPHAN, 2, 1))
+        order = np.lexsort((first, stays))
+        rank = np.empty_like(order)
+        rank[order] = np.arange(order.size)
+        return np.repeat(rank[inverse], np.diff(runs, append=reasons.size)), first[order]
+
+    def _occurrences(self, columns: Ints) -> csr_array:
+        """How many indices of each vector (row) one unit of each class (column) takes."""
+        along = columns[self.vectors.units]
+        runs = _runs(along, self.vectors.bounds)
+        entries = np.diff(runs, append=along.size), (self.vectors.owners[runs], along[runs])
+        table = csr_array(entries, shape=(len(self.vectors), self._sizes.size))
+        table.data //= self._sizes[table.indices]
+        return table
+
+    def _form_groups(self, columns: Ints, first: Ints, reasons: Ints) -> tuple[tuple[Group, ...], tuple[Group, ...]]:
+        units = np.split(np.argsort(columns, kind="stable"), np.cumsum(self._sizes)[:-1])
+        statistics = self._first_note(self.trace.space.statistics)[first].tolist()
+        tensors = [tensor for tensor, _, _ in self.axes] + ["(none)"]
+        made_by = self._first_axes()
+        members = _Members(self.axes, self._table)
         prunable: list[Group] = []
         frozen: list[Group] = []
         names: set[str] = set()
-        for key in np.argsort(first, kind="stable").tolist():
-            units, unit = by_key[key], int(first[key])
-            reason = int(reasons[unit])
+        for column, (reason, note) in enumerate(zip(reasons.tolist(), statistics, strict=True)):
             if reason == ORPHAN:
-                continue
+                break
             why = None if reason == FREE else self.trace.space.freezes[reason][1]
-            members = slices.get(unit, ())
             target = prunable if why is None else frozen
-            name = _name(members, names if why is None else set())
-            target.append(Group(len(target), name, units, members, why, statistics.get(unit)))
-            if why is None:
-                self.group_of[units] = len(prunable) - 1
+            name = _name(tensors[made_by[column]], names if why is None else set())
+            statistic = None if note < 0 else self.trace.space.statistics[note][1]
+            target.append(Group(len(target), name, units[column], why, statistic, members, column))
         return tuple(prunable), tuple(frozen)
 
-    def _slices(self, representatives: Ints) -> Mapping[int, tuple[Member, ...]]:
-        """Slices of parameters and buffers that one unit of each group has."""
-        wanted = np.zeros(self.unit_count, dtype=bool)
-        wanted[representatives] = True
-        axes = [(name, axes_of(field)[0], field) for name, value in self.trace.parameters.items() for field in value.fields]
-        if not axes:
-            return {}
-        units = self.unit_of[np.concatenate([field.ravel() for _, _, field in axes])]
-        which = np.repeat(np.arange(len(axes)), [field.size for _, _, field in axes])
-        chosen = wanted[units]
-        pairs, counts = np.unique(units[chosen] * len(axes) + which[chosen], return_counts=True)
-        found: dict[int, list[Member]] = {}
-        for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
-            unit, axis = divmod(pair, len(axes))
-            found.setdefault(unit, []).append(Member(axes[axis][0], axes[axis][1], count))
-        return {unit: tuple(slices) for unit, slices in found.items()}
-
-    def _statistics(self) -> Mapping[int, Reason]:
-        return {
-            unit: reason
-            for atoms, reason in reversed(self.trace.space.statistics)
-            for unit in np.unique(self.unit_of[atoms]).tolist()
-        }
+    def _first_axes(self) -> list[int]:
+        """For each class of units, the first tensor axis that has it; one past the last for none."""
+        axis_of = np.full(len(self.vectors), len(self.axes))
+        axis_of[[vector for _, _, vector in reversed(self.axes)]] = np.arange(len(self.axes))[::-1]
+        first = np.full(self._sizes.size, len(self.axes))
+        np.minimum.at(first, self._table.indices, np.repeat(axis_of, np.diff(self._table.indptr)))
+        return first.tolist()
 
     # -- sizes -----------------------------------------------------------------------------------------------------
 
     def units_along(self, field: Field) -> tuple[int, Ints]:
         """The one axis along which a (rectangular) field's units vary, and the units along it."""
-        known = self._along.get(id(field))
-        if known is None:
-            found = _shrinking_axis(self.unit_of[field])
-            assert found is not None, "fields are rectangular once the groups are built"
-            known = self._along[id(field)] = (field, *found)
-        return known[1], known[2]
+        return self.vectors.axis(field), self.vectors.units[self.vectors[self.vectors.index(field)]]
+
+    @cached_property
+    def shrinking(self) -> list[bool]:
+        """Whether each vector has prunable units."""
+        found: list[bool] = (np.diff(self._affine[1].indptr) > 0).tolist()
+        return found
+
+    @cached_property
+    def _affine(self) -> tuple[Ints, csr_array]:
+        """``length = constant + coefficients @ widths`` for all vectors."""
+        prunable = len(self.prunable)
+        return self._table[:, prunable:] @ self._sizes[prunable:], self._table[:, :prunable]
+
+    def lengths(self, widths: npt.ArrayLike) -> Floats:
+        """Length of every vector for widths of shape (..., groups); shape (..., vectors)."""
+        constants, coefficients = self._affine
+        given = np.asarray(widths, dtype=np.float64)
+        lengths = (coefficients @ given.reshape(prod(given.shape[:-1]), -1).T).T + constants
+        shaped: Floats = lengths.reshape(*given.shape[:-1], constants.size)
+        return shaped
 
     def linear(self, field: Field) -> tuple[int, Mapping[int, int]]:
         """Length of the field's axis as ``constant + sum(coefficient * width)``: the constant, and coefficients by group."""
-        if id(field) not in self._linear:
-            self._linear.update(self._lengths_of([field] if self._linear else [field, *_distinct_fields(self.trace)]))
-        _, constant, terms = self._linear[id(field)]
-        return constant, terms
-
-    def _lengths_of(self, fields: Sequence[Field]) -> dict[int, tuple[Field, int, Mapping[int, int]]]:
-        """The affine lengths of many fields in one pass: a histogram of groups for each."""
-        vectors = [self.units_along(field)[1] for field in fields]
-        columns = self.group_of[np.concatenate(vectors)] + 1  # FROZEN counts in column 0
-        rows = np.repeat(np.arange(len(fields)), [vector.size for vector in vectors])
-        shape = (len(fields), len(self.prunable) + 1)
-        table = coo_matrix((np.ones(rows.size, dtype=np.int64), (rows, columns)), shape=shape).tocsr()
-        table.sort_indices()
-        bounds, groups, counts = table.indptr.tolist(), table.indices.tolist(), table.data.tolist()
-        found: dict[int, tuple[Field, int, Mapping[int, int]]] = {}
-        for row, field in enumerate(fields):
-            pairs = list(zip(groups[bounds[row] : bounds[row + 1]], counts[bounds[row] : bounds[row + 1]], strict=True))
-            constant = pairs.pop(0)[1] if pairs and pairs[0][0] == 0 else 0
-            found[id(field)] = (field, constant, {g - 1: count // self.prunable[g - 1].size for g, count in pairs})
-        return found
+        vector = self.vectors.index(field)
+        constants, coefficients = self._affine
+        terms = slice(*coefficients.indptr[vector : vector + 2].tolist())
+        pairs = zip(coefficients.indices[terms].tolist(), coefficients.data[terms].tolist(), strict=True)
+        return int(constants[vector]), dict(pairs)
 
     def remember(self, decision: object, kept: Kept) -> None:
         """Note what a decision made on these groups keeps, so that carrying it out need not derive it again."""
@@ -201,10 +235,7 @@ class Groups:
 
     def length(self, field: Field) -> sympy.Expr:
         """Length of the field's axis as a sympy expression in the group widths."""
-        return self.expression(*self.linear(field))
-
-    def expression(self, constant: int, terms: Mapping[int, int]) -> sympy.Expr:
-        """``constant + sum(coefficient * width)`` in the width symbols; terms: coefficients by group."""
+        constant, terms = self.linear(field)
         return sympy.Integer(constant) + sum((n * self.prunable[g].symbol for g, n in terms.items()), sympy.Integer(0))
 
     @cached_property
@@ -236,30 +267,39 @@ class Kept:
     def __init__(self, groups: Groups, units: Bools) -> None:
         self.groups = groups
         self.units = units
-        self._cache: dict[int, tuple[Field, int, Bools]] = {}
+
+    @cached_property
+    def _along(self) -> Bools:
+        """Which entries of all unit vectors stay."""
+        return self.units[self.groups.vectors.units]
+
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Length of every unit vector after pruning."""
+        kept = np.concatenate([[0], np.cumsum(self._along, dtype=np.int64)])
+        lengths: list[int] = np.diff(kept[self.groups.vectors.bounds]).tolist()
+        return lengths
+
+    def vector(self, index: int) -> Bools:
+        """Which entries of a unit vector stay."""
+        return self._along[self.groups.vectors[index]]
 
     def mask(self, field: Field) -> tuple[int, Bools]:
         """The axis that shrinks and which of its indices stay."""
-        known = self._cache.get(id(field))
-        if known is None:
-            axis, units = self.groups.units_along(field)
-            known = self._cache[id(field)] = (field, axis, self.units[units])
-        return known[1], known[2]
+        vectors = self.groups.vectors
+        return vectors.axis(field), self.vector(vectors.index(field))
 
     def axis(self, value: Value, axis: int) -> Bools | None:
         """Which indices of an axis stay; None when all do because nothing on it can shrink."""
-        for field in value.fields:
-            varied, mask = self.mask(field)
-            if varied == axis:
-                return mask
-        return None
+        vectors = self.groups.vectors
+        return next((self.vector(vectors.index(field)) for field in value.fields if vectors.axis(field) == axis), None)
 
     def shape(self, value: Value) -> tuple[int, ...]:
         """The tensor's shape after pruning."""
+        vectors = self.groups.vectors
         shape = list(value.shape)
-        for field in value.fields:
-            axis, mask = self.mask(field)
-            shape[axis] = int(mask.sum())
+        for labels in value.fields:
+            shape[vectors.axis(labels)] = self.lengths[vectors.index(labels)]
         return tuple(shape)
 
     def widths(self) -> Ints:
@@ -268,12 +308,10 @@ class Kept:
         return np.bincount(groups[groups != FROZEN], minlength=len(self.groups.prunable)).astype(np.int64)
 
 
-def _name(members: Sequence[Member], taken: set[str]) -> str:
+def _name(tensor: str, taken: set[str]) -> str:
     """A group is named after the first module that uses it (the one that makes it), numbered where that is taken."""
-    path, _, leaf = members[0].tensor.rpartition(".") if members else ("", "", "(none)")
-    name = base = (
-        path if path and leaf in ("weight", "bias", "running_mean", "running_var") else ".".join(filter(None, (path, leaf)))
-    )
+    path, _, leaf = tensor.rpartition(".")
+    name = base = path if path and leaf in ("weight", "bias", "running_mean", "running_var") else tensor
     number = 1
     while name in taken:
         number += 1
@@ -282,17 +320,12 @@ def _name(members: Sequence[Member], taken: set[str]) -> str:
     return name
 
 
-def _shrinking_axis(units: Ints) -> tuple[int, Ints] | None:
-    """The one axis along which units vary, and the units along it; None when they vary along several."""
-    axes = axes_of(units)
-    for axis in axes:
-        first = units
-        for other in axes:
-            if other != axis:
-                first = first.take([0], other)
-        if len(axes) == 1 or (units == first).all():
-            return axis, first.reshape(-1)
-    return None
+def _runs(values: npt.NDArray[np.generic], bounds: Sequence[int] = ()) -> Ints:
+    """Where runs of equal values begin; a new run begins at each bound too."""
+    begins = np.ones(values.size + 1, dtype=bool)
+    begins[1:-1] = values[1:] != values[:-1]
+    begins[list(bounds)] = True
+    return np.flatnonzero(begins[:-1])
 
 
 def _all_fields(trace: Trace) -> Iterable[Field]:
@@ -301,43 +334,6 @@ def _all_fields(trace: Trace) -> Iterable[Field]:
     for value in trace.parameters.values():
         yield from value.fields
     for node, value in trace.operands:
-        yield from (field for field in value.fields if node not in inside or len(axes_of(field)) == 1)
+        yield from value.fields if node not in inside else (field for field in value.fields if len(axes_of(field)) == 1)
     yield from (factor for term in trace.macs for factor in term.factors if not isinstance(factor, int))
     yield from trace.scalars.values()
-
-
-def _components(trace: Trace) -> tuple[Ints, int]:
-    space = trace.space
-    if not space.ties:
-        return np.arange(space.size, dtype=np.int64), space.size
-    left = np.concatenate([pair[0] for pair in space.ties])
-    right = np.concatenate([pair[1] for pair in space.ties])
-    edges = coo_matrix((np.ones(left.size, dtype=np.int8), (left, right)), shape=(space.size, space.size))
-    count, labels = connected_components(edges, directed=False)
-    # Number components by their first atom, so that ids do not depend on the solver.
-    _, first = np.unique(labels, return_index=True)
-    order = np.empty(count, dtype=np.int64)
-    order[np.argsort(first, kind="stable")] = np.arange(count)
-    return order[labels], int(count)
-
-
-def _rectangular_components(trace: Trace) -> tuple[Ints, int]:
-    """Components, after tying what must be tied for every tensor to stay rectangular whatever is removed."""
-    wide = [field for field in _distinct_fields(trace) if len(axes_of(field)) > 1]
-    while True:
-        units, count = _components(trace)
-        open_fields = [field for field in wide if _shrinking_axis(units[field]) is None]
-        if not open_fields:
-            return units, count
-        for field in open_fields:
-            axes = axes_of(field)
-            # Nothing asked for one axis on its own: the innermost shrinks, the outer ones keep their structure.
-            first = field
-            for axis in axes[:-1]:
-                first = first.take([0], axis)
-            trace.space.tie(field, first)
-
-
-def _distinct_fields(trace: Trace) -> list[Field]:
-    """Every distinct field of the trace."""
-    return list({id(field): field for field in _all_fields(trace)}.values())

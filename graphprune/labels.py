@@ -94,10 +94,11 @@ def simplify(field: Field) -> Field | None:
 
 
 class LabelSpace:
-    """All atoms of one analysis, with the ties and freezes written down so far."""
+    """All atoms of one analysis, with the ties and freezes written down so far. blocks: atoms as they were made."""
 
     def __init__(self) -> None:
         self.size = 0
+        self.blocks: list[Field] = []
         self.ties: list[tuple[Field, Field]] = []
         self.freezes: list[tuple[Field, Reason]] = []
         self.statistics: list[tuple[Field, Reason]] = []
@@ -110,7 +111,9 @@ class LabelSpace:
         if soft:
             self._soft_starts.append(start)
             self._soft_ends.append(self.size)
-        return np.arange(start, self.size, dtype=np.int64)
+        block = np.arange(start, self.size, dtype=np.int64)
+        self.blocks.append(block)
+        return block
 
     def soft(self, field: Field) -> npt.NDArray[np.bool_]:
         """Which atoms of a field belong to no parameter."""

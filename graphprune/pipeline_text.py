@@ -18,7 +18,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import MISSING, Field, fields
-from functools import partial
+from functools import cache, partial
 from typing import Any, Final, NamedTuple, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
@@ -324,6 +324,7 @@ def _is_default(one: Pass, field: Field[Any]) -> bool:
     return _same(default, getattr(one, field.name))
 
 
+@cache
 def _adapters(cls: type[Pass]) -> dict[str, TypeAdapter[Any]]:
     """A converter for each option, by its annotation. Raises PassContractError for one that pydantic does not know."""
     try:

@@ -23,6 +23,7 @@ class Plan(BaseModel):
     kept: for every parameter and buffer (by its name in the original ``state_dict``) that loses anything, the kept
         indices of each axis that does, ascending. model: fingerprint of the original: dtype and shape of each tensor.
     policy: choices at ambiguous sites that the units were formed with (:class:`graphprune.policy.Policy`).
+    scopes: the submodules that were pruned, where the model was not captured as a whole.
     pipeline, scores, target, achieved: how the decision was made, for the record.
 
     >>> plan = Plan(kept={"0.weight": {0: [0, 2]}}, model={"0.weight": "float32[3, 4]"})
@@ -36,6 +37,7 @@ class Plan(BaseModel):
     kept: dict[str, dict[Index, list[Index]]]
     model: dict[str, str]
     policy: dict[str, str] = {}
+    scopes: list[str] = []
     pipeline: str = ""
     scores: dict[str, dict[str, str]] = {}
     target: dict[str, str] = {}
@@ -85,15 +87,13 @@ def fingerprint(module: nn.Module) -> dict[str, str]:
 
 def make_plan(module: nn.Module, groups: Groups, kept: Kept, **provenance: Any) -> Plan:
     """The plan that keeps exactly these units."""
+    sizes, lists = groups.vectors.sizes, dict[int, list[int]]()
     indices: dict[str, dict[int, list[int]]] = {}
-    for name, value in groups.trace.parameters.items():
-        axes = {}
-        for axis in range(len(value.shape)):
-            mask = kept.axis(value, axis)
-            if mask is not None and not mask.all():
-                axes[axis] = np.flatnonzero(mask).tolist()
-        if axes:
-            indices[name] = axes
+    for name, axis, vector in groups.axes:
+        if kept.lengths[vector] < sizes[vector]:
+            if vector not in lists:
+                lists[vector] = np.flatnonzero(kept.vector(vector)).tolist()
+            indices.setdefault(name, {})[axis] = lists[vector]
     for alias, name in groups.trace.aliases.items():
         if name in indices:
             indices[alias] = indices[name]

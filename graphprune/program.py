@@ -62,6 +62,15 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Scope:
+    """A submodule that is pruned in place. arguments: names of its forward, with the placeholders that stand for them
+    (empty for one given as None or an option), in the forward's order."""
+
+    path: str
+    arguments: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Program:
     """A captured model on its way through the pipeline.
 
@@ -69,6 +78,7 @@ class Program:
     inputs: example inputs; only shapes and dtypes matter to the analyses.
     opaque: modules that could not be traced into, with the reason; their boundary is frozen.
     source: what the model was captured from, for the record.
+    scopes: the submodules that the graph consists of, where the model as a whole does not trace.
     tape: the operators that the graph runs, where capture wrote them down (see :mod:`graphprune.tape`).
     exclude, policy: constraints on the channel analysis (see :class:`graphprune.passes.analysis.channels.ChannelsPass`).
     scores: results of scoring passes, by name.
@@ -81,6 +91,7 @@ class Program:
     inputs: Inputs
     opaque: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
+    scopes: tuple[Scope, ...] = ()
     tape: Tape | None = field(default=None, repr=False, compare=False)
     exclude: tuple[str, ...] = ()
     policy: Mapping[str, str] = field(default_factory=dict)

@@ -149,13 +149,13 @@ def check_plan(
     model, inputs = subject.model, subject.inputs
     before = state_hash(model)
     result = graphprune.apply_plan(model, inputs, plan, verify=False)
-    slim = result.model
+    slim = result.graph
     found = graphprune.verify(model, slim, plan, inputs)
     assert found.passed, found.failure
     assert found.error < 1e-10
     assert found.compared > 0
     _check_costs(subject, result, macs=macs)
-    _check_state(model, slim, plan)
+    _check_state(subject.program.module, slim, plan)
     _check_life(slim, inputs)
     if other is not None:
         assert graphprune.verify(model, slim, plan, other).check().error < 1e-10
@@ -227,10 +227,10 @@ def _check_again(slim: fx.GraphModule, inputs: Any, first: graphprune.PruneResul
         verdict = graphprune.verify(slim, result.model, plan, inputs)
         assert verdict.passed, f"pruning {seed + 2}: {verdict.failure}"
         assert result.report.after.parameters == sum(p.numel() for p in result.model.parameters())
-        slim, first = result.model, result
+        slim, first = result.graph, result
 
 
 def slim_model(subject: Analysed, seed: int = 0) -> tuple[fx.GraphModule, Plan]:
     """A slim model of a random plan, not verified."""
     plan = subject.random_plan(seed)
-    return graphprune.apply_plan(subject.model, subject.inputs, plan, verify=False).model, plan
+    return graphprune.apply_plan(subject.model, subject.inputs, plan, verify=False).graph, plan

@@ -2,36 +2,38 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
-from itertools import count
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from graphprune.errors import CaptureError
+from graphprune.errors import CaptureError, TraceError
 from graphprune.extensions import load_extensions
 from graphprune.graph_module import adopt
-from graphprune.program import Inputs, Program
+from graphprune.program import Inputs, Program, Scope
 from graphprune.tape import Step, run_error, run_opaque
-from graphprune.tracing.inputs import bind, holds_tensor, normalise_inputs
+from graphprune.tracing.inputs import ModuleCall, argument_names, check_inputs, holds_tensor, normalise_inputs
+from graphprune.tracing.scopes import find_scopes, named_scopes, record_calls, scope_of
 from graphprune.tracing.source import error_line
 from graphprune.tracing.tracer import Tracer
 from graphprune.tracing.training import Mode, follow_mode
 from graphprune.twins import named_tensors
 
 
-def capture(model: nn.Module, example_inputs: Any, *, source: str = "") -> Program:
+def capture(model: nn.Module, example_inputs: Any, *, scopes: Sequence[str] = (), source: str = "") -> Program:
     """Capture a model as a program.
 
     model: any ``nn.Module``; never modified. It is traced in eval mode, and the graph follows ``train()`` and
         ``eval()`` as the original does where its layers and functional calls say so.
     example_inputs: a tensor, a tuple or list of positional arguments, or a dict of keyword arguments. They decide control
         flow that depends on shapes; sizes that are only data stay variable.
+    scopes: submodules to capture instead of the whole. Where none are named and the whole does not trace, the largest
+        submodules that do are found; ``program.scopes`` says which.
 
     Modules that do not trace become leaves: they run as they are, and everything that touches them is frozen with
-    the reason. Raises CaptureError when the model is no module, is scripted, or its own forward does not trace.
+    the reason. Raises CaptureError when the model is no module, is scripted, or nothing of it traces.
 
     >>> import torch
     >>> program = capture(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU()), torch.zeros(1, 4))
@@ -41,14 +43,16 @@ def capture(model: nn.Module, example_inputs: Any, *, source: str = "") -> Progr
     load_extensions("graphprune.rules")
     root = _unwrap(model)
     inputs = normalise_inputs(example_inputs)
-    bound = bind(root, inputs)
-    tracer, given = _trace(root, bound, inputs, Mode(False))
+    check_inputs(root, inputs)
+    trace = _scoped(root, inputs, scopes) if scopes else _whole(root, inputs)
+    tracer = trace.tracer
     if tracer.mode.consulted:
-        _follow_training_mode(tracer, root, bound, inputs)
+        _follow_training_mode(trace, root)
     module = _graph_module(root, tracer)
     # What was no tensor is part of the graph now.
-    left = Inputs(tuple(given.values())) if inputs.args else Inputs((), given)
-    return Program(module, left, dict(tracer.opaque), source, tracer.tape)
+    given = trace.given
+    left = Inputs((), given) if inputs.kwargs and not inputs.args and not trace.scopes else Inputs(tuple(given.values()))
+    return Program(module, left, dict(tracer.opaque), source, trace.scopes, tracer.tape)
 
 
 def _unwrap(model: Any) -> nn.Module:
@@ -66,58 +70,108 @@ def _unwrap(model: Any) -> nn.Module:
     return inner
 
 
-def _trace(root: nn.Module, bound: inspect.BoundArguments, inputs: Inputs, mode: Mode) -> tuple[Tracer, dict[str, Any]]:
-    """The tracer after its run, and the arguments that became placeholders."""
+@dataclass(frozen=True)
+class _Trace:
+    """A finished trace of some calls. given: the arguments that became placeholders, by their names in the graph."""
+
+    tracer: Tracer
+    calls: tuple[ModuleCall, ...]
+    given: dict[str, Any]
+    scopes: tuple[Scope, ...]
+    announced: bool
+
+
+def _whole(root: nn.Module, inputs: Inputs) -> _Trace:
+    try:
+        return _best_trace(root, (ModuleCall("", inputs),))
+    except TraceError:
+        calls = record_calls(root, inputs)
+        found = find_scopes(root, calls, lambda call: _traces(root, call))
+        if not found:
+            raise
+        return _best_trace(root, tuple(found))
+
+
+def _scoped(root: nn.Module, inputs: Inputs, names: Sequence[str]) -> _Trace:
+    return _best_trace(root, tuple(named_scopes(root, record_calls(root, inputs), names)))
+
+
+def _traces(root: nn.Module, call: ModuleCall) -> bool:
+    try:
+        tracer = _best_trace(root, (call,)).tracer
+    except CaptureError:
+        return False
+    return not tracer.opaque and not tracer.left_out
+
+
+def _best_trace(root: nn.Module, calls: tuple[ModuleCall, ...]) -> _Trace:
+    """The trace of a model that knows of it, or of one that does not where that one leaves fewer modules opaque."""
+    try:
+        knowing = _trace(root, calls, Mode(False), announced=True)
+    except CaptureError as error:
+        try:
+            return _trace(root, calls, Mode(False), announced=False)
+        except CaptureError:
+            raise error from None
+    if not knowing.tracer.opaque:
+        return knowing
+    try:
+        unknowing = _trace(root, calls, Mode(False), announced=False)
+    except CaptureError:
+        return knowing
+    return min(knowing, unknowing, key=lambda found: len(found.tracer.opaque))
+
+
+def _trace(root: nn.Module, calls: tuple[ModuleCall, ...], mode: Mode, *, announced: bool) -> _Trace:
     tracer = Tracer(root, mode)
     given: dict[str, Any] = {}
-
-    def placeholder(name: str, value: Any) -> Any:
-        if not holds_tensor(value):
-            return value
-        given[name] = value
-        return tracer.placeholder(name, value)
-
-    args = tuple(placeholder(name, value) for name, value in zip(_positions(bound), inputs.args, strict=False))
-    kwargs = {name: placeholder(name, value) for name, value in inputs.kwargs.items()}
-    try:
-        tracer.run(args, kwargs)
-    except CaptureError:
-        raise
-    except Exception as error:
-        raise _capture_error(root, tracer, inputs, error) from error
-    return tracer, given
-
-
-def _positions(bound: inspect.BoundArguments) -> Iterator[str]:
-    """Names for positional arguments, without end where the forward takes any number of them."""
-    for name, parameter in bound.signature.parameters.items():
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            yield from (f"{name}_{index}" for index in count())
-        yield name
+    scopes, results = [], []
+    for call in calls:
+        prefix = f"{call.path.replace('.', '_')}_" if call.path else ""
+        names, placeholders = {}, {}
+        arguments = [
+            *zip(argument_names(root.get_submodule(call.path)), call.inputs.args, strict=False),
+            *call.inputs.kwargs.items(),
+        ]
+        for name, value in arguments:
+            names[name] = prefix + name if holds_tensor(value) else ""
+            if names[name]:
+                given[names[name]] = value
+                placeholders[name] = tracer.placeholder(names[name], value)
+        if call.path:
+            scopes.append(scope_of(root, call, names))
+        try:
+            results.append(tracer.run(call, placeholders, announced=announced))
+        except Exception as error:
+            raise _capture_error(root, call, tracer, error) from error
+    tracer.finish(tuple(results) if scopes else results[0])
+    return _Trace(tracer, calls, given, tuple(scopes), announced)
 
 
-def _capture_error(root: nn.Module, tracer: Tracer, inputs: Inputs, error: Exception) -> CaptureError:
+def _capture_error(root: nn.Module, call: ModuleCall, tracer: Tracer, error: Exception) -> CaptureError:
     """Whether the model does not run at all, or runs and does not trace."""
-    where = f"module {tracer.failed}" if tracer.failed else f"{type(root).__name__}.forward"
+    module = root.get_submodule(call.path)
+    where = f"module {tracer.failed}" if tracer.failed else f"{type(module).__name__}.forward"
     try:
-        run_opaque(root, inputs.args, inputs.kwargs)
+        run_opaque(module, call.inputs.args, call.inputs.kwargs)
     except Exception as real:
-        return run_error(inputs, real, where, error_line(real))
+        return run_error(call.inputs, real, where, error_line(real))
     place = error_line(error)
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return CaptureError(
+    return TraceError(
         f"{where} does not trace{f' at {place}' if place else ''}: {text}. "
         "Its control flow depends on tensor values; capture the part that does not, or pass a torch.export program."
     )
 
 
-def _follow_training_mode(tracer: Tracer, root: nn.Module, bound: inspect.BoundArguments, inputs: Inputs) -> None:
+def _follow_training_mode(trace: _Trace, root: nn.Module) -> None:
     """A model whose Python asks for its mode is traced in train mode too; train mode need not trace."""
     try:
-        other, _ = _trace(root, bound, inputs, Mode(True))
+        other = _trace(root, trace.calls, Mode(True), announced=trace.announced).tracer
     except CaptureError:
         return
-    tracer.tape.steps[:0] = [Step(node.name, result=value) for node, value in follow_mode(tracer.graph, other.graph)]
+    tape = trace.tracer.tape
+    tape.steps[:0] = [Step(node.name, result=value) for node, value in follow_mode(trace.tracer.graph, other.graph)]
 
 
 def _graph_module(root: nn.Module, tracer: Tracer) -> fx.GraphModule:

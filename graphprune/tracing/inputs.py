@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -12,6 +14,14 @@ from torch.utils._pytree import tree_leaves
 
 from graphprune.errors import CaptureError
 from graphprune.program import Inputs
+
+
+@dataclass(frozen=True)
+class ModuleCall:
+    """A call of a module: its path in the model (empty for the model itself) and its arguments."""
+
+    path: str
+    inputs: Inputs
 
 
 def normalise_inputs(example_inputs: Any) -> Inputs:
@@ -30,13 +40,21 @@ def holds_tensor(value: Any) -> bool:
     return any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
 
 
-def bind(root: nn.Module, inputs: Inputs) -> inspect.BoundArguments:
-    """The arguments by the names of the forward's parameters. Raises CaptureError when they do not fit or hold no tensor."""
+def argument_names(module: nn.Module) -> Iterator[str]:
+    """Names of the positional arguments, without end where the forward takes any number of them."""
+    for name, parameter in inspect.signature(module.forward).parameters.items():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            yield from (f"{name}_{index}" for index in count())
+        yield name
+
+
+def check_inputs(root: nn.Module, inputs: Inputs) -> None:
+    """Raise CaptureError when the inputs hold no tensor or do not fit the model's forward."""
     if not holds_tensor((inputs.args, dict(inputs.kwargs))):
         raise CaptureError(
             "The example inputs hold no tensor. Pass a tensor, a tuple of arguments, or a dict of keyword arguments."
         )
     try:
-        return inspect.signature(root.forward).bind(*inputs.args, **inputs.kwargs)
+        inspect.signature(root.forward).bind(*inputs.args, **inputs.kwargs)
     except TypeError as error:
         raise CaptureError(f"The example inputs do not fit {type(root).__name__}.forward: {error}.") from error

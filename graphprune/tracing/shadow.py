@@ -12,6 +12,7 @@ from torch import nn
 from graphprune.tape import stand_in
 
 _INTERNAL: Final = frozenset(nn.Module().__dict__) | {"_compiled_call_impl"}
+_HOOKS: Final = tuple(key for key in nn.Module().__dict__ if "forward" in key)
 _CONTAINERS: Final = (dict, list, set, OrderedDict, defaultdict)
 
 # How a module of the shadow is called: the module, its path, and the arguments of the call.
@@ -51,6 +52,7 @@ class Shadow:
             known = self._modules[id(source)] = object.__new__(type(source))  # GraphModule.__new__ would make a new class
             state = known.__dict__
             state.update((key, value if key in _INTERNAL else self._attribute(value)) for key, value in source.__dict__.items())
+            state |= {key: state[key].copy() for key in _HOOKS}
             state["training"] = self._mode
             state["_compiled_call_impl"] = lambda *args, **kwargs: self._call(known, path, args, kwargs)
             state["_modules"] = {}

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from itertools import count
 from typing import Any, Final, NamedTuple
@@ -23,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from graphprune.resizers import module_resizer
 from graphprune.rules import tensors_in
 from graphprune.tape import Recording, Step, Tape, boundary_of, opaque_refusal, run_opaque, stand_ins
+from graphprune.tracing.inputs import ModuleCall, argument_names
 from graphprune.tracing.shadow import Shadow
 from graphprune.tracing.sizes import Origin, origin_of, shape_of
 from graphprune.tracing.source import source_line
@@ -78,11 +80,22 @@ class Tracer(TorchFunctionMode):
         """A placeholder for an argument; returns what the model gets for it."""
         return self._write(self.graph.placeholder(name), stand_ins(value))
 
-    def run(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Run the model on arguments made by :meth:`placeholder` (and others) and write its graph and tape."""
+    def run(self, call: ModuleCall, placeholders: Mapping[str, Any], *, announced: bool) -> Any:
+        """Run one module of the model (at an empty path the model itself) and write what it does; returns its result.
+
+        placeholders: what :meth:`placeholder` returned, by argument name; the call's other arguments are passed as they are.
+        announced: tell the model that it is traced, as torch.export does: libraries then leave out what looks at data.
+        """
+        module = self._shadow.root.get_submodule(call.path)
+        names = argument_names(module)
+        args = tuple(placeholders.get(name, value) for name, value in zip(names, call.inputs.args, strict=False))
+        kwargs = {name: placeholders.get(name, value) for name, value in call.inputs.kwargs.items()}
         last = next(iter(reversed(self.graph.nodes)), None)
-        with torch.no_grad(), self._recording, self:
-            result = self._run(self._shadow.root, last, args, kwargs)
+        with torch.no_grad(), _compiling(announced), self._recording, self:
+            return self._run(module, last, args, kwargs)
+
+    def finish(self, result: Any) -> None:
+        """Write the output node."""
         self._write(self.graph.output(self._output(result, "")), result)
 
     # -- functions -------------------------------------------------------------------------------------------------------
@@ -376,6 +389,16 @@ class Tracer(TorchFunctionMode):
             return {key: self._output(item, f"{where}[{key!r}]") for key, item in tree.items()}
         self.left_out.append(f"output{where} ({type(tree).__name__})")
         return None
+
+
+@contextmanager
+def _compiling(announced: bool) -> Iterator[None]:
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = announced
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
 
 
 def _key(number: Any, origin: Origin) -> Any:

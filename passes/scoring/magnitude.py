@@ -22,4 +22,4 @@ def slice_powers(context: ScoringContext, power: int) -> Iterator[tuple[Ints, Fl
         for axis, units in axes:
             others = [other for other in range(weight.dim()) if other != axis]
             sums = powers.sum(others) if others else powers
-            yield units, sums.double().numpy(force=True)
+            yield units, sums.numpy(force=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cmath import isfinite
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -82,7 +83,7 @@ def check_finite(module: torch.nn.Module) -> None:
         if parameter.is_meta:
             raise UsageError(f"Weight {name} is on the meta device and has no values to rank. Load the weights before pruning.")
         # A sum is not finite if a term is not; the exact test runs only where the sum is in doubt.
-        if not bool(torch.isfinite(parameter.detach().sum())) and not bool(torch.isfinite(parameter).all()):
+        if not isfinite(parameter.detach().sum().item()) and not bool(torch.isfinite(parameter).all()):
             raise UsageError(
                 f"Weight {name} holds NaN or infinite values, which cannot be ranked. Load a checkpoint that trained well."
             )
@@ -95,4 +96,4 @@ def latest(scores: Mapping[str, Scores]) -> Scores:
 
 def unit_order(values: Floats, groups: Groups) -> list[np.ndarray[Any, Any]]:
     """Units of each prunable group from least to most important; ties by unit id, so that every run agrees."""
-    return [group.units[np.lexsort((group.units, values[group.units]))] for group in groups.prunable]
+    return [group.units[np.argsort(values[group.units], kind="stable")] for group in groups.prunable]

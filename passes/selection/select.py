@@ -75,6 +75,7 @@ class SelectPass(Pass):
             groups,
             kept,
             policy=dict(program.policy),
+            scopes=[scope.path for scope in program.scopes],
             scores={scores.criterion: dict(scores.provenance)},
             target={target.kind: target.text for target in self.targets},
             achieved=_achieved(cost, widths, groups),
@@ -88,7 +89,9 @@ class SelectPass(Pass):
 
     def _widths(self, ranking: Ranking, groups: Groups) -> Callable[[int], Ints]:
         full = groups.widths
-        steps = np.array([self.round_to // gcd(self.round_to, _channels_per_unit(g)) for g in groups.prunable], dtype=np.int64)
+        steps = np.ones_like(full)
+        if self.round_to > 1:
+            steps = np.array([self.round_to // gcd(self.round_to, _channels_per_unit(group)) for group in groups.prunable])
 
         def widths_after(count: int) -> Ints:
             raw = ranking.widths_after(count, full)
@@ -157,6 +160,5 @@ def _keep_most_important(ranking: Ranking, widths: Ints, groups: Groups) -> Kept
 
 def _achieved(cost: CostModel, widths: Ints, groups: Groups) -> dict[str, float]:
     """Shares of the original that remain."""
-    full = groups.widths
-    shares = {kind: float(measure(widths)) / max(1.0, float(measure(full))) for kind, measure in cost.measures().items()}
-    return {kind: round(share, 6) for kind, share in shares.items()}
+    amounts = {kind: measure(np.stack([widths, groups.widths])).tolist() for kind, measure in cost.measures().items()}
+    return {kind: round(left / max(1.0, original), 6) for kind, (left, original) in amounts.items()}

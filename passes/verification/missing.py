@@ -101,6 +101,8 @@ def _dot(func: Any, a: Tensor, b: Tensor) -> Any:
 @_handles("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math", "scaled_dot_product_attention")
 def _attention(func: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **kwargs: Any) -> Any:
     kwargs.setdefault("scale", q.shape[-1] ** -0.5)
+    if kwargs.pop("enable_gqa", False):
+        k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
     if kwargs.get("attn_mask") is not None:
         kwargs["attn_mask"] = present(kwargs["attn_mask"])
     result = func(present(q), present(k), present(v), *rest, **kwargs)
@@ -108,6 +110,62 @@ def _attention(func: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **kwargs:
     gone = _absent(q, [-1]).unsqueeze(-1) | _absent(v, [-2]).unsqueeze(-2)
     first = first.masked_fill(gone, torch.nan)
     return (first, *result[1:]) if isinstance(result, tuple) else first
+
+
+@_handles("_trilinear")
+def _trilinear(func: Any, a: Tensor, b: Tensor, c: Tensor, *expanded: Any, **kwargs: Any) -> Tensor:
+    for dims, index in zip(expanded[:3], range(3), strict=True):
+        for dim in dims:
+            a, b, c = (t.unsqueeze(dim) if place == index else t for place, t in enumerate((a, b, c)))
+    product, summed = a * b * c, list(expanded[3])
+    return present(product).sum(summed).masked_fill(_absent(product, summed), torch.nan)
+
+
+@_handles("constant_pad_nd")
+def _pad(func: Any, x: Tensor, amounts: Sequence[int], value: Any = 0) -> Any:
+    """Padding of what does not exist does not exist: what is missing all along a padded axis."""
+    if not x.is_floating_point():
+        return func(x, amounts, value)
+    for pair in range(len(amounts) // 2):
+        if any(amounts[2 * pair : 2 * pair + 2]):
+            axis = x.dim() - 1 - pair
+            gone = _absent(x, [axis]).unsqueeze(axis)
+            x = func(x, [0, 0] * pair + list(amounts[2 * pair : 2 * pair + 2]), value).masked_fill(gone, torch.nan)
+    return x.clone() if not any(amounts) else x
+
+
+@_handles("im2col", "col2im", "grid_sampler_2d", "grid_sampler_3d")
+def _per_channel(func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Places outside read as zero, but not those of a channel that does not exist."""
+    result: Tensor = func(present(x), *args, **kwargs)
+    axis = x.dim() - 3 if func._schema.name == "aten::im2col" else x.dim() - 2 if func._schema.name == "aten::col2im" else 1
+    gone = _absent(x, range(axis + 1, x.dim()))
+    rows, channels = result.shape[axis], x.shape[axis]
+    gone = gone.repeat_interleave(rows // channels, -1) if rows >= channels else gone.unflatten(-1, (rows, -1)).all(-1)
+    return result.masked_fill(gone.view(*gone.shape, *[1] * (result.dim() - gone.dim())), torch.nan)
+
+
+@_handles("tril", "triu")
+def _triangle(func: Any, x: Tensor, *args: Any) -> Tensor:
+    result: Tensor = func(present(x), *args)
+    return result.masked_fill(_absent(x, [-2, -1]).unsqueeze(-1).unsqueeze(-1), torch.nan) if x.is_floating_point() else result
+
+
+# -- what puts numbers in the place of others ----------------------------------------------------------------------------
+
+
+@_handles("where", "masked_fill", "masked_fill_", "fill", "fill_", "zero_", "copy_", "nan_to_num", "fmax", "fmin")
+def _replaced(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """What does not exist is not replaced, and replaces nothing: it stays missing."""
+    floats = [t for t in args if isinstance(t, Tensor) and t.is_floating_point()]
+    missing = [t.isnan() for t in floats]  # before it is written to
+    result = func(*args, **kwargs)
+    if not result.is_floating_point():
+        return result
+    for gone in missing:
+        if gone.any():
+            result = result.masked_fill_(gone, torch.nan) if result is args[0] else result.masked_fill(gone, torch.nan)
+    return result
 
 
 # -- sums and statistics -------------------------------------------------------------------------------------------------
@@ -196,6 +254,12 @@ def _group_norm(
     return _affine(normal, *affine), mean.view(n, group), scale.view(n, group)
 
 
+@_handles("_weight_norm_interface")
+def _weight_norm(func: Any, v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+    length = present(v).square().sum([d for d in range(v.dim()) if d != dim % v.dim()], keepdim=True).sqrt()
+    return v * (g / length), length
+
+
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     x = x if weight is None else x * weight
     return x if bias is None else x + bias
@@ -210,6 +274,12 @@ def _extremum(func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     if isinstance(result, tuple):
         return (result[0].masked_fill(result[0] == worst, torch.nan), *result[1:])
     return result.masked_fill(result == worst, torch.nan) if x.is_floating_point() else result
+
+
+@_handles("logsumexp")
+def _logsumexp(func: Any, x: Tensor, dim: Any, keepdim: bool = False) -> Tensor:
+    result: Tensor = func(x.masked_fill(x.isnan(), -torch.inf), dim, keepdim)
+    return result.masked_fill(_count(x, _dims(x, dim), keepdim) == 0, torch.nan)
 
 
 @_handles("_softmax", "_log_softmax", "_safe_softmax")

@@ -108,8 +108,17 @@ def test_an_opaque_module_inside_an_opaque_module_is_named_once() -> None:
 
 
 def test_a_model_whose_own_forward_does_not_trace() -> None:
-    with pytest.raises(CaptureError, match=r"Branches.forward does not trace at .*test_tracing.py:\d+"):
-        graphprune.capture(Branches(), torch.zeros(1, 6))
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.weight if x.sum() > 0 else x
+
+    with pytest.raises(CaptureError, match=r"Bare.forward does not trace at .*test_\w+.py:\d+"):
+        graphprune.capture(Bare(), torch.zeros(1, 6))
+    assert [scope.path for scope in graphprune.capture(Branches(), torch.zeros(1, 6)).scopes] == ["inner"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,145 @@
+"""Scopes: submodules that trace, inside a whole that does not. They are pruned together, and put back where they were.
+
+A detector's forward looks at data; its backbone, its neck and the heads do not. The model runs once as it is, and what each
+scope was called with becomes its example input. All scopes make one program: a graph with the inputs of all of them and a
+tuple of their results, so that budgets, plans and proofs cover them together.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.fx.node import map_arg
+from torch.utils._pytree import tree_leaves
+
+from graphprune.errors import CaptureError
+from graphprune.graph_module import adopt
+from graphprune.program import Inputs, Scope
+from graphprune.tracing.inputs import ModuleCall
+from graphprune.twins import set_mode
+
+
+def record_calls(root: nn.Module, inputs: Inputs) -> dict[str, ModuleCall]:
+    """Run the model as it is, in eval mode, and note what each submodule is called with first, by path."""
+    calls: dict[str, ModuleCall] = {}
+
+    def noting(path: str) -> Callable[..., None]:
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.setdefault(path, ModuleCall(path, Inputs(args, kwargs)))
+
+        return note
+
+    modules = list(root.named_modules())
+    hooks = [module.register_forward_pre_hook(noting(path), with_kwargs=True) for path, module in modules if path]
+    modes = [(module, module.training) for _, module in modules]
+    try:
+        for module, _ in modes:
+            set_mode(module, False)
+        with torch.no_grad():
+            root(*inputs.args, **inputs.kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes:
+            set_mode(module, mode)
+    return calls
+
+
+def named_scopes(root: nn.Module, calls: dict[str, ModuleCall], names: Sequence[str]) -> list[ModuleCall]:
+    """The calls of the scopes that a user names. Raises CaptureError for one that does not exist or is not called."""
+    paths = {path for path, _ in root.named_modules()}
+    for name in names:
+        if name not in paths:
+            raise CaptureError(f"Scope {name!r} is no submodule of {type(root).__name__}.")
+        if name not in calls:
+            raise CaptureError(f"Scope {name!r} is not called on these example inputs.")
+        if not is_plain(calls[name].inputs):
+            raise CaptureError(f"Scope {name!r} is called with something other than tensors; name submodules of it.")
+    return [calls[name] for name in names]
+
+
+def find_scopes(root: nn.Module, calls: dict[str, ModuleCall], traces: Callable[[ModuleCall], bool]) -> list[ModuleCall]:
+    """The largest submodules with parameters that trace, from the outside in."""
+    found: list[ModuleCall] = []
+
+    def search(module: nn.Module, path: str) -> None:
+        for name, child in module.named_children():
+            inner = f"{path}.{name}" if path else name
+            if next(child.parameters(), None) is None:
+                continue
+            call = calls.get(inner)
+            if call is not None and is_plain(call.inputs) and traces(call):
+                found.append(call)
+            else:
+                search(child, inner)
+
+    search(root, "")
+    return found
+
+
+def is_plain(inputs: Inputs) -> bool:
+    """Whether nothing but tensors varies in the inputs: numbers and other objects would become part of the graph."""
+    leaves = tree_leaves((inputs.args, dict(inputs.kwargs)))
+    return any(isinstance(leaf, torch.Tensor) for leaf in leaves) and all(
+        leaf is None or isinstance(leaf, (torch.Tensor, bool, str)) for leaf in leaves
+    )
+
+
+def scope_of(root: nn.Module, call: ModuleCall, placeholders: dict[str, str]) -> Scope:
+    """What is needed to put a scope back. placeholders: names in the joint graph, by the scope's own argument names."""
+    names = list(inspect.signature(root.get_submodule(call.path).forward).parameters)
+    order = sorted(placeholders, key=lambda name: names.index(name) if name in names else len(names))
+    return Scope(call.path, tuple((name, placeholders[name]) for name in order))
+
+
+def put_back(model: nn.Module, slim: fx.GraphModule, scopes: Sequence[Scope]) -> nn.Module:
+    """A deep copy of the model with its scopes replaced by the slim ones."""
+    output = next(node for node in reversed(slim.graph.nodes) if node.op == "output")
+    memo: dict[int, Any] = {}
+    for index, scope in enumerate(scopes):
+        original = model.get_submodule(scope.path)
+        memo[id(original)] = _part(slim, scope, output.args[0][index], original)
+    return copy.deepcopy(model, memo)
+
+
+def _part(slim: fx.GraphModule, scope: Scope, result: Any, original: nn.Module) -> fx.GraphModule:
+    """One scope's graph and modules as a graph module of its own."""
+    graph, prefix = fx.Graph(), f"{scope.path}."
+    copied: dict[fx.Node, fx.Node] = {}
+    joint = {node.target: node for node in slim.graph.nodes if node.op == "placeholder"}
+    for name, placeholder in scope.arguments:
+        made = graph.placeholder(name) if placeholder else graph.placeholder(name, default_value=None)
+        if placeholder:
+            copied[joint[placeholder]] = made
+    needed = _ancestors(result)
+    for node in slim.graph.nodes:
+        writes = any(source in copied for source in node.all_input_nodes)  # into what the scope reads
+        if node.op not in ("placeholder", "output") and (node in needed or writes):
+            copied[node] = graph.node_copy(node, copied.__getitem__)
+            if node.op in ("call_module", "get_attr") and node.target.startswith(prefix):
+                copied[node].target = node.target.removeprefix(prefix)
+    graph.output(map_arg(result, copied.__getitem__))
+    module = adopt(slim.get_submodule(scope.path), graph, type(original).__name__)
+    for name, tensor in slim.named_buffers(recurse=False):
+        if any(node.op == "get_attr" and node.target == name for node in graph.nodes):
+            module.register_buffer(name, tensor, persistent=False)
+    for name, value in original.__dict__.items():
+        if name not in module.__dict__ and not isinstance(value, torch.Tensor):
+            module.__dict__[name] = value  # what the code around it may read, such as out_channels
+    return module
+
+
+def _ancestors(result: Any) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    pending = [leaf for leaf in tree_leaves(result) if isinstance(leaf, fx.Node)]
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            pending += node.all_input_nodes
+    return found
