@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 
 from graphprune.artifact import read_artifact, write_artifact
+from graphprune.collector import collector_paused
 from graphprune.cost import Costs
 from graphprune.errors import ArtifactError, PipelineError
 from graphprune.files import atomic_write, check_writable
@@ -138,7 +139,8 @@ def run_pipeline(
     steps = parse_pipeline(passes) if isinstance(passes, str) else list(passes)
     if not any(isinstance(step, RewritePass) for step in steps):
         raise PipelineError("The pipeline does not rewrite the model; add 'rewrite' after 'select'.")
-    done = PassManager(steps, observers).run(program)
+    with collector_paused():
+        done = PassManager(steps, observers).run(program)
     assert done.plan is not None
     plan = done.plan if program.plan else done.plan.model_copy(update={"pipeline": format_pipeline(steps, defaults=True)})
     return _result(done, plan, model)

@@ -23,7 +23,6 @@ from torch.utils._pytree import tree_leaves
 from graphprune.groups import Groups
 from graphprune.labels import Field, Value
 from graphprune.program import Program
-from graphprune.twins import named_tensors
 
 Floats = npt.NDArray[np.float64]
 
@@ -94,7 +93,7 @@ class CostModel:
         self.groups = groups
         self._program = program
         self._inside_shuffles = {name for shuffle in groups.trace.shuffles for name in shuffle.interior}
-        tensors = _tensors(program.module)
+        tensors = _tensors(program)
         known = groups.trace.parameters
         self._volumes = _Products(groups, [_volume(known.get(n, Value(tuple(t.shape)))) for n, t in tensors.items()])
         self._trainable = np.array([isinstance(tensor, torch.nn.Parameter) for tensor in tensors.values()], dtype=np.int64)
@@ -196,8 +195,8 @@ def _volume(value: Value) -> list[Field | int]:
     return [prod(value.shape) // prod(field.size for field in value.fields), *value.fields]
 
 
-def _tensors(module: torch.nn.Module) -> dict[str, Any]:
+def _tensors(program: Program) -> dict[str, Any]:
     """Parameters and buffers by first name, tied ones once."""
-    tensors = named_tensors(module)
+    tensors = program.tensors
     first = {id(tensor): name for name, tensor in reversed(tensors.items())}
     return {name: tensor for name, tensor in tensors.items() if first[id(tensor)] == name}

@@ -19,7 +19,6 @@ from graphprune.errors import UsageError
 from graphprune.extensions import load_extensions
 from graphprune.groups import Groups, Ints
 from graphprune.program import Program
-from graphprune.twins import named_tensors
 
 Floats = npt.NDArray[np.float64]
 
@@ -35,7 +34,7 @@ class ScoringContext:
 
     def members(self) -> Iterator[tuple[torch.nn.Parameter, list[tuple[int, Ints]]]]:
         """Every parameter with prunable units: the parameter, and for each such axis the unit of every index along it."""
-        tensors, groups = named_tensors(self.program.module), self.groups
+        tensors, groups = self.program.tensors, self.groups
         found: dict[str, list[tuple[int, Ints]]] = {}
         for name, axis, vector in groups.axes:
             if groups.shrinking[vector]:

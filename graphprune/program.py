@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
+
+from graphprune.twins import named_tensors
 
 if TYPE_CHECKING:
     from graphprune.cost import Costs
@@ -101,8 +104,16 @@ class Program:
     record: Record | None = None
     verification: Verification | None = None
 
+    @cached_property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Parameters, then buffers, by name, tied ones under each of their names."""
+        return named_tensors(self.module)
+
     def with_(self, **changes: Any) -> Program:
         """A copy with some fields replaced; another graph has another tape."""
         if "module" in changes:
             changes.setdefault("tape", None)
-        return replace(self, **changes)
+        result = replace(self, **changes)
+        if result.module is self.module and "tensors" in self.__dict__:
+            result.__dict__["tensors"] = self.tensors
+        return result

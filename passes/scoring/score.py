@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from cmath import isfinite
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
@@ -13,13 +12,12 @@ import torch
 from graphprune.analysis_manager import AnalysisView
 from graphprune.criteria import REDUCTIONS, Floats, ScoringContext, find_criterion
 from graphprune.errors import UsageError
-from graphprune.groups import Groups
+from graphprune.groups import FROZEN, Groups
 from graphprune.pass_base import Pass
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.scoring import l1, l2, random  # noqa: F401  (register the criteria)
 from graphprune.program import Program
 from graphprune.scores import Scores
-from graphprune.twins import named_tensors
 
 NORMALISATIONS: Mapping[str, Callable[[Floats], Floats]] = {
     "none": lambda x: x,
@@ -67,23 +65,29 @@ class ScorePass(Pass):
     def run(self, program: Program, analyses: AnalysisView) -> Program:
         """Attach the scores under the criterion's name. Raises UsageError for weights that are not finite."""
         score = find_criterion(self.criterion)
-        check_finite(program.module)
+        check_present(program.tensors)
         groups = analyses.get(ChannelGroups)
         values = score(ScoringContext(program, groups, self.reduction, self.seed))
+        if not np.isfinite(values[groups.group_of != FROZEN]).all():
+            check_finite(program.tensors)
         provenance = {key: str(value) for key, value in asdict(self).items()}
         result = Scores(self.criterion, normalised(values, groups, self.normalise), provenance)
         return program.with_(scores={**program.scores, self.criterion: result})
 
 
-def check_finite(module: torch.nn.Module) -> None:
-    """Raise UsageError naming the first parameter that holds NaN or infinity, or no values at all (meta device)."""
-    for name, parameter in named_tensors(module).items():
+def check_present(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise UsageError naming the first parameter that has no values (meta device)."""
+    name = next((name for name, tensor in tensors.items() if tensor.is_meta), None)
+    if name is not None:
+        raise UsageError(f"Weight {name} is on the meta device and has no values to rank. Load the weights before pruning.")
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise UsageError naming the first parameter that holds NaN or infinity."""
+    for name, parameter in tensors.items():
         if not isinstance(parameter, torch.nn.Parameter):
             continue
-        if parameter.is_meta:
-            raise UsageError(f"Weight {name} is on the meta device and has no values to rank. Load the weights before pruning.")
-        # A sum is not finite if a term is not; the exact test runs only where the sum is in doubt.
-        if not isfinite(parameter.detach().sum().item()) and not bool(torch.isfinite(parameter).all()):
+        if not bool(torch.isfinite(parameter).all()):
             raise UsageError(
                 f"Weight {name} holds NaN or infinite values, which cannot be ranked. Load a checkpoint that trained well."
             )

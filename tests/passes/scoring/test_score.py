@@ -116,7 +116,7 @@ def test_weights_that_are_not_finite_are_named(bad: float) -> None:
 def test_weights_whose_sum_overflows_are_finite() -> None:
     module = nn.Linear(4, 4)
     nn.init.constant_(module.weight, 3e38)
-    check_finite(module)
+    check_finite(dict(module.named_parameters()))
 
 
 def test_provenance_says_how_scores_were_made() -> None:
