@@ -16,7 +16,7 @@ from graphprune.graph_module import adopt
 from graphprune.program import Inputs, Program, Scope
 from graphprune.tape import Step, run_error, run_opaque
 from graphprune.tracing.inputs import ModuleCall, argument_names, check_inputs, holds_tensor, normalise_inputs
-from graphprune.tracing.scopes import find_scopes, named_scopes, record_calls, scope_of
+from graphprune.tracing.scopes import find_scopes, named_scopes, outside, record_calls, scope_of
 from graphprune.tracing.source import error_line
 from graphprune.tracing.tracer import Tracer
 from graphprune.tracing.training import Mode, follow_mode
@@ -95,7 +95,10 @@ def _whole(root: nn.Module, inputs: Inputs) -> _Trace:
 
 
 def _scoped(root: nn.Module, inputs: Inputs, names: Sequence[str]) -> _Trace:
-    return _best_trace(root, tuple(named_scopes(root, record_calls(root, inputs), names)))
+    trace = _best_trace(root, tuple(named_scopes(root, record_calls(root, inputs), names)))
+    for path, target in outside(trace.tracer.graph, names):
+        raise CaptureError(f"Scope {path!r} uses {target}, which lies outside of it; name a submodule that holds both.")
+    return trace
 
 
 def _traces(root: nn.Module, call: ModuleCall) -> bool:
@@ -103,7 +106,7 @@ def _traces(root: nn.Module, call: ModuleCall) -> bool:
         tracer = _best_trace(root, (call,)).tracer
     except CaptureError:
         return False
-    return not tracer.opaque and not tracer.left_out
+    return not tracer.opaque and not tracer.left_out and not list(outside(tracer.graph, [call.path]))
 
 
 def _best_trace(root: nn.Module, calls: tuple[ModuleCall, ...]) -> _Trace:

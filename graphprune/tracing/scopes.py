@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -88,6 +88,16 @@ def is_plain(inputs: Inputs) -> bool:
     return any(isinstance(leaf, torch.Tensor) for leaf in leaves) and all(
         leaf is None or isinstance(leaf, (torch.Tensor, bool, str)) for leaf in leaves
     )
+
+
+def outside(graph: fx.Graph, paths: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Layers and tensors that a scope uses and that do not lie in it, with the scope's path."""
+    output = next(node for node in reversed(graph.nodes) if node.op == "output")
+    for path, result in zip(paths, output.args[0], strict=True):
+        for node in _ancestors(result):
+            target = str(node.target)
+            if node.op in ("call_module", "get_attr") and "." in target and not target.startswith(f"{path}."):
+                yield path, target
 
 
 def scope_of(root: nn.Module, call: ModuleCall, placeholders: dict[str, str]) -> Scope:
