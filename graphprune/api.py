@@ -6,12 +6,13 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import fx, nn
 
 from graphprune.artifact import read_artifact, write_artifact
+from graphprune.artifact.parts import describe_parts, parts_in, with_weights_of
 from graphprune.collector import collector_paused
 from graphprune.cost import Costs
 from graphprune.errors import ArtifactError, PipelineError
@@ -28,7 +29,7 @@ from graphprune.passes.selection.target import KINDS, split_target
 from graphprune.passes.verification.verify import VerifyPass, compare
 from graphprune.pipeline_text import format_pipeline, parse_pipeline
 from graphprune.plan import Plan
-from graphprune.program import Inputs, Program
+from graphprune.program import Inputs, Program, Scope
 from graphprune.tracing import capture, normalise_inputs, put_back
 from graphprune.twins import named_tensors
 from graphprune.verification import Verification
@@ -58,7 +59,8 @@ class Report:
 class PruneResult:
     """A smaller model, the plan that made it, and what was achieved and proved.
 
-    model: the slim model. graph: the pruned graph: the model itself, or that of its scopes (see ``report.scopes``).
+    model: the slim model. graph: the pruned graph: the model itself, or that of its scopes. scopes: where these belong, empty
+    for a model that was pruned as a whole.
     """
 
     model: nn.Module
@@ -67,6 +69,7 @@ class PruneResult:
     report: Report
     inputs: Inputs = field(repr=False)
     source: str = ""
+    scopes: tuple[Scope, ...] = field(default=(), repr=False)
 
 
 def prune(
@@ -186,27 +189,29 @@ def verify(
 def save(result: PruneResult, path: str | Path) -> None:
     """Write a slim model as one safetensors file that needs neither the original code nor pickle to load.
 
-    ``.pt2`` writes an exported program instead. Atomic. Raises UsageError where the path cannot be written, and
+    Of a model that was pruned in scopes the file holds all but the code around these; :func:`load` then asks for the
+    original. ``.pt2`` writes an exported program instead. Atomic. Raises UsageError where the path cannot be written, and
     ArtifactError where the model holds something that the format cannot.
     """
-    if result.report.scopes:
-        raise ArtifactError(
-            f"The model runs code around its pruned parts ({', '.join(result.report.scopes)}), which no file of ours holds. "
-            "Save result.plan and apply it to the original with graphprune.apply_plan."
-        )
     if Path(path).suffix == ".pt2":
         _save_exported(result, Path(path))
         return
+    scopes = result.scopes
     write_artifact(
         path,
-        result.graph,
+        with_weights_of(result.model, result.graph) if scopes else result.graph,
         plan=result.plan.model_dump_json(),
         inputs=result.inputs,
-        provenance={"source": result.source, "pipeline": result.plan.pipeline},
+        provenance={"source": result.source, "pipeline": result.plan.pipeline, **describe_parts(scopes)},
     )
 
 
 def _save_exported(result: PruneResult, path: Path) -> None:
+    if result.scopes:
+        raise ArtifactError(
+            f"{path} cannot hold this model, which runs code around its pruned parts ({', '.join(result.report.scopes)}). "
+            "Write a .safetensors file, which loads into the original."
+        )
     check_writable(path)
     mode = result.model.training
     exported = torch.export.export(result.graph.eval(), result.inputs.args, dict(result.inputs.kwargs))
@@ -217,12 +222,40 @@ def _save_exported(result: PruneResult, path: Path) -> None:
         temporary.write_bytes(stream.getvalue())
 
 
-def load(path: str | Path) -> fx.GraphModule:
+@overload
+def load(path: str | Path) -> fx.GraphModule: ...
+
+
+@overload
+def load(path: str | Path, model: nn.Module) -> nn.Module: ...
+
+
+def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     """Load a slim model written by :func:`save`, without the code of the original and without pickle.
 
-    Raises ArtifactError for a file that is damaged, hostile, or no artifact.
+    model: the original, with any weights, for a file that holds pruned parts of a model: a copy of it with these parts and
+        all weights of the file is returned, and the model itself is not changed. Not used for other files.
+
+    Raises ArtifactError for a file that is damaged, hostile, no artifact, or does not go with the model.
     """
-    return read_artifact(path).module
+    artifact = read_artifact(path)
+    scopes = parts_in(artifact.provenance)
+    if not scopes:
+        return artifact.module
+    if model is None:
+        raise ArtifactError(
+            f"{path} holds parts of a model that does not trace as a whole ({', '.join(scope.path for scope in scopes)}). "
+            "Give the original, whose code runs them: graphprune.load(path, model)."
+        )
+    try:
+        whole = put_back(model, artifact.module, scopes)
+        whole.load_state_dict(artifact.module.state_dict())
+    except (AttributeError, KeyError, IndexError, RuntimeError) as error:
+        raise ArtifactError(
+            f"{path} does not go with this {type(model).__name__}, whose parts or weights have other names or shapes. "
+            f"Give the model that was pruned{f': {source}' if (source := artifact.provenance.get('source')) else ''}."
+        ) from error
+    return whole
 
 
 def _result(done: Program, plan: Plan, model: nn.Module | None) -> PruneResult:
@@ -237,4 +270,4 @@ def _result(done: Program, plan: Plan, model: nn.Module | None) -> PruneResult:
     unused = tuple(name for name in named_tensors(model) if name not in used) if model is not None and not scopes else ()
     record = done.record
     report = Report(record.before, record.after, record.widths, record.groups, done.verification, done.opaque, unused, scopes)
-    return PruneResult(slim, done.module, plan, report, done.inputs, done.source)
+    return PruneResult(slim, done.module, plan, report, done.inputs, done.source, done.scopes)

@@ -170,8 +170,11 @@ class LabelSpace:
             self.freeze(single, reason)
 
     def merge(self, fields: Iterable[Field], fixed: Iterable[int], reason: Reason) -> tuple[Field, ...]:
-        """Fields of operands that meet in one tensor, made disjoint: ties where they overlap, freezes on fixed axes."""
-        stuck = frozenset(fixed)
+        """Fields of operands that meet in one tensor, made disjoint: ties where they overlap, freezes on fixed axes.
+
+        An axis that a field gives up to agree with another is at full size from then on, and fixed for all.
+        """
+        stuck = set(fixed)
         result: list[Field] = []
         for new in fields:
             field: Field | None = new
@@ -184,7 +187,12 @@ class LabelSpace:
                     result.append(field)
                     break
                 _discard(result, other)
+                lost = varied ^ set(axes_of(other))
                 field = self._unify(field, other, reason)
+                if lost:
+                    stuck |= lost
+                    rest = [self.restrict(old, [axis for axis in axes_of(old) if axis not in lost], reason) for old in result]
+                    result = [old for old in rest if old is not None]
         return tuple(result)
 
     def _unify(self, field: Field, other: Field, reason: Reason) -> Field | None:

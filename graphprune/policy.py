@@ -21,8 +21,8 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
 class Policy:
     """Choices at sites where rectangularity leaves several.
 
-    heads: a contraction over one axis of heads x head_dim removes ``whole`` heads, or the same positions of every
-        head (``head_dim``).
+    heads: what holds or contracts one axis of heads x head_dim (a product, a norm, a table of rotations) removes ``whole``
+        heads, or the same positions of every head (``head_dim``). For both, prune with one and then with the other.
     conv_groups: a grouped convolution loses the same channels ``within`` each group, or ``whole`` groups. Depthwise
         convolutions always lose whole groups.
     norm_groups: the same for group normalisation.

@@ -164,7 +164,7 @@ def check_plan(
         for example in [inputs] if other is None else [inputs, other]:
             assert max_error(run(slim.eval(), example), run(masked, example)) < 1e-10
     if again:
-        _check_again(slim, inputs, result)
+        _check_again(slim, inputs, result, macs=macs)
     assert state_hash(model) == before, "pruning changed the original model"
     return slim
 
@@ -216,14 +216,14 @@ def _check_life(slim: fx.GraphModule, inputs: Any) -> None:
     assert not any(module.training for module in twin.modules())
 
 
-def _check_again(slim: fx.GraphModule, inputs: Any, first: graphprune.PruneResult, rounds: int = 2) -> None:
+def _check_again(slim: fx.GraphModule, inputs: Any, first: graphprune.PruneResult, *, macs: bool) -> None:
     """The slim model is a model: captured again it costs what was reported, and it can be cut again, and again."""
-    for seed in range(rounds):
+    for seed in range(2):
         found = analyse(slim, inputs)
         plan = found.random_plan(seed)
         result = graphprune.apply_plan(slim, inputs, plan, verify=False)
         assert result.report.before.parameters == first.report.after.parameters
-        assert result.report.before.macs == first.report.after.macs
+        assert not macs or result.report.before.macs == first.report.after.macs
         verdict = graphprune.verify(slim, result.model, plan, inputs)
         assert verdict.passed, f"pruning {seed + 2}: {verdict.failure}"
         assert result.report.after.parameters == sum(p.numel() for p in result.model.parameters())

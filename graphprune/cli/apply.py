@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,6 +48,7 @@ def command(
     check_format(out)
     check_outputs([out], [*request.files, plan])
     decision = Plan.load(plan)
+    request = replace(request, scopes=decision.scopes)
 
     with Output(as_json, quiet, verbose) as output:
         job = request.open(output)

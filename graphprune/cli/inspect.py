@@ -22,6 +22,7 @@ def command(
     pattern: Annotated[str | None, typer.Option(metavar="PATTERN", help="Show groups of this name only, as in 'layer1.*'.")] = None,
     graph: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the coupling graph: .dot, .graphml or .json.")] = None,
     exclude: options.Exclude = None,
+    scope: options.Scopes = None,
     policy: options.PolicyChoices = None,
     shape: options.Shape = None,
     weights: options.Weights = None,
@@ -38,7 +39,7 @@ def command(
     from graphprune.cli.loading import Request, check_outputs, parse_policy
     from graphprune.cli.survey import survey
 
-    request = Request(source, weights, trust_pickle, shape, seed)
+    request = Request(source, weights, trust_pickle, shape, seed, scopes=scope)
     choices = parse_policy(policy)
     if graph is not None:
         check_graph_format(graph)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,16 +15,21 @@ from graphprune.program import Inputs
 from graphprune.registry import unknown
 from graphprune.sources import Source, example_inputs, load_source
 
-FORMATS = (".safetensors", ".pt2")
+FORMATS = {".safetensors": "artifact", ".pt2": "exported program"}
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a command works on. source: the model. inputs: example inputs. images: to measure the accuracy on, if any."""
+    """What a command works on.
+
+    source: the model. inputs: example inputs. images: to measure the accuracy on, if any. scopes: the submodules that are to
+    be pruned, if the user named any.
+    """
 
     source: Source
     inputs: Inputs
     images: Images | None = None
+    scopes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Request:
     data: Path | None = None
     mean: str | None = None
     std: str | None = None
+    scopes: Sequence[str] | None = None
 
     def open(self, output: Output, known: Inputs | None = None) -> Job:
         """Load the model and the images. Raises UsageError for whatever is wrong with them.
@@ -52,7 +58,7 @@ class Request:
             source = load_source(self.source, weights=self.weights, trust_pickle=self.trust_pickle, seed=self.seed)
             if source.inputs is None and source.default_input is None:
                 source = replace(source, inputs=known, default_input=None if images is None else (1, *images.shape))
-            return Job(source, example_inputs(source, self.shape, seed=self.seed), images)
+            return Job(source, example_inputs(source, self.shape, seed=self.seed), images, tuple(self.scopes or ()))
 
     @property
     def files(self) -> list[Path]:
@@ -74,12 +80,12 @@ def check_outputs(outputs: Sequence[Path | None], inputs: Sequence[Path]) -> Non
             seen[path.resolve()] = "is to hold another result"
 
 
-def check_format(path: Path) -> None:
-    """Raise UsageError unless the name says which format to write."""
-    if path.suffix not in FORMATS:
-        raise UsageError(
-            f"Cannot tell the format of {path} from its name. End it in .safetensors (artifact) or .pt2 (exported program)."
-        )
+def check_format(path: Path, more: Mapping[str, str] = {}) -> None:
+    """Raise UsageError unless the name's ending says which format to write. more: endings beside those of models."""
+    formats = {**FORMATS, **more}
+    if path.suffix not in formats:
+        known = [f"{ending} ({what})" for ending, what in formats.items()]
+        raise UsageError(f"Cannot tell the format of {path} from its name. End it in {', '.join(known[:-1])} or {known[-1]}.")
 
 
 def parse_policy(choices: Sequence[str] | None) -> dict[str, str]:

@@ -38,8 +38,10 @@ Shape = Annotated[
     str | None,
     typer.Option(
         "--input",
-        metavar="SHAPE",
-        help="Example inputs, batch first: 1x3x224x224, 1x128:int64, or x:1x3x32x32,y:1x10. Default: the source's usual ones.",
+        metavar="TEXT",
+        help="Example inputs, as the forward takes them: 1x3x224x224 for a tensor, [3x320x300,3x300x280] for a list of images, "
+        "ids=1x10:int64,mask=1x10:int64:1 for keywords and integers (zeros, or what is named last). "
+        "Default: the source's usual ones.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -75,12 +77,31 @@ Out = Annotated[
         rich_help_panel=_RESULT,
     ),
 ]
+OutOrPlan = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="FILE",
+        help="Where the result goes: .safetensors (loads without code or pickle), .pt2 (torch.export), or .json (the plan alone).",
+        rich_help_panel=_RESULT,
+    ),
+]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Skip the proof against the masked original.", rich_help_panel=_RESULT)]
 
 Exclude = Annotated[
     list[str] | None,
     typer.Option(
         metavar="PATTERN", help="Parameters or modules to leave whole, as in 'layer1.*'. Repeatable.", rich_help_panel=_MODEL
+    ),
+]
+Scopes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--scope",
+        metavar="NAME",
+        help="A submodule to prune in place, instead of the whole model. Repeatable. Default: the whole, or what of it traces.",
+        rich_help_panel=_MODEL,
     ),
 ]
 PolicyChoices = Annotated[

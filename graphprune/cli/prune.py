@@ -22,7 +22,7 @@ _HOW = "How to prune"
 
 def command(
     source: options.SourceText,
-    out: options.Out,
+    out: options.OutOrPlan,
     target: Annotated[
         list[str] | None,
         typer.Option(
@@ -60,6 +60,7 @@ def command(
         float | None, typer.Option(metavar="SHARE", help="Largest share of a group that may go, as 0.8.", rich_help_panel=_HOW)
     ] = None,
     exclude: options.Exclude = None,
+    scope: options.Scopes = None,
     policy: options.PolicyChoices = None,
     pipeline: Annotated[
         str | None,
@@ -108,9 +109,9 @@ def command(
     if pipeline is not None and given:
         name = "no-verify" if "verify" in given else next(iter(given)).replace("_", "-")
         raise UsageError(f"--pipeline replaces --{name}. Leave out one of them; the pipeline takes it as an option of a pass.")
-    request = Request(source, weights, trust_pickle, shape, seed, data, mean, std)
+    request = Request(source, weights, trust_pickle, shape, seed, data, mean, std, scope)
     watching = Watching(time_passes, print_after, dump_dir)
-    check_format(out)
+    check_format(out, {".json": "plan"})
     check_outputs([out, plan], request.files)
     with Output(as_json, quiet, verbose) as output:
         job = request.open(output)
@@ -133,10 +134,10 @@ def _run(output: Output, job: Job, watching: Watching, given: dict[str, Any], pi
     import graphprune
     from graphprune.tracing import capture
 
-    model = job.source.model
+    model, scopes, text = job.source.model, job.scopes, job.source.text
     with output.task("Pruning") as task:
         observers = watching.observers(output, task)
         if pipeline is not None:
-            program = capture(model, job.inputs, source=job.source.text)
+            program = capture(model, job.inputs, scopes=scopes, source=text)
             return graphprune.run_pipeline(program, pipeline, observers=observers, model=model)
-        return graphprune.prune(model, job.inputs, seed=seed, observers=observers, source=job.source.text, **given)
+        return graphprune.prune(model, job.inputs, scopes=scopes, seed=seed, observers=observers, source=text, **given)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from torch import Tensor, nn
 
 import graphprune
 from graphprune.api import PruneResult
@@ -14,62 +17,80 @@ from graphprune.cli.loading import Job
 from graphprune.cli.output import Output
 from graphprune.cli.watching import Watching
 
+PLAN: Final = ".json"
+
 
 def finish(job: Job, make: Callable[[], PruneResult], out: Path, plan: Path | None, watching: Watching, output: Output) -> None:
     """Make, measure, save, report. Nothing is written unless everything before it went well.
 
-    job: the original. make: the pruning. out, plan: files to write.
+    job: the original. make: the pruning. out: the file of the slim model, or of the plan where it is named so. plan: a file of
+    the plan beside it.
     """
     images, original = job.images, job.source.model
     before = None if images is None else top1(original, images, output, "Accuracy of the original")
     result = make()
     after = None if images is None else top1(result.model, images, output, "Accuracy of the slim model")
     with output.task(f"Writing {out}"):
-        graphprune.save(result, out)
+        if out.suffix == PLAN:
+            result.plan.save(out)
+        else:
+            graphprune.save(result, out)
         if plan is not None:
             result.plan.save(plan)
     accuracy = None if images is None or before is None else {"before": before, "after": after, "images": len(images.y)}
-    output.data(_data(job, result, accuracy, out, plan, watching))
-    _print(result, accuracy, out, plan, output)
+    disk = None if out.suffix == PLAN else (_weights_size(original), out.stat().st_size)
+    output.data(_data(job, result, accuracy, disk, watching) | {"out": str(out), "plan": None if plan is None else str(plan)})
+    _print(job, result, accuracy, disk, output)
+    if disk is None:
+        output.say(f"Plan written to {out}. Carry it out with: graphprune apply {shlex.quote(job.source.text)} {out} -o FILE")
+    else:
+        output.say(f"Written to {out}. Load it with: {tables.load_hint(str(out), bool(result.scopes))}")
+    if plan is not None:
+        output.say(f"Plan written to {plan}.")
     watching.report(output)
 
 
+def _weights_size(model: nn.Module) -> int:
+    """Bytes of the model's state, tied tensors once: as large as a file of its weights."""
+    tensors = {id(item): item for item in model.state_dict(keep_vars=True).values() if isinstance(item, Tensor)}
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
 def _data(
-    job: Job, result: PruneResult, accuracy: dict[str, Any] | None, out: Path, plan: Path | None, watching: Watching
+    job: Job, result: PruneResult, accuracy: dict[str, Any] | None, disk: tuple[int, int] | None, watching: Watching
 ) -> dict[str, Any]:
     report = result.report
+    old, new = disk or (None, None)
     return {
         "source": job.source.text,
-        "inputs": result.inputs.describe(),
+        "inputs": job.inputs.describe(),
+        "scopes": report.scopes,
         "pipeline": result.plan.pipeline,
         "target": result.plan.target,
         "achieved": result.plan.achieved,
-        "before": tables.cost_data(report.before) | {"disk_bytes": report.before.weight_bytes},
-        "after": tables.cost_data(report.after) | {"disk_bytes": out.stat().st_size},
+        "before": tables.cost_data(report.before) | {"disk_bytes": old},
+        "after": tables.cost_data(report.after) | {"disk_bytes": new},
         "widths": report.widths,
         "opaque": report.opaque,
         "unused": report.unused,
         "verification": tables.verification_data(report.verification),
         "accuracy": accuracy,
-        "out": str(out),
-        "plan": None if plan is None else str(plan),
         "timing": watching.timing.as_dict() if watching.time_passes else None,
     }
 
 
-def _print(result: PruneResult, accuracy: dict[str, Any] | None, out: Path, plan: Path | None, output: Output) -> None:
+def _print(job: Job, result: PruneResult, accuracy: dict[str, Any] | None, disk: tuple[int, int] | None, output: Output) -> None:
     report = result.report
-    disk = (report.before.weight_bytes, out.stat().st_size)
-    output.show(tables.before_after(report.before, report.after, disk, result.inputs.describe()))
+    what = "Cost of the pruned parts" if report.scopes else "Cost"
+    output.show(tables.before_after(report.before, report.after, disk, job.inputs.describe(), what))
     if output.verbose:
         output.show(tables.widths_table(report.widths))
     if report.opaque:
         output.show(tables.notes_table("Not traced into, so left as they are", report.opaque, "module", "reason"))
+    if report.scopes:
+        output.say(tables.scopes_line(report.scopes, bool(job.scopes)))
     if report.unused:
         output.say(f"Left out, for the forward pass does not use them: {tables.listed(report.unused)}.")
     output.say(tables.verification_line(report.verification))
     if accuracy is not None:
         output.say(f"{tables.accuracy_line(accuracy)} (no fine-tuning).")
-    output.say(f"Written to {out}. Load it with: {tables.load_hint(str(out))}")
-    if plan is not None:
-        output.say(f"Plan written to {plan}.")

@@ -28,16 +28,19 @@ KERNEL_EXTENT = "the extent of a convolution kernel"
 class Survey:
     """A captured and analysed model.
 
+    outside: parameters of the model that belong to nothing that was captured.
     parameter_shares: for every prunable group, the share of the parameters that belong to its units; a weight between
         two groups counts for both. prunable_parameters, prunable_macs: shares that go when one unit of each group is left.
     """
 
+    job: Job
     program: Program
     groups: Groups
     costs: Costs
     parameter_shares: Sequence[float]
     prunable_parameters: float
     prunable_macs: float
+    outside: int
 
     @property
     def missing(self) -> Mapping[str, list[str]]:
@@ -84,20 +87,24 @@ def per_unit(group: Group) -> int:
 
 def survey(job: Job, exclude: tuple[str, ...], policy: Mapping[str, str]) -> Survey:
     """Capture and analyse. Raises CaptureError, or UsageError for constraints that do not fit."""
-    program = capture(job.source.model, job.inputs, source=job.source.text).with_(exclude=exclude, policy=dict(policy))
+    captured = capture(job.source.model, job.inputs, scopes=job.scopes, source=job.source.text)
+    program = captured.with_(exclude=exclude, policy=dict(policy))
     manager = AnalysisManager()
     groups = manager.get(program, ChannelGroups())
     cost = manager.get(program, ModelCost())
     full = groups.widths
     without = full * (1 - np.eye(full.size, dtype=np.int64))  # row i: group i gone
     total, macs = float(cost.parameters(full)), float(cost.macs(full))
+    known = {id(tensor) for tensor in program.tensors.values()}
     return Survey(
+        job,
         program,
         groups,
         cost.costs(full),
         [_gone(float(cost.parameters(row)), total) for row in without],
         _gone(float(cost.parameters(np.minimum(full, 1))), total),
         _gone(float(cost.macs(np.minimum(full, 1))), macs),
+        sum(parameter.numel() for parameter in job.source.model.parameters() if id(parameter) not in known),
     )
 
 

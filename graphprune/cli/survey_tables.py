@@ -29,7 +29,7 @@ def overview(survey: Survey, groups: Sequence[Group], verbose: bool) -> Iterator
     prunable = [g for g in groups if g.reason is None]
     if prunable:
         yield _prunable_table(survey, prunable)
-    frozen = [g for g in groups if g.reason is not None and (verbose or g.reason.text != KERNEL_EXTENT)]
+    frozen = [g for g in groups if g.reason is not None and (verbose or (g.reason.text != KERNEL_EXTENT and g.members))]
     if frozen:
         yield _frozen_table(frozen, verbose)
     extents = sum(g.reason is not None and g.reason.text == KERNEL_EXTENT for g in groups)
@@ -45,10 +45,11 @@ def _captured(survey: Survey) -> Table:
     table = Table.grid(padding=(0, 2))
     graph = survey.program.module.graph
     rows = {
-        "model": f"{type(survey.program.module).__name__ or 'model'} from {survey.program.source}",
-        "input": survey.program.inputs.describe(),
+        "model": f"{type(survey.job.source.model).__name__ or 'model'} from {survey.program.source}",
+        "input": survey.job.inputs.describe(),
+        "traced": _traced(survey),
         "graph": f"{len(graph.nodes)} nodes, {survey.groups.trace.operators} operator calls",
-        "parameters": tables.count(survey.costs.parameters),
+        "parameters": _parameters(survey),
         "MACs": f"{tables.count(survey.costs.macs)} ({tables.count(survey.costs.flops)} FLOPs)",
         "weights": tables.size(survey.costs.weight_bytes),
         "activations": f"{tables.size(survey.costs.activation_bytes)} at the peak",
@@ -56,6 +57,22 @@ def _captured(survey: Survey) -> Table:
     for name, value in rows.items():
         table.add_row(Text(name, style="bold"), Text(value))
     return table
+
+
+def _traced(survey: Survey) -> str:
+    scopes, opaque = survey.program.scopes, len(survey.program.opaque)
+    parts = ", ".join(scope.path for scope in scopes)
+    without = f", without {opaque} module{'s' if opaque > 1 else ''} in it" if opaque else ""
+    if not scopes:
+        return f"as a whole{without}"
+    return f"{'' if survey.job.scopes else 'not as a whole; '}in scopes: {parts}{without}"
+
+
+def _parameters(survey: Survey) -> str:
+    if not survey.outside:
+        return tables.count(survey.costs.parameters)
+    where = "outside the scopes" if survey.program.scopes else "not used by the forward"
+    return f"{tables.count(survey.costs.parameters)}, and {tables.count(survey.outside)} {where}"
 
 
 def _prunable_table(survey: Survey, groups: Sequence[Group]) -> Table:
@@ -113,12 +130,14 @@ def as_data(survey: Survey, groups: Sequence[Group]) -> dict[str, Any]:
     """All of it as plain data."""
     return {
         "source": survey.program.source,
-        "inputs": survey.program.inputs.describe(),
+        "inputs": survey.job.inputs.describe(),
+        "scopes": [scope.path for scope in survey.program.scopes],
         "graph_nodes": len(survey.program.module.graph.nodes),
         "operator_calls": survey.groups.trace.operators,
         "opaque": survey.program.opaque,
         "without_rule": survey.missing,
         "cost": tables.cost_data(survey.costs),
+        "parameters_outside": survey.outside,
         "prunable": {"parameters": survey.prunable_parameters, "macs": survey.prunable_macs},
         "groups": [_group_data(survey, group) for group in groups if group.reason is None],
         "frozen": [_group_data(survey, group) for group in groups if group.reason is not None],

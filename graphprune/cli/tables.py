@@ -44,15 +44,16 @@ def plain_table(*headings: str, title: str | None = None) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD, title=title and f"\n{title}", title_justify="left", title_style="bold", pad_edge=False, show_edge=False
     )
+    table.min_width = min(len(title or ""), 72)  # or the title folds at the width of a narrow table
     for heading in headings:
         number = heading.startswith("#")
         table.add_column(heading.removeprefix("#"), justify="right" if number else "left", no_wrap=number, overflow="fold")
     return table
 
 
-def before_after(before: Costs, after: Costs, disk: tuple[int, int] | None, inputs: str) -> Table:
+def before_after(before: Costs, after: Costs, disk: tuple[int, int] | None, inputs: str, what: str = "Cost") -> Table:
     """Costs of the original and the slim model, with the share that remains. disk: bytes of the two files."""
-    table = plain_table("", "#original", "#slim", "#remains", title=f"Cost at input {inputs}")
+    table = plain_table("", "#original", "#slim", "#remains", title=f"{what} at input {inputs}")
     rows = [
         ("parameters", before.parameters, after.parameters, count),
         ("MACs (multiply-accumulates)", before.macs, after.macs, count),
@@ -137,8 +138,14 @@ def listed(names: Iterable[str], shown: int = 3) -> str:
     return ", ".join(every[:shown]) + more
 
 
-def load_hint(path: str) -> str:
-    """Python that loads a slim model."""
+def scopes_line(scopes: Sequence[str], chosen: bool) -> str:
+    """Which parts of a model were pruned. chosen: by the user."""
+    pruned = f"runed in place: {', '.join(scopes)}."
+    return f"P{pruned}" if chosen else f"The model does not trace as a whole; p{pruned} (--scope NAME chooses others.)"
+
+
+def load_hint(path: str, parts: bool = False) -> str:
+    """Python that loads a slim model. parts: the file holds parts of a model, and the original has the code around them."""
     if path.endswith(".pt2"):
         return f'model = torch.export.load("{path}").module()'
-    return f'model = graphprune.load("{path}")'
+    return f'slim = graphprune.load("{path}", original)' if parts else f'model = graphprune.load("{path}")'

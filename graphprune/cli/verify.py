@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def command(
     source: options.SourceText,
-    slim: Annotated[Path, typer.Argument(metavar="OUT", help="The slim model: an artifact that graphprune wrote.")],
+    slim: Annotated[Path, typer.Argument(metavar="OUT", help="The slim model: a .safetensors file that graphprune wrote.")],
     plan: Annotated[Path | None, typer.Option(metavar="FILE", help="The plan, instead of the artifact's own.")] = None,
     trained: Annotated[
         bool,
@@ -44,13 +44,15 @@ def command(
 
     with Output(as_json, quiet, verbose) as output:
         artifact, decision = _read(slim, plan)
-        job = Request(source, weights, trust_pickle, shape, seed, data, mean, std).open(output, known=artifact.inputs)
+        known = None if decision.scopes else artifact.inputs
+        job = Request(source, weights, trust_pickle, shape, seed, data, mean, std).open(output, known)
+        model = graphprune.load(slim, job.source.model) if decision.scopes else artifact.module
         with output.task("Verifying"):
-            found = graphprune.verify(job.source.model, artifact.module, decision, job.inputs, seed=seed, weights=not trained)
+            found = graphprune.verify(job.source.model, model, decision, job.inputs, seed=seed, weights=not trained)
         accuracy: dict[str, Any] | None = None
         if job.images is not None:
             before = top1(job.source.model, job.images, output, "Accuracy of the original")
-            after = top1(artifact.module, job.images, output, "Accuracy of the slim model")
+            after = top1(model, job.images, output, "Accuracy of the slim model")
             accuracy = {"before": before, "after": after, "images": len(job.images.y)}
         output.data({"source": source, "slim": str(slim), "verification": tables.verification_data(found), "accuracy": accuracy})
         if found.passed:

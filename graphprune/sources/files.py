@@ -44,10 +44,19 @@ def from_exported(path: Path, trust_pickle: bool) -> Source:
 
 
 def from_artifact(path: Path, trust_pickle: bool) -> Source:
-    """A slim model written by graphprune; it needs neither the model's code nor pickle, so ``trust_pickle`` plays no part."""
+    """A slim model written by graphprune; it needs neither the model's code nor pickle, so ``trust_pickle`` plays no part.
+
+    Raises UsageError for a file that holds parts of a model, which are none without its code.
+    """
     from graphprune.artifact import read_artifact
+    from graphprune.artifact.parts import parts_in
 
     artifact = read_artifact(path)
+    if parts_in(artifact.provenance):
+        raise UsageError(
+            f"{path} holds pruned parts of {artifact.provenance.get('source') or 'a model'}, and no code to run them. "
+            "Put them back with graphprune.load(path, model), and prune that."
+        )
     return Source(artifact.module, str(path), None, artifact.inputs)
 
 

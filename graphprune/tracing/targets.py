@@ -46,8 +46,8 @@ def spell(func: Any, binary: bool) -> Target:
     """The node for a call as ``__torch_function__`` announces it; binary: it has two positional arguments and no others."""
     if isinstance(func, MethodWrapperType):  # the getter of a property
         return Target("call_function", getattr, attribute=getattr(func.__self__, "__name__", ""))
-    if isinstance(func, (MethodDescriptorType, WrapperDescriptorType)) or _is_tensor_method(func):
-        name = func.__name__
+    name = func.__name__ if isinstance(func, (MethodDescriptorType, WrapperDescriptorType)) else _PYTHON_METHODS.get(func)
+    if name is not None:
         if name in _SWAPPED:
             return Target("call_function", _SWAPPED[name], swapped=True)
         sign = _OPERATORS.get(name) or (_SIGNS.get(name) if binary else None)
@@ -55,8 +55,8 @@ def spell(func: Any, binary: bool) -> Target:
     return Target("call_function", func)
 
 
-def _is_tensor_method(func: Callable[..., Any]) -> bool:
-    return isinstance(func, FunctionType) and getattr(torch.Tensor, func.__name__, None) is func
+# Methods of tensors that are Python functions; some are wrapped under another name.
+_PYTHON_METHODS: Final = {method: name for name, method in vars(torch.Tensor).items() if isinstance(method, FunctionType)}
 
 
 # Functions of torch.nn.functional that restate widths of their own (head counts): their bodies are traced instead.

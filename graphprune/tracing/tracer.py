@@ -124,17 +124,16 @@ class Tracer(TorchFunctionMode):
             node_args = (node_args[0], target.attribute)
         elif target.swapped:
             node_args = (node_args[1], node_args[0])
-        node = self.graph.create_node(target.op, target.target, node_args, self._argument(kwargs))
+        node = self._node(target.op, target.target, node_args, self._argument(kwargs))
         return self._write(node, self._apart(result, (given, named)))
 
     # Data that is the same in every call is computed once, and sliced as parameters are.
 
     def _is_constant(self, func: Any, args: Any, kwargs: Any) -> bool:
-        leaves = tree_leaves((args, kwargs))
-        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        tensors = tensors_in((*args, *kwargs.values()))
         if not (tensors or func in CONSTANT_FACTORIES) or any(id(tensor) not in self._folded for tensor in tensors):
             return False
-        return not any(origin_of(leaf) is not None for leaf in leaves)
+        return all(origin_of(leaf) is None for leaf in tree_leaves((args, kwargs)))
 
     def _fold(self, func: Any, args: Any, kwargs: Any) -> Any:
         with _disable_current_modes():
@@ -144,7 +143,7 @@ class Tracer(TorchFunctionMode):
 
     def _unfold(self, tensor: torch.Tensor) -> None:
         """A constant that is written into is made anew in every call."""
-        node = self.graph.call_method("clone", (self._node_of(tensor),))
+        node = self._node("call_method", "clone", (self._node_of(tensor),))
         del self._folded[id(tensor)]
         self._write(node, tensor)
 
@@ -217,7 +216,7 @@ class Tracer(TorchFunctionMode):
             with torch._C.DisableTorchFunction():
                 given, named = self._operands(args), self._operands(kwargs)
                 result = self._apart(module._call_impl(*given, **named), (given, named))
-                node = self.graph.create_node("call_module", path, self._argument(args), self._argument(kwargs))
+                node = self._node("call_module", path, self._argument(args), self._argument(kwargs))
                 return self._write(node, result)
         except Exception:
             self.failed = path
@@ -237,7 +236,7 @@ class Tracer(TorchFunctionMode):
             text = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
             self.opaque[path] = f"{type(error).__name__}: {text}"
             self.failed = ""
-            node = self.graph.create_node("call_module", path, self._argument(args), self._argument(kwargs))
+            node = self._node("call_module", path, self._argument(args), self._argument(kwargs))
             self._write(node, result)
             step = self.tape.steps[-1]
             step.refusal, step.boundary = opaque_refusal(path, self.opaque[path]), boundary_of(module, given, named)
@@ -286,15 +285,15 @@ class Tracer(TorchFunctionMode):
         if isinstance(tree, torch.device) and id(tree) in self._devices:
             tensor = self._devices[id(tree)][1]
             key = ("device", id(tensor))
-            return self._once(key, lambda: self.graph.call_function(getattr, (self._node_of(tensor), "device")), tree)
+            return self._once(key, lambda: self._node("call_function", getattr, (self._node_of(tensor), "device")), tree)
         origin = origin_of(tree)
         return tree if origin is None else self._once(_key(tree, origin), lambda: self._expression(origin), tree)
 
     def _expression(self, origin: Origin) -> fx.Node:
         arguments = self._argument(origin.arguments)
         if origin.function == "size":
-            return self.graph.call_method("size", arguments)
-        return self.graph.call_function(origin.function, arguments)  # type: ignore[arg-type]
+            return self._node("call_method", "size", arguments)
+        return self._node("call_function", origin.function, arguments)
 
     def _node_of(self, tensor: torch.Tensor) -> fx.Node:
         """The node whose value is the tensor; parts of a structure and attributes get theirs when they are first used."""
@@ -313,7 +312,7 @@ class Tracer(TorchFunctionMode):
         held = self._held[node]
         for index in path:
             held = held[index]
-        return self._once((node, path), lambda: self.graph.call_function(operator.getitem, (parent, path[-1])), held)
+        return self._once((node, path), lambda: self._node("call_function", operator.getitem, (parent, path[-1])), held)
 
     def _attribute(self, tensor: torch.Tensor) -> str:
         name = self._names.get(id(tensor))
@@ -328,6 +327,15 @@ class Tracer(TorchFunctionMode):
         """Tell the tape the names that the captured module has for its tensors."""
         for name, tensor in tensors.items():
             self.tape.add_tensor(name, tensor, self._shadow.of(tensor))
+
+    def _node(self, op: str, target: Any, args: Any = (), kwargs: Any = None) -> fx.Node:
+        """A node at the end (given at creation, arguments are searched for symbols of other tracers, which takes longest)."""
+        node = self.graph.create_node(op, target)
+        if args:
+            node.args = args
+        if kwargs:
+            node.kwargs = kwargs
+        return node
 
     # -- what comes out of a call ----------------------------------------------------------------------------------------
 
@@ -382,7 +390,7 @@ class Tracer(TorchFunctionMode):
         if is_dataclass(tree):
             parts = {field.name: getattr(tree, field.name) for field in fields(tree)}
             given = {key: self._output(part, f"{where}.{key}") for key, part in parts.items() if part is not None}
-            node = self.graph.call_function(type(tree), (), given)
+            node = self._node("call_function", type(tree), (), given)
             self._write(node, parts)
             return node
         if isinstance(tree, Mapping):

@@ -96,6 +96,16 @@ def created(site: Site) -> None:
     _resize_sizes(site, 0, "size", site.new_shape(site.node))
 
 
+@resize_call("repeat", _ATEN.repeat.default)
+def repeat(site: Site) -> None:
+    """An axis of size 1 is repeated as often as its output is long; the others keep their number of copies."""
+    source = _input(site.node, "self")
+    lead = len(site.new_shape(site.node)) - len(site.new_shape(source))
+    old = (1,) * lead + tuple(site.new_shape(source))
+    expected = [new // max(1, size) for new, size in zip(site.new_shape(site.node), old, strict=True)]
+    _resize_sizes(site, 1, "repeats", expected)
+
+
 @resize_call("unflatten", torch.unflatten)
 def unflatten(site: Site) -> None:
     """``unflatten(x, dim, sizes)``: sizes restate the axes that dim becomes."""
@@ -160,11 +170,30 @@ def slice_(site: Site) -> None:
 
 @resize_call(operator.getitem)
 def getitem(site: Site) -> None:
-    """``x[a:b, ...]`` on a tensor: bounds count the kept indices before them."""
+    """``x[a:b, i, ...]`` on a tensor: bounds and positions count the kept indices before them."""
+    source, index = site.node.args
+    if isinstance(source, fx.Node) and site.is_tensor(source):
+        site.node.args = (source, _resized_index(site, source, index))
+
+
+@resize_call(operator.setitem)
+def setitem(site: Site) -> None:
+    """``x[a:b, i, ...] = value``: as when it is read."""
+    source, index, value = site.node.args
+    assert isinstance(source, fx.Node)
+    site.node.args = (source, _resized_index(site, source, index), value)
+
+
+@resize_call("select", torch.select, _ATEN.select.int)
+def select(site: Site) -> None:
+    """``select(x, dim, index)``: the index counts the kept ones before it."""
     node = site.node
-    source, index = node.args
-    if not isinstance(source, fx.Node) or not site.is_tensor(source):
-        return
+    source = _input(node, "input" if node.op == "call_function" else "self")
+    axis = _argument(node, 1, "dim") % len(site.old_shape(source))
+    _set(node, 2, "index", _resized_position(site, source, axis, _argument(node, 2, "index")))
+
+
+def _resized_index(site: Site, source: fx.Node, index: Any) -> Any:
     items = index if isinstance(index, tuple) else (index,)
     consumed = sum(1 for item in items if item is not None and item is not Ellipsis)
     axis = 0
@@ -174,24 +203,43 @@ def getitem(site: Site) -> None:
             axis += len(site.old_shape(source)) - consumed
         if isinstance(item, slice):
             item = _resized_slice(site, source, axis, item)
+        elif _is_position(site, item):
+            item = _resized_position(site, source, axis, item)
         result.append(item)
         axis += item is not None and item is not Ellipsis
-    node.args = (source, tuple(result) if isinstance(index, tuple) else result[0])
+    return tuple(result) if isinstance(index, tuple) else result[0]
+
+
+def _is_position(site: Site, item: Any) -> bool:
+    if isinstance(item, fx.Node):
+        return not site.is_tensor(item) and isinstance(site.evaluate_old(item), int)
+    return isinstance(item, int) and not isinstance(item, bool)
+
+
+def _resized_position(site: Site, source: fx.Node, axis: int, item: Any) -> Any:
+    kept = site.kept(source, axis)
+    if kept is None or kept.all():
+        return item
+    return (
+        site.size(item, int(kept[: int(site.evaluate_old(item)) % len(kept)].sum()))
+        if isinstance(item, fx.Node)
+        else int(kept[: item % len(kept)].sum())
+    )
 
 
 def _resized_slice(site: Site, source: fx.Node, axis: int, item: slice) -> slice:
     kept = site.kept(source, axis)
-    if kept is None or item.step not in (None, 1):
+    if kept is None or kept.all():
         return item
+    start, stop, step = slice(*map(site.evaluate_old, (item.start, item.stop, item.step))).indices(len(kept))
+    offset = start % step  # runs of ``step`` neighbours are kept whole, and one of each is taken
+    stop = start + len(range(start, stop, step)) * step - offset if step > 1 else stop
 
-    def bound(value: Any) -> Any:
-        if value is None:
-            return None
-        old = int(site.evaluate_old(value))
-        end = max(0, old + len(kept)) if old < 0 else min(old, len(kept))
-        return site.size(value, int(kept[:end].sum()))
+    def bound(value: Any, new: int) -> Any:
+        return value if value is None else site.size(value, new) if isinstance(value, fx.Node) else new
 
-    return slice(bound(item.start), bound(item.stop), item.step)
+    begin, end = int(kept[: start - offset].sum()) + offset, int(kept[:stop].sum())
+    return slice(bound(item.start, begin), bound(item.stop, end), item.step)
 
 
 @resize_call(F.pad, torch._C._nn.pad, _ATEN.pad.default, _ATEN.constant_pad_nd.default)

@@ -43,6 +43,12 @@ def linear(module: Any, site: Site) -> None:
     _set(module, out_features=outputs, in_features=inputs)
 
 
+@resize_module(nn.Bilinear)
+def bilinear(module: Any, site: Site) -> None:
+    """out_features and both in_features are the weight's."""
+    module.out_features, module.in1_features, module.in2_features = module.weight.shape
+
+
 @resize_module(nn.Embedding)
 def embedding(module: Any, site: Site) -> None:
     """embedding_dim is the weight's; the vocabulary never shrinks."""

@@ -25,7 +25,7 @@ _HANDLERS: dict[str, Handler] = {}
 
 def _handles(*operators: str) -> Callable[[Handler], Handler]:
     def register(function: Handler) -> Handler:
-        _HANDLERS.update({f"aten::{name}": function for name in operators})
+        _HANDLERS.update({name if "::" in name else f"aten::{name}": function for name in operators})
         return function
 
     return register
@@ -73,6 +73,12 @@ def _convolution(func: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *res
     return result.masked_fill(gone.view(shape), torch.nan)
 
 
+@_handles("torchvision::deform_conv2d")
+def _deformable(func: Any, x: Tensor, weight: Tensor, offset: Tensor, mask: Tensor, bias: Tensor, *rest: Any) -> Tensor:
+    result: Tensor = func(present(x), present(weight), offset, mask, present(bias), *rest)
+    return result.masked_fill(_absent(weight, range(1, weight.dim())).view(1, -1, 1, 1), torch.nan)
+
+
 @_handles("mm", "bmm")
 def _matmul(func: Any, a: Tensor, b: Tensor) -> Tensor:
     gone = _absent(a, [-1]).unsqueeze(-1) | _absent(b, [-2]).unsqueeze(-2)
@@ -101,7 +107,8 @@ def _dot(func: Any, a: Tensor, b: Tensor) -> Any:
 @_handles("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math", "scaled_dot_product_attention")
 def _attention(func: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **kwargs: Any) -> Any:
     kwargs.setdefault("scale", q.shape[-1] ** -0.5)
-    if kwargs.pop("enable_gqa", False):
+    kwargs.pop("enable_gqa", None)
+    if q.dim() > 2 and q.shape[-3] != k.shape[-3]:  # grouped queries
         k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
     if kwargs.get("attn_mask") is not None:
         kwargs["attn_mask"] = present(kwargs["attn_mask"])
@@ -154,7 +161,7 @@ def _triangle(func: Any, x: Tensor, *args: Any) -> Tensor:
 # -- what puts numbers in the place of others ----------------------------------------------------------------------------
 
 
-@_handles("where", "masked_fill", "masked_fill_", "fill", "fill_", "zero_", "copy_", "nan_to_num", "fmax", "fmin")
+@_handles("where", "masked_fill", "masked_fill_", "fill", "fill_", "zero_", "copy_", "nan_to_num", "fmax", "fmin", "index_put_")
 def _replaced(func: Any, *args: Any, **kwargs: Any) -> Any:
     """What does not exist is not replaced, and replaces nothing: it stays missing."""
     floats = [t for t in args if isinstance(t, Tensor) and t.is_floating_point()]

@@ -194,8 +194,12 @@ _FUSED: Final = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu
 
 @contextmanager
 def _taken_apart() -> Iterator[None]:
-    with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
-        yield
+    before = torch.backends.mkldnn.set_flags(_enabled=False)
+    try:
+        with torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        torch.backends.mkldnn.set_flags(_enabled=before[0])
 
 
 class _Steps(fx.Interpreter):

@@ -13,12 +13,17 @@ import numpy as np
 import pytest
 from safetensors.torch import save_file
 
-import graphprune.api  # noqa: F401  (what graphprune registers itself must be there before a page adds to it)
+import graphprune.api  # noqa: F401  (registers the criteria)
 from graphprune import criteria, resizers, rules
 from graphprune.cli import digits, main
+from graphprune.extensions import load_extensions
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+# What graphprune and installed packages register must be there before a page adds to it.
+load_extensions("graphprune.rules")
+load_extensions("graphprune.criteria")
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NO_RUN = "<!-- no-run -->"

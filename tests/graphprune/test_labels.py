@@ -157,3 +157,17 @@ def test_a_reason_says_what_and_where() -> None:
     assert str(Reason("it is data", "aten::add", "add_1", "model.py:7")) == "it is data (add_1 at model.py:7)"
     assert str(Reason("it is data", node="add_1")) == "it is data (add_1)"
     assert str(Reason("it is data")) == "it is data"
+
+
+def test_an_axis_given_up_to_agree_is_fixed_for_all() -> None:
+    """F lies on two axes, its partners on one each: to agree on the first, F gives up the second, which then cannot shrink."""
+    space = LabelSpace()
+    both = space.fresh(12).reshape(3, 4)
+    one, other = space.fresh(3).reshape(3, 1), space.fresh(4).reshape(1, 4)
+    for order in ([both, one, other], [one, other, both]):
+        why = Reason("does not fit")
+        space.freezes.clear()
+        left = space.merge(order, (), why)
+        frozen = np.concatenate([atoms for atoms, _ in space.freezes])
+        assert [axes_of(field) for field in left] == [(0,)]
+        assert set(other.ravel()) <= set(frozen)

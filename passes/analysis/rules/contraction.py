@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from math import prod
 
+import numpy as np
+
 from graphprune.labels import Field, Value, axes_of
+from graphprune.passes.analysis.rules.wide import settled
 from graphprune.rules import Call, rule
 
 
@@ -45,8 +48,9 @@ def matmul(call: Call) -> None:
     why = call.reason("multiplied with a tensor that cannot shrink")
     call.space.match(inner_left, inner_right, why)
     # Batch axes are shared; the row axis belongs to the left operand alone, the column axis to the right one.
-    fixed = {a for a in range(rank - 2) for v, fs in ((left, rows), (right, columns)) if not _varies(fs, a) and v.shape[a] > 1}
-    fields = call.space.merge([*rows, *columns], fixed, why)
+    operands = settled(call, [Value(left.shape, tuple(rows)), Value(right.shape, tuple(columns))], rank)
+    fixed = {a for a in range(rank - 2) for v in operands if a not in v.labelled and v.shape[a] > 1}
+    fields = call.space.merge([field for value in operands for field in value.fields], fixed, why)
     if len(tensors) == 3:
         bias = call.value(tensors[0])
         out = Value(call.shape(), fields)
@@ -58,6 +62,13 @@ def matmul(call: Call) -> None:
 
 def _varies(fields: list[Field], axis: int) -> bool:
     return any(field.shape[axis] > 1 for field in fields)
+
+
+def _repeated(value: Value, heads: int) -> Value:
+    """Keys or values of grouped queries, each head repeated for all of its query heads."""
+    axis, times = len(value.shape) - 3, heads // value.shape[-3]
+    fields = (np.repeat(field, times, axis) if field.shape[axis] > 1 else field for field in value.fields)
+    return Value((*value.shape[:axis], heads, *value.shape[axis + 1 :]), tuple(fields))
 
 
 @rule("mv", "dot", "vdot")
@@ -92,15 +103,21 @@ def attention(call: Call) -> None:
     why = call.reason("attended together with a tensor that cannot shrink")
     call.space.match(q_inner, k_inner, why)
     call.space.match(v_inner, None, why)
-    fields = [*q_rest, *k_rest, *v_rest]
+    heads = query.shape[-3] if rank > 2 else 1
+    operands = [Value(v.shape, tuple(fields)) for v, fields in ((query, q_rest), (key, k_rest), (value, v_rest))]
+    operands = [_repeated(v, heads) if call.arg("enable_gqa") else v for v in operands]
     mask = call.arg("attn_mask", call.arg("attn_bias"))
-    fixed = set()
     if mask is not None:
         bias = call.value(mask)
-        lead = rank - len(bias.shape)
-        fields += [f.reshape((1,) * lead + f.shape) for f in bias.fields]
-        fixed = {a + lead for a, n in enumerate(bias.shape) if n > 1 and a not in bias.labelled and a + lead < rank - 2}
-    fixed |= {rank - 2} | {a for a in range(rank - 2) if query.shape[a] > 1 and not _varies(q_rest, a)}
+        inner = len(bias.shape) - 2
+        kept = [call.space.restrict(field, [a for a in axes_of(field) if a < inner], why) for field in bias.fields]
+        operands.append(Value(bias.shape, tuple(field for field in kept if field is not None)))
+    operands = settled(call, operands, rank)
+    fields, fixed = [], {rank - 2}
+    for operand in operands:
+        lead = rank - len(operand.shape)
+        fields += [f.reshape((1,) * lead + f.shape) for f in operand.fields]
+        fixed |= {a + lead for a, n in enumerate(operand.shape[: rank - 2 - lead]) if n > 1 and a not in operand.labelled}
     merged = call.space.merge(fields, fixed, why)
     call.set(merged)
     for index in range(1, len(call.outputs)):
@@ -111,3 +128,23 @@ def attention(call: Call) -> None:
     columns = next((f for f in merged if axes_of(f)[0] == rank - 1), None)
     call.macs(area, *batch, query.shape[-1] if q_inner is None else q_inner)
     call.macs(area, *batch, value.shape[-1] if columns is None else columns)
+
+
+@rule("_trilinear")
+def trilinear(call: Call) -> None:
+    """``out = sum over sumdim of a * b * c``, each with axes of size 1 put in (``nn.Bilinear``): as a product and a sum."""
+    values = []
+    for tensor, name in zip(call.args[:3], ("expand1", "expand2", "expand3"), strict=True):
+        value, new = call.value(tensor), tuple(call.arg(name))
+        fields = tuple(np.expand_dims(field, new) for field in value.fields)
+        sizes = iter(value.shape)
+        rank = len(value.shape) + len(new)
+        values.append(Value(tuple(1 if axis in new else next(sizes) for axis in range(rank)), fields))
+    shape = np.broadcast_shapes(*(value.shape for value in values))
+    why = call.reason("multiplied with a tensor that cannot shrink")
+    product = call.space.join(settled(call, values, len(shape)), shape, why)
+    call.macs(prod(n for axis, n in enumerate(shape) if not _varies(list(product), axis)), *product)
+    summed = set(call.arg("sumdim"))
+    narrow = [call.space.restrict(f, set(axes_of(f)) - summed, why) if set(axes_of(f)) - summed else None for f in product]
+    keep = [axis for axis in range(len(shape)) if axis not in summed]
+    call.set([field.reshape([field.shape[axis] for axis in keep]) for field in narrow if field is not None])

@@ -41,6 +41,7 @@ def convolution(call: Call) -> None:
     transposed, groups = bool(call.arg("transposed", False)), int(call.arg("groups", 1))
     batch, channels = channel_labels(call, source)
     kernel_why = call.reason(KERNEL)
+    kernel = _kernel(call, kernel, 1 if transposed else 0)
     for axis in range(2, len(kernel.shape)):
         vector = kernel.vector(axis)
         if vector is not None:
@@ -67,6 +68,17 @@ def convolution(call: Call) -> None:
         call.macs(weight[0, 0].numel(), *call.volume(fields), weight.shape[1] if second is None else second)
 
 
+def _kernel(call: Call, kernel: Value, out_axis: int) -> Value:
+    """A weight that is made of one axis (a bank of flat kernels) shrinks along its outputs, or else along its inputs."""
+    why = call.reason("one axis holds several of a convolution kernel")
+    fields = []
+    for field in kernel.fields:
+        axes = axes_of(field)
+        axis = next((a for a in (out_axis, 1 - out_axis) if a in axes), axes[0])
+        fields.append(call.space.restrict(field, [axis], why) if len(axes) > 1 else field)
+    return Value(kernel.shape, tuple(field for field in fields if field is not None))
+
+
 def _grouped(call: Call, channels: Field | None, kernel: Value, groups: int, transposed: bool) -> Field | None:
     """Tie input, weight and output of a grouped convolution; returns the output's labels.
 
@@ -74,9 +86,11 @@ def _grouped(call: Call, channels: Field | None, kernel: Value, groups: int, tra
     positions of every group. A group with a single input or output (depthwise) can only go whole.
     """
     first, second = kernel.vector(0), kernel.vector(1)
-    assert first is not None, "more than one group means more than one channel"
-    per_group = first.reshape(groups, -1)
     fixed = call.reason("convolved in groups over channels that cannot shrink")
+    if first is None:
+        first = call.space.fresh(kernel.shape[0], soft=True)
+        call.space.freeze(first, fixed)
+    per_group = first.reshape(groups, -1)
     outs = kernel.shape[1] if transposed else kernel.shape[0] // groups
     ins = kernel.shape[0] // groups if transposed else kernel.shape[1]
     if ins == 1 or outs == 1 or call.choose("conv_groups") == "whole":
@@ -94,9 +108,38 @@ def _grouped(call: Call, channels: Field | None, kernel: Value, groups: int, tra
     if transposed:
         call.space.match(channels, first, fixed)
         return None if second is None else second.reshape(1, -1).repeat(groups, axis=0).reshape(-1)
-    assert second is not None
-    if channels is None:
-        call.space.freeze(second, fixed)
+    if channels is None or second is None:
+        for labels in (channels, second):
+            if labels is not None:
+                call.space.freeze(labels, fixed)
     else:
         call.space.tie(channels.reshape(groups, -1), second.reshape(1, -1))
     return first
+
+
+@rule("torchvision::deform_conv2d")
+def deformable(call: Call) -> None:
+    """A convolution whose taps lie where ``offset`` says: channels as in a convolution; offsets and their mask must stay.
+
+    Channels with offsets of their own (``offset_groups``) lose the same places in each of these groups. With several
+    groups of channels none can go: the call has no attribute that could follow.
+    """
+    inputs, weight, offset, mask, bias = call.args[:5]
+    batch, channels = channel_labels(call, call.value(inputs))
+    kernel = _kernel(call, call.value(weight), 0)
+    stays = [*batch, *call.value(offset).fields, *call.value(mask).fields]
+    stays += [field for field in kernel.fields if axes_of(field)[0] > 1]
+    first, second = kernel.vector(0), kernel.vector(1)
+    if int(call.arg("groups")) > 1:
+        stays += [labels for labels in (channels, first, second) if labels is not None]
+    else:
+        call.space.match(channels, second, call.reason("convolved over channels that cannot shrink"))
+    for field in stays:
+        call.space.freeze(field, call.reason("a deformable kernel's place, or in one of its groups"))
+    if channels is not None:
+        table = channels.reshape(int(call.arg("offset_groups")), -1)
+        call.space.tie(table, table[:1])
+    call.space.match(first, call.value(bias).vector(0), call.reason("biased by a tensor that cannot shrink"))
+    fields = [] if first is None else [along(first, 1, 4)]
+    call.set(fields)
+    call.macs(weight[0, 0].numel(), *call.volume(fields), weight.shape[1] if second is None else second)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from graphprune.labels import axes_of
+from graphprune.passes.analysis.rules.wide import settled
 from graphprune.rules import Call, rule
 
 
@@ -13,7 +13,7 @@ from graphprune.rules import Call, rule
     "log_sigmoid", "hardswish", "hardsigmoid", "hardtanh", "relu6", "copy_", "lift_fresh", "_to_copy", "to",
     "dropout", "native_dropout", "bernoulli", "bernoulli_", "nan_to_num", "_prelu_kernel", "type_as", "where",
     "masked_fill", "fill", "zero", "addcmul", "addcdiv", "lerp", "expand_as", "result_type", "_conj", "real", "round",
-    "rrelu_with_noise", "threshold", "logical_not",
+    "rrelu_with_noise", "threshold", "logical_not", "polar",
     keeps_sizes=True,
 )  # fmt: skip
 def pointwise(call: Call) -> None:
@@ -21,7 +21,8 @@ def pointwise(call: Call) -> None:
 
     In-place forms are the same rule: the written tensor is among the operands.
     """
-    fields = call.join()
+    values = settled(call, [call.value(tensor) for tensor in call.inputs()], len(call.shape()))
+    fields = call.space.join(values, call.shape(), call.reason("combined element by element with a tensor that cannot shrink"))
     for index in range(len(call.outputs)):
         call.set(fields, index)
 
@@ -37,13 +38,10 @@ def glu(call: Call) -> None:
     """``out = a * sigmoid(b)`` with a and b the halves of one axis: labels at equal positions of the halves are tied."""
     source = call.value(call.args[0])
     axis = call.arg("dim", -1) % len(source.shape)
-    why = call.reason("halved along an axis that cannot shrink alone")
     fields = []
     for field in source.fields:
         if field.shape[axis] > 1:
-            single = call.space.restrict(field, [axis], why) if len(axes_of(field)) > 1 else field
-            assert single is not None
-            first, second = np.split(single, 2, axis)
+            first, second = np.split(field, 2, axis)
             call.space.tie(first, second)
             field = first
         fields.append(field)

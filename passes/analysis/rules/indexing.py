@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from graphprune.labels import Field, axes_of
+from graphprune.labels import Field, Value, axes_of
+from graphprune.passes.analysis.rules.wide import settled
 from graphprune.rules import Call, rule
 
 
@@ -75,3 +76,32 @@ def index(call: Call) -> None:
 def _replace_axes(field: Field, indexed: list[int], lead: int, width: int) -> Field:
     rest = [size for axis, size in enumerate(field.shape) if axis not in indexed]
     return field.reshape([*rest[:lead], *[1] * width, *rest[lead:]])
+
+
+@rule("gather")
+def gather(call: Call) -> None:
+    """``out[i, j, k] = x[i, index[i, j, k], k]``: the gathered axis must stay, the others are tied to those of the index."""
+    source, index = call.value(call.args[0]), call.value(call.args[2])
+    rank, axis = len(source.shape), call.args[1] % max(1, len(source.shape))
+    why = call.reason("indexed by data")
+    cut = {axis} | {a for a in range(rank) if source.shape[a] != index.shape[a]}  # the index may be shorter than the axis
+    kept = [call.space.restrict(field, set(axes_of(field)) - cut, why) for field in source.fields]
+    shape = tuple(1 if a in cut else n for a, n in enumerate(source.shape))
+    passing = Value(shape, tuple(field for field in kept if field is not None))
+    call.set(call.space.join(settled(call, [passing, index], rank), call.shape(), why))
+
+
+@rule("index_put")
+def index_put(call: Call) -> None:
+    """``x[mask] = number`` writes element by element; any other write at places that data give freezes all."""
+    value, indices, number = call.value(call.args[0]), call.args[1], call.args[2]
+    mask = indices[0]
+    if len(indices) == 1 and mask.dtype.itemsize == 1 and number.numel() == 1:
+        chosen = call.value(mask)
+        tail = (1,) * (len(value.shape) - len(chosen.shape))
+        spread = Value(chosen.shape + tail, tuple(field.reshape(field.shape + tail) for field in chosen.fields))
+        why = call.reason("written where a mask that cannot shrink says")
+        call.set(call.space.join(settled(call, [value, spread], len(value.shape)), value.shape, why))
+    else:
+        call.freeze_inputs("written at places that data give")
+        call.set(())

@@ -54,7 +54,8 @@ def batch_norm(call: Call) -> None:
 def layer_norm(call: Call) -> None:
     """Statistics over the last axes, per-element affine: fields on those axes are tied to the affine parameters.
 
-    A field over normalised and other axes (heads x head_dim) keeps to the others: whole heads.
+    A field over normalised and other axes (heads x head_dim) keeps to the others, whole heads, or by policy ``heads`` to
+    the normalised ones.
     """
     value = call.value(call.args[0])
     rank = len(value.shape)
@@ -64,8 +65,10 @@ def layer_norm(call: Call) -> None:
     for field in value.fields:
         axes = set(axes_of(field))
         kept: Field | None = field
-        if axes & inner:
-            kept = call.space.restrict(field, axes - inner, why) if axes - inner else note_statistics(call, field, "a norm")
+        if axes & inner and axes - inner:
+            kept = call.space.restrict(field, axes - inner if call.choose("heads") == "whole" else axes & inner, why)
+        if kept is not None and set(axes_of(kept)) & inner:
+            kept = note_statistics(call, kept, "a norm")
         if kept is not None:
             fields.append(kept)
     parameters = [call.value(t) for t in list(call.inputs())[1:]]
@@ -102,3 +105,17 @@ def along_axis(call: Call) -> None:
     why = call.reason("normalised or accumulated along its axis")
     fields = [call.space.restrict(f, [a for a in axes_of(f) if a != axis], why) for f in value.fields]
     call.set([field for field in fields if field is not None])
+
+
+@rule("_weight_norm_interface")
+def weight_norm(call: Call) -> None:
+    """``out = v * g / |v|``, the norm over all axes but one: labels pass, and ``g`` is tied along that axis.
+
+    What is removed adds nothing to a norm, as when it is masked to zero.
+    """
+    direction, length = (call.value(tensor) for tensor in call.args[:2])
+    axis = call.arg("dim", 0) % len(direction.shape)
+    why = call.reason("scaled by a tensor that cannot shrink")
+    call.space.match(direction.vector(axis), length.vector(axis), why)
+    call.set(direction.fields)
+    call.set(length.fields, 1)

@@ -25,23 +25,25 @@ def _surviving(call: Call, value: Value, reduced: set[int], keepdim: bool) -> li
     return [field.reshape([field.shape[axis] for axis in keep]) for field in fields]
 
 
-def _narrow(call: Call, value: Value, reduced: set[int]) -> Value:
-    """Fields over reduced and other axes keep to the others."""
+def _narrow(call: Call, value: Value, reduced: set[int], inner: bool) -> Value:
+    """Fields over reduced and other axes keep to the others, or (``inner``) to the reduced ones."""
     why = call.reason("reduced over part of its axes")
     fields = []
     for field in value.fields:
         axes = set(axes_of(field))
         mixed = axes & reduced and axes - reduced
-        narrowed = call.space.restrict(field, axes - reduced, why) if mixed else field
+        narrowed = call.space.restrict(field, axes & reduced if inner else axes - reduced, why) if mixed else field
         assert narrowed is not None
         fields.append(narrowed)
+    if any(new is not old for new, old in zip(fields, value.fields, strict=True)):
+        call.recorder.set_value(call.args[0], fields)  # for its other readers
     return Value(value.shape, tuple(fields))
 
 
 def _reduce(call: Call, statistic: str | None) -> None:
     value = call.value(call.args[0])
     reduced = _axes(call, len(value.shape))
-    value = _narrow(call, value, reduced)
+    value = _narrow(call, value, reduced, statistic is None and call.choose("heads") == "head_dim")
     if statistic:
         for field in value.fields:
             if set(axes_of(field)) <= reduced:

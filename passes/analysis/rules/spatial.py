@@ -33,3 +33,20 @@ def per_channel(call: Call) -> None:
     for index, output in enumerate(call.outputs):
         fields: list[Field] = [*batch] if vector is None else [*batch, along(vector, axis, output.dim())]
         call.set(fields, index)
+
+
+@rule("grid_sampler_2d", "grid_sampler_3d", "grid_sampler", "_grid_sampler_2d_cpu_fallback")
+def sampled(call: Call) -> None:
+    """``out[n, c, ...]`` is read from ``x[n, c]`` at places that data give: channels pass, the places' axes must stay."""
+    batch, vector = channel_labels(call, call.value(call.args[0]))
+    why = call.reason("sampled at places")
+    for field in [*batch, *call.value(call.args[1]).fields]:
+        call.space.freeze(field, why)
+    call.set([] if vector is None else [along(vector, 1, len(call.shape()))])
+
+
+@rule("affine_grid_generator")
+def places(call: Call) -> None:
+    """Places from matrices: every element of a matrix counts."""
+    call.freeze_inputs("a matrix that places are computed with")
+    call.set(())

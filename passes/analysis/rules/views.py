@@ -8,6 +8,7 @@ import numpy as np
 
 from graphprune.labels import Field, Value, along, axes_of
 from graphprune.passes.analysis.rules.convolution import channel_labels
+from graphprune.passes.analysis.rules.wide import narrowed, settled
 from graphprune.rules import Call, rule
 
 
@@ -80,15 +81,19 @@ def expand(call: Call) -> None:
 
 @rule("repeat")
 def repeat(call: Call) -> None:
-    """``out`` is the tensor tiled: labels are tiled alike; an axis of size 1 is broadcast."""
+    """``out`` is the tensor tiled: labels are tiled alike; an axis of size 1 repeats one value, as in ``expand``."""
     source, shape = call.value(call.args[0]), call.shape()
     lead = len(shape) - len(source.shape)
+    sizes = (1,) * lead + source.shape
     fields = []
     for field in source.fields:
         field = field.reshape((1,) * lead + field.shape)
-        varied = axes_of(field)
-        reps = [shape[a] // (source.shape[a - lead] if a >= lead else 1) if a in varied else 1 for a in range(len(shape))]
-        fields.append(np.tile(field, reps))
+        fields.append(
+            np.tile(field, [n // old if varied > 1 else 1 for n, old, varied in zip(shape, sizes, field.shape, strict=True)])
+        )
+    for axis, (new, old) in enumerate(zip(shape, sizes, strict=True)):
+        if new > 1 and old == 1:
+            fields.append(along(call.space.fresh(new, soft=True), axis, len(shape)))
     call.set(fields)
 
 
@@ -101,19 +106,26 @@ def _without(call: Call, fields: Sequence[Field], axis: int, text: str) -> list[
 
 @rule("slice", "narrow")
 def slice_(call: Call) -> None:
-    """``out = x[start:end:step]`` on one axis: the labels in that range. A step other than 1 is not a range: frozen."""
+    """``out = x[start:end:step]`` on one axis: the labels in that range.
+
+    With a step, runs of ``step`` neighbours go together: what is kept is then found with the same step.
+    """
     source = call.value(call.args[0])
     axis = call.arg("dim", 0) % len(source.shape)
     if call.func._schema.name == "aten::narrow":
         start, end, step = call.args[2], call.args[2] + call.args[3], 1
     else:
         start, end, step = call.arg("start"), call.arg("end"), call.arg("step", 1)
-    if step != 1 or (call.open_bounds and tuple(source.shape) != call.shape()):
-        why = "sliced with a step" if step != 1 else "sliced to a size that varies between calls"
-        call.set(_without(call, source.fields, axis, why))
+    if call.open_bounds and tuple(source.shape) != call.shape():
+        call.set(_without(call, source.fields, axis, "sliced to a size that varies between calls"))
         return
+    if step != 1:
+        for field in source.fields:
+            if field.shape[axis] > 1:
+                first = np.arange(field.shape[axis]) // step * step
+                call.space.tie(field, field.take(first, axis))
     window = [slice(None)] * len(source.shape)
-    window[axis] = slice(start, end)
+    window[axis] = slice(start, end, step)
     call.set([_cut(field, window, axis) for field in source.fields])
 
 
@@ -137,15 +149,21 @@ def split(call: Call) -> None:
 
 @rule("select")
 def select(call: Call) -> None:
-    """``out = x[i]`` on one axis: the position must stay what it is, so the axis does."""
+    """``out = x[i]`` on one axis: what stands at that position must stay, and is found by counting what is kept before it."""
     source = call.value(call.args[0])
     axis, index = call.args[1] % len(source.shape), call.args[2]
-    fields = [f.take([index], a) if f.shape[a := axis] > 1 else f for f in source.fields]
     why = call.reason("indexed by position")
+    fields = []
     for field in source.fields:
-        if field.shape[axis] > 1:
-            call.space.restrict(field, [a for a in axes_of(field) if a != axis], why)
-    call.set([f.squeeze(axis) for f in fields if len(axes_of(f))])
+        if field.shape[axis] == 1:
+            fields.append(field)
+        elif len(axes_of(field)) == 1:
+            call.space.freeze(field if call.open_bounds else field.take([index], axis), why)
+        else:
+            rest = call.space.restrict(field, [a for a in axes_of(field) if a != axis], why)
+            assert rest is not None
+            fields.append(rest)
+    call.set([field.squeeze(axis) for field in fields])
 
 
 @rule("unbind")
@@ -165,28 +183,37 @@ def cat(call: Call) -> None:
     rank = len(call.shape())
     axis = call.arg("dim", 0) % rank
     fixed_part = call.reason("concatenated beside a tensor that cannot shrink")
-    values = [call.value(t) for t in tensors]
+    values = [_narrowed_at(call, call.value(t), axis) for t in tensors]
+    others = _other_axes(call, values, axis)
     if not any(value.on(axis) is not None for value in values):
-        call.set(_other_axes(call, values, axis))
+        call.set(others)
         return
     parts = []
     for value in values:
         field = value.on(axis)
-        if field is not None:
-            field = call.space.restrict(field, [axis], fixed_part)
         if field is None:
             atoms = call.space.fresh(value.shape[axis], soft=True)
             call.space.freeze(atoms, fixed_part)
             field = along(atoms, axis, rank)
         parts.append(field)
-    call.set([np.concatenate(parts, axis), *_other_axes(call, values, axis)])
+    call.set([np.concatenate(parts, axis), *others])
+
+
+def _narrowed_at(call: Call, value: Value, axis: int) -> Value:
+    """A part whose field along the axis varies along no other."""
+    wide = value.on(axis)
+    if wide is None or len(axes_of(wide)) == 1:
+        return value
+    fields = [narrowed(call, field, [axis]) if field is wide else field for field in value.fields]
+    return Value(value.shape, tuple(field for field in fields if field is not None))
 
 
 def _other_axes(call: Call, values: Sequence[Value], axis: int) -> tuple[Field, ...]:
     why = call.reason("concatenated beside a tensor that cannot shrink")
-    fields = [field for value in values for field in value.fields if field.shape[axis] == 1]
-    fixed = {a for v in values for a, size in enumerate(v.shape) if a != axis and size > 1 and a not in v.labelled}
-    return call.space.merge(fields, fixed, why)
+    off = [Value(v.shape, tuple(field for field in v.fields if field.shape[axis] == 1)) for v in values]
+    off = settled(call, off, len(call.shape()))
+    fixed = {a for v in off for a, size in enumerate(v.shape) if a != axis and size > 1 and a not in v.labelled}
+    return call.space.merge([field for value in off for field in value.fields], fixed, why)
 
 
 @rule("stack")
@@ -195,8 +222,31 @@ def stack(call: Call) -> None:
     axis = call.arg("dim", 0) % len(call.shape())
     values = [call.value(t) for t in call.args[0]]
     why = call.reason("stacked beside a tensor that cannot shrink")
-    fields = call.space.join(values, values[0].shape, why)
+    fields = call.space.join(settled(call, values, len(values[0].shape)), values[0].shape, why)
     call.set([np.expand_dims(field, axis) for field in fields])
+
+
+@rule("view_as_complex")
+def view_as_complex(call: Call) -> None:
+    """The last axis, of real and imaginary part, becomes one complex number: both parts go together."""
+    source = call.value(call.args[0])
+    call.set([field.squeeze(-1) for field in _without(call, source.fields, len(source.shape) - 1, "the parts of complex numbers")])
+
+
+@rule("view_as_real")
+def view_as_real(call: Call) -> None:
+    """A new last axis of real and imaginary part."""
+    call.set([np.expand_dims(field, -1) for field in call.value(call.args[0]).fields])
+
+
+@rule("tril", "triu")
+def triangle(call: Call) -> None:
+    """One triangle of the last two axes is zeroed by position, so these must stay."""
+    source = call.value(call.args[0])
+    fields = list(source.fields)
+    for axis in (len(source.shape) - 2, len(source.shape) - 1):
+        fields = _without(call, fields, axis, "zeroed by position")
+    call.set(fields)
 
 
 @rule("flip")
@@ -291,3 +341,37 @@ def _pad_field(call: Call, field: Field, before: list[int], after: list[int]) ->
             parts.append(along(call.space.fresh(after[axis], soft=True), axis, rank))
         field = np.concatenate(parts, axis)
     return field
+
+
+@rule("im2col")
+def unfold(call: Call) -> None:
+    """``out[n, c K + k, l] = x[n, c, place l shifted by k]``: each label is repeated for the K places of the kernel."""
+    source = call.value(call.args[0])
+    axis = len(source.shape) - 3
+    batch, vector = channel_labels(call, source, axis)
+    fields = [field.squeeze(-1) for field in batch]
+    if vector is not None:
+        fields.append(along(np.repeat(vector, call.shape()[axis] // vector.size), axis, axis + 2))
+    call.set(fields)
+
+
+@rule("col2im")
+def fold(call: Call) -> None:
+    """The reverse of ``im2col``, places added up: the K rows of an output channel are one unit."""
+    source = call.value(call.args[0])
+    axis = len(source.shape) - 2
+    batch, vector = channel_labels(call, source, axis)
+    fields = [np.expand_dims(field, -1) for field in batch]
+    if vector is not None:
+        table = vector.reshape(call.shape()[axis], -1)
+        call.space.tie(table, table[:, :1])
+        fields.append(along(table[:, 0], axis, axis + 3))
+    call.set(fields)
+
+
+@rule("unfold")
+def windows(call: Call) -> None:
+    """Windows that slide along one axis, put on a new last one: the axis must stay, others pass."""
+    source = call.value(call.args[0])
+    fields = _without(call, source.fields, call.args[1] % max(1, len(source.shape)), "cut into windows")
+    call.set([np.expand_dims(field, -1) for field in fields])

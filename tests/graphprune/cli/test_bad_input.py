@@ -117,6 +117,7 @@ def test_target_out_of_reach_exits_1_and_says_how_far_it_goes(refused: Refused) 
         (("--pipeline", "score,rewrite", "--criterion", "l1"), "--pipeline replaces --criterion"),
         (("--pipeline", "score,rewrite", "--no-verify"), "--pipeline replaces --no-verify"),
         (("--print-after", "scoer"), "'scoer'"),
+        (("--scope", "nowhere"), "'nowhere' is no submodule of SmallCNN"),
         (("--seed", "x"), "--seed"),
         (("--nonsense",), "--nonsense"),
     ],
@@ -151,7 +152,7 @@ def test_pickled_model_needs_trust(refused: Refused, folder: Path) -> None:
     ("out", "told"),
     [
         ("nowhere/slim.safetensors", "the folder nowhere does not exist"),
-        ("slim.onnx", ".safetensors (artifact) or .pt2"),
+        ("slim.onnx", ".safetensors (artifact), .pt2 (exported program) or .json (plan)"),
         ("weights.safetensors", "is an input of this command"),
         ("a_folder.pt2", "it is a folder"),
     ],
@@ -245,6 +246,10 @@ def test_plan_that_does_not_fit_is_refused(refused: Refused, folder: Path, text:
     (folder / "plan.json").write_text(text)
     message = refused("apply", SOURCE, "plan.json", "--input", "1x1x8x8", "-o", "slim.safetensors")
     assert "plan" in message
+
+
+def test_apply_writes_models_only(refused: Refused) -> None:
+    assert ".safetensors (artifact) or .pt2" in refused("apply", SOURCE, "plan.json", "--input", "1x1x8x8", "-o", "slim.json")
 
 
 def test_a_factory_that_fails_is_told_with_its_own_error(refused: Refused, folder: Path) -> None:

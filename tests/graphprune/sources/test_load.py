@@ -202,7 +202,7 @@ def test_exported_program_with_a_hostile_pickle_runs_nothing(tmp_path: Path) -> 
 
 def test_artifact_is_read_through_the_artifact_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module, inputs = nn.Linear(2, 2), Inputs((torch.zeros(1, 2),))
-    read = SimpleNamespace(read_artifact=lambda path: SimpleNamespace(module=module, inputs=inputs))
+    read = SimpleNamespace(read_artifact=lambda path: SimpleNamespace(module=module, inputs=inputs, provenance={}))
     monkeypatch.setitem(sys.modules, "graphprune.artifact", read)
     (tmp_path / "slim.safetensors").write_bytes(b"")
     source = load_source(str(tmp_path / "slim.safetensors"))

@@ -206,10 +206,10 @@ def test_scopes_that_cannot_be(model: Detector, name: str, message: str) -> None
         graphprune.capture(model, X, scopes=[name])
 
 
-def test_a_scoped_result_is_no_artifact(model: Detector, tmp_path: Path) -> None:
+def test_a_scoped_result_is_no_exported_program(model: Detector, tmp_path: Path) -> None:
     result = graphprune.prune(model, X, target="channels=50%")
     with pytest.raises(ArtifactError, match="backbone, head"):
-        graphprune.save(result, tmp_path / "slim.safetensors")
+        graphprune.save(result, tmp_path / "slim.pt2")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -212,3 +212,67 @@ def test_a_number_that_meets_a_missing_one_shows() -> None:
     assert made[C].isnan().any()
     with pytest.raises(AssertionError):
         agree(torch.add, [(drawn(6), {0: C}), (drawn(6), {0: [0, 2, 4]})], {0: C})
+
+
+def test_products_of_three() -> None:
+    kept = [{1: C}, {0: OUT, 1: C, 2: [1, 4]}, {1: [1, 4]}]
+    operands = [(drawn(2, 6), kept[0]), (drawn(4, 6, 5), kept[1]), (drawn(2, 5), kept[2])]
+    agree(lambda x, w, y: F.bilinear(x, y, w), operands, {1: OUT})
+
+
+def test_grouped_queries_share_keys() -> None:
+    """Query heads 2 and 3 stay, with the key head that they share."""
+    q, k = (drawn(1, 4, 5, 3), {1: [2, 3]}), (drawn(1, 2, 5, 3), {1: [1]})
+    agree(
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, enable_gqa=True), [q, k, (drawn(1, 2, 5, 3), {1: [1]})], {1: [2, 3]}
+    )
+
+
+def test_patches_and_their_sum() -> None:
+    """Padding of a channel that does not exist does not exist."""
+    agree(lambda x: F.unfold(x, 2, padding=1), [(drawn(2, 3, 4, 4), {1: [0, 2]})], {1: [0, 1, 2, 3, 8, 9, 10, 11]})
+    agree(lambda x: F.fold(x, (5, 5), 2, stride=3, padding=0), [(drawn(2, 8, 4), {1: [4, 5, 6, 7]})], {1: [1]})
+
+
+def test_samples_outside_of_a_picture() -> None:
+    grid = drawn(2, 3, 3, 2) * 2
+    agree(lambda x: F.grid_sample(x, grid, align_corners=False), [(drawn(2, 4, 5, 5), {1: OUT})], {1: OUT})
+
+
+@pytest.mark.parametrize("function", [torch.tril, torch.triu])
+def test_triangles(function: Callable[[Tensor], Tensor]) -> None:
+    agree(function, [(drawn(4, 3, 3), {0: OUT})], {0: OUT})
+
+
+MASK = torch.tensor([True, False, True])
+REPLACED: dict[str, Callable[[Tensor], Any]] = {
+    "where": lambda x: torch.where(x > 0, x, 0.5),
+    "masked_fill": lambda x: x.masked_fill(MASK, 0.0),
+    "masked_fill_": lambda x: x.clone().masked_fill_(MASK, 0.0),
+    "fill_": lambda x: x.clone().fill_(2.0),
+    "zero_": lambda x: x.clone().zero_(),
+    "copy_": lambda x: x.clone().copy_(torch.ones(3, dtype=x.dtype)),
+    "nan_to_num": lambda x: x.nan_to_num(),
+    "fmax": lambda x: torch.fmax(x, torch.zeros(3, dtype=x.dtype)),
+    "write by a mask": lambda x: x.clone().masked_fill(torch.zeros_like(x).bool(), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", REPLACED)
+def test_what_does_not_exist_is_not_replaced(name: str) -> None:
+    agree(REPLACED[name], [(drawn(4, 3), {0: OUT})], {0: OUT})
+
+
+def test_what_does_not_exist_replaces_nothing() -> None:
+    agree(lambda x, y: torch.where(MASK, x, y), [(drawn(4, 3), {0: OUT}), (drawn(4, 3), {0: OUT})], {0: OUT})
+
+
+def test_normalised_weights() -> None:
+    direction, length = (drawn(4, 6, 3), {0: OUT, 1: C}), (drawn(4, 1, 1), {0: OUT})
+    agree(lambda v, g: torch._weight_norm(v, g, 0), [direction, length], {0: OUT, 1: C})
+
+
+@pytest.mark.parametrize("keepdim", [True, False])
+def test_logarithm_of_summed_exponentials(keepdim: bool) -> None:
+    agree(lambda x: x.logsumexp(1, keepdim), [(drawn(3, 6), {1: C})], {})
+    agree(lambda x: x.logsumexp(1, keepdim), [(drawn(4, 6), {0: OUT})], {0: OUT})

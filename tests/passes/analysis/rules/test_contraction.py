@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.passes.analysis.rules.observing import Seen, observe
@@ -121,3 +122,29 @@ def test_an_attention_bias_of_data_per_head_freezes_the_heads() -> None:
     assert seen.frozen >= {atom for name in "qkv" for atom in seen.atoms(name, 1)}
     free = observe(function, x=torch.randn(1, 1, 5, 5), **tensors)
     assert not free.frozen & set(free.atoms("q", 1))
+
+
+def test_a_bilinear_product_ties_each_operand_to_its_axis_of_the_weight() -> None:
+    """``out[n, o] = sum_ij x[n, i] w[o, i, j] y[n, j]``."""
+    given = {"p": torch.randn(2, 3), "q": torch.randn(2, 4), "w": torch.randn(5, 3, 4)}
+    seen = observe(lambda p, q, w: F.bilinear(p, q, w), **given)
+    pairs = [(("p", 1), ("w", 1)), (("q", 1), ("w", 2)), (("p", 0), ("q", 0))]
+    wanted = {frozenset(pair) for one, other in pairs for pair in zip(seen.atoms(*one), seen.atoms(*other), strict=True)}
+    assert seen.classes == wanted and not seen.frozen
+    assert seen.result_atoms(1) == seen.atoms("w", 0) and seen.macs() == 2 * 3 * 4 * 5
+
+
+def test_products_of_heads_by_positions() -> None:
+    """Keys times values: two axes of positions, which stay apart by policy ``head_dim``; by default heads are shared."""
+    given = {"k": torch.randn(6), "v": torch.randn(8)}
+
+    def function(k: Tensor, v: Tensor) -> Tensor:
+        return torch.bmm(k.view(2, 3, 1), v.view(2, 1, 4))
+
+    seen = observe(function, **given)
+    k, v = seen.atoms("k", 0), seen.atoms("v", 0)
+    assert seen.classes == {frozenset([*k[h * 3 : h * 3 + 3], *v[h * 4 : h * 4 + 4]]) for h in range(2)}
+    seen = observe(function, policy={"heads": "head_dim"}, **given)
+    k, v = seen.atoms("k", 0), seen.atoms("v", 0)
+    assert seen.classes == {frozenset(k[i::3]) for i in range(3)} | {frozenset(v[i::4]) for i in range(4)}
+    assert not seen.frozen

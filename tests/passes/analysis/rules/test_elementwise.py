@@ -93,11 +93,35 @@ def test_in_place_addition_changes_what_the_tensor_is() -> None:
     assert seen.classes == coupled(seen, "a", "b")
 
 
-def test_heads_and_channels_meet_where_they_overlap() -> None:
-    """A field over heads x dim meets a vector over dim: the same positions of all heads go together."""
-    seen = observe(lambda a, b: a.view(3, 4) + b, a=torch.randn(12), b=torch.randn(4))
+def test_heads_meet_positions() -> None:
+    """A field over heads x dim meets a vector over dim: heads go whole and the vector stays, or all go by positions."""
+    given = {"a": torch.randn(12), "b": torch.randn(4)}
+    seen = observe(lambda a, b: a.view(3, 4) + b, **given)
     a, b = seen.atoms("a", 0), seen.atoms("b", 0)
+    assert seen.classes == {frozenset(a[head * 4 : head * 4 + 4]) for head in range(3)}
+    assert seen.frozen == set(b)
+    seen = observe(lambda a, b: a.view(3, 4) + b, policy={"heads": "head_dim"}, **given)
     assert seen.classes == {frozenset([*a[position::4], b[position]]) for position in range(4)}
+    assert not seen.frozen
+
+
+@pytest.mark.parametrize("heads", ["whole", "head_dim"])
+def test_heads_meet_heads(heads: str) -> None:
+    seen = observe(lambda a, b: a.view(3, 4) * b, policy={"heads": heads}, a=torch.randn(12), b=torch.randn(3, 1))
+    a, b = seen.atoms("a", 0), seen.atoms("b", 0)
+    if heads == "whole":
+        assert seen.classes == {frozenset([*a[head * 4 : head * 4 + 4], b[head]]) for head in range(3)}
+        assert not seen.frozen
+    else:
+        assert seen.classes == {frozenset(a[position::4]) for position in range(4)}
+        assert seen.frozen == set(b)
+
+
+@pytest.mark.parametrize("heads", ["whole", "head_dim"])
+def test_heads_meet_axes_of_their_own(heads: str) -> None:
+    """What has the axes of heads and of positions apart can lose along one only, for the other operand can."""
+    seen = observe(lambda a, b: a.view(3, 4) + b, policy={"heads": heads}, a=torch.randn(12), b=torch.randn(3, 4))
+    assert seen.frozen == set(seen.atoms("b", 1 if heads == "whole" else 0))
 
 
 def test_a_field_that_spans_a_fixed_axis_keeps_to_the_others() -> None:

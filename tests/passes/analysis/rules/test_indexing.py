@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from tests.passes.analysis.rules.observing import observe
 
@@ -66,3 +67,32 @@ def test_an_index_that_repeats_or_omits_is_no_permutation(index: list[int]) -> N
 def test_a_permutation_given_by_the_caller_is_data() -> None:
     seen = observe(lambda x, t: torch.index_select(t, 0, x), x=torch.tensor([2, 0, 3, 1]), t=torch.randn(4, 3))
     assert seen.frozen == set(seen.atoms("t", 0))
+
+
+def test_a_gathered_axis_stays_and_the_others_go_with_the_index() -> None:
+    """An index that is repeated over an axis shrinks with it; one that holds data there fixes it."""
+    seen = observe(lambda x, t: t.gather(1, x.expand(3, 2, 5)), x=torch.zeros(3, 2, 1, dtype=torch.long), t=torch.randn(3, 4, 5))
+    assert seen.frozen >= set(seen.atoms("t", 1)) | set(seen.atoms("t", 0)) and not seen.frozen & set(seen.atoms("t", 2))
+    assert seen.result_atoms(1) is None and seen.tied((seen.result_atoms(2) or [])[3], seen.atoms("t", 2)[3])
+    seen = observe(lambda x, t: t.gather(1, x), x=torch.zeros(3, 2, 5, dtype=torch.long), t=torch.randn(3, 4, 5))
+    assert seen.frozen == {atom for axis in range(3) for atom in seen.atoms("t", axis)}
+    seen = observe(lambda x, t: t.gather(1, x), x=torch.zeros(3, 2, 4, dtype=torch.long), t=torch.randn(3, 4, 5))
+    assert seen.frozen >= set(seen.atoms("t", 2)), "an index that is shorter names the first of an axis by position"
+
+
+def _masked(t: Tensor, mask: Tensor, number: float = 0.5) -> Tensor:
+    t = t.clone()
+    t[mask] = number
+    return t
+
+
+def test_writing_by_a_mask_is_element_by_element() -> None:
+    seen = observe(lambda x, t: _masked(t, x), x=torch.ones(3, dtype=torch.bool), t=torch.randn(3, 4))
+    assert seen.frozen == set(seen.atoms("t", 0)) and seen.result_atoms(1) == seen.atoms("t", 1)
+    seen = observe(lambda x, t: _masked(t, x.view(3, 1).repeat(1, 4)), x=torch.ones(3, dtype=torch.bool), t=torch.randn(3, 4))
+    assert seen.frozen == set(seen.atoms("t", 0)) and seen.tied((seen.result_atoms(1) or [])[2], seen.atoms("t", 1)[2])
+
+
+def test_writing_at_places_freezes() -> None:
+    seen = observe(lambda x, t: _masked(t, x), x=torch.tensor([1, 0]), t=torch.randn(3, 4))
+    assert seen.frozen == {*seen.atoms("t", 0), *seen.atoms("t", 1)}

@@ -108,3 +108,23 @@ def test_softmax_and_running_sums_fix_their_axis(function: Callable[[Tensor], Te
     seen = observe(lambda t: function(t), t=torch.randn(3, 4))
     assert seen.frozen == set(seen.atoms("t", 1)) and seen.result_atoms(0) == seen.atoms("t", 0)
     assert seen.result_atoms(1) is None
+
+
+def test_weight_norm_ties_lengths_to_directions() -> None:
+    seen = observe(lambda v, g: torch._weight_norm(v, g, 0), v=torch.randn(4, 3, 2), g=torch.rand(4, 1, 1))
+    assert seen.classes == {frozenset(pair) for pair in zip(seen.atoms("v", 0), seen.atoms("g", 0), strict=True)}
+    assert [seen.result_atoms(axis) for axis in range(3)] == [seen.atoms("v", axis) for axis in range(3)]
+    assert not seen.frozen and not seen.statistics
+
+
+def test_a_norm_over_positions_of_heads_by_policy() -> None:
+    """By default heads go whole and no statistic changes; by ``head_dim`` the norm is over the positions that are kept."""
+    given = {"t": torch.randn(12), "w": torch.rand(4)}
+    seen = observe(lambda t, w: F.layer_norm(t.view(3, 4), (4,), w), **given)
+    atoms = seen.atoms("t", 0)
+    assert seen.classes == {frozenset(atoms[h * 4 : h * 4 + 4]) for h in range(3)}
+    assert seen.frozen == set(seen.atoms("w", 0)) and not seen.statistics
+    seen = observe(lambda t, w: F.layer_norm(t.view(3, 4), (4,), w), policy={"heads": "head_dim"}, **given)
+    atoms, weight = seen.atoms("t", 0), seen.atoms("w", 0)
+    assert seen.classes == {frozenset([*atoms[i::4], weight[i]]) for i in range(4)}
+    assert not seen.frozen and seen.statistics

@@ -54,3 +54,9 @@ def test_without_a_batch_the_channels_come_first(function: Callable[[Tensor], An
     seen = observe(lambda t: function(t), t=torch.randn(3, 4, 4))
     assert seen.result_atoms(0) == seen.atoms("t", 0)
     assert seen.frozen == set(seen.atoms("t", 1) + seen.atoms("t", 2))
+
+
+def test_sampling_passes_channels_and_fixes_places() -> None:
+    seen = observe(lambda t, g: F.grid_sample(t, g, align_corners=False), t=torch.randn(2, 3, 4, 4), g=torch.rand(2, 5, 5, 2))
+    assert seen.result_atoms(1) == seen.atoms("t", 1) and not seen.frozen & set(seen.atoms("t", 1))
+    assert seen.frozen >= {atom for axis in range(4) for atom in seen.atoms("g", axis)} | set(seen.atoms("t", 2))

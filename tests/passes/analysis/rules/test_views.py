@@ -99,10 +99,21 @@ def test_stack_ties_its_parts() -> None:
     assert seen.result_atoms(1) is None and not seen.frozen
 
 
-@pytest.mark.parametrize("function", [lambda t: t[:, 2], lambda t: torch.select(t, -1, 2), lambda t: t.unbind(1)])
-def test_an_axis_taken_by_position_is_frozen_and_the_other_is_not(function: Callable[[Tensor], Any]) -> None:
+POSITIONS: dict[str, tuple[Callable[[Tensor], Any], set[int]]] = {
+    "index": (lambda t: t[:, 2], {2}),
+    "from the end": (lambda t: t[:, -1], {3}),
+    "select": (lambda t: torch.select(t, -1, 2), {2}),
+    "two": (lambda t: t[:, 0] + t[:, 3], {0, 3}),
+    "all": (lambda t: t.unbind(1), {0, 1, 2, 3}),
+    "computed": (lambda t: t[:, t.shape[1] - 1], {3}),
+}
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_what_is_taken_by_position_is_frozen_and_nothing_else(name: str) -> None:
+    function, positions = POSITIONS[name]
     seen = observe(lambda t: function(t), t=torch.randn(3, 4))
-    assert seen.frozen == set(seen.atoms("t", 1))
+    assert seen.frozen == {atom for place, atom in enumerate(seen.atoms("t", 1)) if place in positions}
     assert all(seen.result_atoms(0, index) == seen.atoms("t", 0) for index in range(len(seen.results)))
 
 
@@ -121,9 +132,57 @@ def test_a_roll_fixes_its_axes(shifts: Any, axes: Any) -> None:
     assert seen.frozen == {atom for axis in rolled for atom in seen.atoms("t", axis)}
 
 
-def test_a_step_is_no_range() -> None:
-    seen = observe(lambda t: t[::2], t=torch.randn(6, 5))
-    assert seen.frozen == set(seen.atoms("t", 0)) and seen.result_atoms(1) == seen.atoms("t", 1)
+def test_a_position_that_varies_between_calls_freezes_its_axis() -> None:
+    seen = observe(lambda x, t: t[x.shape[0] - 1], x=torch.randn(3), t=torch.randn(4, 5))
+    assert seen.frozen == set(seen.atoms("t", 0)) and seen.result_atoms(0) == seen.atoms("t", 1)
+
+
+@pytest.mark.parametrize("start", [0, 1, 5])
+def test_neighbours_go_together_where_a_step_takes_one_of_them(start: int) -> None:
+    seen = observe(lambda t: t[start::2], t=torch.randn(7, 5))
+    atoms = seen.atoms("t", 0)
+    assert seen.classes == {frozenset(atoms[i : i + 2]) for i in (0, 2, 4)}
+    assert seen.frozen == (set(atoms[4:6]) if start == 5 else set())  # the only one left
+    assert start == 5 or seen.tied(atoms[start], (seen.result_atoms(0) or [])[0])
+
+
+def test_a_step_whose_bounds_vary_between_calls_freezes_its_axis() -> None:
+    seen = observe(lambda x, t: t[: x.shape[0] : 2], x=torch.randn(3), t=torch.randn(6, 5))
+    assert seen.frozen == set(seen.atoms("t", 0))
+
+
+def test_complex_numbers_have_both_their_parts() -> None:
+    seen = observe(lambda t: torch.view_as_real(torch.view_as_complex(t.view(3, 4, 2))), t=torch.randn(24))
+    atoms = seen.atoms("t", 0)
+    assert seen.classes == {frozenset(atoms[i : i + 2]) for i in range(0, 24, 2)} and not seen.frozen
+
+
+@pytest.mark.parametrize("function", [torch.tril, torch.triu])
+def test_a_triangle_fixes_its_axes(function: Callable[[Tensor], Tensor]) -> None:
+    seen = observe(lambda t: function(t), t=torch.randn(2, 3, 4))
+    assert seen.frozen == {*seen.atoms("t", 1), *seen.atoms("t", 2)} and seen.result_atoms(0) == seen.atoms("t", 0)
+
+
+def test_unfolding_repeats_a_channel_for_each_place_and_folding_takes_it_back() -> None:
+    seen = observe(lambda t: F.unfold(t, 3, padding=1), t=torch.randn(2, 4, 5, 5))
+    assert seen.result_atoms(1) == [atom for atom in seen.atoms("t", 1) for _ in range(9)]
+    assert seen.frozen == {*seen.atoms("t", 2), *seen.atoms("t", 3)}
+    seen = observe(lambda t: F.fold(t, (5, 5), 3, padding=1), t=torch.randn(2, 18, 25))
+    atoms = seen.atoms("t", 1)
+    assert seen.classes == {frozenset(atoms[:9]), frozenset(atoms[9:])} and seen.result_atoms(1) == [atoms[0], atoms[9]]
+
+
+@pytest.mark.parametrize("heads", ["whole", "head_dim"])
+def test_heads_concatenated_along_their_positions(heads: str) -> None:
+    """By whole heads, both parts keep their positions; by positions, the parts have positions of their own."""
+    policy = {"heads": heads}
+    seen = observe(lambda a, b: torch.cat([a.view(3, 4), b.view(3, 2)], 1), policy=policy, a=torch.randn(12), b=torch.randn(6))
+    a, b = seen.atoms("a", 0), seen.atoms("b", 0)
+    if heads == "whole":
+        assert seen.classes == {frozenset([*a[h * 4 : h * 4 + 4], *b[h * 2 : h * 2 + 2]]) for h in range(3)}
+    else:
+        assert seen.classes == {frozenset(a[i::4]) for i in range(4)} | {frozenset(b[i::2]) for i in range(2)}
+    assert not seen.frozen & {*a, *b}
 
 
 @pytest.mark.parametrize("function", [lambda t: t[2:3], lambda t: t.split([1, 5])[0], lambda t: t.narrow(0, 5, 1)])

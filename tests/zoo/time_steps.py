@@ -1,0 +1,152 @@
+"""Structures of recurrences, scans and layers over tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.zoo.case import Case, case, conv, image, net, vector
+
+
+def _recurrent(layer: nn.Module, width: int, hidden: bool = False) -> nn.Module:
+    def forward(self: Any, x: Tensor) -> Any:
+        y, state = self.layer(F.relu(self.a(x)))
+        last = (state[0] if isinstance(state, tuple) else state)[-1]
+        return self.head(y) + (self.side(last).unsqueeze(1) if hidden else 0)
+
+    parts = {"side": nn.Linear(6, 2)} if hidden else {}
+    return net(forward, a=nn.Linear(5, 7), layer=layer, head=nn.Linear(width, 2), **parts)
+
+
+@case
+def long_short_term_memory() -> Case:
+    """Unit i of the state is in the four gates, in the recurrent inputs and in what follows."""
+    model = _recurrent(nn.LSTM(7, 6, batch_first=True), 6)
+    return Case(model, vector(3, 5), {"a": 7, "layer.weight_ih_l0": 6}, macs=False)
+
+
+@case
+def layers_of_memory_in_both_directions() -> Case:
+    """The states of all layers and directions are one tensor, so they have one width."""
+    model = _recurrent(nn.LSTM(7, 6, num_layers=2, bidirectional=True, batch_first=True), 12)
+    return Case(model, vector(3, 5), {"a": 7, "layer.weight_ih_l0": 6}, macs=False)
+
+
+@case
+def memory_with_projection() -> Case:
+    """``proj_size``: the cell and the output have widths of their own (torch refuses equal ones)."""
+    model = _recurrent(nn.LSTM(7, 24, proj_size=2, batch_first=True), 2)
+    return Case(model, vector(3, 5), {"a": 7, "layer.weight_hh_l0": 2, "layer.weight_ih_l0": 24}, macs=False)
+
+
+@case
+def gated_recurrence() -> Case:
+    model = _recurrent(nn.GRU(7, 6, num_layers=2, batch_first=True), 6, hidden=True)
+    return Case(model, vector(3, 5), {"a": 7, "layer.weight_ih_l0": 6}, macs=False)
+
+
+@case
+def plain_recurrence() -> Case:
+    model = _recurrent(nn.RNN(7, 6, nonlinearity="relu", bidirectional=True, batch_first=True), 12)
+    return Case(model, vector(3, 5), {"a": 7, "layer.weight_ih_l0": 6}, macs=False)
+
+
+@case
+def cell_in_a_loop() -> Case:
+    def forward(self: Any, x: Tensor) -> Any:
+        h = c = torch.zeros(x.shape[0], 6, dtype=x.dtype)
+        for step in x.unbind(1):
+            h, c = self.cell(step, (h, c))
+        return self.head(h)
+
+    return Case(net(forward, cell=nn.LSTMCell(5, 6), head=nn.Linear(6, 2)), vector(3, 5), {"cell.weight_ih": 6}, macs=False)
+
+
+@case
+def convolutional_memory() -> Case:
+    """ConvLSTM: one convolution makes four gates of input and state."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        h = c = torch.zeros(x.shape[0], 4, *x.shape[3:], dtype=x.dtype)
+        for t in range(x.shape[1]):
+            i, f, o, g = torch.split(self.gates(torch.cat([x[:, t], h], dim=1)), 4, dim=1)
+            c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+            h = torch.sigmoid(o) * torch.tanh(c)
+        return self.head(h)
+
+    return Case(net(forward, gates=conv(7, 16), head=conv(4, 2)), vector(3, 3, 6, 6), {"gates": 4})
+
+
+@case
+def selective_scan() -> Case:
+    """Mamba: the state of each channel is a vector; step sizes and the state's inputs and outputs depend on the data."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        n = x.shape[1]
+        x, z = self.inner(x).chunk(2, dim=-1)
+        x = F.silu(self.conv(x.transpose(1, 2))[..., :n]).transpose(1, 2)
+        delta, b, c = self.select(x).split([2, 3, 3], dim=-1)
+        delta = F.softplus(self.delta(delta))
+        a = -torch.exp(self.a_log)
+        decay = torch.exp(delta.unsqueeze(-1) * a)
+        inputs = delta.unsqueeze(-1) * b.unsqueeze(2) * x.unsqueeze(-1)
+        state = torch.zeros_like(inputs[:, 0])
+        outputs = []
+        for t in range(n):
+            state = decay[:, t] * state + inputs[:, t]
+            outputs.append(torch.einsum("bdn,bn->bd", state, c[:, t]))
+        y = torch.stack(outputs, dim=1) + x * self.d
+        return self.out(y * F.silu(z))
+
+    model = net(
+        forward,
+        inner=nn.Linear(5, 12),
+        conv=nn.Conv1d(6, 6, 3, padding=2, groups=6),
+        select=nn.Linear(6, 8, bias=False),
+        delta=nn.Linear(2, 6),
+        a_log=nn.Parameter(torch.randn(6, 3)),
+        d=nn.Parameter(torch.randn(6)),
+        out=nn.Linear(6, 2),
+    )
+    return Case(model, vector(4, 5), {"inner": 6, "select": 2, "select#2": 3}, macs=False)
+
+
+@case
+def accumulated_over_time() -> Case:
+    """A cumulative sum over tokens, and a convolution over them."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        y = self.a(x).cumsum(dim=1)
+        y = self.mix(y.transpose(1, 2)).transpose(1, 2)
+        return self.b(F.relu(y))
+
+    return Case(
+        net(forward, a=nn.Linear(5, 6), mix=nn.Conv1d(6, 4, 3, padding=1), b=nn.Linear(4, 2)), vector(4, 5), {"a": 6, "mix": 4}
+    )
+
+
+@case
+def mixer() -> Case:
+    """MLP-Mixer: layers over the tokens, whose number is fixed, and over the channels."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = x + self.t2(F.gelu(self.t1(self.n1(x).transpose(1, 2)))).transpose(1, 2)
+        x = x + self.c2(F.gelu(self.c1(self.n2(x))))
+        return self.head(x.mean(dim=1))
+
+    model = net(
+        forward,
+        patches=nn.Conv2d(3, 6, 4, 4),
+        n1=nn.LayerNorm(6),
+        t1=nn.Linear(4, 7),
+        t2=nn.Linear(7, 4),
+        n2=nn.LayerNorm(6),
+        c1=nn.Linear(6, 8),
+        c2=nn.Linear(8, 6),
+        head=nn.Linear(6, 3),
+    )
+    return Case(model, image(), {"patches": 6, "t1": 7, "c1": 8})
