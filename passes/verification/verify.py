@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from graphprune.analysis_manager import AnalysisView
@@ -41,7 +42,8 @@ def compare(
         return found
     # An ill-conditioned model exceeds the tolerance by rounding alone; twice the digits tell that from an error.
     try:
-        exact = _compare(original, slim, plan, inputs, seed, torch.float64)
+        with _InDouble():
+            exact = _compare(original, slim, plan, inputs, seed, torch.float64)
     except Exception:  # a model that insists on its dtype
         return found
     return exact if exact.passed else found
@@ -63,6 +65,16 @@ def _compare(
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         comparison.run()
     return Verification(comparison.worst, tolerance, comparison.compared, randomised, comparison.failure)
+
+
+class _InDouble(TorchDispatchMode):
+    """Within this mode nothing is rounded to float32: norms and softmaxes of half-precision models are spelled with casts."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("dtype") in TOLERANCE:
+            kwargs["dtype"] = torch.float64
+        return func(*args, **kwargs)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -176,7 +188,7 @@ def _present(reference: Tensor, like: Tensor) -> Tensor | None:
 
     Channels are missing whole, so one line along an axis tells which; where that does not fit, all elements are looked at.
     """
-    if reference.dim() == like.dim():
+    if reference.dim() == like.dim() and reference.numel():
         result = reference
         for axis, (full, kept) in enumerate(zip(reference.shape, like.shape, strict=True)):
             if full != kept:
