@@ -5,7 +5,8 @@ Each record is one module: ``path``, ``class``, ``training``, ``attributes``, ``
 record with ``path`` and ``same_as``. Children follow their parents.
 
 No constructor runs on the way back: a module is made blank and gets its attributes as they were.
-Containers of the user's own classes become plain modules, since the graph never calls them.
+Containers of the user's own classes become plain modules, since the graph never calls them; a module that gives its input back in
+eval mode (stochastic depth) becomes ``nn.Identity``.
 """
 
 from __future__ import annotations
@@ -80,7 +81,9 @@ def _encode(path: str, module: nn.Module, runs: bool, table: TensorTable) -> dic
     name = type(module).__name__
     known = targets.modules().get(name) is type(module)
     if runs and not known:
-        raise ArtifactError("its class is not one of torch.nn and the graph calls it")
+        if not _passes_on(module):
+            raise ArtifactError("its class is not one of torch.nn and the graph calls it")
+        return {"path": path, "class": "Identity", "training": module.training, "attributes": {}, "parameters": {}, "buffers": {}}
     prefix = f"{path}." if path else ""
     return {
         "path": path,
@@ -93,6 +96,22 @@ def _encode(path: str, module: nn.Module, runs: bool, table: TensorTable) -> dic
             for key, item in module._buffers.items()
         },
     }
+
+
+def _passes_on(module: nn.Module) -> bool:
+    """Whether a module has no tensors and gives its input back in eval mode: what stochastic depth of any library does.
+
+    Its code is not stored, so that training goes on without it.
+    """
+    if module._parameters or module._buffers or module._modules:
+        return False
+    mode, given = module.training, torch.rand(2, 3)
+    try:
+        return module.eval()(given) is given
+    except Exception:  # whatever it needs, it is more than its input
+        return False
+    finally:
+        module.train(mode)
 
 
 def _encode_attributes(module: nn.Module) -> dict[str, Any]:

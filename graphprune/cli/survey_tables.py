@@ -29,6 +29,7 @@ def overview(survey: Survey, groups: Sequence[Group], verbose: bool) -> Iterator
     prunable = [g for g in groups if g.reason is None]
     if prunable:
         yield _prunable_table(survey, prunable)
+        yield from _statistics(prunable)
     frozen = [g for g in groups if g.reason is not None and (verbose or (g.reason.text != KERNEL_EXTENT and g.members))]
     if frozen:
         yield _frozen_table(frozen, verbose)
@@ -61,11 +62,10 @@ def _captured(survey: Survey) -> Table:
 
 def _traced(survey: Survey) -> str:
     scopes, opaque = survey.program.scopes, len(survey.program.opaque)
-    parts = ", ".join(scope.path for scope in scopes)
-    without = f", without {opaque} module{'s' if opaque > 1 else ''} in it" if opaque else ""
-    if not scopes:
-        return f"as a whole{without}"
-    return f"{'' if survey.job.scopes else 'not as a whole; '}in scopes: {parts}{without}"
+    how = "as a whole"
+    if scopes:
+        how = f"{'' if survey.job.scopes else 'not as a whole; '}in scopes: {', '.join(scope.path for scope in scopes)}"
+    return f"{how}, but for {opaque} module{'s' if opaque > 1 else ''} (below)" if opaque else how
 
 
 def _parameters(survey: Survey) -> str:
@@ -76,14 +76,22 @@ def _parameters(survey: Survey) -> str:
 
 
 def _prunable_table(survey: Survey, groups: Sequence[Group]) -> Table:
-    noted = any(group.statistics for group in groups)
-    headings = ("group", "#units", "#channels\nper unit", "#members", "#share of\nparameters", *(("note",) if noted else ()))
+    headings = ("group", "#units", "#channels\nper unit", "#members", "#share of\nparameters")
     table = tables.plain_table(*headings, title="Prunable groups")
     for group in groups:
         share = f"{survey.parameter_shares[group.index]:.1%}"
-        note = [group.statistics.text if group.statistics else ""] if noted else []
-        table.add_row(tables.folded(group.name), str(group.size), str(per_unit(group)), str(len(group.members)), share, *note)
+        table.add_row(tables.folded(group.name), str(group.size), str(per_unit(group)), str(len(group.members)), share)
     return table
+
+
+def _statistics(groups: Sequence[Group]) -> Iterator[Text]:
+    """What is computed over channels that can go, a line for each kind."""
+    together: dict[str, list[str]] = defaultdict(list)
+    for group in groups:
+        if group.statistics is not None:
+            together[group.statistics.text].append(group.name)
+    for text, names in together.items():
+        yield Text(f"{text[:1].upper()}{text[1:]}, taken over the kept ones once pruned, in: {tables.listed(names)}.")
 
 
 def _frozen_table(groups: Sequence[Group], verbose: bool) -> Table:

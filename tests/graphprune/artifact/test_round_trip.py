@@ -281,3 +281,24 @@ def test_parts_that_are_code_are_refused_by_name_and_the_old_file_stays(tmp_path
 def test_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="does not exist"):
         write_artifact(tmp_path / "gone" / "a.safetensors", capture_model(nn.Linear(4, 4), torch.zeros(1, 4)))
+
+
+def test_stochastic_depth_of_another_library_is_stored_as_it_is_in_eval_mode(tmp_path: Path) -> None:
+    class DropPath(nn.Module):
+        def __init__(self, scaled: bool) -> None:
+            super().__init__()
+            self.rate, self.scaled = 0.5, scaled
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not self.training:
+                return x * 0.5 if self.scaled else x
+            return x * torch.empty(x.shape[0], 1).bernoulli_(self.rate)
+
+    model = nn.Sequential(nn.Linear(4, 6), DropPath(False), nn.Linear(6, 2))
+    x = torch.rand(8, 4)
+    module = capture_model(model, x)
+    assert isinstance(module.get_submodule("1"), DropPath) and not torch.equal(module.train()(x), module(x))
+    loaded = round_trip(module.eval(), tmp_path / "a.safetensors").module
+    assert isinstance(loaded.get_submodule("1"), nn.Identity) and torch.equal(loaded(x), module(x))
+    with pytest.raises(ArtifactError, match=r"the module 1 \(DropPath\) cannot be stored"):
+        round_trip(capture_model(nn.Sequential(nn.Linear(4, 6), DropPath(True)), x), tmp_path / "b.safetensors")
