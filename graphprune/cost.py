@@ -62,7 +62,7 @@ class _Products:
         depth = max(map(len, places), default=0)
         # Index -1 reads the 1.0 that evaluate() appends.
         padded = [vectors + [-1] * (depth - len(vectors)) for vectors in places]
-        self._places = np.array(padded, dtype=np.int64).reshape(-1, depth)
+        self._places = np.array(padded, dtype=np.int64).reshape(len(padded), depth)
 
     def evaluate(self, widths: npt.ArrayLike) -> Floats:
         """Values for widths of shape (..., groups); result has shape (..., products)."""

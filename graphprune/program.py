@@ -38,7 +38,9 @@ class Inputs:
 def _describe(item: Any) -> str:
     if isinstance(item, torch.Tensor):
         return f"{str(item.dtype).removeprefix('torch.')}[{'x'.join(map(str, item.shape))}]"
-    return type(item).__name__
+    if isinstance(item, (list, tuple)):
+        return f"[{', '.join(map(_describe, item))}]"
+    return str(item) if item is None or isinstance(item, (bool, int, float, str)) else type(item).__name__
 
 
 def placeholder_values(graph: fx.Graph, inputs: Inputs) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import Final
 import torch
 
 _ELSEWHERE: Final = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parent.parent}{os.sep}", "<")
-_ENTRY: Final = (str(Path(__file__).with_name("tracer.py")), "run")
+_ENTRIES: Final = {(str(Path(__file__).with_name("tracer.py")), name) for name in ("run", "placeholder", "finish")}
 
 
 def source_line() -> str:
@@ -21,7 +21,7 @@ def source_line() -> str:
         code = frame.f_code
         if not code.co_filename.startswith(_ELSEWHERE):
             return f"{code.co_filename}:{frame.f_lineno}"
-        if (code.co_filename, code.co_name) == _ENTRY:
+        if (code.co_filename, code.co_name) in _ENTRIES:
             return ""  # beyond is whoever called us, not the model
         frame = frame.f_back
     return ""

@@ -42,7 +42,7 @@ def compare(
         return found
     # An ill-conditioned model exceeds the tolerance by rounding alone; twice the digits tell that from an error.
     try:
-        with _InDouble():
+        with _InDouble():  # type: ignore[no-untyped-call]
             exact = _compare(original, slim, plan, inputs, seed, torch.float64)
     except Exception:  # a model that insists on its dtype
         return found

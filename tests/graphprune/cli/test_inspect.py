@@ -57,12 +57,21 @@ def test_frozen_groups_come_with_the_reason_and_kernel_extents_are_folded(cli: C
 def test_what_does_not_trace_is_named_with_the_reason(cli: Cli, folder: Path) -> None:
     (folder / "opaque_net.py").write_text(OPAQUE)
     ran = cli("inspect", "opaque_net:Net", "--input", "1x8")
-    assert "Not traced into" in ran.out and "odd" in ran.out
+    assert "as a whole, but for 1 module (below)" in ran.out and "Not traced into" in ran.out and "odd" in ran.out
     data = cli("inspect", "opaque_net:Net", "--input", "1x8", "--json").data
     assert set(data["opaque"]) == {"odd"}
     frozen = {group["name"]: group["reason"] for group in data["frozen"]}
     assert "module odd does not trace" in frozen["second"]["text"] and frozen["second"]["node"] == "odd"
     assert [group["name"] for group in data["groups"]] == ["first"]
+
+
+def test_statistics_over_channels_that_can_go_are_told(cli: Cli, folder: Path) -> None:
+    (folder / "normed.py").write_text(
+        "from torch import nn\ndef net():\n    return nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))\n"
+    )
+    ran = cli("inspect", "normed:net", "--input", "1x4")
+    assert "A norm over prunable channels, taken over the kept ones once pruned, in: 0." in ran.out.replace("\n", " ")
+    assert "taken over" not in cli("inspect", "normed:net", "--input", "1x4", "--policy", "statistics=freeze").out
 
 
 def test_why_explains_the_groups_of_one_layer(cli: Cli) -> None:

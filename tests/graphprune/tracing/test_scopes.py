@@ -112,7 +112,7 @@ def test_named_scopes_leave_the_rest_alone(model: Detector) -> None:
     result = graphprune.prune(model, X, target="channels=50%", scopes=["head"])
     assert result.report.scopes == ("head",)
     assert all(name.startswith("head.") for name in result.plan.kept)
-    assert torch.equal(result.model.get_submodule("backbone.stem").weight, model.backbone.stem.weight)
+    assert torch.equal(result.model.get_parameter("backbone.stem.weight"), model.backbone.stem.weight)
 
 
 def test_a_scope_of_a_model_that_traces(model: Detector) -> None:
@@ -141,7 +141,7 @@ def test_optional_and_keyword_arguments_of_a_scope() -> None:
             self.head = Head()
 
         def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
-            y = self.head(x, scale=scale) if scale is not None else self.head(x, None)
+            y: Tensor = self.head(x, scale=scale) if scale is not None else self.head(x, None)
             return y[y > 0]
 
     model, x = Whole().double().eval(), torch.randn(1, 6, 4, 4, dtype=torch.float64)
@@ -167,7 +167,8 @@ def test_a_call_with_more_than_tensors_is_searched_inside() -> None:
             self.sized = Sized()
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.sized(x, 4 if x.sum() > 0 else 5)
+            y: Tensor = self.sized(x, 4 if x.sum() > 0 else 5)
+            return y
 
     x = torch.randn(1, 6, 8, 8, dtype=torch.float64)
     program = graphprune.capture(Whole().double().eval(), x)
