@@ -93,7 +93,7 @@ def analyse(model: nn.Module, inputs: Any, row: Row) -> None:
     with row.stage("capture"):
         program = graphprune.capture(model, inputs)
     opaque = {name: reason[:200] for name, reason in program.opaque.items()}
-    row.add(opaque=opaque, scopes=list(getattr(program, "scopes", ())))
+    row.add(opaque=opaque, scopes=[scope.path for scope in program.scopes])
     manager = AnalysisManager()
     with row.stage("analysis"):
         groups = manager.get(program, ChannelGroups())

@@ -207,10 +207,7 @@ def test_embedding_module() -> None:
 def test_a_layer_that_no_resizer_knows_is_taken_apart(layer: nn.Module, sizes: dict[str, int]) -> None:
     def forward(self: Any, x: Tensor) -> Any:
         y = self.a(x)
-        if isinstance(self.layer, nn.MultiheadAttention):
-            z = self.layer(y, y, y)[0]
-        else:
-            z = self.layer(y)[0]
+        z = self.layer(y, y, y)[0] if isinstance(self.layer, nn.MultiheadAttention) else self.layer(y)[0]
         return self.head(F.relu(self.b(z)))
 
     width = 16 if getattr(layer, "bidirectional", False) else 8
