@@ -8,7 +8,7 @@ often as they like: it holds all that they need to know of torch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -84,6 +84,15 @@ def stand_in(tensor: torch.Tensor) -> torch.Tensor:
 def stand_ins(tree: Any) -> Any:
     """A structure with every tensor on the meta device."""
     return tree_map(lambda leaf: leaf if not isinstance(leaf, torch.Tensor) or leaf.is_meta else stand_in(leaf), tree)
+
+
+def plain_containers(tree: Any) -> Any:
+    """A model's result with plain containers in place of its own classes, in which tensors would not be found."""
+    if is_dataclass(tree):
+        return {part.name: plain_containers(getattr(tree, part.name)) for part in fields(tree)}
+    if isinstance(tree, Mapping):
+        return {key: plain_containers(item) for key, item in tree.items()}
+    return [plain_containers(item) for item in tree] if isinstance(tree, (tuple, list)) else tree
 
 
 class Recording(TorchDispatchMode):
@@ -170,7 +179,7 @@ class _Runner:
                 step = Step(node.name, [], result, refusal, boundary_of(self.modules[str(node.target)], args, kwargs))
             else:
                 result = self._execute(node, given)
-                step = Step(node.name, self.recording.take(), result)
+                step = Step(node.name, self.recording.take(), plain_containers(result) if node.op == "output" else result)
         except Exception as error:
             raise run_error(self.program.inputs, error, describe(node), node.meta.get("source", "")) from error
         self.results[node] = step.result
@@ -213,17 +222,30 @@ def boundary_of(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> tupl
 
 
 def run_opaque(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Any:
-    """Results of a module that is not analysed, as stand-ins: it runs as it is, on zeros, for it may look at data."""
+    """Results of a module that is not analysed, as stand-ins: it runs as it is, for it may look at data.
 
-    def zeros(item: Any) -> Any:
-        return torch.zeros(item.shape, dtype=item.dtype) if isinstance(item, torch.Tensor) else item
+    The data are zeros, or ones where these will not do (as lengths).
+    """
 
     with torch._C.DisableTorchFunction(), _disable_current_modes(), torch.no_grad():
         copy = twin(module, lambda tensor: tensor.detach().cpu())
         for child in copy.modules():
             set_mode(child, False)
-        args, kwargs = tree_map(zeros, (args, dict(kwargs)))
-        return stand_ins(copy(*args, **kwargs))
+        try:
+            return stand_ins(_run_filled(copy, args, kwargs, 0))
+        except Exception as error:
+            try:
+                return stand_ins(_run_filled(copy, args, kwargs, 1))
+            except Exception:
+                raise error from None
+
+
+def _run_filled(module: nn.Module, args: Any, kwargs: Mapping[str, Any], value: int) -> Any:
+    def fill(item: Any) -> Any:
+        return torch.full(item.shape, value, dtype=item.dtype) if isinstance(item, torch.Tensor) else item
+
+    args, kwargs = tree_map(fill, (args, dict(kwargs)))
+    return module(*args, **kwargs)
 
 
 def describe(node: fx.Node) -> str:

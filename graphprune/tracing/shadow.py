@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from graphprune.tape import stand_in
+from graphprune.tracing.sizes import literal
 
 _INTERNAL: Final = frozenset(nn.Module().__dict__) | {"_compiled_call_impl"}
 _HOOKS: Final = tuple(key for key in nn.Module().__dict__ if "forward" in key)
@@ -23,7 +24,7 @@ class Shadow:
     """A meta copy of a module tree that reports every call of one of its modules.
 
     Modules that appear twice stay one module, tied tensors one tensor. Lists and dicts that modules keep as attributes are
-    copied, so that a model that writes caches in its forward leaves nothing of the trace behind.
+    copied, and those in them, so that a model that writes caches in its forward leaves nothing of the trace behind.
     """
 
     def __init__(self, root: nn.Module, call: ModuleCall, mode: Any) -> None:
@@ -33,6 +34,8 @@ class Shadow:
         self._mode = mode
         self._stand_ins: dict[int, torch.Tensor] = {}  # by identity of the real tensor
         self._modules: dict[int, nn.Module] = {}
+        self._kept: list[Any] = []
+        self._containers: dict[int, Any] = {}  # copies by identity of the original
         self._buffers: dict[str, torch.Tensor] = {}
         self.root = self._copy(root, "")
         self.tensors |= self._buffers
@@ -44,6 +47,15 @@ class Shadow:
             found = self._stand_ins[id(tensor)] = stand_in(tensor)
             self.real[id(found)] = tensor
         return found
+
+    def knows(self, tensor: torch.Tensor) -> bool:
+        """Whether a real tensor has a stand-in."""
+        return id(tensor) in self._stand_ins
+
+    def replace(self, tensor: torch.Tensor, by: torch.Tensor) -> None:
+        """Give a real tensor another stand-in: what a call has made of it."""
+        self._kept.append((tensor, self._stand_ins.get(id(tensor))))  # identities are not to be used again
+        self._stand_ins[id(tensor)] = by
 
     def _copy(self, source: nn.Module, path: str) -> nn.Module:
         known = self._modules.get(id(source))
@@ -68,4 +80,13 @@ class Shadow:
     def _attribute(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return self.of(value)
-        return value.copy() if type(value) in _CONTAINERS else value
+        if type(value) not in _CONTAINERS:
+            return literal(value)
+        known = self._containers.get(id(value))
+        if known is None:
+            known = self._containers[id(value)] = value.copy()
+            keys = () if isinstance(value, set) else list(known) if isinstance(value, dict) else range(len(known))
+            for key in keys:
+                if not isinstance(known[key], torch.Tensor):
+                    known[key] = self._attribute(known[key])
+        return known

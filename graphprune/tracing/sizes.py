@@ -31,9 +31,9 @@ class SizeInt(int):
 
 
 class SizeFloat(float):
-    """A floating-point number with an origin."""
+    """A floating-point number with an origin; or a constant, whose products with sizes have one (those of a float do not)."""
 
-    origin: Origin
+    origin: Origin | None = None
 
 
 def size_of(tensor: torch.Tensor, axis: int) -> SizeInt:
@@ -42,9 +42,30 @@ def size_of(tensor: torch.Tensor, axis: int) -> SizeInt:
     return number
 
 
-def shape_of(tensor: torch.Tensor) -> torch.Size:
+class Shape(tuple[SizeInt, ...]):
+    """A ``torch.Size`` (which cannot be derived from) whose ``numel`` remembers the sizes."""
+
+    __slots__ = ()
+    __class__: Any = torch.Size  # what isinstance sees
+
+    def numel(self) -> Any:
+        """The product of the sizes."""
+        return math.prod(self)
+
+    def __getitem__(self, index: Any) -> Any:
+        item = super().__getitem__(index)
+        return Shape(item) if isinstance(index, slice) else item
+
+    def __add__(self, other: Any) -> Any:
+        return Shape((*self, *other)) if isinstance(other, tuple) else NotImplemented
+
+    def __repr__(self) -> str:
+        return repr(torch.Size(self))
+
+
+def shape_of(tensor: torch.Tensor) -> Shape:
     """``tensor.shape`` of numbers with origins."""
-    return torch.Size([size_of(tensor, axis) for axis in range(tensor.dim())])
+    return Shape([size_of(tensor, axis) for axis in range(tensor.dim())])
 
 
 def origin_of(number: Any) -> Origin | None:
@@ -58,59 +79,75 @@ def _with_origin(kind: Any, value: Any, origin: Origin) -> Any:
     return number
 
 
-def _plain(number: Any) -> Any:
+def literal(value: Any) -> Any:
+    """A float of the model's code or settings as a constant that sizes can be multiplied with; anything else as it is."""
+    if type(value) is tuple:
+        return tuple([literal(item) for item in value])
+    return SizeFloat(value) if type(value) is float else value
+
+
+def plain(number: Any) -> Any:
+    """A number without its origin."""
     if isinstance(number, SizeInt):
         return int.__int__(number)
     return float.__float__(number) if isinstance(number, SizeFloat) else number
 
 
-def _derive(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The function's result, with its origin where it is a number."""
-    value = function(*map(_plain, arguments))
-    origin = Origin(function, arguments)
-    if type(value) is int:
-        return _with_origin(SizeInt, value, origin)
-    return _with_origin(SizeFloat, value, origin) if type(value) is float else value
+def derive(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The function's result for these numbers, with its origin where it is a number too."""
+    value = function(*map(plain, arguments))
+    if all(origin_of(argument) is None for argument in arguments):
+        return literal(value)
+    kind = {int: SizeInt, float: SizeFloat}.get(type(value))
+    return value if kind is None else _with_origin(kind, value, Origin(function, arguments))
 
 
 def _binary(function: Callable[..., Any], swapped: bool) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
         if not isinstance(other, (int, float)):
             return NotImplemented
-        return _derive(function, other, self) if swapped else _derive(function, self, other)
+        return derive(function, other, self) if swapped else derive(function, self, other)
 
     return method
 
 
 def _unary(function: Callable[..., Any]) -> Callable[[Any], Any]:
     def method(self: Any) -> Any:
-        return _derive(function, self)
+        return derive(function, self)
 
     return method
 
 
 def _round(self: Any, digits: int | None = None) -> Any:
-    return _derive(round, self) if digits is None else _derive(round, self, digits)
+    return derive(round, self) if digits is None else derive(round, self, digits)
 
 
 def _power(self: Any, exponent: Any, modulus: Any = None) -> Any:
     if modulus is not None or not isinstance(exponent, (int, float)):
         return NotImplemented
-    return _derive(operator.pow, self, exponent)
+    return derive(operator.pow, self, exponent)
 
 
-for _kind in (SizeInt, SizeFloat):
-    for _name in ("add", "sub", "mul", "floordiv", "truediv", "mod"):
-        setattr(_kind, f"__{_name}__", _binary(getattr(operator, _name), swapped=False))
-        setattr(_kind, f"__r{_name}__", _binary(getattr(operator, _name), swapped=True))
-    _dunders: dict[str, Any] = {
-        "__pow__": _power,
-        "__rpow__": _binary(operator.pow, swapped=True),
-        "__neg__": _unary(operator.neg),
-        "__ceil__": _unary(math.ceil),
-        "__floor__": _unary(math.floor),
-        "__trunc__": _unary(int),
-        "__round__": _round,
-    }
-    for _name, _method in _dunders.items():
-        setattr(_kind, _name, _method)
+def _divmod(self: Any, other: Any) -> Any:
+    return self // other, self % other
+
+
+def _swapped_divmod(self: Any, other: Any) -> Any:
+    return other // self, other % self
+
+
+def _give_operators(kind: Any, names: str) -> None:
+    for name in names.split():
+        function = getattr(operator, name, None) or getattr(operator, f"{name}_")  # and_, or_
+        setattr(kind, f"__{name}__", _binary(function, swapped=False))
+        setattr(kind, f"__r{name}__", _binary(function, swapped=True))
+    kind.__pow__ = _power
+    kind.__round__ = _round
+    kind.__divmod__, kind.__rdivmod__ = _divmod, _swapped_divmod
+    for function in (operator.neg, operator.pos, operator.abs, math.ceil, math.floor, math.trunc):
+        setattr(kind, f"__{function.__name__}__", _unary(function))
+
+
+_give_operators(SizeInt, "add sub mul floordiv truediv mod pow and or xor lshift rshift")
+_give_operators(SizeFloat, "add sub mul floordiv truediv mod pow")
+SizeInt.__invert__ = _unary(operator.invert)  # type: ignore[method-assign]

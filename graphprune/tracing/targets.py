@@ -32,6 +32,9 @@ _SIGNS: Final = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, 
 # Factories of data: with the same arguments the same numbers each time. (Those of zeros and ones are sizes above all.)
 CONSTANT_FACTORIES: Final = frozenset({torch.arange, torch.tensor, torch.as_tensor, torch.linspace, torch.logspace, torch.eye})
 
+_IN_PLACE: Final = "add sub mul div truediv floordiv mod pow matmul and or xor lshift rshift"
+_WRITING: Final = {"__setitem__"} | {f"__i{name}__" for name in _IN_PLACE.split(" ")}
+
 
 class Target(NamedTuple):
     """Operation and target of an fx node. swapped: the first two arguments change places. attribute: follows the first."""
@@ -77,4 +80,4 @@ def opened(func: Any) -> Callable[..., Any] | None:
 def writes(func: Any) -> bool:
     """Whether a call writes into its first argument."""
     name = getattr(func, "__name__", "")
-    return name == "__setitem__" or name.startswith("__i") or (name.endswith("_") and not name.endswith("__"))
+    return name in _WRITING or (name.endswith("_") and not name.endswith("__"))

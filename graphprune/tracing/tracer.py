@@ -19,16 +19,17 @@ import torch
 from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_leaves
 
 from graphprune.resizers import module_resizer
 from graphprune.rules import tensors_in
-from graphprune.tape import Recording, Step, Tape, boundary_of, opaque_refusal, run_opaque, stand_ins
+from graphprune.tape import Recording, Step, Tape, boundary_of, opaque_refusal, plain_containers, run_opaque, stand_ins
+from graphprune.tracing.constants import Constants
+from graphprune.tracing.conversions import remembered
 from graphprune.tracing.inputs import ModuleCall, argument_names
 from graphprune.tracing.shadow import Shadow
-from graphprune.tracing.sizes import Origin, origin_of, shape_of
+from graphprune.tracing.sizes import Origin, Shape, origin_of, plain, shape_of
 from graphprune.tracing.source import source_line
-from graphprune.tracing.targets import CONSTANT_FACTORIES, opened, spell, writes
+from graphprune.tracing.targets import opened, spell
 from graphprune.tracing.training import Mode
 
 
@@ -68,8 +69,9 @@ class Tracer(TorchFunctionMode):
         self._device = next((tensor.device for tensor in self._shadow.real.values()), torch.device("cpu"))
         self._recording = Recording()
         self._in_layer = False
+        self._autocast = torch._C._is_any_autocast_enabled()
         self._places: dict[int, _Place] = {}
-        self._folded: dict[int, torch.Tensor] = {}
+        self._constants = Constants()
         self._held: dict[fx.Node, Any] = {}
         self._devices: dict[int, tuple[torch.device, torch.Tensor]] = {}
         self._made: dict[Any, tuple[fx.Node, Any]] = {}
@@ -91,12 +93,12 @@ class Tracer(TorchFunctionMode):
         args = tuple(placeholders.get(name, value) for name, value in zip(names, call.inputs.args, strict=False))
         kwargs = {name: placeholders.get(name, value) for name, value in call.inputs.kwargs.items()}
         last = next(iter(reversed(self.graph.nodes)), None)
-        with torch.no_grad(), _compiling(announced), self._recording, self:
+        with torch.no_grad(), _compiling(announced), remembered(self._root), self._recording, self:
             return self._run(module, last, args, kwargs)
 
     def finish(self, result: Any) -> None:
         """Write the output node."""
-        self._write(self.graph.output(self._output(result, "")), result)
+        self._write(self.graph.output(self._output(result, "")), plain_containers(result))
 
     # -- functions -------------------------------------------------------------------------------------------------------
 
@@ -109,10 +111,12 @@ class Tracer(TorchFunctionMode):
         if body is not None:
             with self:
                 return body(*args, **kwargs)
-        if self._is_constant(func, args, kwargs):
-            return self._fold(func, args, kwargs)
-        if args and writes(func) and id(args[0]) in self._folded:
-            self._unfold(args[0])
+        constant = self._constants.has(func, args, kwargs)
+        written = self._constants.written(func, args, kwargs)
+        if written and (not constant or any(map(self._shadow.knows, written))):
+            self._unfold(written)
+        elif constant:
+            return self._constants.compute(func, args, kwargs)
         given, named = self._operands(args), self._operands(kwargs)
         result = func(*given, **named)
         if not tensors_in((result,)) and func is not torch.Tensor.__setitem__:
@@ -127,27 +131,22 @@ class Tracer(TorchFunctionMode):
         node = self._node(target.op, target.target, node_args, self._argument(kwargs))
         return self._write(node, self._apart(result, (given, named)))
 
-    # Data that is the same in every call is computed once, and sliced as parameters are.
-
-    def _is_constant(self, func: Any, args: Any, kwargs: Any) -> bool:
-        tensors = tensors_in((*args, *kwargs.values()))
-        if not (tensors or func in CONSTANT_FACTORIES) or any(id(tensor) not in self._folded for tensor in tensors):
-            return False
-        return all(origin_of(leaf) is None for leaf in tree_leaves((args, kwargs)))
-
-    def _fold(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _unfold(self, family: list[torch.Tensor]) -> None:
+        """A constant that is written into is made anew in every call, with those that share its memory."""
+        first = family[0]
+        if any(held.dtype != first.dtype for held in family):
+            raise Untraceable("a constant is written into that is also read as another dtype")
+        self._constants.drop(family)
         with _disable_current_modes():
-            result = func(*args, **kwargs)
-        self._folded |= {id(tensor): tensor for tensor in tensors_in((result,))}
-        return result
+            size = first.untyped_storage().nbytes() // first.element_size()
+            whole = first if len(family) == 1 else first.as_strided((size,), (1,), 0)
+        with self:
+            fresh = whole.clone()
+            for held in family:
+                view = fresh if held is whole else fresh.as_strided(held.shape, held.stride(), held.storage_offset())
+                self._shadow.replace(held, view)
 
-    def _unfold(self, tensor: torch.Tensor) -> None:
-        """A constant that is written into is made anew in every call."""
-        node = self._node("call_method", "clone", (self._node_of(tensor),))
-        del self._folded[id(tensor)]
-        self._write(node, tensor)
-
-    def shape(self, tensor: torch.Tensor) -> torch.Size:
+    def shape(self, tensor: torch.Tensor) -> Shape:
         """``tensor.shape``, of numbers that remember it."""
         return shape_of(self._operand(tensor))
 
@@ -178,6 +177,8 @@ class Tracer(TorchFunctionMode):
             return module._call_impl(*args, **kwargs)
         if _is_layer(module):
             return self._call_layer(module, path, args, kwargs)
+        if isinstance(module, torch.jit.ScriptModule):
+            return self._call_opaque(module, path, args, kwargs, Untraceable("scripted (TorchScript), it has no Python to trace"))
         before = next(iter(reversed(self.graph.nodes)), None)
         consulted = self.mode.consulted
         self.mode.consulted = False
@@ -287,7 +288,7 @@ class Tracer(TorchFunctionMode):
             key = ("device", id(tensor))
             return self._once(key, lambda: self._node("call_function", getattr, (self._node_of(tensor), "device")), tree)
         origin = origin_of(tree)
-        return tree if origin is None else self._once(_key(tree, origin), lambda: self._expression(origin), tree)
+        return plain(tree) if origin is None else self._once(_key(tree, origin), lambda: self._expression(origin), tree)
 
     def _expression(self, origin: Origin) -> fx.Node:
         arguments = self._argument(origin.arguments)
@@ -320,7 +321,12 @@ class Tracer(TorchFunctionMode):
             free = (f"_tensor_constant{number}" for number in count())
             name = next(name for name in free if not hasattr(self._root, name) and name not in self.constants)
             self._names[id(tensor)] = name
-            self.constants[name] = self._shadow.real[id(tensor)]
+            real = self._shadow.real[id(tensor)]
+            if isinstance(real, nn.Parameter):  # of a module that the model does not register: none of its parameters
+                with _disable_current_modes():
+                    real = real.detach()
+                self._shadow.replace(real, tensor)
+            self.constants[name] = real
         return name
 
     def name_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -330,6 +336,8 @@ class Tracer(TorchFunctionMode):
 
     def _node(self, op: str, target: Any, args: Any = (), kwargs: Any = None) -> fx.Node:
         """A node at the end (given at creation, arguments are searched for symbols of other tracers, which takes longest)."""
+        if torch._C._is_any_autocast_enabled() and not self._autocast:
+            raise Untraceable("it runs under autocast, which a graph cannot say")
         node = self.graph.create_node(op, target)
         if args:
             node.args = args
@@ -386,17 +394,21 @@ class Tracer(TorchFunctionMode):
             return self._argument(tree)
         if isinstance(tree, (tuple, list)):
             items = [self._output(item, f"{where}[{index}]") for index, item in enumerate(tree)]
-            return type(tree)(*items) if hasattr(tree, "_fields") else type(tree)(items)
+            return self._construct(tree, tuple(items), {}, tree) if hasattr(tree, "_fields") else type(tree)(items)
         if is_dataclass(tree):
             parts = {field.name: getattr(tree, field.name) for field in fields(tree)}
             given = {key: self._output(part, f"{where}.{key}") for key, part in parts.items() if part is not None}
-            node = self._node("call_function", type(tree), (), given)
-            self._write(node, parts)
-            return node
+            return self._construct(tree, (), given, parts)
         if isinstance(tree, Mapping):
             return {key: self._output(item, f"{where}[{key!r}]") for key, item in tree.items()}
         self.left_out.append(f"output{where} ({type(tree).__name__})")
         return None
+
+    def _construct(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], parts: Any) -> fx.Node:
+        """A call of a result's class, which generated code could not write down as a constant."""
+        node = self._node("call_function", type(result), args, kwargs)
+        self._write(node, parts)
+        return node
 
 
 @contextmanager

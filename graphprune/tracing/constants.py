@@ -1,0 +1,53 @@
+"""Constants that a forward makes: the same data in every call, so they are computed once, and sliced as parameters are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+from graphprune.rules import tensors_in
+from graphprune.tracing.sizes import origin_of
+from graphprune.tracing.targets import CONSTANT_FACTORIES, writes
+
+
+class Constants:
+    """The constants of one trace: real tensors, computed while the model runs on stand-ins."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, torch.Tensor] = {}
+
+    def has(self, func: Any, args: Any, kwargs: Any) -> bool:
+        """Whether a call's result is a constant: it is made of constants and of numbers that are none of sizes."""
+        tensors = tensors_in((*args, *kwargs.values()))
+        if not (tensors or func in CONSTANT_FACTORIES) or any(id(tensor) not in self._known for tensor in tensors):
+            return False
+        return not any(_is_sized(leaf) for leaf in tree_leaves((args, kwargs)))
+
+    def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The call's result."""
+        with _disable_current_modes():
+            result = func(*args, **kwargs)
+        self._known |= {id(tensor): tensor for tensor in tensors_in((result,))}
+        return result
+
+    def written(self, func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
+        """The constant that a call writes into, first, and all that share its memory; empty where it writes into none."""
+        target = args[0] if args and (writes(func) or kwargs.get("inplace")) else kwargs.get("out")
+        if id(target) not in self._known:
+            return []
+        memory = target.untyped_storage()._cdata
+        return [target, *(held for held in self._known.values() if held is not target and held.untyped_storage()._cdata == memory)]
+
+    def drop(self, tensors: list[torch.Tensor]) -> None:
+        """From here on these are data."""
+        for tensor in tensors:
+            del self._known[id(tensor)]
+
+
+def _is_sized(leaf: Any) -> bool:
+    """Whether a number, or one in a shape or slice, remembers where it came from."""
+    parts = leaf if isinstance(leaf, tuple) else (leaf.start, leaf.stop, leaf.step) if isinstance(leaf, slice) else (leaf,)
+    return any(origin_of(part) is not None for part in parts)

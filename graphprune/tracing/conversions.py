@@ -1,0 +1,182 @@
+"""``int(n)``, ``len(x)``, ``min(n, m)``, ``math.sqrt(n)`` and their like, of sizes: C code that gives plain numbers.
+
+While a model is traced, calls of these names in its own functions, and in what they call by name, are calls of twins that
+keep the origin of their result. Only calls: as a class (``isinstance``, a dtype) ``int`` stays what it is.
+"""
+
+from __future__ import annotations
+
+import builtins
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import lru_cache, wraps
+from opcode import opmap
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from graphprune.tracing.sizes import SizeFloat, derive, literal, origin_of
+
+_LOAD_GLOBAL: Final = opmap["LOAD_GLOBAL"]
+_EXTENDED_ARG: Final = opmap["EXTENDED_ARG"]
+_LARGEST_ARGUMENT: Final = 255
+_CACHE: Final = type(lru_cache(len))
+_FOREIGN: Final = sys.stdlib_module_names | {"torch", "numpy", "graphprune"}
+
+
+def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, with the origin of its result where it is given sizes."""
+
+    @wraps(function, updated=())
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if kwargs or not any(origin_of(arg) for arg in args):
+            return function(*args, **kwargs)
+        return derive(function, *args)
+
+    return call
+
+
+def _extreme(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``min`` or ``max``, whose numbers may come as one sequence."""
+
+    @wraps(function, updated=())
+    def call(*args: Any, **kwargs: Any) -> Any:
+        numbers = tuple(args[0]) if len(args) == 1 else args
+        if kwargs or not any(origin_of(number) for number in numbers):
+            return function(numbers, **kwargs)
+        return derive(function, *numbers) if len(numbers) > 1 else numbers[0]
+
+    return call
+
+
+def _int(*args: Any, **kwargs: Any) -> Any:
+    origin = origin_of(args[0]) if len(args) == 1 else None
+    if origin is None:
+        return int(*args, **kwargs)
+    return args[0] if isinstance(args[0], int) else derive(int, args[0])
+
+
+def _len(item: Any) -> int:
+    return item.size(0) if isinstance(item, torch.Tensor) and item.dim() else len(item)
+
+
+_MATH: Final = (math.sqrt, math.isqrt, math.log, math.log2, math.log10, math.exp, math.pow, math.gcd, math.hypot, math.fabs)
+_TWINS: Final[dict[Any, Callable[..., Any]]] = {
+    int: _int, float: _remembering(float), len: _len, min: _extreme(min), max: _extreme(max),
+    **{function: _remembering(function) for function in _MATH},
+}  # fmt: skip
+_NAMES: Final = {id(function): f"_{function.__name__} of sizes" for function in _TWINS}
+
+
+@contextmanager
+def remembered(root: nn.Module) -> Iterator[None]:
+    """Calls of the twins instead of the functions, and no caches of functions, in the code that runs when the model does.
+
+    A cache (``functools.lru_cache``) holds the numbers of another run, and would keep the tensors of this one.
+    """
+    reached = _code_of(root)
+    codes = {item: item.__code__ for item in reached if isinstance(item, FunctionType)}
+    changed = {function: new for function, code in codes.items() if (new := _rewritten(code, function.__globals__)) is not code}
+    places = [(place, name, value) for place in reached for name, value in _caches_in(place)]
+    vars(builtins).update(zip(_NAMES.values(), _TWINS.values(), strict=True))
+    vars(math).update({function.__name__: _TWINS[function] for function in _MATH})
+    try:
+        for function, code in changed.items():
+            function.__code__ = code
+        for place, name, value in places:
+            _put(place, name, value.__wrapped__)
+        yield
+    finally:
+        for place, name, value in places:
+            _put(place, name, value)
+        for function in changed:
+            function.__code__ = codes[function]
+        vars(math).update({function.__name__: function for function in _MATH})
+        for name in _NAMES.values():
+            del vars(builtins)[name]
+
+
+def _has_literal(constants: tuple[Any, ...]) -> bool:
+    return any(_has_literal(item) if isinstance(item, tuple) else isinstance(item, SizeFloat) for item in constants)
+
+
+def _caches_in(item: Any) -> list[tuple[str, Any]]:
+    """Cached functions among the attributes of a class, or the globals that a function names."""
+    scope = vars(item) if isinstance(item, type) else {name: item.__globals__.get(name) for name in _names(item.__code__)}
+    return [(name, value) for name, value in scope.items() if isinstance(value, _CACHE)]
+
+
+def _put(place: Any, name: str, value: Any) -> None:
+    if isinstance(place, type):
+        setattr(place, name, value)
+    else:
+        place.__globals__[name] = value
+
+
+def _rewritten(code: CodeType, namespace: Mapping[str, Any]) -> CodeType:
+    """The code with calls of the twins; the same object where there are none."""
+    constants = tuple([_rewritten(item, namespace) if isinstance(item, CodeType) else literal(item) for item in code.co_consts])
+    found = [id(namespace.get(name, vars(builtins).get(name))) for name in code.co_names]
+    twins = {at: _NAMES[value] for at, value in enumerate(found) if value in _NAMES}
+    names = (*code.co_names, *twins.values())
+    if 2 * len(names) > _LARGEST_ARGUMENT or not twins:
+        return code if constants == code.co_consts and not _has_literal(constants) else code.replace(co_consts=constants)
+    # The argument of LOAD_GLOBAL is twice the name's index, and odd where the value is about to be called.
+    arguments = {2 * at + 1: 2 * names.index(name) + 1 for at, name in twins.items()}
+    text = bytearray(code.co_code)
+    for at in range(0, len(text), 2):
+        if text[at] == _LOAD_GLOBAL and (at == 0 or text[at - 2] != _EXTENDED_ARG):
+            text[at + 1] = arguments.get(text[at + 1], text[at + 1])
+    return code.replace(co_consts=constants, co_names=names, co_code=bytes(text))
+
+
+def _code_of(root: nn.Module) -> list[Any]:
+    """The model's classes, and all classes and functions that running them names, outside of torch and the standard library."""
+    pending: list[Any] = [type(module) for module in root.modules()]
+    seen: dict[int, Any] = {}
+    methods: dict[str, list[Any]] = defaultdict(list)  # those that nothing has named so far
+    names = {"forward", "__call__", "__getitem__"}
+    while pending:
+        item = pending.pop()
+        if id(item) in seen or (item.__module__ or "").split(".")[0] in _FOREIGN:
+            continue
+        seen[id(item)] = item
+        if isinstance(item, type):
+            pending += item.__bases__
+            for name, value in vars(item).items():
+                inner = getattr(value, "fget", None) or getattr(value, "__wrapped__", value)
+                if isinstance(inner, FunctionType):
+                    (pending if name in names else methods[name]).append(inner)
+        else:
+            named = set(_names(item.__code__))
+            pending += _reached(item, named)
+            pending += [method for name in named - names for method in methods.pop(name, ())]
+            names |= named
+    return list(seen.values())
+
+
+def _reached(function: FunctionType, names: set[str]) -> list[Any]:
+    """Classes and functions that a function names or wraps."""
+    held = [*_closure(function), *(function.__globals__.get(name) for name in names)]
+    held += [vars(module).get(name) for module in held if isinstance(module, ModuleType) for name in names]
+    held = [value.__wrapped__ if isinstance(value, _CACHE) else value for value in held]
+    return [value for value in held if isinstance(value, (type, FunctionType))]
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for item in code.co_consts:
+        if isinstance(item, CodeType):
+            yield from _names(item)
+
+
+def _closure(function: FunctionType) -> Iterator[Any]:
+    """What a function encloses: that which a decorator wraps, for one."""
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # a cell that is still empty
+            yield cell.cell_contents

@@ -1,0 +1,204 @@
+"""Train and eval mode, gradient modes, dtypes and devices: what a forward asks for, its captured form follows or keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import graphprune
+from graphprune.tracing.training import Mode
+from tests.checking import run
+from tests.graphprune.tracing.forwards import check, double, same
+from tests.zoo.case import net, ready
+
+X, Y = double(2, 4), double(3, 4)
+
+
+def layers(**more: Any) -> dict[str, Any]:
+    return {"a": nn.Linear(4, 6), "b": nn.Linear(6, 2), **more}
+
+
+def test_a_mode_is_a_number_that_notes_questions() -> None:
+    mode = Mode(False)
+    assert not mode.consulted and mode == 0
+    assert not mode and mode.consulted
+
+
+def dropout(self: Any, x: Tensor) -> Any:
+    return F.dropout(x, 0.5, training=self.training)
+
+
+def dropout_by_a_rate(self: Any, x: Tensor) -> Any:
+    return F.dropout(x, 0.5 if self.training else 0.0)
+
+
+def dropout_under_a_condition(self: Any, x: Tensor) -> Any:
+    return F.dropout(x, 0.5, True) if self.training else F.dropout(x, 0.5, False)
+
+
+def dropout_of_features(self: Any, x: Tensor) -> Any:
+    return F.dropout2d(x[:, :, None, None], 0.5, self.training)[:, :, 0, 0] + F.alpha_dropout(x, 0.5, self.training)
+
+
+def attention(self: Any, x: Tensor) -> Any:
+    q = x[:, None, None, :]
+    return F.scaled_dot_product_attention(q, q, q, dropout_p=0.5 if self.training else 0.0)[:, 0, 0]
+
+
+def module_dropout(self: Any, x: Tensor) -> Any:
+    return self.drop(x)
+
+
+class Path(nn.Module):
+    """Stochastic depth."""
+
+    def forward(self, x: Tensor) -> Any:
+        if not self.training:
+            return x
+        return x * x.new_empty(x.shape[0], 1).bernoulli_(0.5) / 0.5
+
+
+def stochastic_depth(self: Any, x: Tensor) -> Any:
+    return self.path(x)
+
+
+FOLLOWED = [dropout, dropout_by_a_rate, dropout_under_a_condition, dropout_of_features, attention, module_dropout, stochastic_depth]
+
+
+@pytest.mark.parametrize("forward", FOLLOWED, ids=lambda forward: forward.__name__)
+def test_randomness_follows_the_mode(forward: Any) -> None:
+    parts = {**layers(drop=nn.Dropout(0.5), path=Path()), "a": nn.Linear(4, 60), "b": nn.Linear(60, 2)}
+    model = net(lambda self, x: self.b(forward(self, self.a(x))), **parts)
+    found, slim = check(model, double(64, 4), Y)
+    for captured in (found.program.module, slim):
+        captured.train()
+        assert not torch.equal(captured(X), captured(X)), "train mode is random"
+        captured.eval()
+        assert torch.equal(captured(X), captured(X)), "eval mode is not"
+
+
+def test_functional_batch_norm_follows_the_mode() -> None:
+    class Norm(nn.Module):
+        mean: Tensor
+        var: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+            self.register_buffer("mean", torch.rand(6))
+            self.register_buffer("var", torch.rand(6) + 1)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.b(F.batch_norm(self.a(x), self.mean, self.var, training=self.training))
+
+    model = ready(Norm())
+    _, slim = check(model, X, Y)
+    before = slim.get_buffer("mean").clone()
+    slim.train()(Y)
+    assert not torch.equal(slim.get_buffer("mean"), before)
+
+
+def test_a_mode_that_changes_more_than_constants_stays_in_eval() -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        y = self.b(self.a(x))
+        return y + torch.randn_like(y) if self.training else y
+
+    model = net(forward, **layers())
+    _, slim = check(model, X, Y)
+    assert torch.equal(slim.train()(X), slim(X))
+
+
+def test_gradient_modes() -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        with torch.no_grad():
+            y = self.a(x)
+        with torch.enable_grad(), torch.inference_mode(False):
+            return self.b(y.detach()) + self.b(y)
+
+    check(net(forward, **layers()), X, Y)
+    model = net(torch.no_grad()(lambda self, x: self.b(self.a(x))), **layers())
+    check(model, X, Y)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_capture_under_a_gradient_mode(context: Any) -> None:
+    model = net(lambda self, x: self.b(self.a(x).relu()), **layers())
+    with context():
+        program = graphprune.capture(model, X)
+    same(run(program.module, Y), run(model, Y))
+
+
+def test_frozen_parameters_stay_frozen_and_gradients_flow() -> None:
+    model = net(lambda self, x: self.b(self.a(x).relu()), **layers())
+    model.a.requires_grad_(False)
+    slim = graphprune.prune(model, X, target="channels=50%").model
+    slim(X).sum().backward()
+    assert slim.get_parameter("a.weight").grad is None and slim.get_parameter("b.weight").grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_other_dtypes(dtype: torch.dtype) -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        y = self.a(x.to(self.a.weight.dtype)).float()
+        return self.b((y * torch.ones(6, dtype=y.dtype)).to(self.b.weight)).type_as(x)
+
+    model = net(forward, **layers()).to(dtype)
+    for example in (X.to(dtype), Y.to(dtype)):
+        program = graphprune.capture(model, X.to(dtype))
+        same(run(program.module, example), run(model, example))
+    slim = graphprune.prune(model, X.to(dtype), target="channels=50%", verify=False).model
+    assert slim(Y.to(dtype)).dtype == dtype
+
+
+def test_conversions_follow_other_tensors() -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        y = self.a(x)
+        mask = torch.ones(x.shape[0], 1, device=x.device, dtype=x.dtype)
+        return self.b(y.to(x.device).to(x.dtype).to(device=y.device, dtype=y.dtype) * mask.to(y)).double().cpu()
+
+    check(net(forward, **layers()), X, Y)
+
+
+def test_autocast_is_refused() -> None:
+    """A graph cannot say it, and without it other numbers come out: around such a block only scopes are captured."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = self.c(self.a(x))
+        return self.b(y.to(x.dtype))
+
+    model = net(forward, **layers(c=nn.Linear(6, 6))).float()
+    assert [scope.path for scope in graphprune.capture(model, X.float()).scopes] == ["a", "b", "c"]
+    with pytest.raises(graphprune.errors.CaptureError, match="autocast"):
+        graphprune.capture(net(lambda self, x: _cast(x), **layers()).float(), X.float())
+
+
+def _cast(x: Tensor) -> Any:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return x @ x.T
+
+
+def test_capture_under_autocast() -> None:
+    model = net(lambda self, x: self.b(self.a(x).relu()), **layers()).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        program = graphprune.capture(model, X.float())
+    same(run(program.module, Y.float()), run(model, Y.float()))
+
+
+def test_autocast_that_is_off() -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        with torch.autocast("cpu", enabled=False):
+            return self.b(self.a(x))
+
+    check(net(forward, **layers()), X, Y)
+
+
+def test_a_model_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    program = graphprune.capture(model, torch.zeros(2, 4, device="meta"))
+    assert program.module(torch.zeros(3, 4, device="meta")).shape == (3, 2)
