@@ -158,7 +158,8 @@ def _capture_error(root: nn.Module, call: ModuleCall, tracer: Tracer, error: Exc
     module = root.get_submodule(call.path)
     where = f"module {tracer.failed}" if tracer.failed else f"{type(module).__name__}.forward"
     try:
-        run_opaque(module, call.inputs.args, call.inputs.kwargs)
+        if not call.path:  # the call of a submodule was recorded: it runs
+            run_opaque(module, call.inputs.args, call.inputs.kwargs)
     except Exception as real:
         return run_error(call.inputs, real, where, error_line(real))
     place = error_line(error)
