@@ -53,3 +53,9 @@ class RewriteError(CheckError):
 
 class PassContractError(GraphpruneError):
     """A pass broke its own declaration (undeclared analysis, wrong result type): a defect of the pass, not of the input."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or "no message"."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "no message"

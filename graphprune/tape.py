@@ -18,7 +18,7 @@ from torch.fx.node import map_arg
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map
 
-from graphprune.errors import CaptureError
+from graphprune.errors import CaptureError, first_line
 from graphprune.extensions import load_extensions
 from graphprune.program import Inputs, Program, placeholder_values
 from graphprune.resizers import can_resize
@@ -255,8 +255,7 @@ def describe(node: fx.Node) -> str:
 
 def run_error(inputs: Inputs, error: Exception, where: str, place: str) -> CaptureError:
     """The message for a model that does not run on its example inputs."""
-    text = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
     return CaptureError(
         f"The model does not run on inputs {inputs.describe()}: {where}{f' at {place}' if place else ''} fails with "
-        f"{type(error).__name__}: {text}. Give example inputs of the shape and dtype that the model takes."
+        f"{type(error).__name__}: {first_line(error)}. Give example inputs of the shape and dtype that the model takes."
     )

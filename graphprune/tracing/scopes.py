@@ -92,8 +92,7 @@ def is_plain(inputs: Inputs) -> bool:
 
 def outside(graph: fx.Graph, paths: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Layers and tensors that a scope uses and that do not lie in it, with the scope's path."""
-    output = next(node for node in reversed(graph.nodes) if node.op == "output")
-    for path, result in zip(paths, output.args[0], strict=True):
+    for path, result in zip(paths, graph.output_node().args[0], strict=True):  # type: ignore[arg-type]
         for node in _ancestors(result):
             target = str(node.target)
             if node.op in ("call_module", "get_attr") and "." in target and not target.startswith(f"{path}."):
@@ -109,11 +108,11 @@ def scope_of(root: nn.Module, call: ModuleCall, placeholders: dict[str, str]) ->
 
 def put_back(model: nn.Module, slim: fx.GraphModule, scopes: Sequence[Scope]) -> nn.Module:
     """A deep copy of the model with its scopes replaced by the slim ones."""
-    output = next(node for node in reversed(slim.graph.nodes) if node.op == "output")
+    results: Any = slim.graph.output_node().args[0]
     memo: dict[int, Any] = {}
-    for index, scope in enumerate(scopes):
+    for scope, result in zip(scopes, results, strict=True):
         original = model.get_submodule(scope.path)
-        memo[id(original)] = _part(slim, scope, output.args[0][index], original)
+        memo[id(original)] = _part(slim, scope, result, original)
     return copy.deepcopy(model, memo)
 
 

@@ -16,18 +16,16 @@ _INTERNAL: Final = frozenset(nn.Module().__dict__) | {"_compiled_call_impl"}
 _HOOKS: Final = tuple(key for key in nn.Module().__dict__ if "forward" in key)
 _CONTAINERS: Final = (dict, list, set, OrderedDict, defaultdict)
 
-# How a module of the shadow is called: the module, its path, and the arguments of the call.
-ModuleCall = Callable[..., Any]
-
 
 class Shadow:
     """A meta copy of a module tree that reports every call of one of its modules.
 
+    call: gets the module, its path, and the arguments of the call, and returns its result.
     Modules that appear twice stay one module, tied tensors one tensor. Lists and dicts that modules keep as attributes are
     copied, and those in them, so that a model that writes caches in its forward leaves nothing of the trace behind.
     """
 
-    def __init__(self, root: nn.Module, call: ModuleCall, mode: Any) -> None:
+    def __init__(self, root: nn.Module, call: Callable[..., Any], mode: Any) -> None:
         self.real: dict[int, torch.Tensor] = {}  # by identity of the stand-in
         self.tensors: dict[str, torch.Tensor] = {}  # stand-ins of parameters and buffers by name, parameters first
         self._call = call

@@ -20,6 +20,7 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
+from graphprune.errors import first_line
 from graphprune.resizers import module_resizer
 from graphprune.rules import tensors_in
 from graphprune.tape import Recording, Step, Tape, boundary_of, opaque_refusal, plain_containers, run_opaque, stand_ins
@@ -234,8 +235,7 @@ class Tracer(TorchFunctionMode):
                 raise error from None
             for inner in [name for name in self.opaque if name.startswith(f"{path}.")]:
                 del self.opaque[inner]
-            text = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
-            self.opaque[path] = f"{type(error).__name__}: {text}"
+            self.opaque[path] = f"{type(error).__name__}: {first_line(error)}"
             self.failed = ""
             node = self._node("call_module", path, self._argument(args), self._argument(kwargs))
             self._write(node, result)
