@@ -18,7 +18,7 @@ from graphprune.groups import Bools, Groups, Kept
 from graphprune.pass_base import Pass
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
-from graphprune.passes.rewrite import calls, modules  # noqa: F401  (register the resizers)
+from graphprune.passes.rewrite import calls, modules, recurrent  # noqa: F401  (register the resizers)
 from graphprune.passes.rewrite.shuffles import rewrite_shuffles
 from graphprune.passes.rewrite.site import NodeSite, Provenance, Rewriting
 from graphprune.plan import kept_units
