@@ -29,17 +29,33 @@ def _row_offset(row, size_1, size_2, stride_0, stride_1, stride_2, DIMS: tl.cons
 
 
 @triton.jit
-def _add(x, total, absolute, square, fourth, largest, nonzero):
-    """Add a tile to the running statistics of its positions."""
+def _folded(values, LARGEST: tl.constexpr, FOLD: tl.constexpr, ALONG_I: tl.constexpr):
+    """[BLOCK_C, BLOCK_I] -> [BLOCK_C, BLOCK_I / FOLD]: sums, or maxima, of values that one thread holds."""
+    channels: tl.constexpr = values.shape[0]
+    rest: tl.constexpr = values.shape[1] // FOLD
+    if FOLD == 1:
+        folded = values
+    elif ALONG_I:
+        parts = tl.reshape(values, (channels, rest, FOLD))
+        folded = tl.max(parts, axis=2) if LARGEST else tl.sum(parts, axis=2)
+    else:
+        parts = tl.reshape(values, (channels, FOLD, rest))
+        folded = tl.max(parts, axis=1) if LARGEST else tl.sum(parts, axis=1)
+    return folded
+
+
+@triton.jit
+def _add(x, total, absolute, square, fourth, largest, nonzero, FOLD: tl.constexpr, ALONG_I: tl.constexpr):
+    """Add a tile to the running statistics."""
     magnitude = tl.abs(x)
     squared = x * x
     return (
-        total + x,
-        absolute + magnitude,
-        square + squared,
-        fourth + squared * squared,
-        tl.maximum(largest, magnitude),
-        nonzero + (x != 0).to(tl.int32),
+        total + _folded(x, False, FOLD, ALONG_I),
+        absolute + _folded(magnitude, False, FOLD, ALONG_I),
+        square + _folded(squared, False, FOLD, ALONG_I),
+        fourth + _folded(squared * squared, False, FOLD, ALONG_I),
+        tl.maximum(largest, _folded(magnitude, True, FOLD, ALONG_I)),
+        nonzero + _folded((x != 0).to(tl.int32), False, FOLD, ALONG_I),
     )
 
 
@@ -99,13 +115,13 @@ def statistics_kernel(
     channels, inner, rows, size_1, size_2, stride_c, stride_i, stride_0, stride_1, stride_2, programs, tiles_each,
     ALIGN: tl.constexpr, C_ALIGN: tl.constexpr, I_ALIGN: tl.constexpr, C_UNIT: tl.constexpr, I_UNIT: tl.constexpr,
     DIMS: tl.constexpr, FULL: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_P: tl.constexpr,
-    UNROLL: tl.constexpr, WIDE: tl.constexpr,
+    FOLD: tl.constexpr, ALONG_I: tl.constexpr, UNROLL: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """x[rows, channels, inner] -> sums[5, channels] and nonzero[channels]; strides and sizes come divided by their ALIGN."""
     group = tl.program_id(0)
     program = tl.program_id(1)
     channels = channels * C_ALIGN
-    inner = inner * I_ALIGN
+    inner = inner.to(tl.int64 if WIDE else tl.int32) * I_ALIGN
     step_c = 1 if C_UNIT else stride_c.to(tl.int64) * ALIGN
     step_i = 1 if I_UNIT else stride_i.to(tl.int64) * ALIGN
     c = group * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -119,13 +135,13 @@ def statistics_kernel(
     row = first // across
     start = (first % across).to(tl.int64 if WIDE else tl.int32) * BLOCK_I
 
-    # [BLOCK_C, BLOCK_I]
-    total = tl.zeros((BLOCK_C, BLOCK_I), dtype=tl.float32)
-    absolute = tl.zeros((BLOCK_C, BLOCK_I), dtype=tl.float32)
-    square = tl.zeros((BLOCK_C, BLOCK_I), dtype=tl.float32)
-    fourth = tl.zeros((BLOCK_C, BLOCK_I), dtype=tl.float32)
-    largest = tl.zeros((BLOCK_C, BLOCK_I), dtype=tl.float32)
-    nonzero = tl.zeros((BLOCK_C, BLOCK_I), dtype=tl.int32)
+    # [BLOCK_C, BLOCK_I / FOLD]
+    total = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
+    absolute = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
+    square = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
+    fourth = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
+    largest = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
+    nonzero = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.int32)
     for _ in tl.range(0, (last - first).to(tl.int32), loop_unroll_factor=UNROLL):
         base = _row_offset(row, size_1, size_2, stride_0, stride_1, stride_2, DIMS) * ALIGN + start * step_i
         if FULL:
@@ -133,7 +149,9 @@ def statistics_kernel(
         else:
             mask = c_mask[:, None] & (start + i < inner)[None, :]
             x = tl.load(p_tile + base, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
-        total, absolute, square, fourth, largest, nonzero = _add(x, total, absolute, square, fourth, largest, nonzero)
+        total, absolute, square, fourth, largest, nonzero = _add(
+            x, total, absolute, square, fourth, largest, nonzero, FOLD, ALONG_I
+        )
         wrap = start + BLOCK_I >= inner
         row = tl.where(wrap, row + 1, row)
         start = tl.where(wrap, 0, start + BLOCK_I).to(tl.int64 if WIDE else tl.int32)
@@ -145,78 +163,83 @@ def statistics_kernel(
 
 
 @triton.jit(do_not_specialize=[
-    "tau", "samples", "channels", "inner", "positions", "size_1", "samples_each", "programs", "x_stride_n", "x_stride_c",
+    "tau", "samples", "channels", "inner", "positions", "size_1", "chunks", "items_each", "x_stride_n", "x_stride_c",
     "x_stride_i", "x_stride_0", "x_stride_1", "g_stride_n", "g_stride_c", "g_stride_i", "g_stride_0", "g_stride_1", "k_stride_c",
     "k_stride_i", "k_stride_0", "k_stride_1",
 ])  # fmt: skip
 def gradient_kernel(
     x_ptr, g_ptr, partial_ptr, count_ptr, arrived_ptr, sums_ptr, nonzero_ptr, taylor_ptr, indicator_ptr, tau,
-    samples, channels, inner, positions, size_1, samples_each, programs,
+    samples, channels, inner, positions, size_1, chunks, items_each,
     x_stride_n, x_stride_c, x_stride_i, x_stride_0, x_stride_1, g_stride_n, g_stride_c, g_stride_i, g_stride_0, g_stride_1,
     k_stride_c, k_stride_i, k_stride_0, k_stride_1,
     X_ALIGN: tl.constexpr, G_ALIGN: tl.constexpr, C_ALIGN: tl.constexpr, I_ALIGN: tl.constexpr,
     X_C_UNIT: tl.constexpr, X_I_UNIT: tl.constexpr, G_C_UNIT: tl.constexpr, G_I_UNIT: tl.constexpr,
     DIMS: tl.constexpr, FULL: tl.constexpr, COUNT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr,
-    BLOCK_P: tl.constexpr, UNROLL: tl.constexpr,
+    BLOCK_P: tl.constexpr, FOLD: tl.constexpr, ALONG_I: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
-    """x, g [samples, channels, positions, inner] -> as above, taylor[tiles, samples, channels], indicator[channels, ...]."""
+    """x, g [samples, channels, positions, inner] -> as above, taylor[tiles, samples, channels], indicator[channels, ...].
+
+    A program takes items in turn, each a tile of locations and a chunk of the samples.
+    """
+    group = tl.program_id(0)
+    program = tl.program_id(1)
     channels = channels * C_ALIGN
     inner = inner * I_ALIGN
     across = tl.cdiv(inner, BLOCK_I)
-    tiles = across * positions
-    groups = tl.cdiv(channels, BLOCK_C)
-    tile = tl.program_id(0) % tiles
-    group = tl.program_id(0) // tiles % groups
-    chunk = tl.program_id(0) // tiles // groups
-    position = tile // across
-    start = (tile % across) * BLOCK_I
-
+    items = across * positions * chunks
+    samples_each = tl.cdiv(samples, chunks)
     x_step_c = 1 if X_C_UNIT else x_stride_c.to(tl.int64) * X_ALIGN
     x_step_i = 1 if X_I_UNIT else x_stride_i.to(tl.int64) * X_ALIGN
     g_step_c = 1 if G_C_UNIT else g_stride_c.to(tl.int64) * G_ALIGN
     g_step_i = 1 if G_I_UNIT else g_stride_i.to(tl.int64) * G_ALIGN
     c = group * BLOCK_C + tl.arange(0, BLOCK_C)
-    i = start + tl.arange(0, BLOCK_I)
     c_mask = c < channels
-    mask = c_mask[:, None] & (i < inner)[None, :]
-    wide_c, wide_i = c.to(tl.int64)[:, None], i.to(tl.int64)[None, :]
-    x_base = _row_offset(position, size_1, 1, x_stride_0, x_stride_1, 0, DIMS) * X_ALIGN
-    g_base = _row_offset(position, size_1, 1, g_stride_0, g_stride_1, 0, DIMS) * G_ALIGN
-    p_x = x_ptr + x_base + (wide_c * x_step_c + wide_i * x_step_i)
-    p_g = g_ptr + g_base + (wide_c * g_step_c + wide_i * g_step_i)
+    wide_c = c.to(tl.int64)[:, None]
 
-    # [BLOCK_C, BLOCK_I]
-    total = tl.zeros((BLOCK_C, BLOCK_I), dtype=tl.float32)
-    absolute = tl.zeros((BLOCK_C, BLOCK_I), dtype=tl.float32)
-    square = tl.zeros((BLOCK_C, BLOCK_I), dtype=tl.float32)
-    fourth = tl.zeros((BLOCK_C, BLOCK_I), dtype=tl.float32)
-    largest = tl.zeros((BLOCK_C, BLOCK_I), dtype=tl.float32)
-    taylor = tl.zeros((BLOCK_C, BLOCK_I), dtype=tl.float32)
-    nonzero = tl.zeros((BLOCK_C, BLOCK_I), dtype=tl.int32)
-    above = tl.zeros((BLOCK_C, BLOCK_I), dtype=tl.int32)
-    first = chunk * samples_each
-    for n in tl.range(first, tl.minimum(first + samples_each, samples), loop_unroll_factor=UNROLL):
-        x_offset = tl.cast(n, tl.int64) * x_stride_n * X_ALIGN
-        g_offset = tl.cast(n, tl.int64) * g_stride_n * G_ALIGN
-        if FULL:
-            x = tl.load(p_x + x_offset, eviction_policy="evict_first").to(tl.float32)
-            g = tl.load(p_g + g_offset, eviction_policy="evict_first").to(tl.float32)
-        else:
-            x = tl.load(p_x + x_offset, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
-            g = tl.load(p_g + g_offset, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
-        total, absolute, square, fourth, largest, nonzero = _add(x, total, absolute, square, fourth, largest, nonzero)
-        term = x * g
-        taylor += tl.abs(term)
-        if COUNT:
-            above += (tl.abs(term) > tau).to(tl.int32)
-        p_taylor = taylor_ptr + (tile.to(tl.int64) * samples + n) * channels + c
-        tl.store(p_taylor, tl.sum(term, axis=1), mask=c_mask)
-    if COUNT:  # whole numbers add up to the same in any order
-        k_base = _row_offset(position, size_1, 1, k_stride_0, k_stride_1, 0, DIMS)
-        tl.atomic_add(indicator_ptr + k_base + wide_c * k_stride_c + wide_i * k_stride_i, above, mask=mask, sem="relaxed")
-    program = chunk * tiles + tile
+    # [BLOCK_C, BLOCK_I / FOLD]
+    total = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
+    absolute = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
+    square = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
+    fourth = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
+    largest = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
+    nonzero = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.int32)
+    taylor = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
+    for item in range(program * items_each, tl.minimum((program + 1) * items_each, items)):
+        tile = item // chunks
+        position = tile // across
+        i = (tile % across) * BLOCK_I + tl.arange(0, BLOCK_I)
+        mask = c_mask[:, None] & (i < inner)[None, :]
+        wide_i = i.to(tl.int64)[None, :]
+        x_base = _row_offset(position, size_1, 1, x_stride_0, x_stride_1, 0, DIMS) * X_ALIGN
+        g_base = _row_offset(position, size_1, 1, g_stride_0, g_stride_1, 0, DIMS) * G_ALIGN
+        p_x = x_ptr + x_base + (wide_c * x_step_c + wide_i * x_step_i)
+        p_g = g_ptr + g_base + (wide_c * g_step_c + wide_i * g_step_i)
+        p_taylor = taylor_ptr + tile.to(tl.int64) * samples * channels + c
+        above = tl.zeros((BLOCK_C, BLOCK_I), dtype=tl.int32)
+        first = (item % chunks) * samples_each
+        for n in tl.range(first, tl.minimum(first + samples_each, samples), loop_unroll_factor=UNROLL):
+            wide_n = tl.cast(n, tl.int64)
+            if FULL:
+                x = tl.load(p_x + wide_n * x_stride_n * X_ALIGN, eviction_policy="evict_first").to(tl.float32)
+                g = tl.load(p_g + wide_n * g_stride_n * G_ALIGN, eviction_policy="evict_first").to(tl.float32)
+            else:
+                x = tl.load(p_x + wide_n * x_stride_n * X_ALIGN, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+                g = tl.load(p_g + wide_n * g_stride_n * G_ALIGN, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+            total, absolute, square, fourth, largest, nonzero = _add(
+                x, total, absolute, square, fourth, largest, nonzero, FOLD, ALONG_I
+            )
+            term = x * g
+            folded = _folded(term, False, FOLD, ALONG_I)
+            taylor += _folded(tl.abs(term), False, FOLD, ALONG_I)
+            if COUNT:
+                above += (tl.abs(term) > tau).to(tl.int32)
+            tl.store(p_taylor + wide_n * channels, tl.sum(folded, axis=1), mask=c_mask)
+        if COUNT:  # whole numbers add up to the same in any order
+            k_base = _row_offset(position, size_1, 1, k_stride_0, k_stride_1, 0, DIMS)
+            tl.atomic_add(indicator_ptr + k_base + wide_c * k_stride_c + wide_i * k_stride_i, above, mask=mask, sem="relaxed")
     _store(partial_ptr, program, c, c_mask, channels, total, absolute, square, fourth, largest, taylor, 6)
     tl.store(count_ptr + program.to(tl.int64) * channels + c, tl.sum(nonzero, axis=1), mask=c_mask)
+    programs = tl.num_programs(1)
     _finish(
         partial_ptr, count_ptr, arrived_ptr, sums_ptr, nonzero_ptr, c, c_mask, group, channels, programs, 6, BLOCK_C, BLOCK_P
     )  # fmt: skip

@@ -149,7 +149,11 @@ def split_kernel(
 
 @triton.jit
 def _products(high_ptr, low_ptr, i, j, width, PARTS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Products of rows i and j, [BLOCK, BLOCK]: always added in the same order, so that equal rows give equal products."""
+    """Products of rows i and j, [BLOCK, BLOCK]: always added in the same order, so that equal rows give equal products.
+
+    Tensor cores cut off what does not fit the sum so far, always towards zero. A sum of their own for each few columns, added
+    up with rounding, keeps that from growing with the length of the rows.
+    """
     k = tl.arange(0, BLOCK_K)
     o_i = i[:, None] * width + k[None, :]
     o_j = j[None, :] * width + k[:, None]
@@ -157,12 +161,14 @@ def _products(high_ptr, low_ptr, i, j, width, PARTS: tl.constexpr, BLOCK: tl.con
     for start in range(0, width, BLOCK_K):
         high_i = tl.load(high_ptr + o_i + start)
         high_j = tl.load(high_ptr + o_j + start)
-        products = tl.dot(high_i, high_j, products)
         if PARTS == 2:
             low_i = tl.load(low_ptr + o_i + start)
             low_j = tl.load(low_ptr + o_j + start)
-            products = tl.dot(high_i, low_j, products)
-            products = tl.dot(low_i, high_j, products)
+            part = tl.dot(high_i, low_j)
+            part = tl.dot(low_i, high_j, part)
+            products += tl.dot(high_i, high_j, part)
+        else:
+            products = tl.dot(high_i, high_j, products)
     return products
 
 

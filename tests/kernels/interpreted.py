@@ -29,6 +29,8 @@ def attention() -> None:
     cases += [(values, others["channels_last"], SMALL) for values in common.layouts(a).values()]
     cases += [(a.to(dtype), g.to(dtype), SMALL) for dtype in (torch.float16, torch.bfloat16)]
     cases += [(a[:, :, :0], g[:, :, :0], SMALL), (a[:1].expand(2, -1, -1, -1), g, SMALL)]
+    many = torch.randn(2, 3, 2, 3, 4, 2)
+    cases += [(many.flip(0)[:, :, ::2], many[:, :, ::2], SMALL), (many.transpose(2, 5), many.transpose(2, 5), SMALL)]
     not_finite = a.clone()
     not_finite[1, 2, 0, 0] = torch.nan
     with common.poisoned():
