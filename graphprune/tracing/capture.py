@@ -127,8 +127,8 @@ def _best_trace(root: nn.Module, calls: tuple[ModuleCall, ...]) -> _Trace:
     return min(knowing, unknowing, key=lambda found: len(found.tracer.opaque))
 
 
-def _trace(root: nn.Module, calls: tuple[ModuleCall, ...], mode: Mode, *, announced: bool) -> _Trace:
-    tracer = Tracer(root, mode)
+def _trace(root: nn.Module, calls: tuple[ModuleCall, ...], mode: Mode, *, announced: bool, earlier: Tracer | None = None) -> _Trace:
+    tracer = Tracer(root, mode, earlier)
     given: dict[str, Any] = {}
     scopes, results = [], []
     for call in calls:
@@ -173,7 +173,7 @@ def _capture_error(root: nn.Module, call: ModuleCall, tracer: Tracer, error: Exc
 def _follow_training_mode(trace: _Trace, root: nn.Module) -> None:
     """A model whose Python asks for its mode is traced in train mode too; train mode need not trace."""
     try:
-        other = _trace(root, trace.calls, Mode(True), announced=trace.announced).tracer
+        other = _trace(root, trace.calls, Mode(True), announced=trace.announced, earlier=trace.tracer).tracer
     except CaptureError:
         return
     tape = trace.tracer.tape

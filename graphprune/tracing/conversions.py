@@ -77,32 +77,38 @@ _TWINS: Final[dict[Any, Callable[..., Any]]] = {
 _NAMES: Final = {id(function): f"_{function.__name__} of sizes" for function in _TWINS}
 
 
-@contextmanager
-def remembered(root: nn.Module) -> Iterator[None]:
-    """Calls of the twins instead of the functions, and no caches of functions, in the code that runs when the model does.
+class Conversions:
+    """The code that runs when a model does, with calls of the twins instead of the functions, and without caches of functions.
 
     A cache (``functools.lru_cache``) holds the numbers of another run, and would keep the tensors of this one.
     """
-    reached = _code_of(root)
-    codes = {item: item.__code__ for item in reached if isinstance(item, FunctionType)}
-    changed = {function: new for function, code in codes.items() if (new := _rewritten(code, function.__globals__)) is not code}
-    places = [(place, name, value) for place in reached for name, value in _caches_in(place)]
-    vars(builtins).update(zip(_NAMES.values(), _TWINS.values(), strict=True))
-    vars(math).update({function.__name__: _TWINS[function] for function in _MATH})
-    try:
-        for function, code in changed.items():
-            function.__code__ = code
-        for place, name, value in places:
-            _put(place, name, value.__wrapped__)
-        yield
-    finally:
-        for place, name, value in places:
-            _put(place, name, value)
-        for function in changed:
-            function.__code__ = codes[function]
-        vars(math).update({function.__name__: function for function in _MATH})
-        for name in _NAMES.values():
-            del vars(builtins)[name]
+
+    def __init__(self, root: nn.Module) -> None:
+        reached = _code_of(root)
+        codes = {item: item.__code__ for item in reached if isinstance(item, FunctionType)}
+        rewritten = {function: _rewritten(code, function.__globals__) for function, code in codes.items()}
+        self._codes = {function: (code, new) for function, code in codes.items() if (new := rewritten[function]) is not code}
+        self._places = [(place, name, value) for place in reached for name, value in _caches_in(place)]
+
+    @contextmanager
+    def remembered(self) -> Iterator[None]:
+        """Have that code run within."""
+        vars(builtins).update(zip(_NAMES.values(), _TWINS.values(), strict=True))
+        vars(math).update({function.__name__: _TWINS[function] for function in _MATH})
+        try:
+            for function, (_, new) in self._codes.items():
+                function.__code__ = new
+            for place, name, value in self._places:
+                _put(place, name, value.__wrapped__)
+            yield
+        finally:
+            for place, name, value in self._places:
+                _put(place, name, value)
+            for function, (code, _) in self._codes.items():
+                function.__code__ = code
+            vars(math).update({function.__name__: function for function in _MATH})
+            for name in _NAMES.values():
+                del vars(builtins)[name]
 
 
 def _has_literal(constants: tuple[Any, ...]) -> bool:

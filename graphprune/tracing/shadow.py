@@ -20,17 +20,18 @@ _CONTAINERS: Final = (dict, list, set, OrderedDict, defaultdict)
 class Shadow:
     """A meta copy of a module tree that reports every call of one of its modules.
 
-    call: gets the module, its path, and the arguments of the call, and returns its result.
+    call: gets the module, its path, and the arguments of the call, and returns its result. earlier: another copy of the same
+    model, whose stand-ins are used.
     Modules that appear twice stay one module, tied tensors one tensor. Lists and dicts that modules keep as attributes are
     copied, and those in them, so that a model that writes caches in its forward leaves nothing of the trace behind.
     """
 
-    def __init__(self, root: nn.Module, call: Callable[..., Any], mode: Any) -> None:
-        self.real: dict[int, torch.Tensor] = {}  # by identity of the stand-in
+    def __init__(self, root: nn.Module, call: Callable[..., Any], mode: Any, earlier: Shadow | None = None) -> None:
+        self.real: dict[int, torch.Tensor] = dict(earlier.real) if earlier else {}  # by identity of the stand-in
         self.tensors: dict[str, torch.Tensor] = {}  # stand-ins of parameters and buffers by name, parameters first
         self._call = call
         self._mode = mode
-        self._stand_ins: dict[int, torch.Tensor] = {}  # by identity of the real tensor
+        self._stand_ins = dict(earlier._stand_ins) if earlier else {}  # by identity of the real tensor
         self._modules: dict[int, nn.Module] = {}
         self._kept: list[Any] = []
         self._containers: dict[int, Any] = {}  # copies by identity of the original

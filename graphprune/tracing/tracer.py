@@ -25,9 +25,10 @@ from graphprune.resizers import module_resizer
 from graphprune.rules import tensors_in
 from graphprune.tape import Recording, Step, Tape, boundary_of, opaque_refusal, plain_containers, run_opaque, stand_ins
 from graphprune.tracing.constants import Constants
-from graphprune.tracing.conversions import remembered
+from graphprune.tracing.conversions import Conversions
 from graphprune.tracing.guards import Guards
 from graphprune.tracing.inputs import ModuleCall, argument_names
+from graphprune.tracing.results import Results
 from graphprune.tracing.shadow import Shadow
 from graphprune.tracing.sizes import NOTING, Origin, Shape, origin_of, plain, shape_of
 from graphprune.tracing.source import source_line
@@ -47,16 +48,23 @@ class _Place(NamedTuple):
     path: tuple[Any, ...]
 
 
+class _Mark(NamedTuple):
+    """A place in a run: the last node, and the number of calls so far."""
+
+    last: fx.Node | None
+    calls: int
+
+
 class Tracer(TorchFunctionMode):
     """Writes the graph and the tape of one run.
 
-    mode: what ``self.training`` is for the model.
+    mode: what ``self.training`` is for the model. earlier: a finished run of the model in the other mode, which this one repeats.
     opaque: modules that do not trace, with the reason. constants: tensors that are no parameter or buffer, by the name under
     which the graph reads them. left_out: parts of the model's output that a graph cannot hold. failed: the innermost module
     that a run has failed in.
     """
 
-    def __init__(self, root: nn.Module, mode: Mode) -> None:
+    def __init__(self, root: nn.Module, mode: Mode, earlier: Tracer | None = None) -> None:
         super().__init__()
         self.graph = fx.Graph()
         self.tape = Tape()
@@ -66,7 +74,9 @@ class Tracer(TorchFunctionMode):
         self.failed = ""
         self.mode = mode
         self._root = root
-        self._shadow = Shadow(root, self._call_module, mode)
+        self._code = Conversions(root) if earlier is None else earlier._code
+        self._results = Results(earlier and earlier._results)
+        self._shadow = Shadow(root, self._call_module, mode, earlier and earlier._shadow)
         self._names = {id(tensor): name for name, tensor in reversed(self._shadow.tensors.items())}
         self._device = next((tensor.device for tensor in self._shadow.real.values()), torch.device("cpu"))
         self._recording = Recording()
@@ -83,7 +93,7 @@ class Tracer(TorchFunctionMode):
 
     def placeholder(self, name: str, value: Any) -> Any:
         """A placeholder for an argument; returns what the model gets for it."""
-        return self._write(self.graph.placeholder(name), stand_ins(value))
+        return self._write(self.graph.placeholder(name), self._results.of(name, lambda: stand_ins(value)))
 
     def run(self, call: ModuleCall, placeholders: Mapping[str, Any], *, announced: bool) -> Any:
         """Run one module of the model (at an empty path the model itself) and write what it does; returns its result.
@@ -95,9 +105,8 @@ class Tracer(TorchFunctionMode):
         names = argument_names(module)
         args = tuple(placeholders.get(name, value) for name, value in zip(names, call.inputs.args, strict=False))
         kwargs = {name: placeholders.get(name, value) for name, value in call.inputs.kwargs.items()}
-        last = next(iter(reversed(self.graph.nodes)), None)
-        with torch.no_grad(), _compiling(announced), remembered(self._root), self._recording, self, _noting(self._guards):
-            return self._run(module, last, args, kwargs)
+        with torch.no_grad(), _compiling(announced), self._code.remembered(), self._recording, self, _noting(self._guards):
+            return self._run(module, self._mark(), args, kwargs)
 
     def finish(self, result: Any) -> None:
         """Write the output node."""
@@ -120,8 +129,7 @@ class Tracer(TorchFunctionMode):
             self._unfold(written)
         elif constant:
             return self._constants.compute(func, args, kwargs)
-        given, named = self._operands(args), self._operands(kwargs)
-        result = func(*given, **named)
+        result = self._results.of(func, lambda: self._call(func, args, kwargs))
         if not tensors_in((result,)) and func is not torch.Tensor.__setitem__:
             self._recording.take()
             return result
@@ -133,8 +141,13 @@ class Tracer(TorchFunctionMode):
             node_args = (node_args[1], node_args[0])
         node = self._node(target.op, target.target, node_args, self._argument(kwargs))
         if func in _UNBINDING:
-            self._guards.note_places(given[0], (*given[1:], *named.values(), 0)[0] % given[0].dim())
-        return self._write(node, self._apart(result, (given, named)))
+            given = self._operands((*args, *kwargs.values(), 0))
+            self._guards.note_places(given[0], given[1] % given[0].dim())
+        return self._write(node, result)
+
+    def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
+        given, named = self._operands(args), self._operands(kwargs)
+        return self._apart(func(*given, **named), (given, named))
 
     def _unfold(self, family: list[torch.Tensor]) -> None:
         """A constant that is written into is made anew in every call, with those that share its memory."""
@@ -215,7 +228,7 @@ class Tracer(TorchFunctionMode):
             return self._call_layer(module, path, args, kwargs)
         if isinstance(module, torch.jit.ScriptModule):
             return self._call_opaque(module, path, args, kwargs, Untraceable("scripted (TorchScript), it has no Python to trace"))
-        before = next(iter(reversed(self.graph.nodes)), None)
+        before = self._mark()
         consulted = self.mode.consulted
         self.mode.consulted = False
         try:
@@ -234,7 +247,7 @@ class Tracer(TorchFunctionMode):
         self._discard_after(before)
         return self._call_layer(module, path, args, kwargs)
 
-    def _run(self, module: nn.Module, before: fx.Node | None, args: Any, kwargs: Any) -> Any:
+    def _run(self, module: nn.Module, before: _Mark, args: Any, kwargs: Any) -> Any:
         """Run a module's own code."""
         try:
             return module._call_impl(*args, **kwargs)
@@ -251,8 +264,7 @@ class Tracer(TorchFunctionMode):
         self._in_layer = True
         try:
             with torch._C.DisableTorchFunction():
-                given, named = self._operands(args), self._operands(kwargs)
-                result = self._apart(module._call_impl(*given, **named), (given, named))
+                result = self._results.of(path, lambda: self._call(module._call_impl, args, kwargs))
                 node = self._node("call_module", path, self._argument(args), self._argument(kwargs))
                 return self._write(node, result)
         except Exception:
@@ -265,7 +277,7 @@ class Tracer(TorchFunctionMode):
         with torch._C.DisableTorchFunction():
             given, named = self._operands(args), self._operands(kwargs)
             try:
-                result = run_opaque(self._root.get_submodule(path), given, named)
+                result = self._results.of(path, lambda: run_opaque(self._root.get_submodule(path), given, named))
             except Exception:
                 raise error from None
             for inner in [name for name in self.opaque if name.startswith(f"{path}.")]:
@@ -278,11 +290,17 @@ class Tracer(TorchFunctionMode):
             step.refusal, step.boundary = opaque_refusal(path, self.opaque[path]), boundary_of(module, given, named)
             return result
 
-    def _discard_after(self, last: fx.Node | None) -> None:
+    def _mark(self) -> _Mark:
+        """Where the run is, for :meth:`_discard_after`."""
+        return _Mark(self._last_node(), self._results.count)
+
+    def _last_node(self) -> fx.Node | None:
+        return next(iter(reversed(self.graph.nodes)), None)
+
+    def _discard_after(self, mark: _Mark) -> None:
+        self._results.take_back(mark.calls)
         self._recording.take()
-        for node in reversed(list(self.graph.nodes)):
-            if node is last:
-                break
+        while (node := self._last_node()) is not mark.last and node is not None:
             self.graph.erase_node(node)
             self.tape.steps.pop()
 
