@@ -20,7 +20,6 @@ from graphprune.rules import Call, only_moves, rule_for, tensors_in
 from graphprune.shuffles import Shuffle, find_shuffles
 from graphprune.tape import Operation, Step, Tape, describe, run_error, tape_of
 
-
 _PLAIN: Final = (torch.Tensor, int, float)  # results with nothing nested in them
 
 

@@ -36,7 +36,7 @@ class Operation(NamedTuple):
     output: Any
 
 
-@dataclass
+@dataclass(slots=True)
 class Step:
     """What one node ran. result: meta tensors and numbers, in the structure of the node's value.
 
@@ -121,9 +121,9 @@ class Recording(TorchDispatchMode):
         if any_size is None:
             any_size = self._any_size[func] = keeps_sizes(func)
         operands = tensors_in((*args, *kwargs.values()))
-        if not all(tensor.is_meta for tensor in operands):
+        if not all([tensor.is_meta for tensor in operands]):
             args, kwargs = stand_ins((args, kwargs))  # a constant that the model makes in its forward
-        output = SHAPES.run(func, args, kwargs, any_size and all(tensor.is_contiguous() for tensor in operands))
+        output = SHAPES.run(func, args, kwargs, any_size and all([tensor.is_contiguous() for tensor in operands]))
         self.operations.append(Operation(func, args, kwargs, output))
         return output
 

@@ -31,7 +31,7 @@ class Shadow:
         self.tensors: dict[str, torch.Tensor] = {}  # stand-ins of parameters and buffers by name, parameters first
         self._call = call
         self._mode = mode
-        self._stand_ins = dict(earlier._stand_ins) if earlier else {}  # by identity of the real tensor
+        self._stand_ins: dict[int, torch.Tensor] = dict(earlier._stand_ins) if earlier else {}  # by identity of the real tensor
         self._modules: dict[int, nn.Module] = {}
         self._kept: list[Any] = []
         self._containers: dict[int, Any] = {}  # copies by identity of the original
@@ -62,16 +62,19 @@ class Shadow:
         if known is None:
             known = self._modules[id(source)] = object.__new__(type(source))  # GraphModule.__new__ would make a new class
             state = known.__dict__
-            state.update((key, value if key in _INTERNAL else self._attribute(value)) for key, value in source.__dict__.items())
-            state |= {key: state[key].copy() for key in _HOOKS}
+            state.update(source.__dict__)
+            state.update([(key, self._attribute(value)) for key, value in source.__dict__.items() if key not in _INTERNAL])
+            state.update([(key, state[key].copy()) for key in _HOOKS])
             state["training"] = self._mode
             state["_compiled_call_impl"] = lambda *args, **kwargs: self._call(known, path, args, kwargs)
             state["_modules"] = {}
             for store in ("_parameters", "_buffers"):
                 entries = source.__dict__[store]
                 state[store] = {key: None if value is None else self.of(value) for key, value in entries.items()}
-        self.tensors.update((prefix + key, value) for key, value in known._parameters.items() if value is not None)
-        self._buffers.update((prefix + key, value) for key, value in known._buffers.items() if value is not None)
+        for entries, found in ((known._parameters, self.tensors), (known._buffers, self._buffers)):
+            for key, value in entries.items():
+                if value is not None:
+                    found[prefix + key] = value
         for name, child in source._modules.items():
             known._modules[name] = None if child is None else self._copy(child, prefix + name)
         return known

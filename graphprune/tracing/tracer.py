@@ -40,6 +40,9 @@ class Untraceable(Exception):
     """Something that a graph cannot say."""
 
 
+_LITERALS: Final = frozenset({int, float, bool, str, type(None), torch.dtype})
+
+
 class _Place(NamedTuple):
     """Where a tensor comes from: a node, or a part of a node's structured value."""
 
@@ -74,9 +77,9 @@ class Tracer(TorchFunctionMode):
         self.failed = ""
         self.mode = mode
         self._root = root
-        self._code = Conversions(root) if earlier is None else earlier._code
-        self._results = Results(earlier and earlier._results)
-        self._shadow = Shadow(root, self._call_module, mode, earlier and earlier._shadow)
+        self._code: Conversions = earlier._code if earlier else Conversions(root)
+        self._results: Results = Results(earlier._results if earlier else None)
+        self._shadow: Shadow = Shadow(root, self._call_module, mode, earlier._shadow if earlier else None)
         self._names = {id(tensor): name for name, tensor in reversed(self._shadow.tensors.items())}
         self._device = next((tensor.device for tensor in self._shadow.real.values()), torch.device("cpu"))
         self._recording = Recording()
@@ -327,6 +330,8 @@ class Tracer(TorchFunctionMode):
 
     def _argument(self, tree: Any) -> Any:
         """Arguments as the node gets them."""
+        if type(tree) in _LITERALS:
+            return tree
         if isinstance(tree, torch.Tensor):
             return self._node_of(tree)
         if isinstance(tree, dict):
