@@ -78,11 +78,11 @@ class Tracer(TorchFunctionMode):
         self.mode = mode
         self._root = root
         self._code: Conversions = earlier._code if earlier else Conversions(root)
-        self._results: Results = Results(earlier._results if earlier else None)
+        self._recording = Recording()
+        self._results: Results = Results(self._recording, earlier._results if earlier else None)
         self._shadow: Shadow = Shadow(root, self._call_module, mode, earlier._shadow if earlier else None)
         self._names = {id(tensor): name for name, tensor in reversed(self._shadow.tensors.items())}
         self._device = next((tensor.device for tensor in self._shadow.real.values()), torch.device("cpu"))
-        self._recording = Recording()
         self._in_layer = False
         self._autocast = torch._C._is_any_autocast_enabled()
         self._places: dict[int, _Place] = {}
