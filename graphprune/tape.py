@@ -24,7 +24,7 @@ from graphprune.program import Inputs, Program, placeholder_values
 from graphprune.resizers import can_resize
 from graphprune.rules import keeps_sizes, tensors_in
 from graphprune.shape_cache import SHAPES
-from graphprune.twins import named_tensors, set_mode, twin
+from graphprune.twins import modules_by_path, named_tensors, set_mode, twin
 
 
 class Operation(NamedTuple):
@@ -158,7 +158,7 @@ class _Runner:
 
     def __init__(self, module: nn.Module, recording: Recording, program: Program) -> None:
         self.module = module
-        self.modules = dict(module.named_modules(remove_duplicate=False))
+        self.modules = modules_by_path(module)
         self.recording = recording
         self.program = program
         self.results: dict[fx.Node, Any] = {}
