@@ -51,6 +51,7 @@ def capture(model: nn.Module, example_inputs: Any, *, scopes: Sequence[str] = ()
         if tracer.mode.consulted:
             _follow_training_mode(trace, root)
         module = _graph_module(root, tracer)
+        tracer.release()
     # What was no tensor is part of the graph now.
     given = trace.given
     left = Inputs((), given) if inputs.kwargs and not inputs.args and not trace.scopes else Inputs(tuple(given.values()))
@@ -178,6 +179,7 @@ def _follow_training_mode(trace: _Trace, root: nn.Module) -> None:
         return
     tape = trace.tracer.writer.tape
     tape.steps[:0] = [Step(node.name, result=value) for node, value in follow_mode(trace.tracer.writer.graph, other.writer.graph)]
+    other.release()
 
 
 def _graph_module(root: nn.Module, tracer: Tracer) -> fx.GraphModule:

@@ -56,6 +56,11 @@ class Shadow:
         self._kept.append((tensor, self._stand_ins.get(id(tensor))))  # identities are not to be used again
         self._stand_ins[id(tensor)] = by
 
+    def release(self) -> None:
+        """Let go of the modules: they refer to themselves, and would wait for the collector of cycles by the thousand."""
+        for module in self._modules.values():
+            module.__dict__.clear()
+
     def _copy(self, source: nn.Module, path: str) -> nn.Module:
         known = self._modules.get(id(source))
         prefix = f"{path}." if path else ""

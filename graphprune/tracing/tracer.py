@@ -80,6 +80,10 @@ class Tracer(TorchFunctionMode):
         """Write the output node."""
         self.writer.write(self.writer.graph.output(self.writer.output(result, "")), plain_containers(result))
 
+    def release(self) -> None:
+        """Let go of the copy of the model that has run."""
+        self._shadow.release()
+
     # -- functions -------------------------------------------------------------------------------------------------------
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
