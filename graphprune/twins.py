@@ -56,11 +56,10 @@ def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     parameters: dict[str, torch.Tensor] = {}
     buffers: dict[str, torch.Tensor] = {}
     for path, child in modules_by_path(module).items():
-        prefix = f"{path}." if path else ""
         for store, found in ((child._parameters, parameters), (child._buffers, buffers)):
             for name, tensor in store.items():
                 if tensor is not None:
-                    found[prefix + name] = tensor
+                    found[f"{path}.{name}" if path else name] = tensor
     return parameters | buffers
 
 

@@ -14,6 +14,7 @@ from graphprune.tracing.sizes import literal
 
 _INTERNAL: Final = frozenset(nn.Module().__dict__) | {"_compiled_call_impl"}
 _HOOKS: Final = tuple(key for key in nn.Module().__dict__ if "forward" in key)
+_PLAIN: Final = frozenset({bool, int, str, type(None)})
 _CONTAINERS: Final = (dict, list, set, OrderedDict, defaultdict)
 
 
@@ -68,7 +69,9 @@ class Shadow:
             known = self._modules[id(source)] = object.__new__(type(source))  # GraphModule.__new__ would make a new class
             state = known.__dict__
             state.update(source.__dict__)
-            state.update([(key, self._attribute(value)) for key, value in source.__dict__.items() if key not in _INTERNAL])
+            for key, value in source.__dict__.items():
+                if key not in _INTERNAL and type(value) not in _PLAIN:
+                    state[key] = self._attribute(value)
             state.update([(key, state[key].copy()) for key in _HOOKS])
             state["training"] = self._mode
             state["_compiled_call_impl"] = lambda *args, **kwargs: self._call(known, path, args, kwargs)
