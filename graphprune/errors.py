@@ -24,7 +24,11 @@ class CaptureError(UsageError):
 
 
 class TraceError(CaptureError):
-    """The model runs, and its own forward does not trace."""
+    """The model's own forward does not trace. where: the module or function in which it fails."""
+
+    def __init__(self, message: str, where: str = "") -> None:
+        super().__init__(message)
+        self.where = where
 
 
 class PlanError(UsageError):

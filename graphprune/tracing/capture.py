@@ -14,7 +14,7 @@ from graphprune.errors import CaptureError, TraceError
 from graphprune.extensions import load_extensions
 from graphprune.graph_module import adopt
 from graphprune.program import Inputs, Program, Scope
-from graphprune.tape import Step, run_error, run_opaque
+from graphprune.tape import Step, run_error
 from graphprune.tracing.inputs import ModuleCall, argument_names, check_inputs, holds_tensor, normalise_inputs
 from graphprune.tracing.scopes import find_scopes, named_scopes, outside, record_calls, scope_of
 from graphprune.tracing.source import error_line
@@ -87,8 +87,8 @@ class _Trace:
 def _whole(root: nn.Module, inputs: Inputs) -> _Trace:
     try:
         return _best_trace(root, (ModuleCall("", inputs),))
-    except TraceError:
-        calls = record_calls(root, inputs)
+    except TraceError as error:
+        calls = _recorded(root, inputs, error.where)
         found = find_scopes(root, calls, lambda call: _traces(root, call))
         if not found:
             raise
@@ -96,10 +96,18 @@ def _whole(root: nn.Module, inputs: Inputs) -> _Trace:
 
 
 def _scoped(root: nn.Module, inputs: Inputs, names: Sequence[str]) -> _Trace:
-    trace = _best_trace(root, tuple(named_scopes(root, record_calls(root, inputs), names)))
+    trace = _best_trace(root, tuple(named_scopes(root, _recorded(root, inputs), names)))
     for path, target in outside(trace.tracer.writer.graph, names):
         raise CaptureError(f"Scope {path!r} uses {target}, which lies outside of it; name a submodule that holds both.")
     return trace
+
+
+def _recorded(root: nn.Module, inputs: Inputs, where: str = "") -> dict[str, ModuleCall]:
+    """The calls of one real run. Raises CaptureError where the model does not run; where: what has failed to trace."""
+    try:
+        return record_calls(root, inputs)
+    except Exception as error:
+        raise run_error(inputs, error, where or f"{type(root).__name__}.forward", error_line(error)) from error
 
 
 def _traces(root: nn.Module, call: ModuleCall) -> bool:
@@ -149,25 +157,19 @@ def _trace(root: nn.Module, calls: tuple[ModuleCall, ...], mode: Mode, *, announ
         try:
             results.append(tracer.run(call, placeholders, announced=announced))
         except Exception as error:
-            raise _capture_error(root, call, tracer, error) from error
+            raise _trace_error(root, call, tracer, error) from error
     tracer.finish(tuple(results) if scopes else results[0])
     return _Trace(tracer, calls, given, tuple(scopes), announced)
 
 
-def _capture_error(root: nn.Module, call: ModuleCall, tracer: Tracer, error: Exception) -> CaptureError:
-    """Whether the model does not run at all, or runs and does not trace."""
-    module = root.get_submodule(call.path)
-    where = f"module {tracer.failed}" if tracer.failed else f"{type(module).__name__}.forward"
-    try:
-        if not call.path:  # the call of a submodule was recorded: it runs
-            run_opaque(module, call.inputs.args, call.inputs.kwargs)
-    except Exception as real:
-        return run_error(call.inputs, real, where, error_line(real))
+def _trace_error(root: nn.Module, call: ModuleCall, tracer: Tracer, error: Exception) -> TraceError:
+    where = f"module {tracer.failed}" if tracer.failed else f"{type(root.get_submodule(call.path)).__name__}.forward"
     place = error_line(error)
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return TraceError(
         f"{where} does not trace{f' at {place}' if place else ''}: {text}. "
-        "Its control flow depends on tensor values; capture the part that does not, or pass a torch.export program."
+        "Its control flow depends on tensor values; capture the part that does not, or pass a torch.export program.",
+        where,
     )
 
 

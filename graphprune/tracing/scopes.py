@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from graphprune.errors import CaptureError
 from graphprune.graph_module import adopt
 from graphprune.program import Inputs, Scope
+from graphprune.tape import stand_in
 from graphprune.tracing.inputs import ModuleCall
 from graphprune.twins import set_mode
 
@@ -30,7 +31,7 @@ def record_calls(root: nn.Module, inputs: Inputs) -> dict[str, ModuleCall]:
 
     def noting(path: str) -> Callable[..., None]:
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls.setdefault(path, ModuleCall(path, Inputs(args, kwargs)))
+            calls.setdefault(path, ModuleCall(path, Inputs(*tree_map(_emptied, (args, kwargs)))))
 
         return note
 
@@ -48,6 +49,11 @@ def record_calls(root: nn.Module, inputs: Inputs) -> dict[str, ModuleCall]:
         for module, mode in modes:
             set_mode(module, mode)
     return calls
+
+
+def _emptied(item: Any) -> Any:
+    """A floating-point tensor without its values, of which an example only needs the shape; anything else as it is."""
+    return stand_in(item) if isinstance(item, torch.Tensor) and item.is_floating_point() else item
 
 
 def named_scopes(root: nn.Module, calls: dict[str, ModuleCall], names: Sequence[str]) -> list[ModuleCall]:
