@@ -108,7 +108,7 @@ def compare(key: str, row: Row) -> None:
     row.add(left_with_unused=(report.after.parameters + total - report.before.parameters) / total)
     heads = last_layers(model, inputs)
     contenders = {"ours": lambda: ours(model, inputs), "ours_proved": lambda: ours(model, inputs, proof=True)}
-    row.add(seconds=alternating(contenders), mib={"ours": in_fresh_process(key, "ours")})  # known even if the peer never ends
+    row.add(seconds=alternating(contenders, 1), mib={"ours": in_fresh_process(key, "ours")})  # known even if the peer never ends
     row.add(stage="peer")
     failure = peer_fails(model, inputs, heads, row)
     if failure is None:
@@ -130,10 +130,10 @@ def peer_fails(model: nn.Module, inputs: Any, heads: set[str], row: Row) -> str 
     return None if left < 1 else "leaves the model as it is"
 
 
-def alternating(contenders: dict[str, Callable[[], Callable[[], Any]]]) -> dict[str, float]:
+def alternating(contenders: dict[str, Callable[[], Callable[[], Any]]], repeats: int = REPEATS) -> dict[str, float]:
     """Medians of CPU seconds, each contender in turn."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(REPEATS):
+    for _ in range(repeats):
         for name, make in contenders.items():
             if not times[name] or sum(times[name]) < _MOST_SECONDS:
                 times[name].append(seconds(make))

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import signal
 import sys
@@ -152,6 +153,9 @@ def main() -> int:
         print(f"There is no suite or model {error}. Suites: torchvision, timm, timm-all, transformers.", file=sys.stderr)
         return 2
     todo = wanted(keys, store.read(path), options)
+    if options.against_peer:  # it takes hours: the smallest first, so that a part of it is of many models
+        known = store.read(RESULTS)
+        todo.sort(key=lambda key: known.get(key, {}).get("parameters", math.inf))
     print(f"{len(keys)} models, {len(keys) - len(todo)} of them done already.", flush=True)
     start = time.monotonic()
     limits = watch.Limits(options.limit_seconds, options.limit_gib)
