@@ -75,6 +75,8 @@ def restore_modes(module: nn.Module, like: nn.Module) -> None:
     for name, child in module.named_modules():
         other = others.get(name, like)
         set_mode(child, other.training)
+        if isinstance(child, torch.jit.ScriptModule):  # it keeps its own state
+            continue
         # What the namesake does not have as a buffer, tracing made: it is no part of the state.
         made = child._buffers.keys() - other._buffers.keys()
         child._non_persistent_buffers_set |= made | (other._non_persistent_buffers_set & child._buffers.keys())

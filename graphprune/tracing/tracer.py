@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 import torch
@@ -24,6 +24,7 @@ from graphprune.tape import Recording, boundary_of, opaque_refusal, plain_contai
 from graphprune.tracing.constants import Constants
 from graphprune.tracing.conversions import Conversions
 from graphprune.tracing.guards import Guards
+from graphprune.tracing.hints import without_hints
 from graphprune.tracing.inputs import ModuleCall, argument_names
 from graphprune.tracing.results import Results
 from graphprune.tracing.shadow import Shadow
@@ -73,7 +74,10 @@ class Tracer(TorchFunctionMode):
         names = argument_names(module)
         args = tuple(placeholders.get(name, value) for name, value in zip(names, call.inputs.args, strict=False))
         kwargs = {name: placeholders.get(name, value) for name, value in call.inputs.kwargs.items()}
-        with torch.no_grad(), _compiling(announced), self._code.remembered(), self._recording, self, _noting(self._guards):
+        modes = (torch.no_grad(), _compiling(announced), self._code.remembered(), without_hints(), self._recording, self)
+        with ExitStack() as within:
+            for mode in (*modes, _noting(self._guards)):
+                within.enter_context(mode)
             return self._run(module, self.writer.mark(), args, kwargs)
 
     def finish(self, result: Any) -> None:

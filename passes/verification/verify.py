@@ -61,7 +61,8 @@ def _compare(
     device = next((tensor.device for tensor in full.values()), torch.device("cpu"))
     arguments = _random_arguments(original, inputs, generator, device, dtype)
     tolerance = max((TOLERANCE.get(t.dtype, 0.0) for t in full.values()), default=TOLERANCE[torch.float32])
-    comparison = _Comparison(_Steps(smaller, arguments), _Steps(masked, arguments), tolerance)
+    given = _arguments_by_name(original.graph, slim.graph, arguments)
+    comparison = _Comparison(_Steps(smaller, given), _Steps(masked, arguments), tolerance)
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         comparison.run()
     return Verification(comparison.worst, tolerance, comparison.compared, randomised, comparison.failure)
@@ -158,6 +159,13 @@ def _random_arguments(
         return torch.randn(item.shape, generator=generator).to(device=device, dtype=dtype or item.dtype)
 
     return [tree_map(draw, item) for item in placeholder_values(module.graph, inputs)]
+
+
+def _arguments_by_name(graph: fx.Graph, other: fx.Graph, arguments: list[Any]) -> list[Any]:
+    """The arguments of one graph in the order of another one's placeholders, where these have the same names."""
+    names, others = ([node.target for node in each.nodes if node.op == "placeholder"] for each in (graph, other))
+    known = dict(zip(names, arguments, strict=False))
+    return [known[name] for name in others] if set(others) == known.keys() else arguments
 
 
 # -- comparing -----------------------------------------------------------------------------------------------------------

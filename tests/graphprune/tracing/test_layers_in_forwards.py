@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -80,6 +81,25 @@ def test_transformer_encoder_with_masks() -> None:
     padding = torch.zeros(2, 5, dtype=torch.bool)
     padding[0, 3:] = True
     check(model, (SEQUENCE, padding), (LONGER, torch.zeros(3, 7, dtype=torch.bool)), tolerance=FUSED)
+
+
+@pytest.mark.parametrize("mask", ["argument", "made"])
+def test_a_mask_that_nothing_is_said_of(mask: str) -> None:
+    """torch would compare it with the causal one, which decides how it is computed and not what."""
+    causal = nn.Transformer.generate_square_subsequent_mask
+    layers = {
+        "e": nn.TransformerEncoderLayer(8, 2, 12, batch_first=True),
+        "d": nn.TransformerDecoderLayer(8, 2, 12, batch_first=True),
+    }
+
+    def forward(self: Any, x: Tensor, given: Any = None) -> Any:
+        mask = causal(x.shape[1], dtype=x.dtype) if given is None else given
+        return self.d(self.e(x, mask=mask), x, tgt_mask=mask)
+
+    model = net(forward, e=nn.TransformerEncoder(layers["e"], 1), d=nn.TransformerDecoder(layers["d"], 1))
+    examples = [(x, causal(x.shape[1], dtype=x.dtype)) if mask == "argument" else (x,) for x in (SEQUENCE, LONGER)]
+    found, _ = check(model, *examples, tolerance=FUSED)
+    assert not found.program.opaque
 
 
 def test_transformer() -> None:
@@ -221,6 +241,9 @@ def test_a_scripted_submodule() -> None:
         assert list(program.opaque) == ["inner"] and "scripted" in program.opaque["inner"]
         same(run(program.module, Y), run(model, Y))
     assert slim.report.verification is not None and slim.report.verification.passed
+    for copied in (copy.deepcopy(program.module), copy.deepcopy(slim.model).train().eval()):
+        assert isinstance(copied.get_submodule("inner"), torch.jit.ScriptModule)
+    same(run(copy.deepcopy(slim.model), Y), run(slim.model, Y))
 
 
 class OnData(nn.Module):

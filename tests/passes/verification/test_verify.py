@@ -355,3 +355,12 @@ def test_an_output_of_another_shape_or_number_is_found(pruned: tuple[Analysed, A
     result.model.recompile()
     verdict = graphprune.verify(found.model, result.model, result.plan, INPUT)
     assert not verdict.passed and "returns 2 tensors" in verdict.failure
+
+
+def test_keyword_inputs_are_matched_by_name() -> None:
+    """In whatever order they are given."""
+    model = net(lambda self, x, y: self.b(self.a(x) - 2 * self.a(y).relu()), a=conv(3, 4), b=conv(4, 2))
+    inputs = {name: torch.randn(1, 3, 6, 6, dtype=torch.float64) for name in ("x", "y")}
+    result = graphprune.prune(model, inputs, target="channels=50%")
+    swapped = {"y": inputs["y"], "x": inputs["x"]}
+    assert graphprune.verify(model, result.model, result.plan, swapped).check().error < 1e-10
