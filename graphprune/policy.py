@@ -14,6 +14,7 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "conv_groups": ("within", "whole"),
     "norm_groups": ("within", "whole"),
     "statistics": ("allow", "freeze"),
+    "softmax": ("freeze", "allow"),
 }
 
 
@@ -28,6 +29,7 @@ class Policy:
     norm_groups: the same for group normalisation.
     statistics: a statistic over prunable channels (layer norm, channel mean) is taken over the kept ones (``allow``),
         or its channels are frozen (``freeze``).
+    softmax: the axis of a softmax stays (``freeze``), or channels on it are weighed against the kept ones only (``allow``).
     sites: overrides, ``{"conv_groups@layer3.*": "whole"}``: policy name, ``@``, pattern on graph node or module path.
 
     Raises UsageError for an unknown policy or choice.
@@ -37,6 +39,7 @@ class Policy:
     conv_groups: str = "within"
     norm_groups: str = "within"
     statistics: str = "allow"
+    softmax: str = "freeze"
     sites: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ No operator is named here; :mod:`graphprune.rules` says what each one does to la
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -82,6 +83,7 @@ class _Propagation:
         self.trace = Trace(self.space, aliases=dict(tape.aliases))
         self.node: fx.Node | None = None
         self.open_bounds: bool | None = None
+        self._result: Any = None
         self.movers: set[str] = set()  # nodes that ran operators which only move elements ...
         self.workers: set[str] = set()  # ... and nodes that ran others
         self._tape = tape
@@ -92,6 +94,7 @@ class _Propagation:
         """Carry labels through one node."""
         self.node = node
         self.open_bounds = None
+        self._result = step.result
         for operation in step.operations:
             self._apply(operation)
         result = step.result
@@ -172,6 +175,13 @@ class _Propagation:
     def constant(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The data of a 1-D integer buffer; None for any other tensor."""
         return self._tape.constants.get(id(tensor))
+
+    def is_read(self, tensor: torch.Tensor) -> bool:
+        """Whether anything reads a part of the running node's value."""
+        assert self.node is not None
+        parts = self._result if isinstance(self._result, (tuple, list)) else ()
+        at = next((index for index, part in enumerate(parts) if part is tensor), None)
+        return at is None or any(user.target is not operator.getitem or user.args[1] == at for user in self.node.users)
 
     def has_open_bounds(self) -> bool:
         """Whether the running node computes its numbers from sizes that vary between calls."""

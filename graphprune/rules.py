@@ -105,6 +105,9 @@ class Recorder(Protocol):
     def constant(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The data of a 1-D integer buffer."""
 
+    def is_read(self, tensor: torch.Tensor) -> bool:
+        """Whether anything reads a part of the running node's value."""
+
     def has_open_bounds(self) -> bool:
         """Whether the running node computes its numbers from sizes that vary between calls."""
 
@@ -206,6 +209,10 @@ class Call:
         if len({tensor.dtype for tensor in tensors}) > 1:
             names = " and ".join(str(tensor.dtype).removeprefix("torch.") for tensor in tensors)
             raise TypeError(f"its operands are {names}, and must be of one dtype")
+
+    def is_read(self, index: int) -> bool:
+        """Whether anything reads an output; one that is no part of the graph node's value counts as read."""
+        return self.recorder.is_read(self.outputs[index])
 
     @property
     def open_bounds(self) -> bool:

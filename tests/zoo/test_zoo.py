@@ -11,6 +11,7 @@ import torch
 
 from tests.checking import Analysed, analyse, check_plan, max_error, run
 from tests.zoo import (
+    across_channels,
     attention,
     convolutions,
     gates,
@@ -26,7 +27,23 @@ from tests.zoo import (
 )
 from tests.zoo.case import CASES, Case
 
-assert all((attention, convolutions, gates, heads, networks, norms, places, positions, shared_heads, time_steps, weights, wiring))
+assert all(
+    (
+        across_channels,
+        attention,
+        convolutions,
+        gates,
+        heads,
+        networks,
+        norms,
+        places,
+        positions,
+        shared_heads,
+        time_steps,
+        weights,
+        wiring,
+    )
+)
 
 
 def names_and_sizes(groups: list[tuple[str, int]]) -> dict[str, int]:

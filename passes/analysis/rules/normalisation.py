@@ -97,9 +97,22 @@ def group_norm(call: Call) -> None:
         call.set((), index)
 
 
-@rule("_softmax", "softmax", "_log_softmax", "log_softmax", "cumsum", "cumprod", "_safe_softmax", "logcumsumexp")
+@rule("_softmax", "softmax", "_log_softmax", "log_softmax", "_safe_softmax")
+def softmax(call: Call) -> None:
+    """``out = exp(x) / sum exp(x)`` along an axis: it must stay, or by policy ``softmax`` the kept channels on it are weighed
+    against each other. Of a field over several axes those off the axis may shrink in both cases."""
+    value = call.value(call.args[0])
+    axis = call.args[1] % len(value.shape) if value.shape else 0
+    own = next((field for field in value.fields if axes_of(field) == (axis,)), None)
+    if own is not None and call.choose("softmax") == "allow" and note_statistics(call, own, "a softmax") is not None:
+        call.set(value.fields)
+    else:
+        along_axis(call)
+
+
+@rule("cumsum", "cumprod", "logcumsumexp")
 def along_axis(call: Call) -> None:
-    """Each output depends on all positions of one axis (softmax, cumulative sums): the axis must stay, others pass."""
+    """Each output depends on positions along one axis (cumulative sums): the axis must stay, others pass."""
     value = call.value(call.args[0])
     axis = call.args[1] % len(value.shape) if value.shape else 0
     why = call.reason("normalised or accumulated along its axis")

@@ -63,13 +63,13 @@ def total(call: Call) -> None:
 def statistic(call: Call) -> None:
     """A mean, variance or extremum over axes: taken over the kept channels, and noted as a changed statistic.
 
-    ``max``/``min`` of two tensors are element-wise. The index result of a ``max`` over channels is frozen.
+    ``max``/``min`` of two tensors are element-wise. Where the indices of a ``max`` are read, its axis must stay.
     """
     tensors = list(call.inputs())
     if len(tensors) == 2:
         call.set(call.join())
         return
-    if len(call.outputs) == 2 and call.name in ("aten::max", "aten::min"):
+    if len(call.outputs) == 2 and call.name in ("aten::max", "aten::min") and call.is_read(1):
         _positional(call)
         return
     _reduce(call, call.name.partition("::")[2])

@@ -110,6 +110,12 @@ def test_softmax_and_running_sums_fix_their_axis(function: Callable[[Tensor], Te
     assert seen.result_atoms(1) is None
 
 
+def test_a_softmax_over_the_kept_by_policy() -> None:
+    seen = observe(lambda t: t.softmax(1), policy={"softmax": "allow"}, t=torch.randn(3, 4))
+    assert seen.statistics == set(seen.atoms("t", 1)) and not seen.frozen
+    assert [seen.result_atoms(axis) for axis in (0, 1)] == [seen.atoms("t", axis) for axis in (0, 1)]
+
+
 def test_weight_norm_ties_lengths_to_directions() -> None:
     seen = observe(lambda v, g: torch._weight_norm(v, g, 0), v=torch.randn(4, 3, 2), g=torch.rand(4, 1, 1))
     assert seen.classes == {frozenset(pair) for pair in zip(seen.atoms("v", 0), seen.atoms("g", 0), strict=True)}

@@ -54,13 +54,19 @@ def test_the_policy_can_freeze_a_mean() -> None:
 
 @pytest.mark.parametrize(
     "function",
-    [lambda t: t.argmax(1), lambda t: t.max(1).indices, lambda t: t.max(1)[0], lambda t: t.sort(1)[0], lambda t: t.topk(2, 1)[0],
+    [lambda t: t.argmax(1), lambda t: t.max(1).indices, lambda t: sum(t.max(1)), lambda t: t.sort(1)[0], lambda t: t.topk(2, 1)[0],
      lambda t: t.argsort(1), lambda t: t.median(1)[0], lambda t: t.prod(1), lambda t: (t > 0).any(1),
      lambda t: t.kthvalue(2, 1)[0]],
 )  # fmt: skip
 def test_positions_and_orders_fix_their_axis(function: Callable[[Tensor], Tensor]) -> None:
     seen = observe(lambda t: function(t), t=torch.randn(3, 4))
     assert seen.frozen == set(seen.atoms("t", 1))
+    assert seen.result_atoms(0) == seen.atoms("t", 0)
+
+
+def test_an_extremum_whose_position_nobody_reads_is_a_statistic() -> None:
+    seen = observe(lambda t: t.max(1)[0] + t.min(1).values, t=torch.randn(3, 4))
+    assert seen.statistics == set(seen.atoms("t", 1)) and not seen.frozen
     assert seen.result_atoms(0) == seen.atoms("t", 0)
 
 
