@@ -119,7 +119,7 @@ def arguments() -> argparse.Namespace:
     which.add_argument("--resume", action="store_true", help="leave models that have a row (the default)")
     which.add_argument("--again", action="store_true", help="do all models anew")
     which.add_argument("--failed", action="store_true", help="do models that are not proved anew")
-    parser.add_argument("--limit-seconds", type=float, default=600.0, help="wall-clock limit of one model")
+    parser.add_argument("--limit-seconds", type=float, default=600.0, help="limit of CPU time of one model")
     parser.add_argument("--limit-gib", type=float, default=14.0, help="limit of resident memory of one model")
     parser.add_argument("--jobs", type=int, default=1, help="models at a time")
     parser.add_argument("--against-peer", action="store_true", help="compare with torch-pruning 1.6.1")

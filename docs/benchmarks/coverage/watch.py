@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_TICK = os.sysconf("SC_CLK_TCK")
 _PAUSE = 0.1
+_WAITING = 10  # times as long as the limit, for a child that does not get the processor
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a child may use: seconds of wall-clock time, and GiB of resident memory (watched where /proc tells)."""
+    """What a child may use: seconds of CPU time, and GiB of resident memory (both watched where /proc tells)."""
 
     seconds: float
     gib: float
@@ -53,13 +55,23 @@ def run(command: Sequence[str], limits: Limits, log: Path, stop: threading.Event
 
 def _watch(child: subprocess.Popen[bytes], limits: Limits, start: float, stop: threading.Event) -> str:
     while child.poll() is None:
-        if time.monotonic() - start > limits.seconds:
+        if max(_used(child.pid), (time.monotonic() - start) / _WAITING) > limits.seconds:
             return f"over {limits.seconds:.0f} s"
         if _resident(child.pid) > limits.gib * 2**30:
             return f"over {limits.gib:g} GiB"
         if stop.wait(_PAUSE):
             return "interrupted"
     return ""
+
+
+def _used(process: int) -> float:
+    """Seconds of CPU time of a process and its children; 0 where the system does not tell or it has ended."""
+    try:
+        times = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:15]
+        children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    except (OSError, IndexError):
+        return 0.0
+    return sum(map(int, times)) / _TICK + sum(_used(int(child)) for child in children)
 
 
 def _resident(process: int) -> int:

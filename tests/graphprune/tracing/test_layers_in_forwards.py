@@ -87,16 +87,14 @@ def test_transformer_encoder_with_masks() -> None:
 def test_a_mask_that_nothing_is_said_of(mask: str) -> None:
     """torch would compare it with the causal one, which decides how it is computed and not what."""
     causal = nn.Transformer.generate_square_subsequent_mask
-    layers = {
-        "e": nn.TransformerEncoderLayer(8, 2, 12, batch_first=True),
-        "d": nn.TransformerDecoderLayer(8, 2, 12, batch_first=True),
-    }
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), 1)
+    decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(8, 2, 12, batch_first=True), 1)
 
     def forward(self: Any, x: Tensor, given: Any = None) -> Any:
         mask = causal(x.shape[1], dtype=x.dtype) if given is None else given
         return self.d(self.e(x, mask=mask), x, tgt_mask=mask)
 
-    model = net(forward, e=nn.TransformerEncoder(layers["e"], 1), d=nn.TransformerDecoder(layers["d"], 1))
+    model = net(forward, e=encoder, d=decoder)
     examples = [(x, causal(x.shape[1], dtype=x.dtype)) if mask == "argument" else (x,) for x in (SEQUENCE, LONGER)]
     found, _ = check(model, *examples, tolerance=FUSED)
     assert not found.program.opaque
