@@ -44,6 +44,8 @@ _SIGNS: Final[dict[Any, str]] = {
 _SAME_SHAPE: Final = frozenset(
     {"aten::alias", "aten::clone", "aten::detach", "aten::contiguous", "aten::native_layer_norm", "aten::_softmax"}
 )
+_PRODUCTS: Final = frozenset({"aten::mm", "aten::addmm", "aten::bmm"})
+_RESHAPES: Final = frozenset({"aten::view", "aten::_unsafe_view", "aten::expand"})
 
 # Calls whose arguments from here on are the sizes of their result.
 _SIZED: Final[dict[Any, int]] = {torch.zeros: 0, torch.ones: 0, torch.reshape: 1, "view": 1, "reshape": 1}
@@ -56,6 +58,7 @@ class Guards:
         self._writer = writer
         self._checks: dict[Any, fx.Node] = {}
         self._makers: dict[int, Operation] = {}  # the operation behind a tensor, by identity
+        self._known: dict[tuple[int, int], tuple[torch.Tensor, Any]] = {}  # the sizes of tensors, resolved; they stay alive
         self._last: Step | None = None
 
     def note(self, function: Callable[..., Any], numbers: tuple[Any, ...], outcome: bool) -> None:
@@ -111,7 +114,7 @@ class Guards:
         if origin is None:
             return plain(number)
         if origin.function == "size":
-            return self._first(number, *origin.arguments)
+            return self._first(*origin.arguments)
         arguments = tuple(map(self._resolved, origin.arguments))
         if (simple := _simplified(origin.function, *arguments)) is not None:
             return simple
@@ -120,28 +123,36 @@ class Guards:
         varies = any(map(origin_of, arguments))
         return with_origin(type(number), plain(number), Origin(origin.function, arguments)) if varies else plain(number)
 
-    def _first(self, number: Any, tensor: torch.Tensor, axis: int) -> Any:
+    def _first(self, tensor: torch.Tensor, axis: int) -> Any:
+        """The size of the first tensor that has it, or the number that it always is."""
         self._read_tape()
-        first = None
+        passed: list[tuple[torch.Tensor, int]] = []
+        made: tuple[torch.Tensor, int] | None = None
         while True:
+            known = self._known.get((id(tensor), axis))
+            if known is not None:
+                result = known[1]
+                break
+            passed.append((tensor, axis))
             node = self._writer.maker_of(tensor)
             if node is not None:
-                first = tensor, axis
+                made = tensor, axis
                 size = _restated(node, axis)
-                if isinstance(size, fx.Node):
-                    size = self._writer.number_of(size)
+                size = self._writer.number_of(size) if isinstance(size, fx.Node) else size
                 if size is not None:
-                    return self._resolved(size)
+                    result = self._resolved(size)
+                    break
             run = self._makers.get(id(tensor))
             if run is not None and run.operator._schema.name == "aten::unsqueeze" and run.args[1] % tensor.dim() == axis:
-                return plain(number)
+                result = 1
+                break
             source = None if run is None else _source(run, tensor, axis)
             if source is None:
+                result = plain(tensor.shape[axis]) if made is None or self._writer.is_constant(tensor) else size_of(*made)
                 break
             tensor, axis = source
-        if first is None or self._writer.is_constant(tensor):
-            return plain(number)
-        return number if first[0] is number.origin.arguments[0] else size_of(*first)
+        self._known |= {(id(held), at): (held, result) for held, at in passed}
+        return result
 
     def _read_tape(self) -> None:
         """Take in what the tape has got since the last time."""
@@ -201,6 +212,13 @@ def _source(run: Operation, tensor: torch.Tensor, axis: int) -> tuple[torch.Tens
         return found[0] if found and (size != 1 or len(operands) == 1) else None
     if name == "aten::unsqueeze":
         return operands[0], axis - (run.args[1] % tensor.dim() < axis)
+    last = axis == tensor.dim() - 1
+    if name in _PRODUCTS and last:
+        return operands[-1], operands[-1].dim() - 1
+    if name in _RESHAPES and last and operands[0].dim() and operands[0].shape[-1] == size:
+        return operands[0], operands[0].dim() - 1
+    if name == "aten::t":
+        return operands[0], 1 - axis
     if name == "aten::permute":
         return operands[0], run.args[1][axis] % tensor.dim()
     if name == "aten::transpose":

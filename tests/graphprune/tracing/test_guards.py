@@ -133,6 +133,12 @@ def as_numbers(y: Tensor, x: Tensor) -> Tensor:
     return y.reshape(x.shape[0], y.shape[1], -1).reshape(y.shape) * (x.shape[2] // 2)
 
 
+def of_a_projection(y: Tensor, x: Tensor) -> Tensor:
+    tokens = nn.functional.linear(y.flatten(2).transpose(1, 2), torch.ones(6, y.shape[1], dtype=y.dtype))
+    assert tokens.shape[-1] == 6 and tokens.shape[-1] // 2 * 2 == tokens.shape[-1]
+    return y * tokens.mean()
+
+
 def known_sizes(y: Tensor, x: Tensor) -> Tensor:
     parts = y.reshape(x.shape[0], 2, 2, *y.shape[2:])
     left, right = parts.unbind(1)
@@ -140,7 +146,9 @@ def known_sizes(y: Tensor, x: Tensor) -> Tensor:
     return torch.cat([right, left], 1)
 
 
-@pytest.mark.parametrize("body", [equal_to_itself, one_from_many, as_numbers, known_sizes, of_widths], ids=lambda b: b.__name__)
+@pytest.mark.parametrize(
+    "body", [equal_to_itself, one_from_many, as_numbers, known_sizes, of_a_projection, of_widths], ids=lambda b: b.__name__
+)
 def test_what_cannot_come_out_differently_is_not_checked(body: Any) -> None:
     found = analyse(model_of(body), EXAMPLE)
     slim = check_plan(found, found.random_plan(0), zeros=False, macs=False, other=double(1, 3, 2, 6))
