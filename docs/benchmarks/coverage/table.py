@@ -182,7 +182,8 @@ def peer_page(rows: Mapping[str, Row]) -> str:
     lines = [
         "# Time and memory against torch-pruning 1.6.1",
         "",
-        f"Made by `run.py --against-peer` beside this page; `against.py` says how. {_made_with(rows)}",
+        f"Made by `run.py --against-peer` beside this page; `against.py` says how. {_made_with(rows)} "
+        "Models without a row are not compared yet; the command goes on with the smallest of them.",
         "",
         f"Geometric mean over the {len(both)} models that both handle, of {len(rows)}: "
         f"**{geomean(list(speed.values())):.1f} times faster** without the proof, {geomean(proof):.1f} times with it. "
