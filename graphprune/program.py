@@ -13,6 +13,7 @@ from torch import fx
 from graphprune.twins import named_tensors
 
 if TYPE_CHECKING:
+    from graphprune.calibration import Calibration
     from graphprune.cost import Costs
     from graphprune.groups import Groups
     from graphprune.plan import Plan
@@ -86,6 +87,7 @@ class Program:
     scopes: the submodules that the graph consists of, where the model as a whole does not trace.
     tape: the operators that the graph runs, where capture wrote them down (see :mod:`graphprune.tape`).
     exclude, policy: constraints on the channel analysis (see :class:`graphprune.passes.analysis.channels.ChannelsPass`).
+    calibration: data that criteria measure activations and gradients on, where the user gave some.
     scores: results of scoring passes, by name.
     plan: the decision of a selection pass, not yet carried out.
     original, record: the graph before the rewrite and what was cut, once a rewrite has been done.
@@ -100,6 +102,7 @@ class Program:
     tape: Tape | None = field(default=None, repr=False, compare=False)
     exclude: tuple[str, ...] = ()
     policy: Mapping[str, str] = field(default_factory=dict)
+    calibration: Calibration | None = field(default=None, repr=False, compare=False)
     scores: Mapping[str, Scores] = field(default_factory=dict)
     plan: Plan | None = None
     original: fx.GraphModule | None = None

@@ -1,0 +1,56 @@
+"""For how many classes a channel matters: the indicator of class-aware pruning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from graphprune.groups import Groups
+from graphprune.statistic import Observer, Place, Statistic, Tap
+
+
+@dataclass(frozen=True)
+class ClassIndicators(Statistic):
+    """``Q[k, y, x] = sum over classes of the mean over a class's samples of [|a * dL/da| > tau]``, for each channel and position.
+
+    samples: of each class. tau: absolute; 0 asks whether the loss depends on the element at all. relative: tau times the median
+    of |a * dL/da| in the layer instead. Source: class-aware pruning (DATE 2024), score before its maximum over positions.
+    """
+
+    gradients: ClassVar[bool] = True
+
+    at: Place = "produced"
+    samples: int = 10
+    tau: float = 0.0
+    relative: bool = False
+
+    @property
+    def place(self) -> Place:
+        """Where activations are looked at."""
+        return self.at
+
+    @property
+    def per_class(self) -> int:
+        """Samples of each class."""
+        return self.samples
+
+    def observer(self, groups: Groups) -> Observer:
+        """What measures it; keys are (node, axis, name) with the names ``reach`` and ``taylor``."""
+        return _ClassIndicators(self)
+
+
+class _ClassIndicators(Observer):
+    def __init__(self, statistic: ClassIndicators) -> None:
+        super().__init__()
+        self._statistic = statistic
+
+    def see_gradient(self, tap: Tap, activation: Tensor, gradient: Tensor) -> None:
+        """Add one class."""
+        change = (activation * gradient).abs()
+        tau = self._statistic.tau * (float(change.median()) if self._statistic.relative else 1.0)
+        reach = (change > tau).to(torch.float32).mean(0)
+        self.totals.add((tap.node, tap.axis, "reach"), reach.flatten(1) if reach.dim() > 1 else reach.unsqueeze(1))
+        self.totals.add((tap.node, tap.axis, "taylor"), change.transpose(0, 1).flatten(1).mean(1))

@@ -1,0 +1,190 @@
+"""Run calibration data through a program once, and let all statistics that are asked for see the activations."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphprune.calibration import Batch, Calibration
+from graphprune.errors import UsageError, first_line
+from graphprune.filters import Filter, taps_of
+from graphprune.groups import Groups
+from graphprune.labels import Value
+from graphprune.program import Program, placeholder_values
+from graphprune.statistic import Observer, Statistic, Tap, Totals
+from graphprune.tape import tape_of
+from graphprune.twins import named_tensors, twin
+
+
+def collect(
+    program: Program, groups: Groups, filters: Sequence[Filter], data: Calibration | None, statistics: Iterable[Statistic]
+) -> dict[Statistic, Totals]:
+    """Measure statistics on calibration data, in as few runs as possible: one, and one for each statistic of classes.
+
+    The program runs in eval mode, without autocast, on the device of its weights; with gradients in float32 at least. Nothing
+    of it changes. Raises UsageError where there are no data, or the model does not run on them.
+    """
+    wanted = list(dict.fromkeys(statistics))
+    if not wanted:
+        return {}
+    if data is None:
+        raise UsageError("The criterion needs calibration data. Give data= (or --data) with batches as the model takes them.")
+    if program.scopes:
+        raise UsageError(
+            "Calibration needs a model that traces as a whole; this one is pruned in scopes. Use a criterion of weights, such as l2."
+        )
+    observers = {statistic: statistic.observer(groups) for statistic in wanted}
+    runner = Runner(program, groups, gradients=any(s.gradients for s in wanted), parameters=any(s.parameters for s in wanted))
+    together = [statistic for statistic in wanted if not statistic.per_class]
+    if together:
+        runner.run(data, data, {statistic: observers[statistic] for statistic in together}, filters)
+    for statistic in wanted:
+        if statistic.per_class:
+            batches = (batch for _, batch in data.by_class(statistic.per_class))
+            runner.run(data, batches, {statistic: observers[statistic]}, filters)
+    for observer in observers.values():
+        observer.totals.all_reduce()
+    return {statistic: observer.totals for statistic, observer in observers.items()}
+
+
+class Runner:
+    """Runs a program on batches, with a copy of its modules, so that the program itself is left alone."""
+
+    def __init__(self, program: Program, groups: Groups, *, gradients: bool, parameters: bool) -> None:
+        self.program = program
+        self.gradients = gradients
+        self._asks = parameters  # else gradients start at the first activations that are watched
+        self.module = twin(program.module, self._copy)
+        for module in self.module.modules():
+            module.training = False
+        self.device = next((tensor.device for tensor in program.tensors.values()), torch.device("cpu"))
+        self.overwritten = overwritten_nodes(program, groups)
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        """A tensor of the copy: values are shared, in float32 where gradients would underflow in less."""
+        value = tensor.detach()
+        if self.gradients and value.dtype in (torch.float16, torch.bfloat16):
+            value = value.float()
+        if not isinstance(tensor, nn.Parameter):
+            return value.clone()
+        return nn.Parameter(value, requires_grad=self._asks and value.is_floating_point())
+
+    def run(
+        self, data: Calibration, batches: Iterable[Batch], observers: Mapping[Statistic, Observer], filters: Sequence[Filter]
+    ) -> None:
+        """Let observers see all batches."""
+        watch: dict[str, list[tuple[Tap, Observer, bool]]] = defaultdict(list)
+        for statistic, observer in observers.items():
+            for tap in () if statistic.place is None else taps_of(filters, statistic.place):
+                watch[tap.node].append((tap, observer, statistic.gradients))
+        backward = any(statistic.gradients for statistic in observers)
+        with torch.autocast(self.device.type, enabled=False), torch.enable_grad() if backward else torch.no_grad():
+            for batch in batches:
+                self._batch(data, batch.to(self.device, self.program.inputs), watch, backward)
+                for observer in observers.values():
+                    observer.end_batch()
+        parameters = {name: t.grad for name, t in named_tensors(self.module).items() if t.grad is not None}
+        for observer in observers.values():
+            observer.end(parameters)
+
+    def _batch(
+        self, data: Calibration, batch: Batch, watch: Mapping[str, Sequence[tuple[Tap, Observer, bool]]], backward: bool
+    ) -> None:
+        values = placeholder_values(self.program.module.graph, batch.inputs)
+        if backward:
+            values = [v.float() if isinstance(v, Tensor) and v.dtype in (torch.float16, torch.bfloat16) else v for v in values]
+        interpreter = _Interpreter(self.module, watch, batch.size, placeholder_tensors(self.program), self.overwritten)
+        try:
+            output = interpreter.run(*values)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise UsageError(
+                f"The model does not run on {data.name} ({batch.inputs.describe()}): {first_line(error)}. "
+                "Give batches as the model takes them."
+            ) from error
+        if backward:
+            loss = data.loss(output, batch.target)
+            if not bool(torch.isfinite(loss)):
+                raise UsageError(f"The loss on {data.name} is {float(loss)}. Check the data, their scaling, and the weights.")
+            (loss * batch.size).backward()
+
+
+def placeholder_tensors(program: Program) -> list[Tensor]:
+    """The example tensors among a program's inputs."""
+    return [v for v in placeholder_values(program.module.graph, program.inputs) if isinstance(v, Tensor)]
+
+
+def overwritten_nodes(program: Program, groups: Groups) -> frozenset[str]:
+    """Nodes whose result a later operator writes into, so that a backward pass would find other values in it."""
+    tape = tape_of(program)
+    written: set[int] = set()
+    found = []
+    for step in reversed(tape.steps):
+        value = groups.trace.values.get(step.node)
+        if isinstance(value, Value) and value.storage in written:
+            found.append(step.node)
+        for operation in step.operations:
+            if operation.operator._schema.is_mutable and isinstance(operation.output, Tensor):
+                written.add(operation.output.untyped_storage()._cdata)
+    return frozenset(found)
+
+
+class _Interpreter(fx.Interpreter):
+    """Runs a graph and shows activations, and their gradients, to observers as they are made."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        watch: Mapping[str, Sequence[tuple[Tap, Observer, bool]]],
+        size: int,
+        examples: Sequence[Tensor],
+        overwritten: frozenset[str],
+    ) -> None:
+        super().__init__(module)  # type: ignore[arg-type]
+        self._watch = watch
+        self._size = size
+        self._traced = len(examples[0]) if examples and examples[0].dim() else 1
+        self._overwritten = overwritten
+
+    def run_node(self, n: fx.Node) -> Any:
+        """A node's result, once it was seen."""
+        result = super().run_node(n)
+        watchers = self._watch.get(n.name)
+        if watchers and isinstance(result, Tensor):
+            seen = result.detach()
+            for tap, observer, gradients in watchers:
+                if not gradients:
+                    observer.see(tap, laid_out(seen, tap, self._size, self._traced))
+            later = [(tap, observer) for tap, observer, gradients in watchers if gradients]
+            if later and result.is_floating_point():
+                if not result.requires_grad:
+                    # A copy of what asks, so that operators which write into their input may do so.
+                    result = seen.clone().requires_grad_().clone()
+                kept = seen.clone() if n.name in self._overwritten else seen
+                result.register_hook(partial(self._show, later, kept))
+        return result
+
+    def _show(self, watchers: Sequence[tuple[Tap, Observer]], activation: Tensor, gradient: Tensor) -> None:
+        for tap, observer in watchers:
+            given, taken = (laid_out(t, tap, self._size, self._traced) for t in (activation, gradient))
+            observer.see_gradient(tap, given, taken)
+
+
+def laid_out(tensor: Tensor, tap: Tap, size: int, traced: int) -> Tensor:
+    """An activation as a view with samples along axis 0 and channels along axis 1, other axes after them.
+
+    The axis of samples is the one whose length follows the batch: compared with the example inputs, it has grown as the batch
+    has. Where the batch is that of the example, it is the first other axis that the batch divides. Several samples' worth
+    along it (windows) stay with it.
+    """
+    others = [axis for axis in range(tensor.dim()) if axis != tap.axis]
+    grown = [a for a in others if tensor.shape[a] * traced == tap.traced[a] * size and tensor.shape[a] != tap.traced[a]]
+    divided = [axis for axis in others if tensor.shape[axis] % size == 0]
+    samples = (grown or divided or [None])[0]
+    if samples is None:
+        return tensor.movedim(tap.axis, 0).unsqueeze(0)
+    return tensor.movedim((samples, tap.axis), (0, 1))
