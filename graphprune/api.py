@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from graphprune.artifact import read_artifact, write_artifact
 from graphprune.artifact.parts import describe_parts, parts_in, with_weights_of
+from graphprune.calibration import Calibration
 from graphprune.collector import collector_paused
 from graphprune.cost import Costs
 from graphprune.errors import ArtifactError, PipelineError
@@ -30,6 +31,7 @@ from graphprune.passes.verification.verify import VerifyPass, compare
 from graphprune.pipeline_text import format_pipeline, parse_pipeline
 from graphprune.plan import Plan
 from graphprune.program import Inputs, Program, Scope
+from graphprune.sources import load_calibration
 from graphprune.tracing import capture, normalise_inputs, put_back
 from graphprune.twins import named_tensors
 from graphprune.verification import Verification
@@ -78,8 +80,9 @@ def prune(
     *,
     target: str | Mapping[str, float | str] = "macs=50%",
     criterion: str = "l2",
-    reduction: str = "l2",
+    reduction: str = "default",
     normalise: str = "max",
+    share: str = "none",
     ranking: str = "global",
     round_to: int = 1,
     min_channels: int = 1,
@@ -87,6 +90,7 @@ def prune(
     exclude: Sequence[str] = (),
     scopes: Sequence[str] = (),
     policy: Mapping[str, str] | None = None,
+    data: Calibration | Iterable[Any] | str | None = None,
     seed: int = 0,
     verify: bool = True,
     observers: Sequence[Observer] = (),
@@ -96,7 +100,9 @@ def prune(
 
     model: any module. example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
     target: what must remain: ``macs=50%``, ``params=2M``, ``channels=0.5``, or a mapping of several.
-    criterion, reduction, normalise: see :class:`~graphprune.passes.scoring.score.ScorePass`.
+    criterion, reduction, normalise, share: see :class:`~graphprune.passes.scoring.score.ScorePass`.
+    data: batches that the model takes, for criteria that look at activations or gradients: a DataLoader, a list, or the name of
+        a file, folder or callable (see :func:`~graphprune.sources.data.load_calibration`). A :class:`Calibration` says more.
     ranking, round_to, min_channels, max_ratio: see :class:`~graphprune.passes.selection.select.SelectPass`.
     exclude, policy: see :class:`~graphprune.passes.analysis.channels.ChannelsPass`.
     scopes: submodules to prune in place, see :func:`~graphprune.tracing.capture`.
@@ -117,14 +123,22 @@ def prune(
         raise PipelineError(f"There is no target {min(unknown)!r}; choose from {', '.join(KINDS)}.")
     passes: list[Pass] = [
         ChannelsPass(exclude=tuple(exclude), policy=dict(policy or {})),
-        ScorePass(criterion=criterion, reduction=reduction, normalise=normalise, seed=seed),
+        ScorePass(criterion=criterion, reduction=reduction, normalise=normalise, share=share, seed=seed),
         SelectPass(ranking=ranking, round_to=round_to, min_channels=min_channels, max_ratio=max_ratio, **targets),
         RewritePass(),
     ]
     if verify:
         passes.append(VerifyPass(seed=seed))
     program = capture(model, example_inputs, scopes=scopes, source=source)
+    program = program.with_(calibration=as_calibration(data, program.inputs))
     return run_pipeline(program, passes, observers=observers, model=model)
+
+
+def as_calibration(data: Calibration | Iterable[Any] | str | None, like: Inputs) -> Calibration | None:
+    """Calibration data from what a caller gives; like: example inputs of the model."""
+    if data is None or isinstance(data, Calibration):
+        return data
+    return load_calibration(data, like=like) if isinstance(data, str) else Calibration(data)
 
 
 def run_pipeline(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from graphprune.api import PruneResult
-    from graphprune.cli.accuracy import Images
+    from graphprune.sources.images import Images
 
 _TARGET = "macs=50%"
 _CRITERION = "l2"

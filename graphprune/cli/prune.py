@@ -34,16 +34,27 @@ def command(
     criterion: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Importance of a channel; `graphprune passes` lists them. Default: l2.", rich_help_panel=_HOW
+            metavar="TEXT",
+            help="Importance of a channel: a name that `graphprune passes` lists, with options as in 'attention(p=2)', or a weighted "
+            "sum as in '0.5*l2+0.5*taylor'. Default: l2.",
+            rich_help_panel=_HOW,
         ),
     ] = None,
     reduction: Annotated[
         str | None,
-        typer.Option(metavar="sum|mean|max|l2", help="How coupled slices combine. Default: l2.", rich_help_panel=_HOW),
+        typer.Option(
+            metavar="sum|mean|max|l2", help="How coupled slices combine. Default: as suits the criterion.", rich_help_panel=_HOW
+        ),
     ] = None,
     normalise: Annotated[
         str | None,
         typer.Option(metavar="none|mean|max|gaussian", help="Scale within each group. Default: max.", rich_help_panel=_HOW),
+    ] = None,
+    share: Annotated[
+        str | None,
+        typer.Option(
+            metavar="none|params|macs", help="Divide scores by the group's share of these. Default: none.", rich_help_panel=_HOW
+        ),
     ] = None,
     ranking: Annotated[
         str | None,
@@ -76,6 +87,8 @@ def command(
     weights: options.Weights = None,
     trust_pickle: options.TrustPickle = False,
     seed: options.Seed = 0,
+    calibrate: options.Calibrate = None,
+    samples: options.Samples = 512,
     data: options.Data = None,
     mean: options.Mean = None,
     std: options.Std = None,
@@ -97,6 +110,7 @@ def command(
         "criterion": criterion,
         "reduction": reduction,
         "normalise": normalise,
+        "share": share,
         "ranking": ranking,
         "round_to": round_to,
         "min_channels": min_channels,
@@ -109,7 +123,7 @@ def command(
     if pipeline is not None and given:
         name = "no-verify" if "verify" in given else next(iter(given)).replace("_", "-")
         raise UsageError(f"--pipeline replaces --{name}. Leave out one of them; the pipeline takes it as an option of a pass.")
-    request = Request(source, weights, trust_pickle, shape, seed, data, mean, std, scope)
+    request = Request(source, weights, trust_pickle, shape, seed, data, mean, std, scope, calibrate, samples)
     watching = Watching(time_passes, print_after, dump_dir)
     check_format(out, {".json": "plan"})
     check_outputs([out, plan], request.files)
@@ -138,6 +152,8 @@ def _run(output: Output, job: Job, watching: Watching, given: dict[str, Any], pi
     with output.task("Pruning") as task:
         observers = watching.observers(output, task)
         if pipeline is not None:
-            program = capture(model, job.inputs, scopes=scopes, source=text)
+            program = capture(model, job.inputs, scopes=scopes, source=text).with_(calibration=job.calibration)
             return graphprune.run_pipeline(program, pipeline, observers=observers, model=model)
-        return graphprune.prune(model, job.inputs, scopes=scopes, seed=seed, observers=observers, source=text, **given)
+        return graphprune.prune(
+            model, job.inputs, scopes=scopes, data=job.calibration, seed=seed, observers=observers, source=text, **given
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,12 +14,12 @@ from graphprune.program import Program
 
 
 @dataclass(frozen=True)
-class Filters(Analysis[tuple[Filter, ...]]):
+class Filters(Analysis[Sequence[Filter]]):
     """The parameters that make and read channels, and the activations between them."""
 
     name: ClassVar[str] = "filters"
     depends: ClassVar[tuple[type[Analysis[Any]], ...]] = (ChannelGroups,)
 
-    def compute(self, program: Program, analyses: AnalysisView) -> tuple[Filter, ...]:
+    def compute(self, program: Program, analyses: AnalysisView) -> Sequence[Filter]:
         """The filters of the program's groups."""
         return find_filters(program, analyses.get(ChannelGroups))

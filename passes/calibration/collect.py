@@ -144,7 +144,7 @@ class _Interpreter(fx.Interpreter):
         examples: Sequence[Tensor],
         overwritten: frozenset[str],
     ) -> None:
-        super().__init__(module)  # type: ignore[arg-type]
+        super().__init__(module)
         self._watch = watch
         self._size = size
         self._traced = len(examples[0]) if examples and examples[0].dim() else 1
@@ -184,7 +184,6 @@ def laid_out(tensor: Tensor, tap: Tap, size: int, traced: int) -> Tensor:
     others = [axis for axis in range(tensor.dim()) if axis != tap.axis]
     grown = [a for a in others if tensor.shape[a] * traced == tap.traced[a] * size and tensor.shape[a] != tap.traced[a]]
     divided = [axis for axis in others if tensor.shape[axis] % size == 0]
-    samples = (grown or divided or [None])[0]
-    if samples is None:
-        return tensor.movedim(tap.axis, 0).unsqueeze(0)
-    return tensor.movedim((samples, tap.axis), (0, 1))
+    for samples in (*grown, *divided):
+        return tensor.movedim((samples, tap.axis), (0, 1))
+    return tensor.movedim(tap.axis, 0).unsqueeze(0)

@@ -44,7 +44,9 @@ class _Saliency(Observer):
 
     def see_gradient(self, tap: Tap, activation: Tensor, gradient: Tensor) -> None:
         """Add a tap's part of the batch's derivatives."""
-        channels = torch.linalg.vecdot(activation.flatten(2), gradient.flatten(2)) if activation.dim() > 2 else activation * gradient
+        channels = (
+            torch.linalg.vecdot(activation.flatten(2), gradient.flatten(2)) if activation.dim() > 2 else activation * gradient
+        )
         samples = len(channels)
         known = self._batch.get(samples)
         if known is None:

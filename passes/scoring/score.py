@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -30,6 +30,7 @@ NORMALISATIONS: Mapping[str, Callable[[Floats], Floats]] = {
     "max": lambda x: x / _nonzero(np.abs(x).max()),
     "gaussian": lambda x: (x - x.mean()) / _nonzero(x.std()),
 }
+"""What is done to the scores of a group, of those units that have one."""
 
 
 def _nonzero(scale: Any) -> Any:
@@ -40,7 +41,9 @@ def normalised(values: Floats, groups: Groups, how: str) -> Floats:
     """Scores of each group divided by its mean or maximum, or standardised (``gaussian``), so that groups compare."""
     result = values.copy()
     for group in groups.prunable:
-        result[group.units] = NORMALISATIONS[how](values[group.units])
+        scored = group.units[np.isfinite(values[group.units])]
+        if scored.size:
+            result[scored] = NORMALISATIONS[how](values[scored])
     return result
 
 
@@ -81,14 +84,17 @@ class ScorePass(Pass):
         check_present(program.tensors)
         groups = analyses.get(ChannelGroups)
         needs = [statistic for term in terms for statistic in term.needs]
-        filters = analyses.get(Filters) if needs or any(term.criterion.filters for term in terms) else ()
+        looks = bool(needs) or any(term.criterion.filters for term in terms)
+        filters: Sequence[Filter] = analyses.get(Filters) if looks else ()
         measured = collect(program, groups, filters, program.calibration, needs)
         values = self._combined(terms, program, groups, filters, measured)
         if self.share != "none":
             values = values / SHARES[self.share](groups, analyses.get(Filters))[groups.group_of]
-        if np.isinf(values[groups.group_of != FROZEN]).any() or np.isnan(values[groups.group_of != FROZEN]).all():
+        if not np.isfinite(values[groups.group_of != FROZEN]).all():
             check_finite(program.tensors)
         provenance = {key: str(value) for key, value in asdict(self).items()}
+        if needs and program.calibration is not None:
+            provenance["calibration"] = program.calibration.name
         return program.with_(scores={**program.scores, self.criterion: Scores(self.criterion, values, provenance)})
 
     def _combined(
@@ -96,7 +102,7 @@ class ScorePass(Pass):
         terms: tuple[Term, ...],
         program: Program,
         groups: Groups,
-        filters: tuple[Filter, ...],
+        filters: Sequence[Filter],
         measured: Mapping[Statistic, Totals],
     ) -> Floats:
         """The weighted sum of the normalised terms; where some have nothing to say, the others speak for them."""

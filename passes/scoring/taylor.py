@@ -35,7 +35,6 @@ def taylor(context: ScoringContext, *, form: Literal["activation", "weight"] = "
         for parameter, axes in context.members():
             gradient = gradients.get(names[id(parameter)])
             if gradient is not None:
-                for units, sums in slice_sums(parameter.detach().double() * gradient, axes):
-                    yield units, sums
+                yield from slice_sums(parameter.detach().double() * gradient, axes)
 
     return context.reduce(members())
