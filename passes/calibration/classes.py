@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from graphprune.groups import Groups
+from graphprune.kernels.activation_attention import activation_attention
 from graphprune.statistic import Observer, Place, Statistic, Tap
 
 
@@ -49,8 +49,11 @@ class _ClassIndicators(Observer):
 
     def see_gradient(self, tap: Tap, activation: Tensor, gradient: Tensor) -> None:
         """Add one class."""
-        change = (activation * gradient).abs()
-        tau = self._statistic.tau * (float(change.median()) if self._statistic.relative else 1.0)
-        reach = (change > tau).to(torch.float32).mean(0)
-        self.totals.add((tap.node, tap.axis, "reach"), reach.flatten(1) if reach.dim() > 1 else reach.unsqueeze(1))
-        self.totals.add((tap.node, tap.axis, "taylor"), change.transpose(0, 1).flatten(1).mean(1))
+        tau = self._statistic.tau
+        if self._statistic.relative:
+            tau *= float((activation * gradient).abs().median())
+        found = activation_attention(activation, gradient, tau=tau)
+        assert found.indicator is not None and found.taylor_abs is not None
+        samples, channels = activation.shape[:2]
+        self.totals.add((tap.node, tap.axis, "reach"), found.indicator.reshape(channels, -1) / samples)
+        self.totals.add((tap.node, tap.axis, "taylor"), found.taylor_abs * channels / activation.numel())

@@ -38,7 +38,7 @@ class _Moments(Observer):
             ("sum", found.sum),
             ("abs", found.abs_sum),
             ("square", found.square_sum),
-            ("quartic", found.quartic_sum),
+            ("fourth", found.fourth_sum),
             ("nonzero", found.nonzero),
         ):
             self.totals.add((tap.node, tap.axis, name), part)

@@ -11,7 +11,7 @@ from graphprune.groups import Ints
 from graphprune.passes.calibration.moments import Moments, moment
 from graphprune.statistic import Place, Statistic
 
-_POWERS = {1: "abs", 2: "square", 4: "quartic"}
+_POWERS = {1: "abs", 2: "square", 4: "fourth"}
 
 
 def _needs(at: Place, **options: object) -> tuple[Statistic, ...]:
