@@ -126,13 +126,8 @@ def plot_scores(found: Sequence[Importance], path: Path) -> None:
     from matplotlib import pyplot
 
     names = list(found[0].groups)
-    figure, axes = pyplot.subplots(
-        len(names),
-        len(found),
-        figsize=(1.5 + 3.2 * len(found), 0.8 + min(0.55, 200 / len(names)) * len(names)),
-        squeeze=False,
-        layout="constrained",
-    )
+    size = 1.5 + 3.2 * len(found), 0.8 + min(0.55 * len(names), 200)  # inches; a picture has a largest height
+    figure, axes = pyplot.subplots(len(names), len(found), figsize=size, squeeze=False, layout="constrained")
     for column, one in enumerate(found):
         scores = [values[np.isfinite(values)] for values in one.groups.values()]
         known = np.concatenate(scores) if scores else np.zeros(0)

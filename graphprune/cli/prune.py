@@ -35,8 +35,8 @@ def command(
         str | None,
         typer.Option(
             metavar="TEXT",
-            help="Importance of a channel: a name that `graphprune passes` lists, with options as in 'attention(p=2)', or a weighted "
-            "sum as in '0.5*l2+0.5*taylor'. Default: l2.",
+            help="Importance of a channel: a name that `graphprune passes` lists, with options as in 'attention(p=2)', or a "
+            "weighted sum as in '0.5*l2+0.5*taylor'. Default: l2.",
             rich_help_panel=_HOW,
         ),
     ] = None,

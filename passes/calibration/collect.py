@@ -36,7 +36,7 @@ def collect(
         raise UsageError("The criterion needs calibration data. Give data= (or --data) with batches as the model takes them.")
     if program.scopes:
         raise UsageError(
-            "Calibration needs a model that traces as a whole; this one is pruned in scopes. Use a criterion of weights, such as l2."
+            "Calibration needs a model that traces as a whole; this one is pruned in scopes. Use a criterion of weights: l2."
         )
     observers = {statistic: statistic.observer(groups) for statistic in wanted}
     runner = Runner(program, groups, gradients=any(s.gradients for s in wanted), parameters=any(s.parameters for s in wanted))
