@@ -128,7 +128,7 @@ class Calibration:
     ) -> None:
         if samples is not None and samples < 1:
             raise UsageError(f"Calibration on {samples} samples is not possible; give at least 1.")
-        self._batches = _Kept(batches, samples) if iter(batches) is batches else batches
+        self._batches = _Kept(batches) if isinstance(batches, Iterator) else batches
         self.samples, self.loss, self.name = samples, loss, name
 
     def __iter__(self) -> Iterator[Batch]:
@@ -171,8 +171,8 @@ class Calibration:
 class _Kept:
     """What a one-time iterator yields, kept when it is first read and as far as it is read."""
 
-    def __init__(self, iterator: Iterable[Any], samples: int | None) -> None:
-        self._rest = iter(iterator)
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self._rest = iterator
         self._seen: list[Batch] = []
 
     def __iter__(self) -> Iterator[Batch]:

@@ -110,10 +110,9 @@ class _Finder:
             name = str(node.target)
             self.constant[node] = (self.groups.trace.aliases.get(name, name),)
             return self.constant[node]
-        if node.op == "call_module":
-            return tuple(self.within.get(str(node.target), ()))
         inputs = node.all_input_nodes
-        names = tuple(dict.fromkeys(name for source in inputs for name in self.constant.get(source, ())))
+        own = self.within.get(str(node.target), ()) if node.op == "call_module" else ()
+        names = tuple(dict.fromkeys((*own, *(name for source in inputs for name in self.constant.get(source, ())))))
         if inputs and all(source in self.constant for source in inputs):
             self.constant[node] = names
         return names
