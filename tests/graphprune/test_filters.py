@@ -86,7 +86,8 @@ def test_heads_are_units_of_the_activation_that_the_projection_reads() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             y = self.stem(x)
-            return self.attention(y, y, y, need_weights=False)[0]
+            found: Tensor = self.attention(y, y, y, need_weights=False)[0]
+            return found
 
     found = analyse(Self(), torch.zeros(2, 5, 6))
     filters = find_filters(found.program, found.groups)

@@ -197,8 +197,8 @@ def page(about: dict[str, Any], found: dict[str, dict[str, dict[int, float]]], r
         f"Made by `run.py` beside this page, which says how. {about['machine']}.",
         "",
         f"ResNet-56 on CIFAR-10: {about['original']:.2%} on {about['images']:,} test images before pruning. Calibrated on "
-        f"{about['samples']:,} training images. MACs left are within {deviation:.2%} of the target. `random` is the mean of three seeds; "
-        "`uniform l2` takes the same share of every group; all others are ranked globally.",
+        f"{about['samples']:,} training images. MACs left are within {deviation:.2%} of the target. "
+        "`random` is the mean of three seeds; `uniform l2` takes the same share of every group; all others are ranked globally.",
         "",
         "![accuracy against MACs](criteria.png)",
     ]

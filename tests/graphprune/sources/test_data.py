@@ -17,9 +17,9 @@ from graphprune.sources import load_calibration
 RGB = Inputs((torch.zeros(1, 3, 8, 8),))
 
 
-def _file(path: Path, **extra: np.ndarray) -> Path:
+def _file(path: Path) -> Path:
     x = np.arange(40 * 3 * 4, dtype=np.float32).reshape(40, 3, 2, 2)
-    np.savez(path, x_train=x, y_train=np.repeat(np.arange(4), 10), **extra)
+    np.savez(path, x_train=x, y_train=np.repeat(np.arange(4), 10))
     return path
 
 
