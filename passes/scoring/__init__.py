@@ -5,6 +5,7 @@ from graphprune.passes.scoring import (  # noqa: F401
     apoz,
     attention,
     bn_scale,
+    bn_taylor,
     class_aware,
     cosine,
     euclidean,

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from graphprune.criteria import Floats, ScoringContext, criterion
 from graphprune.groups import Ints
@@ -36,31 +38,29 @@ def activation_similarity(
 
     def members() -> Iterator[tuple[Ints, Floats]]:
         for tap in context.taps(at):
-            gram, total, count = (measured.sums[tap.node, tap.axis, name].numpy(force=True) for name in ("gram", "sum", "count"))
-            distance = _distances(gram, total, float(count), kind)
-            others = len(distance) - 1
-            if others == 0:
+            gram, total, count = (measured.sums[tap.node, tap.axis, name] for name in ("gram", "sum", "count"))
+            if len(gram) == 1:
                 yield tap.units, np.ones(1)
-            elif neighbours == "mean":
-                yield tap.units, distance.sum(1) / others
-            else:
-                np.fill_diagonal(distance, np.inf)
-                yield tap.units, distance.min(1)
+                continue
+            alike = _likeness(gram, total, count, kind)
+            alike.fill_diagonal_(0.0 if neighbours == "mean" else -torch.inf)
+            most = alike.sum(1) / (len(gram) - 1) if neighbours == "mean" else alike.amax(1)
+            yield tap.units, (-most if kind == "euclidean" else 1 - most).numpy(force=True)
 
     return context.reduce(members())
 
 
-def _distances(gram: Floats, total: Floats, count: float, kind: str) -> Floats:
-    """Pairwise distances of channels, zero on the diagonal."""
+def _likeness(gram: Tensor, total: Tensor, count: Tensor, kind: str) -> Tensor:
+    """How alike each pair of channels is: 1 for channels that replace one another, or minus their distance (``euclidean``)."""
+    own = gram.diagonal()
     if kind == "euclidean":
-        norms = np.diag(gram)
-        squares = (norms[:, None] + norms[None, :] - 2 * gram) / count
-        return np.sqrt(np.maximum(squares, 0))
-    products = gram - np.outer(total, total) / count if kind == "cka" else gram
-    norms = np.diag(products).copy()
-    norms[norms <= 1e-6 * np.diag(gram)] = 0.0  # float32 cannot tell these from constants
-    lengths = np.sqrt(np.outer(norms, norms))
-    alike = np.divide(np.abs(products), lengths, out=np.ones_like(products), where=lengths > 0)
-    distance: Floats = 1 - np.minimum(alike, 1.0) ** (2 if kind == "cka" else 1)
-    np.fill_diagonal(distance, 0.0)
-    return distance
+        return (own[:, None] + own - 2 * gram).clamp_min_(0).div_(count).sqrt_().neg_()
+    products = gram - torch.outer(total, total / count) if kind == "cka" else gram.clone()
+    norms = products.diagonal().clone()
+    constant = norms <= 1e-6 * own  # float32 cannot tell these from constants
+    scale = norms.where(~constant, 1.0).rsqrt()
+    alike = products.mul_(scale[:, None]).mul_(scale).abs_()
+    alike = (alike.square_() if kind == "cka" else alike).clamp_max_(1.0)
+    alike[:, constant] = 0.0
+    alike[constant, :] = 1.0  # whatever replaces these, a constant will do
+    return alike

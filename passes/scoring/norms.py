@@ -66,6 +66,17 @@ def _kind(name: str, given: Sequence[object], moves: bool) -> object:
     return None
 
 
+def batch_norm_parameters(program: Program) -> list[tuple[str, ...]]:
+    """Names of scale and shift of every batch norm that has them, each pair once."""
+    tape = tape_of(program)
+    found: dict[tuple[str, ...], None] = {}
+    for operation in _operations(tape):
+        if _name(operation) in _BATCH_NORMS:
+            names = (tape.names.get(id(_argument(operation, name))) for name in ("weight", "bias"))
+            found[tuple(name for name in names if name is not None)] = None
+    return [names for names in found if names]
+
+
 def batch_norm_factors(program: Program) -> dict[str, Tensor]:
     """``|gamma| / sqrt(var + eps)`` of the batch norms that directly follow a node, in float64, by the node's name."""
     tape = tape_of(program)

@@ -88,6 +88,11 @@ class ScorePass(Pass):
         filters: Sequence[Filter] = analyses.get(Filters) if looks else ()
         measured = collect(program, groups, filters, program.calibration, needs)
         values = self._combined(terms, program, groups, filters, measured)
+        if groups.prunable and np.isnan(values[groups.group_of != FROZEN]).all():
+            check_finite(program.tensors)
+            raise UsageError(
+                f"The criterion {self.criterion} has nothing to say about any channel of this model; choose another one."
+            )
         if self.share != "none":
             values = values / SHARES[self.share](groups, analyses.get(Filters))[groups.group_of]
         if not np.isfinite(values[groups.group_of != FROZEN]).all():
