@@ -114,7 +114,7 @@ class Calibration:
 
     batches: an iterable of what :func:`as_batch` takes, such as a DataLoader; one that can be read only once (a generator) is
         kept in memory. samples: how many to use at most, from the start. loss: ``loss(output, target)``, the mean over a batch;
-        only criteria with gradients ask for it. name: for messages.
+        only criteria with gradients ask for it. name: for messages. watch: see :meth:`watched`.
 
     >>> data = Calibration([(torch.zeros(3, 8), torch.tensor([0, 1, 0])), (torch.zeros(3, 8), torch.tensor([1, 1, 0]))], samples=4)
     >>> [batch.size for batch in data]
@@ -124,24 +124,36 @@ class Calibration:
     """
 
     def __init__(
-        self, batches: Iterable[Any], *, samples: int | None = None, loss: Loss = default_loss, name: str = "the calibration data"
+        self,
+        batches: Iterable[Any],
+        *,
+        samples: int | None = None,
+        loss: Loss = default_loss,
+        name: str = "the calibration data",
+        watch: Callable[[int], None] | None = None,
     ) -> None:
         if samples is not None and samples < 1:
             raise UsageError(f"Calibration on {samples} samples is not possible; give at least 1.")
         self._batches = _Kept(batches) if isinstance(batches, Iterator) else batches
-        self.samples, self.loss, self.name = samples, loss, name
+        self.samples, self.loss, self.name, self._watch = samples, loss, name, watch
+
+    def watched(self, watch: Callable[[int], None]) -> Calibration:
+        """The same data; ``watch`` is told how many samples were used, after each batch."""
+        return Calibration(self._batches, samples=self.samples, loss=self.loss, name=self.name, watch=watch)
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches; the last one is cut where ``samples`` are reached. Raises UsageError when there are none."""
         left = self.samples
-        found = False
+        found = 0
         for item in self._batches:
             batch = as_batch(item)
             if left is not None and batch.size > left:
                 batch = batch.pick(slice(left))
             if batch.size:
-                found = True
                 yield batch
+                found += batch.size
+                if self._watch is not None:
+                    self._watch(found)
             left = None if left is None else left - batch.size
             if left == 0:
                 return

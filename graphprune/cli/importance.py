@@ -13,7 +13,7 @@ from graphprune.analysis_manager import AnalysisManager
 from graphprune.cli import tables
 from graphprune.cli.loading import Job
 from graphprune.cli.output import Output
-from graphprune.cli.watching import PassProgress
+from graphprune.cli.watching import PassProgress, shown
 from graphprune.criteria import Floats
 from graphprune.errors import UsageError
 from graphprune.files import atomic_write
@@ -48,7 +48,7 @@ def score_all(
     with output.task("Scoring") as task:
         program = capture(job.source.model, job.inputs, scopes=job.scopes, source=job.source.text)
         passes = [ChannelsPass(exclude, policy), *(ScorePass(criterion=text, **how) for text in criteria)]
-        done = PassManager(passes, [PassProgress(task)]).run(program.with_(calibration=job.calibration))
+        done = PassManager(passes, [PassProgress(task)]).run(program.with_(calibration=shown(job.calibration, task)))
         groups = AnalysisManager().get(done, ChannelGroups)
     chosen = [group for group in groups.prunable if pattern is None or matches(group.name, pattern)]
     if not chosen:

@@ -146,14 +146,15 @@ def _targets(texts: Sequence[str] | None) -> dict[str, str] | None:
 
 def _run(output: Output, job: Job, watching: Watching, given: dict[str, Any], pipeline: str | None, seed: int) -> PruneResult:
     import graphprune
+    from graphprune.cli.watching import shown
     from graphprune.tracing import capture
 
     model, scopes, text = job.source.model, job.scopes, job.source.text
     with output.task("Pruning") as task:
-        observers = watching.observers(output, task)
+        observers, calibration = watching.observers(output, task), shown(job.calibration, task)
         if pipeline is not None:
-            program = capture(model, job.inputs, scopes=scopes, source=text).with_(calibration=job.calibration)
+            program = capture(model, job.inputs, scopes=scopes, source=text).with_(calibration=calibration)
             return graphprune.run_pipeline(program, pipeline, observers=observers, model=model)
         return graphprune.prune(
-            model, job.inputs, scopes=scopes, data=job.calibration, seed=seed, observers=observers, source=text, **given
+            model, job.inputs, scopes=scopes, data=calibration, seed=seed, observers=observers, source=text, **given
         )

@@ -7,6 +7,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from graphprune.calibration import Calibration
 from graphprune.cli.output import Output, Task
 from graphprune.observers import Dumper, Observer, Printer, Reproducer, Step, Timing
 from graphprune.program import Program
@@ -30,6 +31,11 @@ class PassProgress(Observer):
         """Name the pass."""
         name = step.current.name
         self._task.describe(f"{_DOING.get(name, name)} ({step.index + 1} of {len(step.pipeline)})")
+
+
+def shown(data: Calibration | None, task: Task) -> Calibration | None:
+    """Calibration data that show on a task how many samples were used."""
+    return None if data is None else data.watched(lambda samples: task.describe(f"Calibrating: {samples:,} samples"))
 
 
 @dataclass(frozen=True)

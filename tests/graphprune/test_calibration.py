@@ -136,3 +136,9 @@ def test_a_loss_without_targets_or_with_unfit_ones_is_refused() -> None:
         default_loss(torch.randn(6, 3), None)
     with pytest.raises(UsageError, match=r"do not fit a cross-entropy"):
         default_loss(torch.randn(6, 3), torch.zeros(5, dtype=torch.int64))
+
+
+def test_a_watcher_is_told_of_samples_that_were_used() -> None:
+    seen: list[int] = []
+    data = Calibration([X[:4], X[4:]], samples=5).watched(seen.append)
+    assert [len(x) for x in first(data)] == [4, 1] and seen == [4, 5]
