@@ -50,7 +50,7 @@ def command(
         accuracy["pruned"] = _accuracy(result.model, held_out, output)
         _tune(result, training, seed, output)
         accuracy["fine-tuned"] = _accuracy(result.model, held_out, output)
-        files = _save(out, model, result, held_out)
+        files = _save(out, model, result, training, held_out)
         _confirm(files["slim"], held_out, accuracy["fine-tuned"], output)
         _report(result, accuracy, files, output)
 
@@ -109,7 +109,7 @@ def _accuracy(model: nn.Module, images: Images, output: Output) -> float:
     return top1(model, images, output)
 
 
-def _save(out: Path, model: nn.Module, result: PruneResult, held_out: Images) -> dict[str, Path]:
+def _save(out: Path, model: nn.Module, result: PruneResult, training: Images, held_out: Images) -> dict[str, Path]:
     """Write everything to the folder, each file atomically."""
     import numpy as np
     from safetensors.torch import save
@@ -123,7 +123,7 @@ def _save(out: Path, model: nn.Module, result: PruneResult, held_out: Images) ->
     graphprune.save(result, files["slim"])
     result.plan.save(files["plan"])
     with atomic_write(files["data"]) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, x_test=held_out.x, y_test=held_out.y)
+        np.savez(stream, x_train=training.x, y_train=training.y, x_test=held_out.x, y_test=held_out.y)
     return files
 
 
