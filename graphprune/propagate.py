@@ -175,7 +175,7 @@ class _Propagation:
         if self.open_bounds is None:
             assert self.node is not None
             numbers = [arg for arg in self.node.all_input_nodes if not _holds_value(self.trace.values[arg.name])]
-            self.open_bounds = any(_varies(arg, self.trace.values) for arg in numbers)
+            self.open_bounds = any(varies(arg, self.trace.values) for arg in numbers)
         return self.open_bounds
 
     def freeze_results(self, tree: Any, text: str) -> None:
@@ -198,7 +198,7 @@ def _holds_value(item: Any) -> bool:
     return any(isinstance(leaf, Value) for leaf in tree_leaves(item, is_leaf=lambda leaf: isinstance(leaf, Value)))
 
 
-def _varies(number: fx.Node, values: Mapping[str, Any]) -> bool:
+def varies(number: fx.Node, values: Mapping[str, Any]) -> bool:
     """Whether a number that the graph computes depends on a tensor size that is no channel count.
 
     A channel count is an axis with labels; the axes of a shape are told apart where the shape is indexed.
@@ -215,6 +215,6 @@ def _varies(number: fx.Node, values: Mapping[str, Any]) -> bool:
             tensor = values[source.all_input_nodes[0].name]
             if isinstance(tensor, Value) and index % len(value) not in tensor.labelled:
                 return True
-        elif _varies(source, values):
+        elif varies(source, values):
             return True
     return False

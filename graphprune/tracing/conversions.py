@@ -20,7 +20,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from graphprune.tracing.sizes import SizeFloat, derive, literal, origin_of
+from graphprune.tracing.sizes import SizeFloat, derive, literal, origin_of, settle
 
 _LOAD_GLOBAL: Final = opmap["LOAD_GLOBAL"]
 _EXTENDED_ARG: Final = opmap["EXTENDED_ARG"]
@@ -65,9 +65,13 @@ def _len(item: Any) -> int:
     return item.size(0) if isinstance(item, torch.Tensor) and item.dim() else len(item)
 
 
+def _range(*bounds: Any) -> range:
+    return range(*map(settle, bounds))
+
+
 _MATH: Final = (math.sqrt, math.isqrt, math.log, math.log2, math.log10, math.exp, math.pow, math.gcd, math.hypot, math.fabs)
 _TWINS: Final[dict[Any, Callable[..., Any]]] = {
-    int: _int, float: _remembering(float), len: _len, min: _extreme(min), max: _extreme(max),
+    int: _int, float: _remembering(float), len: _len, range: _range, min: _extreme(min), max: _extreme(max),
     **{function: _remembering(function) for function in _MATH},
 }  # fmt: skip
 _NAMES: Final = {id(function): f"_{function.__name__} of sizes" for function in _TWINS}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +39,7 @@ class SizeFloat(float):
 
 def size_of(tensor: torch.Tensor, axis: int) -> SizeInt:
     """``tensor.size(axis)``; axis is not negative."""
-    number: SizeInt = _with_origin(SizeInt, tensor.shape[axis], Origin("size", (tensor, axis)))
+    number: SizeInt = with_origin(SizeInt, tensor.shape[axis], Origin("size", (tensor, axis)))
     return number
 
 
@@ -73,7 +74,8 @@ def origin_of(number: Any) -> Origin | None:
     return number.origin if isinstance(number, (SizeInt, SizeFloat)) else None
 
 
-def _with_origin(kind: Any, value: Any, origin: Origin) -> Any:
+def with_origin(kind: Any, value: Any, origin: Origin) -> Any:
+    """A number of this kind that remembers its origin."""
     number = kind(value)
     number.origin = origin
     return number
@@ -99,12 +101,44 @@ def derive(function: Callable[..., Any], *arguments: Any) -> Any:
     if all(origin_of(argument) is None for argument in arguments):
         return literal(value)
     kind = {int: SizeInt, float: SizeFloat}.get(type(value))
-    return value if kind is None else _with_origin(kind, value, Origin(function, arguments))
+    return value if kind is None else with_origin(kind, value, Origin(function, arguments))
+
+
+# Gets every comparison of sizes that Python code makes in this context, and its outcome.
+NOTING: ContextVar[Callable[[Callable[..., Any], tuple[Any, ...], bool], None] | None] = ContextVar("NOTING", default=None)
+
+
+def decide(function: Callable[..., bool], *numbers: Any) -> bool:
+    """The outcome of a comparison, which control flow may depend on."""
+    outcome = function(*map(plain, numbers))
+    note = NOTING.get()
+    if note is not None and any(map(origin_of, numbers)):
+        note(function, numbers, outcome)
+    return outcome
+
+
+def settle(number: Any) -> Any:
+    """A number without its origin, for code that depends on its value: as many turns of a loop."""
+    decide(operator.eq, number, plain(number))
+    return plain(number)
+
+
+def _comparison(function: Callable[..., bool]) -> Callable[[Any, Any], Any]:
+    def method(self: Any, other: Any) -> Any:
+        return decide(function, self, other) if isinstance(other, (int, float)) else NotImplemented
+
+    return method
+
+
+def _truth(self: Any) -> bool:
+    return decide(operator.ne, self, 0)
 
 
 def _binary(function: Callable[..., Any], swapped: bool) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
         if not isinstance(other, (int, float)):
+            if isinstance(other, (list, tuple, str)):  # as many copies
+                settle(self)
             return NotImplemented
         return derive(function, other, self) if swapped else derive(function, self, other)
 
@@ -141,6 +175,9 @@ def _give_operators(kind: Any, names: str) -> None:
         function = getattr(operator, name, None) or getattr(operator, f"{name}_")  # and_, or_
         setattr(kind, f"__{name}__", _binary(function, swapped=False))
         setattr(kind, f"__r{name}__", _binary(function, swapped=True))
+    for name in ["eq", "ne", "lt", "le", "gt", "ge"]:
+        setattr(kind, f"__{name}__", _comparison(getattr(operator, name)))
+    kind.__bool__ = _truth
     kind.__pow__ = _power
     kind.__round__ = _round
     kind.__divmod__, kind.__rdivmod__ = _divmod, _swapped_divmod

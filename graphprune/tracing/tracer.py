@@ -26,9 +26,10 @@ from graphprune.rules import tensors_in
 from graphprune.tape import Recording, Step, Tape, boundary_of, opaque_refusal, plain_containers, run_opaque, stand_ins
 from graphprune.tracing.constants import Constants
 from graphprune.tracing.conversions import remembered
+from graphprune.tracing.guards import Guards
 from graphprune.tracing.inputs import ModuleCall, argument_names
 from graphprune.tracing.shadow import Shadow
-from graphprune.tracing.sizes import Origin, Shape, origin_of, plain, shape_of
+from graphprune.tracing.sizes import NOTING, Origin, Shape, origin_of, plain, shape_of
 from graphprune.tracing.source import source_line
 from graphprune.tracing.targets import opened, spell
 from graphprune.tracing.training import Mode
@@ -76,6 +77,7 @@ class Tracer(TorchFunctionMode):
         self._held: dict[fx.Node, Any] = {}
         self._devices: dict[int, tuple[torch.device, torch.Tensor]] = {}
         self._made: dict[Any, tuple[fx.Node, Any]] = {}
+        self._guards = Guards(self)
 
     # -- one run ---------------------------------------------------------------------------------------------------------
 
@@ -94,7 +96,7 @@ class Tracer(TorchFunctionMode):
         args = tuple(placeholders.get(name, value) for name, value in zip(names, call.inputs.args, strict=False))
         kwargs = {name: placeholders.get(name, value) for name, value in call.inputs.kwargs.items()}
         last = next(iter(reversed(self.graph.nodes)), None)
-        with torch.no_grad(), _compiling(announced), remembered(self._root), self._recording, self:
+        with torch.no_grad(), _compiling(announced), remembered(self._root), self._recording, self, _noting(self._guards):
             return self._run(module, last, args, kwargs)
 
     def finish(self, result: Any) -> None:
@@ -130,6 +132,8 @@ class Tracer(TorchFunctionMode):
         elif target.swapped:
             node_args = (node_args[1], node_args[0])
         node = self._node(target.op, target.target, node_args, self._argument(kwargs))
+        if func in _UNBINDING:
+            self._guards.note_places(given[0], (*given[1:], *named.values(), 0)[0] % given[0].dim())
         return self._write(node, self._apart(result, (given, named)))
 
     def _unfold(self, family: list[torch.Tensor]) -> None:
@@ -167,9 +171,40 @@ class Tracer(TorchFunctionMode):
         return device
 
     def check(self, condition: Any, message: str = "") -> None:
-        """``torch._assert``; of a tensor's values nothing is known."""
-        if not isinstance(condition, torch.Tensor):
-            assert condition, message
+        """``torch._assert``; of a tensor's values nothing is known. A check that its comparison has just become says the same."""
+        if isinstance(condition, torch.Tensor):
+            return
+        assert condition, message
+        last = next(iter(reversed(self.graph.nodes)))
+        if message and last.target is torch._assert:
+            last.args = (last.args[0], message)
+
+    # -- what guards ask -------------------------------------------------------------------------------------------------
+
+    def maker_of(self, tensor: torch.Tensor) -> fx.Node | None:
+        """The node of whose value a tensor is, or is a part; None for parameters, constants and what is inside of a call."""
+        place = self._places.get(id(tensor))
+        return None if place is None else place.node
+
+    def is_constant(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is a parameter, a buffer or a constant."""
+        return id(tensor) in self._shadow.real or not tensor.is_meta
+
+    def number_of(self, node: fx.Node) -> Any:
+        """The number that a node computes, with its origin; None for nodes that the model's calls have made."""
+        return next((value for made, value in self._made.values() if made is node), None)
+
+    def name_of(self, tensor: torch.Tensor) -> str:
+        """The name of the node that has made a tensor."""
+        return self._node_of(tensor).name
+
+    def write_call(self, function: Any, args: tuple[Any, ...], value: Any) -> fx.Node:
+        """A node of a call that no operator runs for, with its value."""
+        operations = self._recording.take()
+        node = self._node("call_function", function, self._argument(args))
+        self._write(node, value, bind=False)
+        self._recording.operations = operations
+        return node
 
     # -- modules ---------------------------------------------------------------------------------------------------------
 
@@ -262,7 +297,9 @@ class Tracer(TorchFunctionMode):
             return {key: self._operands(item) for key, item in tree.items()}
         if isinstance(tree, torch.Tensor):
             return self._operand(tree)
-        return int(tree) != 0 if kind is Mode else tree
+        if kind is Mode:
+            return int(tree) != 0
+        return torch.Size(map(plain, tree)) if kind is Shape else plain(tree)
 
     def _operand(self, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.is_meta or id(tensor) in self._places:
@@ -412,6 +449,15 @@ class Tracer(TorchFunctionMode):
 
 
 @contextmanager
+def _noting(guards: Guards) -> Iterator[None]:
+    before = NOTING.set(guards.note)
+    try:
+        yield
+    finally:
+        NOTING.reset(before)
+
+
+@contextmanager
 def _compiling(announced: bool) -> Iterator[None]:
     before = torch.compiler._is_compiling_flag
     torch.compiler._is_compiling_flag = announced
@@ -437,6 +483,7 @@ def _is_bare(module: nn.Module) -> bool:
     return not (module._parameters or module._buffers or module._modules)
 
 
+_UNBINDING: Final = (torch.unbind, torch.Tensor.unbind)
 _OWN: Final[Mapping[Any, Callable[..., Any]]] = {
     torch.Tensor.shape.__get__: Tracer.shape,  # type: ignore[attr-defined]
     torch.Tensor.size: Tracer.size,

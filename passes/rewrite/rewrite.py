@@ -18,11 +18,12 @@ from graphprune.groups import Bools, Groups, Kept
 from graphprune.pass_base import Pass
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
-from graphprune.passes.rewrite import calls, modules  # noqa: F401  (register the resizers)
+from graphprune.passes.rewrite import calls, modules, recurrent  # noqa: F401  (register the resizers)
 from graphprune.passes.rewrite.shuffles import rewrite_shuffles
 from graphprune.passes.rewrite.site import NodeSite, Provenance, Rewriting
 from graphprune.plan import kept_units
 from graphprune.program import Program, Record
+from graphprune.propagate import Trace, varies
 from graphprune.resizers import call_resizer, module_resizer
 from graphprune.twins import named_tensors, twin
 
@@ -40,6 +41,7 @@ def rewrite(module: fx.GraphModule, groups: Groups, kept: Kept) -> fx.GraphModul
     with torch.no_grad():
         root = twin(module, _slicer(module, groups, kept))
     graph, copied = _copy(module.graph)
+    _drop_checks_of_widths(graph, copied, groups.trace)
     rewriting = Rewriting(groups.trace, kept, {new: old.name for old, new in copied.items()})
     buffers = rewrite_shuffles(rewriting, groups.trace.shuffles, copied, module)
     tree = dict(root.named_modules(remove_duplicate=False))
@@ -64,6 +66,14 @@ def _copy(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
             new.kwargs = map_arg(node.kwargs, copied.__getitem__)
         new.meta.update(node.meta)
     return result, copied
+
+
+def _drop_checks_of_widths(graph: fx.Graph, copied: dict[fx.Node, fx.Node], trace: Trace) -> None:
+    """Take out checks of nothing but channel counts: they held for the original, and say nothing of these inputs."""
+    for old, new in list(copied.items()):
+        if new.target is torch._assert and isinstance(condition := old.args[0], fx.Node) and not varies(condition, trace.values):
+            graph.erase_node(new)
+            del copied[old]
 
 
 def _slicer(module: fx.GraphModule, groups: Groups, kept: Kept) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -122,14 +122,6 @@ def test_iteration_is_unrolled_at_the_example_size() -> None:
     assert [n.args[1] for n in found.program.module.graph.nodes if n.target is operator.getitem] == [0, 1, 2]
 
 
-def test_conditions_on_sizes_are_decided_at_the_example_size() -> None:
-    """A limit: the graph holds the branch that the example took."""
-    model = net(lambda self, x: self.b(self.a(x) * (2 if x.shape[0] > 2 else 3)), **layers())
-    program = graphprune.capture(model, X)
-    assert max_error(run(program.module, X), run(model, X)) == 0.0
-    assert max_error(run(program.module, Y), run(model, Y)) > 0.0
-
-
 # -- inputs and results --------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,220 @@
+"""Guards: where the model's Python decided by a size, the graph checks that it would decide so again.
+
+A branch on a shape, a loop over one, is decided once, by the example inputs. Each comparison becomes a check in the graph, at
+the place where the model made it: at sizes that would have gone the other way the graph raises an error, instead of following
+the example. What cannot come out differently needs none: comparisons of a size with itself, of widths of parameters, and
+those that were checked before.
+
+As in torch.export, a size of two or more stands for any size: comparisons that tell one from many (``n > 1``, ``n != 1``) are
+not checked for it. They select shortcuts and broadcasts, where the general code does the same.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import fx
+
+from graphprune.rules import keeps_sizes, tensors_in
+from graphprune.tape import Operation, Step
+from graphprune.tracing.sizes import Origin, origin_of, plain, size_of, with_origin
+from graphprune.tracing.source import source_line
+
+if TYPE_CHECKING:
+    from graphprune.tracing.tracer import Tracer
+
+_NOT: Final[dict[Any, Any]] = {
+    operator.eq: operator.ne, operator.ne: operator.eq, operator.lt: operator.ge, operator.ge: operator.lt,
+    operator.gt: operator.le, operator.le: operator.gt,
+}  # fmt: skip
+_SWAPPED: Final[dict[Any, Any]] = {
+    operator.eq: operator.eq, operator.ne: operator.ne, operator.lt: operator.gt, operator.ge: operator.le,
+    operator.gt: operator.lt, operator.le: operator.ge,
+}  # fmt: skip
+_SIGNS: Final[dict[Any, str]] = {
+    operator.eq: "==", operator.ne: "!=", operator.lt: "<", operator.ge: ">=", operator.gt: ">", operator.le: "<=",
+    operator.add: "+", operator.sub: "-", operator.mul: "*", operator.floordiv: "//", operator.truediv: "/", operator.mod: "%",
+    operator.pow: "**",
+}  # fmt: skip
+_SAME_SHAPE: Final = frozenset(
+    {"aten::alias", "aten::clone", "aten::detach", "aten::contiguous", "aten::native_layer_norm", "aten::_softmax"}
+)
+
+# Calls whose arguments from here on are the sizes of their result.
+_SIZED: Final[dict[Any, int]] = {torch.zeros: 0, torch.ones: 0, torch.reshape: 1, "view": 1, "reshape": 1}
+
+
+class Guards:
+    """Writes the checks of one trace."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        self._tracer = tracer
+        self._checks: dict[Any, fx.Node] = {}
+        self._makers: dict[int, Operation] = {}  # the operation behind a tensor, by identity
+        self._last: Step | None = None
+
+    def note(self, function: Callable[..., Any], numbers: tuple[Any, ...], outcome: bool) -> None:
+        """A comparison that the model's Python made, and what came out."""
+        with torch._C.DisableTorchFunction():
+            found = [self._resolved(number) for number in numbers]
+            holds = function if outcome else _NOT[function]
+            keys = [_key(number) for number in found]
+            if not any(map(origin_of, found)) or keys[0] == keys[1] or _tells_one_from_many(holds, *found):
+                return
+            known = self._checks.get((holds, *keys))
+            if known is None or known._erased:
+                self._checks[(holds, *keys)] = self._check(holds, found)
+
+    def note_places(self, tensor: torch.Tensor, axis: int) -> None:
+        """An axis that was taken apart, index by index; only what varies between calls for certain is checked."""
+        number = self._resolved(size_of(tensor, axis))
+        origin = origin_of(number)
+        if origin is not None and origin.function == "size":
+            maker = self._tracer.maker_of(origin.arguments[0])
+            if maker is not None and maker.op == "placeholder":
+                self.note(operator.eq, (number, plain(number)), True)
+
+    def _check(self, holds: Callable[..., Any], numbers: list[Any]) -> fx.Node:
+        call = self._tracer.write_call
+        sides = [self._text(number) for number in numbers]
+        line = source_line()
+        place = f" ({'/'.join(Path(line).parts[-2:])})" if line else ""
+        message = (
+            f"These inputs take another branch than the example inputs of the capture, where {sides[0]} {_SIGNS[holds]} {sides[1]}"
+            f"{place}. Capture the model with example inputs of this kind for them."
+        )
+        return call(torch._assert, (call(holds, tuple(numbers), True), message), None)
+
+    def _text(self, number: Any) -> str:
+        origin = origin_of(number)
+        if origin is None:
+            return repr(number)
+        if origin.function == "size":
+            tensor, axis = origin.arguments
+            return f"{self._tracer.name_of(tensor)}.shape[{axis}]"
+        parts = [self._text(part) for part in origin.arguments]
+        sign = _SIGNS.get(origin.function)
+        if sign and len(parts) == 2:
+            return f"({parts[0]} {sign} {parts[1]})"
+        return f"{getattr(origin.function, '__name__', origin.function)}({', '.join(parts)})"
+
+    # -- where a size comes from -----------------------------------------------------------------------------------------
+
+    def _resolved(self, number: Any) -> Any:
+        """The number with each size taken from the first tensor that has it; a size of a parameter is a constant."""
+        origin = origin_of(number)
+        if origin is None:
+            return plain(number)
+        if origin.function == "size":
+            return self._first(number, *origin.arguments)
+        arguments = tuple(map(self._resolved, origin.arguments))
+        if (simple := _simplified(origin.function, *arguments)) is not None:
+            return simple
+        if all(new is old for new, old in zip(arguments, origin.arguments, strict=True)):
+            return number
+        varies = any(map(origin_of, arguments))
+        return with_origin(type(number), plain(number), Origin(origin.function, arguments)) if varies else plain(number)
+
+    def _first(self, number: Any, tensor: torch.Tensor, axis: int) -> Any:
+        self._read_tape()
+        first = None
+        while True:
+            node = self._tracer.maker_of(tensor)
+            if node is not None:
+                first = tensor, axis
+                size = _restated(node, axis)
+                if isinstance(size, fx.Node):
+                    size = self._tracer.number_of(size)
+                if size is not None:
+                    return self._resolved(size)
+            run = self._makers.get(id(tensor))
+            if run is not None and run.operator._schema.name == "aten::unsqueeze" and run.args[1] % tensor.dim() == axis:
+                return plain(number)
+            source = None if run is None else _source(run, tensor, axis)
+            if source is None:
+                break
+            tensor, axis = source
+        if first is None or self._tracer.is_constant(tensor):
+            return plain(number)
+        return number if first[0] is number.origin.arguments[0] else size_of(*first)
+
+    def _read_tape(self) -> None:
+        """Take in what the tape has got since the last time."""
+        new = takewhile(lambda step: step is not self._last, reversed(self._tracer.tape.steps))
+        for run in [run for step in new for run in step.operations]:
+            for output in tensors_in((run.output,)):
+                self._makers.setdefault(id(output), run)
+        self._last = next(iter(reversed(self._tracer.tape.steps)), None)
+
+
+def _tells_one_from_many(holds: Any, left: Any, right: Any) -> bool:
+    """Whether a comparison that holds does so for every size from two on."""
+    if origin_of(left) is None:
+        holds, left, right = _SWAPPED[holds], right, left
+    if not _is_size(left) or plain(left) < 2 or origin_of(right) is not None:
+        return False
+    return (holds in (operator.ne, operator.gt, operator.ge) and bool(right <= 1)) or (holds is operator.ge and right == 2)
+
+
+def _simplified(function: Any, left: Any = None, right: Any = None, *_: Any) -> Any:
+    """The number that ``n + 0``, ``n - 0``, ``n * 1`` and ``n - n`` are; None for all else."""
+    if function is operator.add and origin_of(left) is None and left == 0:
+        return right
+    if function in (operator.add, operator.sub) and origin_of(right) is None and right == 0:
+        return left
+    if function is operator.mul and origin_of(left) is None and left == 1:
+        return right
+    return 0 if function is operator.sub and _key(left) == _key(right) else None
+
+
+def _is_size(number: Any) -> bool:
+    """Whether a number is a size, or a product of sizes."""
+    origin = origin_of(number)
+    if origin is None:
+        return isinstance(number, int) and number > 0
+    return origin.function == "size" or (origin.function is operator.mul and all(map(_is_size, origin.arguments)))
+
+
+def _restated(node: fx.Node, axis: int) -> Any:
+    """The argument of a call that says how long an axis of its result is; None where there is none."""
+    if node.target not in _SIZED:
+        return None
+    given = node.args[_SIZED[node.target] :]
+    sizes = given[0] if given and isinstance(given[0], (tuple, list)) else given
+    size = sizes[axis] if axis < len(sizes) else None
+    return size if isinstance(size, fx.Node) or (isinstance(size, int) and size >= 0) else None
+
+
+def _source(run: Operation, tensor: torch.Tensor, axis: int) -> tuple[torch.Tensor, int] | None:
+    """The operand, and its axis, whose size an operator's result has for certain."""
+    name = run.operator._schema.name
+    size = tensor.shape[axis]
+    operands = tensors_in((*run.args, *run.kwargs.values()))
+    if name in _SAME_SHAPE or keeps_sizes(run.operator):
+        fitting = [(t, axis - tensor.dim() + t.dim()) for t in operands if t.dim() + axis >= tensor.dim()]
+        found = [(t, at) for t, at in fitting if t.shape[at] == size and t is not tensor]
+        return found[0] if found and (size != 1 or len(operands) == 1) else None
+    if name == "aten::unsqueeze":
+        return operands[0], axis - (run.args[1] % tensor.dim() < axis)
+    if name == "aten::permute":
+        return operands[0], run.args[1][axis] % tensor.dim()
+    if name == "aten::transpose":
+        first, second = (at % tensor.dim() for at in run.args[1:3])
+        return operands[0], {first: second, second: first}.get(axis, axis)
+    if name == "aten::embedding" and axis < tensor.dim() - 1:
+        return operands[1], axis
+    return None
+
+
+def _key(number: Any) -> Any:
+    origin = origin_of(number)
+    if origin is None:
+        return number
+    if origin.function == "size":
+        return "size", id(origin.arguments[0]), origin.arguments[1]
+    return origin.function, *map(_key, origin.arguments)

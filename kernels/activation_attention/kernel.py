@@ -1,0 +1,245 @@
+"""Triton kernels for the statistics of activations: one read of each tensor, whatever its layout.
+
+Dimensions that lie evenly in memory are merged first, so that a tensor is ``[rows, channels, inner]`` with the innermost
+reduced dimension apart. A program walks tiles ``[BLOCK_C, BLOCK_I]`` and keeps its sums in registers. Which of the two
+dimensions is contiguous decides the shape of a tile and, in the compiler, the width of its loads. The program that arrives
+last at a group of channels adds up the partial sums, always in the same order: results are the same bits in every run.
+"""
+
+# Triton's language has no types.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, import-untyped"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _row_offset(row, size_1, size_2, stride_0, stride_1, stride_2, DIMS: tl.constexpr):
+    """Offset of a row, which is an index into up to three dimensions, in elements."""
+    row = row.to(tl.int64)
+    if DIMS == 1:
+        offset = row * stride_0
+    elif DIMS == 2:
+        offset = (row // size_1) * stride_0 + (row % size_1) * stride_1
+    else:
+        offset = (row // (size_1 * size_2)) * stride_0 + (row // size_2 % size_1) * stride_1 + (row % size_2) * stride_2
+    return offset
+
+
+@triton.jit
+def _folded(values, LARGEST: tl.constexpr, FOLD: tl.constexpr, ALONG_I: tl.constexpr):
+    """[BLOCK_C, BLOCK_I] -> [BLOCK_C, BLOCK_I / FOLD]: sums, or maxima, of values that one thread holds."""
+    channels: tl.constexpr = values.shape[0]
+    rest: tl.constexpr = values.shape[1] // FOLD
+    if FOLD == 1:
+        folded = values
+    elif ALONG_I:
+        parts = tl.reshape(values, (channels, rest, FOLD))
+        folded = tl.max(parts, axis=2) if LARGEST else tl.sum(parts, axis=2)
+    else:
+        parts = tl.reshape(values, (channels, FOLD, rest))
+        folded = tl.max(parts, axis=1) if LARGEST else tl.sum(parts, axis=1)
+    return folded
+
+
+@triton.jit
+def _add(x, total, absolute, square, fourth, largest, nonzero, FOLD: tl.constexpr, ALONG_I: tl.constexpr):
+    """Add a tile to the running statistics."""
+    magnitude = tl.abs(x)
+    squared = x * x
+    return (
+        total + _folded(x, False, FOLD, ALONG_I),
+        absolute + _folded(magnitude, False, FOLD, ALONG_I),
+        square + _folded(squared, False, FOLD, ALONG_I),
+        fourth + _folded(squared * squared, False, FOLD, ALONG_I),
+        tl.maximum(largest, _folded(magnitude, True, FOLD, ALONG_I)),
+        nonzero + _folded((x != 0).to(tl.int32), False, FOLD, ALONG_I),
+    )
+
+
+@triton.jit
+def _store(partial_ptr, program, c, c_mask, channels, total, absolute, square, fourth, largest, taylor, STATS: tl.constexpr):
+    """Partial sums of a program: partial is [programs, STATS, channels]."""
+    p_partial = partial_ptr + program.to(tl.int64) * STATS * channels + c
+    tl.store(p_partial, tl.sum(total, axis=1), mask=c_mask)
+    tl.store(p_partial + channels, tl.sum(absolute, axis=1), mask=c_mask)
+    tl.store(p_partial + 2 * channels, tl.sum(square, axis=1), mask=c_mask)
+    tl.store(p_partial + 3 * channels, tl.sum(fourth, axis=1), mask=c_mask)
+    tl.store(p_partial + 4 * channels, tl.max(largest, axis=1), mask=c_mask)
+    if STATS == 6:
+        tl.store(p_partial + 5 * channels, tl.sum(taylor, axis=1), mask=c_mask)
+
+
+@triton.jit
+def _finish(
+    partial_ptr, count_ptr, arrived_ptr, sums_ptr, nonzero_ptr, c, c_mask, group, channels, programs,
+    STATS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """Where this program is the last of its group of channels, add up what all of them stored."""
+    tl.debug_barrier()
+    if tl.atomic_add(arrived_ptr + group, 1, sem="acq_rel") == programs - 1:
+        p = tl.arange(0, BLOCK_P)
+        maximum = tl.zeros((BLOCK_C,), dtype=tl.float32)
+        for row in tl.static_range(STATS):
+            merged = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
+            for start in range(0, programs, BLOCK_P):
+                index = (start + p).to(tl.int64)[:, None]
+                mask = (start + p < programs)[:, None] & c_mask[None, :]
+                part = tl.load(
+                    partial_ptr + (index * STATS + row) * channels + c[None, :], mask=mask, other=0.0, cache_modifier=".cg"
+                )
+                merged = tl.maximum(merged, part) if row == 4 else merged + part
+            result = tl.max(merged, axis=0) if row == 4 else tl.sum(merged, axis=0)
+            if row == 1:
+                maximum = tl.where(result != result, result, maximum)  # hardware maxima drop NaN, sums do not
+            if row == 4:
+                result = tl.where(maximum != maximum, maximum, result)
+            tl.store(sums_ptr + row * channels + c, result, mask=c_mask)
+        count = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.int64)
+        for start in range(0, programs, BLOCK_P):
+            index = (start + p).to(tl.int64)[:, None]
+            mask = (start + p < programs)[:, None] & c_mask[None, :]
+            count += tl.load(count_ptr + index * channels + c[None, :], mask=mask, other=0, cache_modifier=".cg")
+        tl.store(nonzero_ptr + c, tl.sum(count, axis=0), mask=c_mask)
+
+
+# Sizes and strides are no reason to compile again: what matters of them comes as constants.
+@triton.jit(do_not_specialize=[
+    "channels", "inner", "rows", "size_1", "size_2", "stride_c", "stride_i", "stride_0", "stride_1", "stride_2", "programs",
+    "tiles_each",
+])  # fmt: skip
+def statistics_kernel(
+    x_ptr, partial_ptr, count_ptr, arrived_ptr, sums_ptr, nonzero_ptr,
+    channels, inner, rows, size_1, size_2, stride_c, stride_i, stride_0, stride_1, stride_2, programs, tiles_each,
+    ALIGN: tl.constexpr, C_ALIGN: tl.constexpr, I_ALIGN: tl.constexpr, C_UNIT: tl.constexpr, I_UNIT: tl.constexpr,
+    DIMS: tl.constexpr, FULL: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_P: tl.constexpr,
+    FOLD: tl.constexpr, ALONG_I: tl.constexpr, UNROLL: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """x[rows, channels, inner] -> sums[5, channels] and nonzero[channels]; strides and sizes come divided by their ALIGN."""
+    group = tl.program_id(0)
+    program = tl.program_id(1)
+    channels = channels * C_ALIGN
+    inner = inner.to(tl.int64 if WIDE else tl.int32) * I_ALIGN
+    step_c = 1 if C_UNIT else stride_c.to(tl.int64) * ALIGN
+    step_i = 1 if I_UNIT else stride_i.to(tl.int64) * ALIGN
+    c = group * BLOCK_C + tl.arange(0, BLOCK_C)
+    i = tl.arange(0, BLOCK_I)
+    c_mask = c < channels
+    p_tile = x_ptr + (c.to(tl.int64)[:, None] * step_c + i.to(tl.int64)[None, :] * step_i)
+
+    across = tl.cdiv(inner, BLOCK_I)
+    first = program.to(tl.int64) * tiles_each
+    last = tl.minimum(first + tiles_each, across * rows.to(tl.int64))
+    row = first // across
+    start = (first % across).to(tl.int64 if WIDE else tl.int32) * BLOCK_I
+
+    # [BLOCK_C, BLOCK_I / FOLD]
+    total = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
+    absolute = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
+    square = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
+    fourth = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
+    largest = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
+    nonzero = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.int32)
+    for _ in tl.range(0, (last - first).to(tl.int32), loop_unroll_factor=UNROLL):
+        base = _row_offset(row, size_1, size_2, stride_0, stride_1, stride_2, DIMS) * ALIGN + start * step_i
+        if FULL:
+            x = tl.load(p_tile + base, eviction_policy="evict_first").to(tl.float32)
+        else:
+            mask = c_mask[:, None] & (start + i < inner)[None, :]
+            x = tl.load(p_tile + base, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+        total, absolute, square, fourth, largest, nonzero = _add(
+            x, total, absolute, square, fourth, largest, nonzero, FOLD, ALONG_I
+        )
+        wrap = start + BLOCK_I >= inner
+        row = tl.where(wrap, row + 1, row)
+        start = tl.where(wrap, 0, start + BLOCK_I).to(tl.int64 if WIDE else tl.int32)
+    _store(partial_ptr, program, c, c_mask, channels, total, absolute, square, fourth, largest, total, 5)
+    tl.store(count_ptr + program.to(tl.int64) * channels + c, tl.sum(nonzero, axis=1), mask=c_mask)
+    _finish(
+        partial_ptr, count_ptr, arrived_ptr, sums_ptr, nonzero_ptr, c, c_mask, group, channels, programs, 5, BLOCK_C, BLOCK_P
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=[
+    "tau", "samples", "channels", "inner", "positions", "size_1", "chunks", "items_each", "x_stride_n", "x_stride_c",
+    "x_stride_i", "x_stride_0", "x_stride_1", "g_stride_n", "g_stride_c", "g_stride_i", "g_stride_0", "g_stride_1", "k_stride_c",
+    "k_stride_i", "k_stride_0", "k_stride_1",
+])  # fmt: skip
+def gradient_kernel(
+    x_ptr, g_ptr, partial_ptr, count_ptr, arrived_ptr, sums_ptr, nonzero_ptr, taylor_ptr, indicator_ptr, tau,
+    samples, channels, inner, positions, size_1, chunks, items_each,
+    x_stride_n, x_stride_c, x_stride_i, x_stride_0, x_stride_1, g_stride_n, g_stride_c, g_stride_i, g_stride_0, g_stride_1,
+    k_stride_c, k_stride_i, k_stride_0, k_stride_1,
+    X_ALIGN: tl.constexpr, G_ALIGN: tl.constexpr, C_ALIGN: tl.constexpr, I_ALIGN: tl.constexpr,
+    X_C_UNIT: tl.constexpr, X_I_UNIT: tl.constexpr, G_C_UNIT: tl.constexpr, G_I_UNIT: tl.constexpr,
+    DIMS: tl.constexpr, FULL: tl.constexpr, COUNT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr,
+    BLOCK_P: tl.constexpr, FOLD: tl.constexpr, ALONG_I: tl.constexpr, UNROLL: tl.constexpr,
+):  # fmt: skip
+    """x, g [samples, channels, positions, inner] -> as above, taylor[tiles, samples, channels], indicator[channels, ...].
+
+    A program takes items in turn, each a tile of locations and a chunk of the samples.
+    """
+    group = tl.program_id(0)
+    program = tl.program_id(1)
+    channels = channels * C_ALIGN
+    inner = inner * I_ALIGN
+    across = tl.cdiv(inner, BLOCK_I)
+    items = across * positions * chunks
+    samples_each = tl.cdiv(samples, chunks)
+    x_step_c = 1 if X_C_UNIT else x_stride_c.to(tl.int64) * X_ALIGN
+    x_step_i = 1 if X_I_UNIT else x_stride_i.to(tl.int64) * X_ALIGN
+    g_step_c = 1 if G_C_UNIT else g_stride_c.to(tl.int64) * G_ALIGN
+    g_step_i = 1 if G_I_UNIT else g_stride_i.to(tl.int64) * G_ALIGN
+    c = group * BLOCK_C + tl.arange(0, BLOCK_C)
+    c_mask = c < channels
+    wide_c = c.to(tl.int64)[:, None]
+
+    # [BLOCK_C, BLOCK_I / FOLD]
+    total = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
+    absolute = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
+    square = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
+    fourth = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
+    largest = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
+    nonzero = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.int32)
+    taylor = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
+    for item in range(program * items_each, tl.minimum((program + 1) * items_each, items)):
+        tile = item // chunks
+        position = tile // across
+        i = (tile % across) * BLOCK_I + tl.arange(0, BLOCK_I)
+        mask = c_mask[:, None] & (i < inner)[None, :]
+        wide_i = i.to(tl.int64)[None, :]
+        x_base = _row_offset(position, size_1, 1, x_stride_0, x_stride_1, 0, DIMS) * X_ALIGN
+        g_base = _row_offset(position, size_1, 1, g_stride_0, g_stride_1, 0, DIMS) * G_ALIGN
+        p_x = x_ptr + x_base + (wide_c * x_step_c + wide_i * x_step_i)
+        p_g = g_ptr + g_base + (wide_c * g_step_c + wide_i * g_step_i)
+        p_taylor = taylor_ptr + tile.to(tl.int64) * samples * channels + c
+        above = tl.zeros((BLOCK_C, BLOCK_I), dtype=tl.int32)
+        first = (item % chunks) * samples_each
+        for n in tl.range(first, tl.minimum(first + samples_each, samples), loop_unroll_factor=UNROLL):
+            wide_n = tl.cast(n, tl.int64)
+            if FULL:
+                x = tl.load(p_x + wide_n * x_stride_n * X_ALIGN, eviction_policy="evict_first").to(tl.float32)
+                g = tl.load(p_g + wide_n * g_stride_n * G_ALIGN, eviction_policy="evict_first").to(tl.float32)
+            else:
+                x = tl.load(p_x + wide_n * x_stride_n * X_ALIGN, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+                g = tl.load(p_g + wide_n * g_stride_n * G_ALIGN, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+            total, absolute, square, fourth, largest, nonzero = _add(
+                x, total, absolute, square, fourth, largest, nonzero, FOLD, ALONG_I
+            )
+            term = x * g
+            folded = _folded(term, False, FOLD, ALONG_I)
+            taylor += _folded(tl.abs(term), False, FOLD, ALONG_I)
+            if COUNT:
+                above += (tl.abs(term) > tau).to(tl.int32)
+            tl.store(p_taylor + wide_n * channels, tl.sum(folded, axis=1), mask=c_mask)
+        if COUNT:  # whole numbers add up to the same in any order
+            k_base = _row_offset(position, size_1, 1, k_stride_0, k_stride_1, 0, DIMS)
+            tl.atomic_add(indicator_ptr + k_base + wide_c * k_stride_c + wide_i * k_stride_i, above, mask=mask, sem="relaxed")
+    _store(partial_ptr, program, c, c_mask, channels, total, absolute, square, fourth, largest, taylor, 6)
+    tl.store(count_ptr + program.to(tl.int64) * channels + c, tl.sum(nonzero, axis=1), mask=c_mask)
+    programs = tl.num_programs(1)
+    _finish(
+        partial_ptr, count_ptr, arrived_ptr, sums_ptr, nonzero_ptr, c, c_mask, group, channels, programs, 6, BLOCK_C, BLOCK_P
+    )  # fmt: skip

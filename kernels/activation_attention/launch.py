@@ -1,0 +1,241 @@
+"""How the statistics of activations are put on a GPU: what a layout merges to, how it is cut up, and the two launches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphprune.kernels.activation_attention.kernel import gradient_kernel, statistics_kernel
+from graphprune.kernels.activation_attention.reference import statistics, statistics_with_gradient
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a launch is cut up."""
+
+    elements: int
+    """Of a tile, a power of two."""
+    contiguous: int
+    """Longest side of a tile along contiguous memory, likewise."""
+    warps: int
+    unroll: int
+    programs: int
+    """For each multiprocessor."""
+
+
+ALONG_INNER = Tiling(elements=4096, contiguous=256, warps=4, unroll=2, programs=8)
+ALONG_CHANNELS = Tiling(elements=4096, contiguous=64, warps=4, unroll=2, programs=8)
+GRADIENT_ALONG_INNER = Tiling(elements=1024, contiguous=256, warps=4, unroll=2, programs=8)
+GRADIENT_ALONG_CHANNELS = Tiling(elements=2048, contiguous=64, warps=8, unroll=1, programs=4)
+
+_MERGED = 4096  # partial sums that the last program adds up at a time
+_INT32 = 2**31 - 1
+_ALIGNMENT = 16  # more elements than the widest load holds
+_LOAD = 16  # bytes of the widest load
+_WARP = 32
+
+
+def launch(activation: Tensor, channel_dim: int, tiling: Tiling | None = None) -> tuple[Tensor, Tensor]:
+    """As ``reference.statistics``, for float32, float16 and bfloat16."""
+    shape, strides = tuple(activation.shape), activation.stride()
+    plan = _plan(shape, strides, activation.itemsize, channel_dim, _processors(activation), tiling)
+    if plan is None:
+        return statistics(activation, channel_dim)
+    partial, count, arrived, sums, nonzero = _workspace(activation, plan, 5)
+    statistics_kernel[plan.grid](activation, partial, count, arrived, sums, nonzero, *plan.sizes, **plan.constants)
+    return sums, nonzero
+
+
+def launch_with_gradient(
+    activation: Tensor, gradient: Tensor, tau: float | None, channel_dim: int, tiling: Tiling | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As ``reference.statistics_with_gradient``, for float32, float16 and bfloat16."""
+    shape, strides = tuple(activation.shape), (activation.stride(), gradient.stride())
+    plan = _gradient_plan(shape, strides, activation.itemsize, channel_dim, tau is not None, _processors(activation), tiling)
+    if plan is None:
+        return statistics_with_gradient(activation, gradient, tau, channel_dim)
+    partial, count, arrived, sums, nonzero = _workspace(activation, plan, 6)
+    spatial = [size for dim, size in enumerate(shape) if dim not in (0, channel_dim)]
+    kept = (plan.channels, *spatial) if tau is not None else (0,)
+    indicator = torch.zeros(kept, dtype=torch.int32, device=activation.device)
+    taylor = torch.empty((plan.tiles, shape[0], plan.channels), dtype=torch.float32, device=activation.device)
+    gradient_kernel[plan.grid](
+        activation, gradient, partial, count, arrived, sums, nonzero, taylor, indicator, tau or 0.0, *plan.sizes, **plan.constants
+    )
+    return sums, nonzero, taylor[0] if plan.tiles == 1 else taylor.sum(0), indicator
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A launch, but for its tensors."""
+
+    grid: tuple[int, int]
+    channels: int
+    tiles: int
+    sizes: tuple[int, ...]
+    constants: dict[str, Any]
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int, channel_dim: int, processors: int, tiling: Tiling | None
+) -> _Plan | None:
+    """The launch for an activation, or nothing where the kernel has no dimensions enough."""
+    reduced = [dim for dim in range(len(shape)) if dim != channel_dim]
+    sizes, (steps,) = merge([shape[dim] for dim in reduced], [[strides[dim] for dim in reduced]])
+    if 0 in shape or len(sizes) > 4:
+        return None
+    channels, stride_c = shape[channel_dim], strides[channel_dim]
+    (*outer, inner), (*outer_steps, stride_i) = sizes, steps
+    tile = _Tile(channels, stride_c, inner, stride_i, itemsize, tiling or (ALONG_INNER if stride_i < stride_c else ALONG_CHANNELS))
+    align = math.gcd(_ALIGNMENT, *outer_steps, *(stride for stride in (stride_c, stride_i) if stride != 1))
+    rows, tiles = math.prod(outer), math.prod(outer) * tile.across
+    each = _ceil(tiles, _ceil(tile.tiling.programs * processors, tile.groups))
+    programs = _ceil(tiles, each)
+    steps = [stride // align for stride in (stride_c, stride_i, *_padded(outer_steps, 3))]
+    arguments = channels // tile.c_align, inner // tile.i_align, rows, *[*outer, 1, 1, 1][1:3], *steps, programs, each
+    constants = tile.constants(programs) | {"ALIGN": align, "C_UNIT": stride_c == 1, "I_UNIT": stride_i == 1}
+    constants |= {"DIMS": max(1, len(outer)), "WIDE": inner > _INT32 // 2}
+    return _Plan((tile.groups, programs), channels, tiles, arguments, constants)
+
+
+@lru_cache(maxsize=4096)
+def _gradient_plan(
+    shape: tuple[int, ...],
+    strides: tuple[tuple[int, ...], tuple[int, ...]],
+    itemsize: int,
+    channel_dim: int,
+    counted: bool,
+    processors: int,
+    tiling: Tiling | None,
+) -> _Plan | None:
+    """The launch for an activation and its gradient; counted is whether there is an indicator."""
+    samples, channels = shape[0], shape[channel_dim]
+    dims = [dim for dim in range(1, len(shape)) if dim != channel_dim]
+    spatial = [shape[dim] for dim in dims]
+    k_strides = [math.prod(spatial[dim:]) if counted else 0 for dim in range(len(spatial) + 1)]
+    x, g = ([stride[0], stride[channel_dim], *(stride[dim] for dim in dims)] for stride in strides)
+    sizes, (x_steps, g_steps, (*k_outer, k_inner)) = merge(spatial, [x[2:], g[2:], k_strides[1:]])
+    if 0 in shape or len(sizes) > 3 or sizes[-1] > _INT32 // 2:
+        return None
+    *outer, inner = sizes
+    along_inner = x_steps[-1] < x[1] and inner > 1
+    tiling = tiling or (GRADIENT_ALONG_INNER if along_inner else GRADIENT_ALONG_CHANNELS)
+    tile = _Tile(channels, x[1], inner, x_steps[-1], itemsize, tiling)
+    x_align, x_divided = _divided(x, x_steps)
+    g_align, g_divided = _divided(g, g_steps)
+    positions = math.prod(outer)
+    tiles = positions * tile.across
+    workers = _ceil(tiling.programs * processors, tile.groups)
+    chunks = min(samples, _ceil(2 * workers, tiles))  # two items each or more, so that few programs idle in the end
+    each = _ceil(tiles * chunks, workers)
+    programs = _ceil(tiles * chunks, each)
+    arguments = samples, channels // tile.c_align, inner // tile.i_align, positions, [*outer, 1, 1][1], chunks, each
+    constants = tile.constants(programs) | {"X_ALIGN": x_align, "G_ALIGN": g_align, "COUNT": counted, "DIMS": max(1, len(outer))}
+    constants |= {"X_C_UNIT": x[1] == 1, "X_I_UNIT": x_steps[-1] == 1, "G_C_UNIT": g[1] == 1, "G_I_UNIT": g_steps[-1] == 1}
+    kept = k_strides[0], k_inner, *_padded(k_outer, 2)
+    return _Plan((tile.groups, programs), channels, tiles, (*arguments, *x_divided, *g_divided, *kept), constants)
+
+
+def merge(sizes: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
+    """Merge dimensions that lie evenly in every tensor.
+
+    Args:
+        sizes: Of the dimensions.
+        strides: Of each tensor, in elements.
+
+    Returns:
+        The fewest sizes, and strides of each tensor, that visit the same elements, from the slowest dimension of the first
+        tensor to its fastest; at least one.
+    """
+    order = sorted((dim for dim in range(len(sizes)) if sizes[dim] != 1), key=lambda dim: -strides[0][dim])
+    merged: list[int] = []
+    steps: list[list[int]] = []
+    for dim in order:
+        step = [stride[dim] for stride in strides]
+        if merged and all(last == size * sizes[dim] for last, size in zip(steps[-1], step, strict=True)):
+            merged[-1], steps[-1] = merged[-1] * sizes[dim], step
+        else:
+            merged.append(sizes[dim])
+            steps.append(step)
+    if not merged:
+        return [1], [[1] for _ in strides]
+    return merged, [list(stride) for stride in zip(*steps, strict=True)]
+
+
+class _Tile:
+    """The tile of a launch over ``[channels, inner]``, and what its shape says to the compiler."""
+
+    def __init__(self, channels: int, stride_c: int, inner: int, stride_i: int, itemsize: int, tiling: Tiling) -> None:
+        self.tiling = tiling
+        self.along_inner = stride_i < stride_c and inner > 1
+        longest = _side(inner if self.along_inner else channels, tiling.contiguous)
+        other = min(_power_of_two(channels if self.along_inner else inner), max(1, tiling.elements // longest))
+        self.block_c, self.block_i = (other, longest) if self.along_inner else (longest, other)
+        self.across, self.groups = _ceil(inner, self.block_i), _ceil(channels, self.block_c)
+        self.full = channels % self.block_c == 0 and inner % self.block_i == 0
+        # A mask that is the same for a whole load, and strides that keep it aligned, let the load be wide.
+        self.c_align = math.gcd(_ALIGNMENT, channels) if stride_c == 1 else 1
+        self.i_align = math.gcd(_ALIGNMENT, inner) if stride_i == 1 else 1
+        # What a thread holds of a channel: a load along the inner dimension, or every so many locations across it.
+        load = _LOAD // itemsize
+        beside = max(1, tiling.warps * _WARP * load // self.block_c)
+        self.fold = min(load, self.block_i) if self.along_inner else max(1, self.block_i // beside)
+
+    def constants(self, programs: int) -> dict[str, Any]:
+        """What both kernels are compiled for; the last of the programs adds up so many partial sums at a time."""
+        merged = min(_power_of_two(programs), max(1, _MERGED // self.block_c))
+        shape = {"BLOCK_C": self.block_c, "BLOCK_I": self.block_i, "BLOCK_P": merged, "FULL": self.full}
+        aligned = {"C_ALIGN": self.c_align, "I_ALIGN": self.i_align, "FOLD": self.fold, "ALONG_I": self.along_inner}
+        return shape | aligned | {"UNROLL": self.tiling.unroll, "num_warps": self.tiling.warps}
+
+
+def _side(size: int, longest: int) -> int:
+    """The power of two, of the longest and its half and quarter, that wastes least; of two that are equal, the longer."""
+    candidates = [longest >> shift for shift in range(3) if longest >> shift < 2 * size]
+    return min(candidates, key=lambda side: _ceil(size, side) * side, default=_power_of_two(size))
+
+
+def _divided(strides: list[int], spatial: list[int]) -> tuple[int, list[int]]:
+    """The alignment of a tensor ``[N, C, *spatial]``, and its strides (N, C, inner and outer) divided by that."""
+    *outer, inner = spatial
+    strides = [*strides[:2], inner, *_padded(outer, 2)]
+    # Where channels or the inner dimension are contiguous, the kernel knows it and needs no factor.
+    align = math.gcd(_ALIGNMENT, strides[0], *(stride for stride in strides[1:3] if stride != 1), *strides[3:])
+    return align, [stride // align for stride in strides]
+
+
+def _padded(strides: Sequence[int], count: int) -> list[int]:
+    return [*strides, *[0] * (count - len(strides))]
+
+
+def _workspace(like: Tensor, plan: _Plan, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Partial sums and counts of each program, arrivals at each group of channels, and the results."""
+    groups, programs = plan.grid
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=like.device)
+
+    partial, count = empty(programs, rows, plan.channels), empty(programs, plan.channels, dtype=torch.int32)
+    arrived = torch.zeros(groups, dtype=torch.int32, device=like.device)
+    return partial, count, arrived, empty(rows, plan.channels), empty(plan.channels, dtype=torch.int64)
+
+
+def _processors(tensor: Tensor) -> int:
+    """Multiprocessors of a GPU; one where the kernels are interpreted on a CPU."""
+    return torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else 1
+
+
+def _ceil(size: int, step: int) -> int:
+    return -(-size // step)
+
+
+def _power_of_two(size: int) -> int:
+    """The smallest that is not less."""
+    return 1 << (size - 1).bit_length()
