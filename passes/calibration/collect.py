@@ -125,7 +125,7 @@ class Runner:
         if backward:
             loss = data.loss(output, batch.target)
             if not bool(torch.isfinite(loss)):
-                raise UsageError(f"The loss on {data.name} is {float(loss)}. Check the data, their scaling, and the weights.")
+                raise UsageError(f"The loss on {data.name} is {loss.item()}. Check the data, their scaling, and the weights.")
             if loss.requires_grad:  # else it depends on nothing that is watched
                 _backward(loss * batch.size)
 

@@ -56,5 +56,7 @@ class _Ranks(Observer):
         self.totals.add((tap.node, tap.axis, "count"), torch.tensor(float(maps.shape[1])))
 
     def _ranks(self, maps: Tensor) -> Tensor:
+        if not bool(torch.isfinite(maps).all()):
+            return maps.new_full(maps.shape[:-2], torch.nan)
         values: Tensor = torch.linalg.svdvals(maps)
         return (values > values[..., :1] * self._statistic.tolerance).sum(-1)
