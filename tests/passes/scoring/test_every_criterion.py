@@ -71,7 +71,7 @@ def test_the_model_and_the_data_are_left_as_they_were(form: str) -> None:
         x = self.norm(self.a(x.mul_(2.0)))
         return self.head(self.b(F.dropout(F.relu(x, inplace=True), 0.5, self.training)).mean((2, 3)))
 
-    model = net(forward, a=conv(3, 4), norm=nn.BatchNorm2d(4), b=conv(4, 4), head=nn.Linear(4, 3)).train()
+    model: Any = net(forward, a=conv(3, 4), norm=nn.BatchNorm2d(4), b=conv(4, 4), head=nn.Linear(4, 3)).train()
     model.b.requires_grad_(False)
     model.a.weight.grad = torch.ones_like(model.a.weight)
     data = labelled()
@@ -107,7 +107,7 @@ def test_integer_inputs(form: str) -> None:
         return self.head(F.relu(self.norm(self.up(self.embed(ids)))).mean(1))
 
     parts = {"embed": nn.Embedding(7, 4), "up": nn.Linear(4, 6), "norm": nn.LayerNorm(6), "head": nn.Linear(6, 3)}
-    model = net(forward, **parts)
+    model: Any = net(forward, **parts)
     ids = torch.randint(0, 7, (6, 5))
     if form in ("rank", "bn-taylor"):
         with pytest.raises(UsageError, match="has nothing to say about any channel"):
