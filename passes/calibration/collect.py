@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from graphprune.calibration import Batch, Calibration
 from graphprune.errors import UsageError, first_line
-from graphprune.filters import Filter, taps_of
+from graphprune.filters import Filter
 from graphprune.groups import Groups
 from graphprune.labels import Value
+from graphprune.passes.calibration.interpreters import Keeping, Watch, Watching
 from graphprune.passes.calibration.layout import Layout
 from graphprune.program import Program, placeholder_values
-from graphprune.statistic import Observer, Statistic, Tap, Totals, gathered
+from graphprune.statistic import Observer, Statistic, Totals, gathered
 from graphprune.tape import tape_of
 from graphprune.twins import named_tensors, twin
 
@@ -96,10 +96,9 @@ class Runner:
         self, data: Calibration, batches: Iterable[Batch], observers: Mapping[Statistic, Observer], filters: Sequence[Filter]
     ) -> None:
         """Let observers see all batches."""
-        watch: dict[str, list[tuple[Tap, Observer, bool]]] = defaultdict(list)
+        watch = Watch(self.overwritten)
         for statistic, observer in observers.items():
-            for tap in () if statistic.place is None else taps_of(filters, statistic.place):
-                watch[tap.node].append((tap, observer, statistic.gradients))
+            watch.add(statistic, observer, filters)
         backward = any(statistic.gradients for statistic in observers)
         with torch.autocast(self.device.type, enabled=False), torch.enable_grad() if backward else torch.no_grad():
             for batch in batches:
@@ -110,12 +109,10 @@ class Runner:
         for observer in observers.values():
             observer.end(parameters)
 
-    def _batch(
-        self, data: Calibration, batch: Batch, watch: Mapping[str, Sequence[tuple[Tap, Observer, bool]]], backward: bool
-    ) -> None:
-        interpreter = _Interpreter(self.module, watch, batch.size, self.layout, self.overwritten)
+    def _batch(self, data: Calibration, batch: Batch, watch: Watch, backward: bool) -> None:
+        interpreter = Watching(self.module, watch, batch.size, self.layout)
         try:
-            self.layout.see(batch, watch.keys(), self._results)
+            self.layout.see(batch, watch.nodes, self._results)
             output = interpreter.run(*self._values(batch))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise UsageError(
@@ -137,7 +134,7 @@ class Runner:
 
     def _results(self, batch: Batch, nodes: Collection[str]) -> dict[str, Tensor]:
         """Results of some nodes, as they are when they are made."""
-        keeper = _Keeper(self.module, nodes)
+        keeper = Keeping(self.module, nodes)
         with torch.no_grad():
             keeper.run(*self._values(batch))
         return keeper.found
@@ -165,60 +162,3 @@ def overwritten_nodes(program: Program, groups: Groups) -> frozenset[str]:
             if operation.operator._schema.is_mutable and isinstance(operation.output, Tensor):
                 written.add(operation.output.untyped_storage()._cdata)
     return frozenset(found)
-
-
-class _Keeper(fx.Interpreter):
-    """Runs a graph and keeps the results of some nodes."""
-
-    def __init__(self, module: nn.Module, nodes: Collection[str]) -> None:
-        super().__init__(module)
-        self._nodes = nodes
-        self.found: dict[str, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        """A node's result, of which a copy is kept."""
-        result = super().run_node(n)
-        if n.name in self._nodes:
-            self.found[n.name] = result.detach().clone()
-        return result
-
-
-class _Interpreter(fx.Interpreter):
-    """Runs a graph and shows activations, and their gradients, to observers as they are made."""
-
-    def __init__(
-        self,
-        module: nn.Module,
-        watch: Mapping[str, Sequence[tuple[Tap, Observer, bool]]],
-        size: int,
-        layout: Layout,
-        overwritten: frozenset[str],
-    ) -> None:
-        super().__init__(module)
-        self._watch = watch
-        self._size = size
-        self._layout = layout
-        self._overwritten = overwritten
-
-    def run_node(self, n: fx.Node) -> Any:
-        """A node's result, once it was seen."""
-        result = super().run_node(n)
-        watchers = self._watch.get(n.name)
-        if watchers and isinstance(result, Tensor):
-            seen = result.detach()
-            for tap, observer, gradients in watchers:
-                if not gradients:
-                    observer.see(tap, self._layout.view(seen, tap, self._size))
-            later = [(tap, observer) for tap, observer, gradients in watchers if gradients]
-            if later and result.is_floating_point():
-                if not result.requires_grad:
-                    # A copy of what asks, so that operators which write into their input may do so.
-                    result = seen.clone().requires_grad_().clone()
-                kept = seen.clone() if n.name in self._overwritten else seen
-                result.register_hook(partial(self._show, later, kept))
-        return result
-
-    def _show(self, watchers: Sequence[tuple[Tap, Observer]], activation: Tensor, gradient: Tensor) -> None:
-        for tap, observer in watchers:
-            given, taken = (self._layout.view(t, tap, self._size) for t in (activation, gradient))
-            observer.see_gradient(tap, given, taken)

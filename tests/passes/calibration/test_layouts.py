@@ -18,39 +18,37 @@ from graphprune.passes.calibration.saliency import Saliency
 from graphprune.program import placeholder_values
 from graphprune.statistic import Place, Tap
 from graphprune.tracing import normalise_inputs
-from tests.passes.scoring.scored import Floats, scored
-from tests.zoo.case import net
+from tests.passes.scoring.scored import Floats, images, labelled, scored
+from tests.zoo.case import conv, net
 from tests.zoo.test_zoo import subject
 
 
-def channels_first(self: Any, x: Tensor) -> Tensor:
-    y = F.conv1d(x.transpose(1, 2), self.a.weight[:, :, None], self.a.bias)
-    return self.b(F.relu(y).mean(2))
+def channels_first(a: Any, x: Tensor) -> Tensor:
+    """Each of these is a linear layer, a nonlinearity and a mean over tokens, for x of shape (samples, tokens, 5)."""
+    return F.relu(F.conv1d(x.transpose(1, 2), a.weight[:, :, None], a.bias)).mean(2)
 
 
-def channels_last(self: Any, x: Tensor) -> Tensor:
-    return self.b(F.relu(self.a(x)).mean(1))
+def channels_last(a: Any, x: Tensor) -> Tensor:
+    return F.relu(a(x)).mean(1)
 
 
-def tokens_first(self: Any, x: Tensor) -> Tensor:
-    return self.b(F.relu(self.a(x.transpose(0, 1))).mean(0))
+def tokens_first(a: Any, x: Tensor) -> Tensor:
+    return F.relu(a(x.transpose(0, 1))).mean(0)
 
 
-def windows(self: Any, x: Tensor) -> Tensor:
+def windows(a: Any, x: Tensor) -> Tensor:
     """Windows of a sample lie together along the first axis."""
-    y = F.relu(self.a(x.reshape(x.shape[0] * 3, x.shape[1] // 3, 5)))
-    return self.b(y.reshape(x.shape).mean(1)) if x.shape[-1] == 6 else self.b(y.reshape(x.shape[0], x.shape[1], 6).mean(1))
+    return F.relu(a(x.reshape(x.shape[0] * 3, x.shape[1] // 3, 5))).reshape(x.shape[0], x.shape[1], 6).mean(1)
 
 
-def rows(self: Any, x: Tensor) -> Tensor:
+def rows(a: Any, x: Tensor) -> Tensor:
     """Tokens of all samples along one axis, sample by sample."""
-    return self.b(F.relu(self.a(x.reshape(-1, 5))).reshape(x.shape[0], x.shape[1], 6).mean(1))
+    return F.relu(a(x.reshape(-1, 5))).reshape(x.shape[0], x.shape[1], 6).mean(1)
 
 
-def interleaved(self: Any, x: Tensor) -> Tensor:
+def interleaved(a: Any, x: Tensor) -> Tensor:
     """Tokens of all samples along one axis, token by token, as the output projection of ``nn.MultiheadAttention`` sees them."""
-    y = F.relu(self.a(x.transpose(0, 1).reshape(-1, 5)))
-    return self.b(y.reshape(x.shape[1], x.shape[0], 6).mean(0))
+    return F.relu(a(x.transpose(0, 1).reshape(-1, 5))).reshape(x.shape[1], x.shape[0], 6).mean(0)
 
 
 LAYOUTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
@@ -74,7 +72,7 @@ FORMS += [
 def measured(layout: Callable[[Any, Tensor], Tensor], form: str, traced: int, sizes: list[int]) -> dict[str, Floats]:
     """Scores of one function, spelled in a layout, traced at a batch size and calibrated in batches of some sizes."""
     torch.manual_seed(0)
-    model = net(lambda self, x: layout(self, x), a=nn.Linear(5, 6), b=nn.Linear(6, 3))
+    model = net(lambda self, x: self.b(layout(self.a, x)), a=nn.Linear(5, 6), b=nn.Linear(6, 3))
     x, y = torch.randn(6, 6, 5, dtype=torch.float64), torch.arange(6) % 3
     found = scored(model, x[:traced], form, list(zip(x.split(sizes), y.split(sizes), strict=True)))
     return {"a": next(iter(found.values()))}
@@ -91,26 +89,9 @@ def test_layouts_agree(layout: str, form: str) -> None:
 
 # -- every structure of the zoo: the derivative with respect to a factor, against automatic differentiation -----------------
 
-#: Activations of tables do not depend on the batch, or the model takes one batch size, or counts on pairs of samples.
-APART = {"embedding_and_linear", "embedding_of_relative_positions", "positions_by_continuous_network", "index_from_data"}
-APART |= {"rotary_pairs_by_positions_of_every_head", "shifted_in_time", "part_of_features_changed_in_place"}
 ATTENTION = ["torch_multi_head_attention", "torch_transformer_layer", "shifted_windows", "windows", "local_attention_by_unfolding"]
-OTHERS = [
-    "residual_addition_in_place",
-    "written_in_place",
-    "long_short_term_memory",
-    "tied_weights",
-    "module_called_twice_in_a_row",
-]
-OTHERS += [
-    "fused_qkv",
-    "patch_merging",
-    "shuffle_unit_with_halves",
-    "dense_block",
-    "convolution_from_a_bank",
-    "weight_norm",
-    "mixer",
-]
+OTHERS = ["residual_addition_in_place", "long_short_term_memory", "tied_weights", "module_called_twice_in_a_row", "fused_qkv"]
+OTHERS += ["patch_merging", "shuffle_unit_with_halves", "dense_block", "convolution_from_a_bank", "weight_norm", "mixer"]
 
 
 def loss(output: Any, target: Any) -> Tensor:
@@ -156,3 +137,31 @@ def test_saliency_is_the_derivative_of_a_factor(name: str, at: Place) -> None:
     assert scale > 0 and float(sums["count"]) == 3
     assert torch.allclose(sums["abs"], wanted[0], rtol=1e-8, atol=1e-10 * scale)
     assert torch.allclose(sums["square"], wanted[1], rtol=1e-8, atol=1e-10 * scale)
+
+
+# -- tensors that are written after they are made ------------------------------------------------------------------------------
+
+
+def concatenated(self: Any, x: Tensor) -> Any:
+    return self.c(torch.cat([self.a(x), F.relu(self.b(x))], 1)).mean((2, 3))
+
+
+def written(self: Any, x: Tensor) -> Any:
+    out = x.new_zeros(x.shape[0], 10, *x.shape[2:])
+    out[:, :6] = self.a(x)
+    out[:, 6:] = F.relu(self.b(x))
+    return self.c(out).mean((2, 3))
+
+
+@pytest.mark.parametrize("form", [*FORMS, "rank"])
+def test_what_a_layer_reads_is_seen_as_it_reads_it(form: str) -> None:
+    """A tensor of zeros that is filled in place is no dead activation."""
+
+    def found(forward: Callable[[Any, Tensor], Any]) -> dict[str, Floats]:
+        torch.manual_seed(0)
+        model = net(forward, a=conv(3, 6), b=conv(3, 4), c=conv(10, 3))
+        return scored(model, images(2), form, labelled())
+
+    wanted, values = found(concatenated), found(written)
+    for name in ("a", "b"):
+        assert values[name] == pytest.approx(wanted[name], rel=1e-9) and (values[name] > 0).any()

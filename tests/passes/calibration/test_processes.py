@@ -47,7 +47,8 @@ def half(rank: int, folder: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes wrote."""
     found = tmp_path_factory.mktemp("processes")
-    code = "import sys, pathlib; from tests.passes.calibration.test_processes import half; half(int(sys.argv[1]), pathlib.Path(sys.argv[2]))"
+    code = "import sys; from pathlib import Path; from tests.passes.calibration.test_processes import half; "
+    code += "half(int(sys.argv[1]), Path(sys.argv[2]))"
     command = [sys.executable, "-c", code]
     started = [subprocess.Popen([*command, str(rank), str(found)], cwd=ROOT, stderr=subprocess.PIPE, text=True) for rank in (0, 1)]
     for process in started:
