@@ -152,10 +152,21 @@ class Criterion:
             if name not in found:
                 raise UsageError(f"Criterion {self.name!r}: {unknown('option', name, found, 'Options')}")
             try:
-                found[name] = self._types[name].validate_strings(text)
+                found[name] = _from_text(self._types[name], text)
             except ValidationError as error:
                 raise UsageError(f"{self.name}({name}={text}) does not fit: {error.errors()[0]['msg']}.") from error
         return found
+
+
+def _from_text(kind: TypeAdapter[Any], text: str) -> Any:
+    """A value of a type: text as it stands, or a number among choices of numbers. Raises ValidationError."""
+    try:
+        return kind.validate_strings(text)
+    except ValidationError as error:
+        try:
+            return kind.validate_json(text)
+        except ValidationError:
+            raise error from None
 
 
 _CRITERIA: dict[str, Criterion] = {}

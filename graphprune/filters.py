@@ -86,7 +86,8 @@ class _Finder:
                 weights.append((self.constant[source], "" if source.op == "get_attr" else self.first[source].name, value))
         found = []
         for names, computed, value in weights:
-            if sum(size > 1 for size in value.shape) < 2:
+            matrix = len(value.shape) > 1 and bool(self.macs.get(node.name))  # even if it has a single row or column
+            if not matrix and sum(size > 1 for size in value.shape) < 2:
                 continue  # a vector neither makes nor reads channels
             for field in value.fields:
                 if self.groups.shrinking[self.groups.vectors.index(field)]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from graphprune.groups import Groups, Ints
 
+T = TypeVar("T")
 Place: TypeAlias = Literal["consumed", "produced"]
 
 
@@ -58,31 +59,54 @@ class Totals:
             self.raise_to(key, part)
 
     def all_reduce(self) -> None:
-        """Merge over all processes of ``torch.distributed``, where it runs; every one must have seen the same program."""
-        distributed = torch.distributed
-        if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        """Merge over all processes of ``torch.distributed``, where it runs; one that saw nothing of a key takes part, too."""
+        if not _distributed():
             return
-        for totals, operation in ((self.sums, distributed.ReduceOp.SUM), (self.maxima, distributed.ReduceOp.MAX)):
-            for key, total in totals.items():
-                whole = total.contiguous()
-                distributed.all_reduce(whole, operation)
+        kinds = (self.sums, torch.distributed.ReduceOp.SUM, 0.0), (self.maxima, torch.distributed.ReduceOp.MAX, -torch.inf)
+        device = torch.device("cuda" if torch.distributed.get_backend() == "nccl" else "cpu")
+        for totals, operation, nothing in kinds:
+            shapes: dict[Hashable, torch.Size] = {}
+            for others in gathered({key: total.shape for key, total in totals.items()}):
+                shapes.update(others)
+            for key, shape in shapes.items():
+                whole = totals.get(key, torch.full(shape, nothing, dtype=torch.float64)).to(device).contiguous()
+                torch.distributed.all_reduce(whole, operation)
                 totals[key] = whole
 
 
+def gathered(item: T) -> list[T]:
+    """What every process of ``torch.distributed`` has here, in the order of ranks; alone, just this."""
+    if not _distributed():
+        return [item]
+    found: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, item)
+    return found
+
+
+def _distributed() -> bool:
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
 class Observer:
-    """Measures one statistic. Every method may be called for one batch after another; the base class measures nothing."""
+    """Measures one statistic. Every method may be called for one batch after another; the base class measures nothing.
+
+    share: for a statistic of classes, the part of the samples of its class, over all processes, that the batch holds.
+    """
 
     def __init__(self) -> None:
         self.totals = Totals()
+        self.share = 1.0
 
     def see(self, tap: Tap, activation: Tensor) -> None:
-        """An activation as it is made: samples along axis 0, channels along axis 1."""
+        """An activation as it is made: samples along axis 0, channels along axis 1, places after them; windows of a sample, where
+        there are several, along axis 2. One that does not depend on the batch is one sample."""
 
     def see_gradient(self, tap: Tap, activation: Tensor, gradient: Tensor) -> None:
         """An activation (laid out as in :meth:`see`) and the gradient of the batch's summed loss with respect to it."""
 
-    def end_batch(self) -> None:
-        """All of the batch was seen."""
+    def end_batch(self, samples: int) -> None:
+        """All of a batch of so many samples was seen."""
 
     def end(self, gradients: Mapping[str, Tensor]) -> None:
         """All batches were seen. gradients: of the summed loss with respect to each parameter, if the statistic asked."""

@@ -16,8 +16,9 @@ from graphprune.statistic import Observer, Place, Statistic, Tap
 class ClassIndicators(Statistic):
     """``Q[k, y, x] = sum over classes of the mean over a class's samples of [|a * dL/da| > tau]``, for each channel and position.
 
-    samples: of each class. tau: absolute; 0 asks whether the loss depends on the element at all. relative: tau times the median
-    of |a * dL/da| in the layer instead. Source: class-aware pruning (DATE 2024), score before its maximum over positions.
+    samples: of each class, in each process. tau: absolute; 0 asks whether the loss depends on the element at all. relative: tau
+    times the median of |a * dL/da| over a class's samples in the layer. Source: class-aware pruning (DATE 2024), the score before
+    its maximum over positions.
     """
 
     gradients: ClassVar[bool] = True
@@ -55,5 +56,5 @@ class _ClassIndicators(Observer):
         found = activation_attention(activation, gradient, tau=tau)
         assert found.indicator is not None and found.taylor_abs is not None
         samples, channels = activation.shape[:2]
-        self.totals.add((tap.node, tap.axis, "reach"), found.indicator.reshape(channels, -1) / samples)
-        self.totals.add((tap.node, tap.axis, "taylor"), found.taylor_abs * channels / activation.numel())
+        self.totals.add((tap.node, tap.axis, "reach"), found.indicator.reshape(channels, -1).double() * (self.share / samples))
+        self.totals.add((tap.node, tap.axis, "taylor"), found.taylor_abs.double() * (self.share * channels / activation.numel()))

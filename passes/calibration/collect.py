@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from graphprune.calibration import Batch, Calibration
 from graphprune.errors import UsageError, first_line
-from graphprune.filters import Filter, taps_of
+from graphprune.filters import Filter
 from graphprune.groups import Groups
 from graphprune.labels import Value
+from graphprune.passes.calibration.interpreters import Keeping, Watch, Watching
+from graphprune.passes.calibration.layout import Layout
 from graphprune.program import Program, placeholder_values
-from graphprune.statistic import Observer, Statistic, Tap, Totals
+from graphprune.statistic import Observer, Statistic, Totals, gathered
 from graphprune.tape import tape_of
 from graphprune.twins import named_tensors, twin
 
@@ -45,11 +46,27 @@ def collect(
         runner.run(data, data, {statistic: observers[statistic] for statistic in together}, filters)
     for statistic in wanted:
         if statistic.per_class:
-            batches = (batch for _, batch in data.by_class(statistic.per_class))
-            runner.run(data, batches, {statistic: observers[statistic]}, filters)
+            classes = list(data.by_class(statistic.per_class))
+            everywhere = Counter[int]()
+            for sizes in gathered({label: batch.size for label, batch in classes}):
+                everywhere.update(sizes)
+            for label, batch in classes:
+                observers[statistic].share = batch.size / everywhere[label]
+                runner.run(data, [batch], {statistic: observers[statistic]}, filters)
     for observer in observers.values():
         observer.totals.all_reduce()
+        check_finite(observer.totals, data)
     return {statistic: observer.totals for statistic, observer in observers.items()}
+
+
+def check_finite(totals: Totals, data: Calibration) -> None:
+    """Raise UsageError where what was measured is NaN or infinite."""
+    for key, total in totals.sums.items():
+        if not bool(torch.isfinite(total).all()):
+            where = f" at {key[0]}" if isinstance(key, tuple) else ""
+            raise UsageError(
+                f"What was measured{where} on {data.name} is NaN or infinite. Check the data, their scaling, and the weights."
+            )
 
 
 class Runner:
@@ -64,6 +81,7 @@ class Runner:
             module.training = False
         self.device = next((tensor.device for tensor in program.tensors.values()), torch.device("cpu"))
         self.overwritten = overwritten_nodes(program, groups)
+        self.layout = Layout(program)
 
     def _copy(self, tensor: Tensor) -> Tensor:
         """A tensor of the copy: values are shared, in float32 where gradients would underflow in less."""
@@ -78,29 +96,24 @@ class Runner:
         self, data: Calibration, batches: Iterable[Batch], observers: Mapping[Statistic, Observer], filters: Sequence[Filter]
     ) -> None:
         """Let observers see all batches."""
-        watch: dict[str, list[tuple[Tap, Observer, bool]]] = defaultdict(list)
+        watch = Watch(self.overwritten)
         for statistic, observer in observers.items():
-            for tap in () if statistic.place is None else taps_of(filters, statistic.place):
-                watch[tap.node].append((tap, observer, statistic.gradients))
+            watch.add(statistic, observer, filters)
         backward = any(statistic.gradients for statistic in observers)
         with torch.autocast(self.device.type, enabled=False), torch.enable_grad() if backward else torch.no_grad():
             for batch in batches:
                 self._batch(data, batch.to(self.device, self.program.inputs), watch, backward)
                 for observer in observers.values():
-                    observer.end_batch()
+                    observer.end_batch(batch.size)
         parameters = {name: t.grad for name, t in named_tensors(self.module).items() if t.grad is not None}
         for observer in observers.values():
             observer.end(parameters)
 
-    def _batch(
-        self, data: Calibration, batch: Batch, watch: Mapping[str, Sequence[tuple[Tap, Observer, bool]]], backward: bool
-    ) -> None:
-        values = placeholder_values(self.program.module.graph, batch.inputs)
-        if backward:
-            values = [v.float() if isinstance(v, Tensor) and v.dtype in (torch.float16, torch.bfloat16) else v for v in values]
-        interpreter = _Interpreter(self.module, watch, batch.size, placeholder_tensors(self.program), self.overwritten)
+    def _batch(self, data: Calibration, batch: Batch, watch: Watch, backward: bool) -> None:
+        interpreter = Watching(self.module, watch, batch.size, self.layout)
         try:
-            output = interpreter.run(*values)
+            self.layout.see(batch, watch.nodes, self._results)
+            output = interpreter.run(*self._values(batch))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise UsageError(
                 f"The model does not run on {data.name} ({batch.inputs.describe()}): {first_line(error)}. "
@@ -109,13 +122,31 @@ class Runner:
         if backward:
             loss = data.loss(output, batch.target)
             if not bool(torch.isfinite(loss)):
-                raise UsageError(f"The loss on {data.name} is {float(loss)}. Check the data, their scaling, and the weights.")
-            (loss * batch.size).backward()
+                raise UsageError(f"The loss on {data.name} is {loss.item()}. Check the data, their scaling, and the weights.")
+            if loss.requires_grad:  # else it depends on nothing that is watched
+                _backward(loss * batch.size)
+
+    def _values(self, batch: Batch) -> list[Any]:
+        """Values of the placeholders, in float32 where gradients would underflow in less; copies, since models write into them."""
+        values = placeholder_values(self.program.module.graph, batch.inputs)
+        half = (torch.float16, torch.bfloat16) if self.gradients else ()
+        return [v.to(torch.float32 if v.dtype in half else v.dtype, copy=True) if isinstance(v, Tensor) else v for v in values]
+
+    def _results(self, batch: Batch, nodes: Collection[str]) -> dict[str, Tensor]:
+        """Results of some nodes, as they are when they are made."""
+        keeper = Keeping(self.module, nodes)
+        with torch.no_grad():
+            keeper.run(*self._values(batch))
+        return keeper.found
 
 
-def placeholder_tensors(program: Program) -> list[Tensor]:
-    """The example tensors among a program's inputs."""
-    return [v for v in placeholder_values(program.module.graph, program.inputs) if isinstance(v, Tensor)]
+def _backward(loss: Tensor) -> None:
+    try:
+        loss.backward()
+    except RuntimeError as error:
+        raise UsageError(
+            f"The loss does not go back through the model: {first_line(error)}. Use a criterion of activations or of weights."
+        ) from error
 
 
 def overwritten_nodes(program: Program, groups: Groups) -> frozenset[str]:
@@ -131,59 +162,3 @@ def overwritten_nodes(program: Program, groups: Groups) -> frozenset[str]:
             if operation.operator._schema.is_mutable and isinstance(operation.output, Tensor):
                 written.add(operation.output.untyped_storage()._cdata)
     return frozenset(found)
-
-
-class _Interpreter(fx.Interpreter):
-    """Runs a graph and shows activations, and their gradients, to observers as they are made."""
-
-    def __init__(
-        self,
-        module: nn.Module,
-        watch: Mapping[str, Sequence[tuple[Tap, Observer, bool]]],
-        size: int,
-        examples: Sequence[Tensor],
-        overwritten: frozenset[str],
-    ) -> None:
-        super().__init__(module)
-        self._watch = watch
-        self._size = size
-        self._traced = len(examples[0]) if examples and examples[0].dim() else 1
-        self._overwritten = overwritten
-
-    def run_node(self, n: fx.Node) -> Any:
-        """A node's result, once it was seen."""
-        result = super().run_node(n)
-        watchers = self._watch.get(n.name)
-        if watchers and isinstance(result, Tensor):
-            seen = result.detach()
-            for tap, observer, gradients in watchers:
-                if not gradients:
-                    observer.see(tap, laid_out(seen, tap, self._size, self._traced))
-            later = [(tap, observer) for tap, observer, gradients in watchers if gradients]
-            if later and result.is_floating_point():
-                if not result.requires_grad:
-                    # A copy of what asks, so that operators which write into their input may do so.
-                    result = seen.clone().requires_grad_().clone()
-                kept = seen.clone() if n.name in self._overwritten else seen
-                result.register_hook(partial(self._show, later, kept))
-        return result
-
-    def _show(self, watchers: Sequence[tuple[Tap, Observer]], activation: Tensor, gradient: Tensor) -> None:
-        for tap, observer in watchers:
-            given, taken = (laid_out(t, tap, self._size, self._traced) for t in (activation, gradient))
-            observer.see_gradient(tap, given, taken)
-
-
-def laid_out(tensor: Tensor, tap: Tap, size: int, traced: int) -> Tensor:
-    """An activation as a view with samples along axis 0 and channels along axis 1, other axes after them.
-
-    The axis of samples is the one whose length follows the batch: compared with the example inputs, it has grown as the batch
-    has. Where the batch is that of the example, it is the first other axis that the batch divides. Several samples' worth
-    along it (windows) stay with it.
-    """
-    others = [axis for axis in range(tensor.dim()) if axis != tap.axis]
-    grown = [a for a in others if tensor.shape[a] * traced == tap.traced[a] * size and tensor.shape[a] != tap.traced[a]]
-    divided = [axis for axis in others if tensor.shape[axis] % size == 0]
-    for samples in (*grown, *divided):
-        return tensor.movedim((samples, tap.axis), (0, 1))
-    return tensor.movedim(tap.axis, 0).unsqueeze(0)

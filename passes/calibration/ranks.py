@@ -16,7 +16,7 @@ _BLOCK = 1 << 22  # elements of maps decomposed at once
 
 @dataclass(frozen=True)
 class Ranks(Statistic):
-    """The rank of every channel's map, summed over samples (and frames, where a sample has several maps for a channel).
+    """The rank of every channel's map, summed over samples (and frames or windows, where a sample has several maps of a channel).
 
     Only activations with two axes of places have maps, the last two. samples: how many to use at most, the first ones that this
     process sees. tolerance: singular values up to this part of a map's largest count as zero.
@@ -45,7 +45,7 @@ class _Ranks(Observer):
     def see(self, tap: Tap, activation: Tensor) -> None:
         """Add a batch's ranks."""
         left = self._statistic.samples - self._seen[tap.node, tap.axis]
-        if activation.dim() < 4 or left <= 0:
+        if len(tap.traced) < 4 or left <= 0:
             return
         maps = activation[:left].transpose(0, 1).flatten(1, -3)  # channels, samples and frames, height, width
         self._seen[tap.node, tap.axis] += len(activation[:left])
@@ -56,5 +56,7 @@ class _Ranks(Observer):
         self.totals.add((tap.node, tap.axis, "count"), torch.tensor(float(maps.shape[1])))
 
     def _ranks(self, maps: Tensor) -> Tensor:
+        if not bool(torch.isfinite(maps).all()):
+            return maps.new_full(maps.shape[:-2], torch.nan)
         values: Tensor = torch.linalg.svdvals(maps)
         return (values > values[..., :1] * self._statistic.tolerance).sum(-1)

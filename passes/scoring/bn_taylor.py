@@ -25,10 +25,11 @@ def bn_taylor(context: ScoringContext) -> Floats:
     Data: labelled. Cost: a backward pass.
     """
     gradients, tensors = context.measured[ParameterGradients()].sums, context.program.tensors
+    samples = float(gradients[ParameterGradients.COUNT])
 
     def members() -> Iterator[tuple[Ints, Floats]]:
         for names in batch_norm_parameters(context.program):
-            changes = [tensors[name].detach().double() * gradients[name] for name in names if name in gradients]
+            changes = [tensors[name].detach().double() * (gradients[name] / samples) for name in names if name in gradients]
             if changes and names[0] in context.axes:
                 yield from slice_sums(sum(changes[1:], changes[0]), context.axes[names[0]])
 

@@ -63,6 +63,8 @@ def _term(found: re.Match[str]) -> Term:
             name, equals, value = part.partition("=")
             if not equals:
                 raise UsageError(f"{part.strip()!r} in {found[0].strip()!r} has no '='. Write options as name=value.")
+            if name.strip() in texts:
+                raise UsageError(f"{found[0].strip()!r} gives {name.strip()} twice. Leave one out.")
             texts[name.strip()] = value.strip()
     weight = float(found["weight"] or 1)
     if not weight:

@@ -11,9 +11,10 @@ from graphprune.passes.scoring.similarity import median_distance
 def fpgm(context: ScoringContext, *, scope: Scope = "layer", bn_fold: bool = False) -> Floats:
     """``reduce_l |W_l[k] - median(W_l)|`` over the layers l that make a unit's channels; shape (units,), in weight units.
 
-    The median is the point with the least sum of distances to the filters. Published code ranks by each filter's sum of distances
-    to the others instead, which is ``euclidean``: both are least for the same filter where one lies at the median, and differ
-    elsewhere. scope: the filters of one layer, or those of all layers of a group side by side. bn_fold: filters are taken times
+    The median is the point with the least sum of distances to the filters. Published code ranks by each filter's own sum of
+    distances instead, which is ``euclidean``; the orders agree in round layers, and differ in elongated ones.
+
+    scope: the filters of one layer, or those of all layers of a group side by side. bn_fold: filters are taken times
     ``|gamma| / sqrt(var + eps)`` of the batch norm that follows directly. Data: none. Cost: up to 200 reads of the weights.
     """
     producers = FilterWeights(context, bn_fold=bn_fold).producers(scope)

@@ -76,6 +76,8 @@ class ScorePass(Pass):
         ):
             if value not in table:
                 raise UsageError(f"score{{{option}={value}}} is not known; choose from {', '.join(table)}.")
+        if self.normalise == "gaussian" and self.share != "none":
+            raise UsageError("score{normalise=gaussian} makes scores below zero, which share cannot divide. Take another.")
 
     def run(self, program: Program, analyses: AnalysisView) -> Program:
         """Attach the scores under the criterion's text. Raises UsageError for weights that are not finite, and for a criterion
@@ -95,8 +97,6 @@ class ScorePass(Pass):
             )
         if self.share != "none":
             values = values / SHARES[self.share](groups, analyses.get(Filters))[groups.group_of]
-        if not np.isfinite(values[groups.group_of != FROZEN]).all():
-            check_finite(program.tensors)
         provenance = {key: str(value) for key, value in asdict(self).items()}
         if needs and program.calibration is not None:
             provenance["calibration"] = program.calibration.name
@@ -115,7 +115,10 @@ class ScorePass(Pass):
         for term in terms:
             reduction = term.criterion.reduction if self.reduction == "default" else self.reduction
             context = ScoringContext(program, groups, reduction, self.seed, filters, measured)
-            values = normalised(term.score(context), groups, self.normalise)
+            found = term.score(context)
+            if not np.isfinite(found[groups.group_of != FROZEN]).all():
+                check_finite(program.tensors)
+            values = normalised(found, groups, self.normalise)
             known = ~np.isnan(values)
             total[known] += term.weight * values[known]
             weight[known] += term.weight

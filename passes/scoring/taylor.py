@@ -21,7 +21,7 @@ def taylor(context: ScoringContext, *, form: Literal["activation", "weight"] = "
     """Change of the loss, to first order, if a unit were zero; shape (units,), in units of the loss.
 
     ``activation``: ``mean_n |sum_t sum a * dL_n/da|`` over samples n and the activations t of a unit. ``weight``: ``reduce_m |sum
-    w * dL/dw| / samples`` over the members m, with the gradient of all samples. Data: labelled. Cost: a backward pass.
+    w * dL/dw|`` over the members m, with the gradient of the mean loss. Data: labelled. Cost: a backward pass.
     """
     if form == "activation":
         measured = context.measured[Saliency(at)].sums
@@ -29,12 +29,13 @@ def taylor(context: ScoringContext, *, form: Literal["activation", "weight"] = "
             return context.reduce(())
         return context.seen(at, (measured["abs"] / measured["count"]).numpy(force=True))
     gradients = context.measured[ParameterGradients()].sums
+    samples = float(gradients[ParameterGradients.COUNT])
     names = {id(tensor): name for name, tensor in reversed(context.program.tensors.items())}
 
     def members() -> Iterator[tuple[Ints, Floats]]:
         for parameter, axes in context.members():
             gradient = gradients.get(names[id(parameter)])
             if gradient is not None:
-                yield from slice_sums(parameter.detach().double() * gradient, axes)
+                yield from slice_sums(parameter.detach().double() * (gradient / samples), axes)
 
     return context.reduce(members())
