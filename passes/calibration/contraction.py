@@ -7,7 +7,7 @@ of its kernel, ``r`` samples times positions. The rules know ATen operators and 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, TypeAlias
@@ -35,6 +35,10 @@ class Contraction(ABC):
     @abstractmethod
     def inputs(self, result: Tensor, picked: Tensor | None) -> Tensor:
         """What goes in at some positions (all: None) of the result: (groups, rows, inputs, taps)."""
+
+    @abstractmethod
+    def constants(self) -> Tensor:
+        """The value that each input has everywhere, padding apart; NaN where it varies: (groups, inputs)."""
 
     @staticmethod
     @abstractmethod
@@ -72,12 +76,28 @@ def laid_out_as(view: Tensor, parameter: Tensor, values: Tensor) -> Tensor:
     return like.as_strided(view.shape, view.stride(), view.storage_offset() - parameter.storage_offset())
 
 
+def kept_mask(parameter: Tensor, axes: Mapping[int, list[int]]) -> Tensor:
+    """Which elements of a parameter stay when its axes keep these indices."""
+    kept = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
+    for axis, indices in axes.items():
+        gone = torch.ones(parameter.shape[axis], dtype=torch.bool, device=parameter.device)
+        gone[indices] = False
+        kept.movedim(axis, 0)[gone] = False
+    return kept
+
+
 def _contracts(*operators: str) -> Callable[[Rule], Rule]:
     def register(rule: Rule) -> Rule:
         _RULES.update({f"aten::{name}": rule for name in operators})
         return rule
 
     return register
+
+
+def _constants(values: Tensor, axis: int) -> Tensor:
+    """The value along an axis where it does not vary, else NaN."""
+    first = values.narrow(axis, 0, 1)
+    return torch.where((values == first).all(axis), first.squeeze(axis), torch.nan)
 
 
 # -- products of matrices ------------------------------------------------------------------------------------------------
@@ -93,6 +113,9 @@ class _Product(Contraction):
     def inputs(self, result: Tensor, picked: Tensor | None) -> Tensor:
         rows = self.activation if self.activation.dim() == 3 else self.activation.unsqueeze(0)
         return (rows if picked is None else rows.index_select(1, picked)).unsqueeze(3)
+
+    def constants(self) -> Tensor:
+        return _constants(self.inputs(self.activation, None).squeeze(3), 1)
 
     @staticmethod
     def places(shape: Sequence[int]) -> tuple[int, int]:
@@ -138,6 +161,10 @@ class _Convolution(Contraction):
         found = torch.cat([space, nothing], 2).index_select(2, index.flatten())
         found = torch.unflatten(torch.unflatten(found, 2, index.shape), 1, (self.groups, -1))  # samples, groups, inputs, rows, taps
         return found.permute(1, 0, 3, 2, 4).flatten(1, 2)
+
+    def constants(self) -> Tensor:
+        channels = self.activation.transpose(0, 1).flatten(1)
+        return _constants(channels, 1).view(self.groups, -1)
 
     @staticmethod
     def places(shape: Sequence[int]) -> tuple[int, int]:

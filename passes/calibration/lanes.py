@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from graphprune.calibration import Batch, Calibration
 from graphprune.errors import UsageError, first_line
-from graphprune.program import Program, placeholder_values
+from graphprune.program import Inputs, Program, placeholder_values
 from graphprune.twins import twin
 
 Watch = Callable[[int, Any, tuple[Any, ...], Any], None]
@@ -86,6 +87,15 @@ def calibration_batches(program: Program, what: str) -> list[Batch]:
         raise UsageError(f"{what} needs a model that traces as a whole; this one is pruned in scopes. Leave it out.")
     device = next((tensor.device for tensor in program.tensors.values()), torch.device("cpu"))
     return [batch.to(device, program.inputs) for batch in program.calibration]
+
+
+def map_inputs(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
+    """Inputs with a function applied to every tensor."""
+
+    def mapped(leaf: Any) -> Any:
+        return function(leaf) if isinstance(leaf, Tensor) else leaf
+
+    return Inputs(tree_map(mapped, inputs.args), tree_map(mapped, dict(inputs.kwargs)))
 
 
 def storage(tensor: Tensor) -> int:

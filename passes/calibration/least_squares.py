@@ -54,6 +54,10 @@ class LeastSquares:
         error: Tensor = fit - 2 * e * (self._y - torch.einsum("gk,gko->go", self._x, d)) + self.count * e.square()
         return error
 
+    def spread(self) -> Tensor:
+        """``sum_r (y_r - mean)^2`` of each output, float64 of shape (groups, outputs)."""
+        return (self._square - self._y.square() / self.count).clamp_min(0)
+
     def moments(self, intercept: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``sum rows rows^T`` and ``sum rows y^T``, centred where there is an intercept; and the means of rows and of y."""
         assert self._shifts is not None, "no rows were added"

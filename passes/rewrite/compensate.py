@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf, nan, sqrt
 from typing import Any, ClassVar, Final
@@ -15,10 +15,10 @@ from graphprune.compensation import Compensated
 from graphprune.errors import UsageError
 from graphprune.filters import find_filters
 from graphprune.pass_base import Pass
-from graphprune.passes.calibration.contraction import Contraction, find_contraction, laid_out_as, sample_positions
+from graphprune.passes.calibration.consumers import Consumer, Norm, find_consumers
+from graphprune.passes.calibration.contraction import Contraction, find_contraction, kept_mask, laid_out_as, sample_positions
 from graphprune.passes.calibration.lanes import Lanes, Watch, calibration_batches, storage
 from graphprune.passes.calibration.least_squares import LeastSquares
-from graphprune.passes.rewrite.consumers import Consumer, Norm, find_consumers
 from graphprune.passes.rewrite.copies import copy_of
 from graphprune.program import Program
 from graphprune.twins import named_tensors
@@ -69,7 +69,7 @@ class CompensatePass(Pass):
         with torch.no_grad():
             for node in sweep.module.graph.nodes:
                 sweep.visit(node)
-        return program.with_(module=sweep.module, compensation=(*sweep.done, *_others(program, sweep.done)))
+        return program.with_(module=sweep.module, compensation=(*program.compensation, *sweep.done, *_others(program, sweep.done)))
 
 
 def _others(program: Program, done: list[Compensated]) -> Iterator[Compensated]:
@@ -159,7 +159,7 @@ class _Sweep:
     def _run_original(self, node: fx.Node, consumer: Consumer) -> list[Tensor]:
         layouts: list[_Layout] = []
         parameter, rows = self.full[consumer.weight], list[Tensor]()
-        stays = _mask(parameter, self.plan.kept.get(consumer.weight, {}))
+        stays = kept_mask(parameter, self.plan.kept.get(consumer.weight, {}))
 
         def see(number: int, call: _Call) -> None:
             kept = call.contraction.matrix(laid_out_as(call.contraction.weight, parameter, stays))
@@ -259,13 +259,3 @@ class _Fit:
         flat = self.parameter.detach().double().flatten()
         flat[self._places.flatten()] += change.flatten()
         self.parameter.copy_(flat.view(self.parameter.shape))
-
-
-def _mask(parameter: Tensor, axes: Mapping[int, list[int]]) -> Tensor:
-    """Which elements of a parameter stay when its axes keep these indices."""
-    kept = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
-    for axis, indices in axes.items():
-        gone = torch.ones(parameter.shape[axis], dtype=torch.bool, device=parameter.device)
-        gone[indices] = False
-        kept.movedim(axis, 0)[gone] = False
-    return kept

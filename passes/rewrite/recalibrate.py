@@ -12,8 +12,8 @@ from torch import Tensor
 from graphprune.analysis_manager import AnalysisView
 from graphprune.errors import UsageError
 from graphprune.pass_base import Pass
+from graphprune.passes.calibration.consumers import Norm, find_norms
 from graphprune.passes.calibration.lanes import Lanes, calibration_batches
-from graphprune.passes.rewrite.consumers import Norm, find_norms
 from graphprune.passes.rewrite.copies import copy_of
 from graphprune.program import Program
 from graphprune.twins import named_tensors
