@@ -1,7 +1,7 @@
 """Arithmetic with unknown data: which elements of a model's values are the same constant whatever its inputs are.
 
-NaN marks an element that depends on the inputs. Only operators known to pass NaN on are trusted with it; of all others, every
-result is unknown where any operand is. So what is not NaN is proved to be constant.
+NaN marks an element that depends on the inputs. Only moves and operators known to pass NaN on are trusted with it; of all others,
+all results are unknown if any operand is. So what is not NaN is proved to be constant.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _NAMES: Final = """
 add add_ sub sub_ mul mul_ div div_ neg rsub exp log sqrt rsqrt abs reciprocal
 relu relu_ gelu silu silu_ mish sigmoid sigmoid_ tanh tanh_ softplus elu elu_ leaky_relu leaky_relu_
 hardtanh hardtanh_ clamp clamp_ hardswish hardswish_ hardsigmoid hardsigmoid_ _prelu_kernel
-view _unsafe_view permute transpose t unsqueeze squeeze expand slice select cat stack split split_with_sizes unbind clone
+view _unsafe_view permute transpose transpose_ t t_ unsqueeze unsqueeze_ squeeze squeeze_ expand
+slice select cat stack split split_with_sizes unbind clone
 _to_copy detach alias constant_pad_nd index_select flip roll
 avg_pool2d avg_pool3d _adaptive_avg_pool2d mean sum upsample_nearest2d upsample_bilinear2d
 """
@@ -61,20 +62,24 @@ class UnknownData(TorchDispatchMode):
         if not hidden and name in _RULES:
             return _RULES[name](func, *args, **kwargs)
         unknown = hidden or any(operand.is_floating_point() and bool(operand.isnan().any()) for operand in operands)
-        result = func(*args, **kwargs)
-        if not unknown or (name in TRANSPARENT and not hidden):
-            return result
-        return tree_map(lambda leaf: self._cover(leaf, name) if isinstance(leaf, Tensor) else leaf, result)
+        moves = not func._schema.is_mutable and any(given.alias_info is not None for given in func._schema.returns)
+        if not unknown or (not hidden and (moves or name in TRANSPARENT)):
+            return func(*args, **kwargs)
+        if func._schema.is_mutable:
+            return self._cover(args[0], in_place=True)
+        # NaN can be an index out of bounds to a kernel that is not made for it.
+        args, kwargs = tree_map(lambda leaf: _known(leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
+        return tree_map(lambda leaf: self._cover(leaf) if isinstance(leaf, Tensor) else leaf, func(*args, **kwargs))
 
-    def _cover(self, result: Tensor, name: str) -> Tensor:
+    def _cover(self, result: Tensor, *, in_place: bool = False) -> Tensor:
         if result.is_floating_point():
-            return result.fill_(torch.nan) if name.endswith("_") else torch.full_like(result, torch.nan)
+            return result.fill_(torch.nan) if in_place else torch.full_like(result, torch.nan)
         self._unknown[result.untyped_storage()._cdata] = result
         return result
 
 
 def _known(tensor: Tensor) -> Tensor:
-    return tensor.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+    return tensor if not tensor.is_floating_point() else tensor.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
 
 
 def _unknown(tensor: Tensor) -> Tensor:

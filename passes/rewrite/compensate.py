@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import inf, nan, sqrt
+from math import inf, nan, prod, sqrt
 from typing import Any, ClassVar, Final
 
 import torch
@@ -69,20 +69,22 @@ class CompensatePass(Pass):
         with torch.no_grad():
             for node in sweep.module.graph.nodes:
                 sweep.visit(node)
-        return program.with_(module=sweep.module, compensation=(*program.compensation, *sweep.done, *_others(program, sweep.done)))
+        return program.with_(module=sweep.module, compensation=(*program.compensation, *sweep.done, *_others(program, sweep)))
 
 
-def _others(program: Program, done: list[Compensated]) -> Iterator[Compensated]:
+def _others(program: Program, sweep: _Sweep) -> Iterator[Compensated]:
     """What lost inputs and was not solved, with the reason."""
     assert program.original is not None and program.plan is not None and program.record is not None
-    solved = {(one.node, one.weight) for one in done}
-    reasons = {(c.node.name, c.weight): c.obstacle for c in find_consumers(program)}
+    listed = {(one.node, one.weight) for one in sweep.done}
+    reasons = {(c.node.name, c.weight): c.obstacle for c in find_consumers(program)} | sweep.obstacles
     for found in find_filters(program.with_(module=program.original), program.record.groups):
         key = found.node, found.tensor
-        if not found.makes and key not in solved and found.axis in program.plan.kept.get(found.tensor, {}):
-            solved.add(key)
+        if not found.makes and key not in listed and found.axis in program.plan.kept.get(found.tensor, {}):
+            listed.add(key)
             why = reasons.get(key) or "the operator does not contract the parameter itself"
             yield Compensated(*key, removed=True, before=nan, after=nan, note=why)
+    for key in sweep.obstacles.keys() - listed:
+        yield Compensated(*key, removed=False, before=nan, after=nan, note=sweep.obstacles[key])
 
 
 @dataclass
@@ -107,6 +109,11 @@ class _Layout:
         """Rows of the original's tensor, without removed outputs."""
         return self.kind.outputs(tensor.reshape(self.shape), self.picked)[:, self.kept]
 
+    def fits(self, slim: Tensor) -> bool:
+        """Whether the slim result has these rows and outputs."""
+        rows = self.kind.outputs(slim, None).shape
+        return rows[0] == prod(self.kind.places(self.shape)) and rows[1] == len(self.kept)
+
 
 class _Sweep:
     """One way through both graphs. module: the slim model, with weights of its own, compensated as far as it was visited."""
@@ -120,6 +127,7 @@ class _Sweep:
         self.slim = Lanes(self.module, self.batches, program.calibration)
         self.original = Lanes(program.original, self.batches, program.calibration)
         self.done: list[Compensated] = []
+        self.obstacles: dict[tuple[str, str], str] = {}
         self._nodes = {node.name: node for node in self.module.graph.nodes}
         self._rest = iter(program.original.graph.nodes)
         there = {node.name for node in program.original.graph.nodes}
@@ -190,8 +198,12 @@ class _Sweep:
         targets = self._wanted(consumer.sum.name if summed and consumer.sum is not None else node.name)
         others = self.slim.values(self._nodes[consumer.other.name]) if summed and consumer.other is not None else []
         fit = _Fit(self.tensors[consumer.weight])
+        layouts = self._layouts.pop(node.name)
 
         def see(number: int, call: _Call) -> None:
+            if not layouts[number].fits(call.result):
+                self.obstacles[node.name, consumer.weight] = "its rows are channels too, some of which were removed"
+                return
             found = call.contraction.outputs(call.result, call.picked)
             wanted = targets[number]
             if others:
@@ -202,6 +214,8 @@ class _Sweep:
 
         for _ in self.slim.compute(node, self._watch(self.tensors[consumer.weight], see)):
             pass
+        if (node.name, consumer.weight) in self.obstacles:
+            return
         intercept = consumer.bias or (consumer.norm.mean if consumer.norm is not None else "")
         change, constant, before, after = fit.solve(self.options.damping, bool(intercept))
         if after < before and before > TOLERANCE[fit.parameter.dtype]:

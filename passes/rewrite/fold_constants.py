@@ -13,6 +13,7 @@ from torch import Tensor
 from graphprune.analysis_manager import AnalysisView
 from graphprune.calibration import Batch, Calibration
 from graphprune.compensation import Compensated
+from graphprune.errors import PipelineError
 from graphprune.pass_base import Pass
 from graphprune.passes.calibration.consumers import Consumer, find_consumers
 from graphprune.passes.calibration.contraction import Contraction, find_contraction, kept_mask, laid_out_as
@@ -31,7 +32,7 @@ class FoldConstantsPass(Pass):
     the original graph, without data (:mod:`graphprune.passes.calibration.known`). ``sum over taps W[:, k] * c`` then goes into the
     layer's bias, or into the running mean of a batch norm that alone reads it (exact in eval mode). Folded exactly or not at all:
     not where padding replaces the constant at the borders, where the layer has no place for it, or where its parameter is used
-    more than once.
+    more than once. Comes after ``rewrite`` (and ``verify``, for it changes biases) and before other passes that change weights.
     """
 
     name: ClassVar[str] = "fold-constants"
@@ -45,11 +46,11 @@ class FoldConstantsPass(Pass):
                 return program
             module = copy_of(program.module)
             tensors = named_tensors(module)
-            done = [_fold(consumer, amount, tensors) for consumer, amount in amounts.items()]
+            done = [_fold(consumer, amount, tensors, program) for consumer, amount in amounts.items()]
         return program.with_(module=module, compensation=(*program.compensation, *done))
 
 
-def _fold(consumer: Consumer, amount: Tensor | None, tensors: dict[str, Tensor]) -> Compensated:
+def _fold(consumer: Consumer, amount: Tensor | None, tensors: dict[str, Tensor], program: Program) -> Compensated:
     """Add what removed constants contributed to each output; None where that is no constant."""
     place = consumer.bias or (consumer.norm.mean if consumer.norm is not None else "")
     note = consumer.obstacle
@@ -58,8 +59,19 @@ def _fold(consumer: Consumer, amount: Tensor | None, tensors: dict[str, Tensor])
     elif not note and not place:
         note = "it has no bias to fold a constant into"
     if not note and amount is not None:
+        _check_untouched(place, tensors[place], program)
         tensors[place].add_(amount, alpha=1 if consumer.bias else -1)
     return Compensated(consumer.node.name, consumer.weight, True, nan, nan, 0, "" if note else place, note or "folded constants")
+
+
+def _check_untouched(name: str, tensor: Tensor, program: Program) -> None:
+    """Raise PipelineError where a tensor is no longer what the rewrite made it: another pass may have made up for the constants."""
+    assert program.original is not None and program.plan is not None
+    full = named_tensors(program.original)[name]
+    if not torch.equal(full[program.plan.kept.get(name, {}).get(0, slice(None))], tensor):
+        raise PipelineError(
+            f"fold-constants: {name} was changed since the rewrite. Put fold-constants before passes that change weights."
+        )
 
 
 def _amounts(program: Program) -> Iterator[tuple[Consumer, Tensor | None]]:

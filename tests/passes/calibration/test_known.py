@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
 
 from graphprune.passes.calibration.known import TRANSPARENT, UnknownData
 
@@ -88,3 +89,19 @@ def test_comparisons_and_integers_do_not_pass_for_known() -> None:
         table = nn.Embedding(5, 3).double()
         found = table(unknown.hide(torch.zeros(2, dtype=torch.long)))
     assert bool(found.isnan().all())
+
+
+def test_an_operator_that_nan_would_lead_astray_sees_none_and_is_unknown() -> None:
+    """The kernel of deformable convolutions reads out of bounds at offsets of NaN."""
+    weight, offset = torch.rand(2, 3, 3, 3, dtype=torch.float64), torch.zeros(1, 18, 4, 4, dtype=torch.float64)
+    with UnknownData() as unknown:
+        found = deform_conv2d(torch.ones(1, 3, 6, 6, dtype=torch.float64), unknown.hide(offset), weight)
+    assert bool(found.isnan().all())
+
+
+def test_writes_of_unknown_data_are_seen_through_views() -> None:
+    with torch.no_grad(), UnknownData() as unknown:
+        x = unknown.hide(torch.zeros(3, dtype=torch.float64))
+        base = torch.ones(2, 3, dtype=torch.float64)
+        base.as_strided((3,), (1,), 3).copy_(x)
+    assert base.isnan().tolist() == [[False] * 3, [True] * 3]

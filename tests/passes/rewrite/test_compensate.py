@@ -11,14 +11,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import tests.zoo.test_zoo  # noqa: F401  (fills the table of structures)
+from graphprune.calibration import Batch, Calibration
 from graphprune.compensation import Compensated
 from graphprune.errors import PipelineError, UsageError
+from graphprune.filters import find_filters
 from graphprune.pass_manager import PassManager
 from graphprune.passes.rewrite.compensate import CompensatePass
+from graphprune.passes.rewrite.fold_constants import FoldConstantsPass
+from graphprune.passes.rewrite.rewrite import RewritePass
 from graphprune.program import Program
+from graphprune.tracing import normalise_inputs
 from graphprune.twins import named_tensors
+from tests.checking import analyse
 from tests.passes.rewrite.compensating import after, error, without
-from tests.zoo.case import net
+from tests.zoo.case import CASES, net
 
 EXACT = CompensatePass(damping=1e-13, positions=10_000)
 
@@ -176,6 +183,50 @@ def test_a_parameter_that_is_used_twice_stays_with_a_note() -> None:
     notes = [one for one in done.compensation if one.weight == "shared.weight"]
     assert notes and all("also used by" in one.note and np.isnan(one.after) for one in notes)
     assert torch.equal(done.module.get_parameter("shared.weight"), slim.module.get_parameter("shared.weight"))
+
+
+def test_rows_that_are_channels_themselves_stay_with_a_note() -> None:
+    """Mixing over tokens: what is cut are rows of the product, so that those of the original do not pair up with those left."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        y = F.relu(self.first(x)).transpose(1, 2)  # samples, channels, tokens
+        return self.head((y + self.mix(y)).transpose(1, 2))
+
+    torch.manual_seed(0)
+    model = net(forward, first=nn.Linear(4, 6), mix=nn.Linear(7, 7), head=nn.Linear(6, 2))
+    x = rand(30, 7, 4)
+    slim = without(model, x, {"first.weight": [0]})
+    done = after(slim, [x[:20], x[20:]], CompensatePass())
+    assert "rows are channels" in result(done, "mix").note and result(done, "head").after < result(done, "head").before
+    assert torch.equal(done.module.get_parameter("mix.weight"), slim.module.get_parameter("mix.weight"))
+
+
+def test_a_transformer_layer_is_compensated_behind_attention_and_in_its_mlp() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True, dropout=0.1)
+    model = nn.Sequential(layer, nn.Linear(16, 3)).double().eval()
+    x = rand(24, 5, 16)
+    slim = without(model, x, {"0.linear1.weight": range(10), "0.self_attn.in_proj_weight": [0]})
+    done = after(slim, [x[:16], x[16:]], CompensatePass())
+    assert error(done, x) < error(slim, x)
+    fitted = {one.weight: one for one in done.compensation if not one.note}
+    assert {"0.self_attn.out_proj.weight", "0.linear2.weight"} <= fitted.keys()
+    assert all(one.after < one.before for one in fitted.values() if one.removed)
+
+
+@pytest.mark.parametrize("name", sorted(CASES)[::8])
+def test_no_consumer_of_the_zoos_structures_gets_worse_or_goes_unmentioned(name: str) -> None:
+    case = CASES[name]()
+    found = analyse(case.model, case.inputs(2), policy=case.policy)
+    batches = [Batch(normalise_inputs(case.inputs(size))) for size in ((4, 3) if case.batch else (2,))]
+    program = found.program.with_(plan=found.random_plan(0), policy=found.policy, calibration=Calibration(batches))
+    done = PassManager([RewritePass(), FoldConstantsPass(), CompensatePass()]).run(program)
+    mentioned = {(one.node, one.weight) for one in done.compensation}
+    assert all(one.note or one.after <= one.before for one in done.compensation)
+    for reader in find_filters(program, found.groups):
+        if not reader.makes and done.plan is not None and reader.axis in done.plan.kept.get(reader.tensor, {}):
+            assert (reader.node, reader.tensor) in mentioned
+    assert all(bool(torch.isfinite(t).all()) for t in done.module.parameters())
 
 
 def test_a_weight_that_is_computed_stays_with_a_note() -> None:

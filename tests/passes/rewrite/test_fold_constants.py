@@ -10,10 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from graphprune.errors import PipelineError
 from graphprune.pass_manager import PassManager
+from graphprune.passes.rewrite.compensate import CompensatePass
 from graphprune.passes.rewrite.fold_constants import FoldConstantsPass
 from graphprune.program import Program
-from tests.passes.rewrite.compensating import error, without
+from tests.passes.rewrite.compensating import after, error, without
 from tests.zoo.case import net
 
 
@@ -92,3 +94,10 @@ def test_a_channel_that_varies_is_not_folded() -> None:
     x = rand(5, 4)
     slim = without(constant(nn.Linear(4, 6), nn.Linear(6, 3)), x, {"first.weight": [0]})
     assert folded(slim) is slim
+
+
+def test_after_a_pass_that_may_have_made_up_for_them_it_is_refused() -> None:
+    model, x = EXACT["linear"]()
+    slim = without(model, x, {"first.weight": [1, 4]})
+    with pytest.raises(PipelineError, match="before passes that change weights"):
+        folded(after(slim, [rand(40, 4)], CompensatePass()))
