@@ -14,6 +14,7 @@ from graphprune.twins import named_tensors
 
 if TYPE_CHECKING:
     from graphprune.calibration import Calibration
+    from graphprune.compensation import Compensated
     from graphprune.cost import Costs
     from graphprune.groups import Groups
     from graphprune.plan import Plan
@@ -92,6 +93,7 @@ class Program:
     plan: the decision of a selection pass, not yet carried out.
     original, record: the graph before the rewrite and what was cut, once a rewrite has been done.
     verification: the proof of the last rewrite.
+    compensation: how far each consumer of removed channels was off before and after its weights made up for them.
     """
 
     module: fx.GraphModule
@@ -108,6 +110,7 @@ class Program:
     original: fx.GraphModule | None = None
     record: Record | None = None
     verification: Verification | None = None
+    compensation: tuple[Compensated, ...] = ()
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:

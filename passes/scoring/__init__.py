@@ -15,6 +15,7 @@ from graphprune.passes.scoring import (  # noqa: F401
     l2,
     lamp,
     mean_activation,
+    obs,
     random,
     rank,
     sp_lamp,
