@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -39,10 +40,13 @@ class FilterWeights:
         """The weight itself, in its own dtype: a parameter, or what the graph computes from parameters."""
         if not found.weight:
             return self.context.program.tensors[found.tensor].detach()
-        nodes = {node.name: node for node in self.context.program.module.graph.nodes}
         with torch.no_grad():
-            value: Tensor = self._compute(nodes[found.weight])
+            value: Tensor = self._compute(self._nodes[found.weight])
         return value
+
+    @cached_property
+    def _nodes(self) -> dict[str, fx.Node]:
+        return {node.name: node for node in self.context.program.module.graph.nodes}
 
     def _compute(self, node: fx.Node) -> Any:
         if self._interpreter is None:

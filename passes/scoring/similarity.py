@@ -15,7 +15,8 @@ def mean_euclidean(rows: Tensor) -> Tensor:
     count = len(rows)
     if count < 2:
         return torch.full((count,), torch.nan, dtype=torch.float64)
-    rows = rows.double() - rows.double().mean(0)  # distances are the same, and less is lost in the products below
+    rows = rows.double()
+    rows = rows - rows.mean(0)  # distances are the same, and less is lost in the products below
     squares = rows.square().sum(1)
     found = []
     for start, block in _blocks(rows, count):

@@ -3,7 +3,7 @@
     python run.py
 
 ResNet-50 with fresh weights, one thread, :data:`BATCHES` batches of :data:`BATCH` images of :data:`SIZE` x :data:`SIZE` with labels
-of :data:`CLASSES` classes. The analyses (groups, filters) are made before. Seconds are process time, the least of three runs, the
+of :data:`CLASSES` classes. The analyses (groups, filters) are made before. Seconds are process time, the least of two runs, the
 plain forward passes (eval mode, no gradients) among them. Rewrites ``results.json`` and ``README.md`` beside it.
 """
 
@@ -30,14 +30,14 @@ from graphprune.passes.analysis.channels import ChannelGroups  # noqa: E402
 from graphprune.passes.analysis.filters import Filters  # noqa: E402
 from graphprune.passes.scoring.score import ScorePass  # noqa: E402
 
-BATCHES, BATCH, SIZE, CLASSES = 8, 16, 64, 10
+BATCHES, BATCH, SIZE, CLASSES = 4, 16, 64, 10
 FORMS = ["taylor(form=weight)", "fpgm(scope=group)"]
 
 
 def seconds(run: Callable[[], Any]) -> float:
-    """The least process time of three runs."""
+    """The least process time of two runs."""
     found = []
-    for _ in range(3):
+    for _ in range(2):
         start = time.process_time()
         run()
         found.append(time.process_time() - start)
