@@ -29,7 +29,7 @@ class Lanes:
         copy = twin(module, lambda tensor: tensor)
         for child in copy.modules():
             child.training = False
-        self.lanes = [_Lane(copy, placeholder_values(module.graph, batch.inputs)) for batch in batches]
+        self.lanes = [_Lane(copy, _copies(placeholder_values(module.graph, batch.inputs))) for batch in batches]
         self.batches = batches
         self._data = data
 
@@ -101,3 +101,8 @@ def map_inputs(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
 def storage(tensor: Tensor) -> int:
     """What identifies the memory of a tensor and of its views."""
     return int(tensor.untyped_storage()._cdata)
+
+
+def _copies(values: list[Any]) -> list[Any]:
+    """Values of placeholders that a model may write into."""
+    return [value.clone() if isinstance(value, Tensor) else value for value in values]
