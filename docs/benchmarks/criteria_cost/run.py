@@ -4,7 +4,8 @@
 
 ResNet-50 with fresh weights, one thread, :data:`BATCHES` batches of :data:`BATCH` images of :data:`SIZE` x :data:`SIZE` with labels
 of :data:`CLASSES` classes. The analyses (groups, filters) are made before. Seconds are process time, the least of two runs, the
-plain forward passes (eval mode, no gradients) among them. ``obs`` is left out: it takes minutes. Rewrites ``results.json`` and ``README.md`` beside it.
+plain forward passes (eval mode, no gradients) among them. ``obs`` is left out: it takes minutes. Rewrites ``results.json``
+and ``README.md`` beside it.
 """
 
 from __future__ import annotations
