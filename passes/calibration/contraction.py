@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-Rule: TypeAlias = "Callable[[Sequence[Any]], Contraction | None]"
+Rule: TypeAlias = "Callable[[Sequence[Any]], tuple[Contraction, ...]]"
 
 _RULES: dict[str, Rule] = {}
 
@@ -54,10 +54,11 @@ class Contraction(ABC):
 def find_contraction(operator: Any, args: Sequence[Any], is_parameter: Callable[[Tensor], bool]) -> Contraction | None:
     """The contraction with a parameter that a call of an ATen operator is, or None."""
     rule = _RULES.get(operator._schema.name)
-    found = None if rule is None else rule(args)
-    if found is None or not is_parameter(found.weight) or is_parameter(found.activation):
-        return None
-    return found
+    for found in () if rule is None else rule(args):
+        repeated = any(size > 1 and not step for size, step in zip(found.weight.shape, found.weight.stride(), strict=True))
+        if is_parameter(found.weight) and not is_parameter(found.activation) and not repeated:
+            return found
+    return None
 
 
 def sample_positions(kind: type[Contraction], result: Tensor, most: int, seed: int) -> Tensor | None:
@@ -127,14 +128,51 @@ class _Product(Contraction):
         return rows if picked is None else rows.index_select(0, picked)
 
 
+@dataclass(frozen=True)
+class _LeftProduct(_Product):
+    """weight (groups, outputs, inputs) times activation (groups, inputs, rows)."""
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        return super().matrix(weight.mT)
+
+    def inputs(self, result: Tensor, picked: Tensor | None) -> Tensor:
+        return _Product(self.activation.mT, self.weight, self.bias).inputs(result, picked)
+
+    @staticmethod
+    def places(shape: Sequence[int]) -> tuple[int, int]:
+        return 1, shape[-1]
+
+    @staticmethod
+    def outputs(result: Tensor, picked: Tensor | None) -> Tensor:
+        return _Product.outputs(result.mT, picked)
+
+
+@dataclass(frozen=True)
+class _SharedProduct(_Product):
+    """activation (samples, rows, inputs) times the same weight (inputs, outputs) for each sample."""
+
+    def inputs(self, result: Tensor, picked: Tensor | None) -> Tensor:
+        return _Product(self.activation.flatten(0, 1), self.weight, self.bias).inputs(result, picked)
+
+    @staticmethod
+    def places(shape: Sequence[int]) -> tuple[int, int]:
+        return 1, shape[0] * shape[1]
+
+    @staticmethod
+    def outputs(result: Tensor, picked: Tensor | None) -> Tensor:
+        return _Product.outputs(result.flatten(0, 1), picked)
+
+
 @_contracts("mm", "bmm")
-def _product(args: Sequence[Any]) -> Contraction | None:
-    return _Product(args[0], args[1], None)
+def _product(args: Sequence[Any]) -> tuple[Contraction, ...]:
+    if args[1].dim() == 3 and not args[1].stride(0):
+        return (_SharedProduct(args[0], args[1][0], None),)
+    return _Product(args[0], args[1], None), _LeftProduct(args[1], args[0], None)
 
 
 @_contracts("addmm", "baddbmm")
-def _biased_product(args: Sequence[Any]) -> Contraction | None:
-    return _Product(args[1], args[2], args[0])
+def _biased_product(args: Sequence[Any]) -> tuple[Contraction, ...]:
+    return (_Product(args[1], args[2], args[0]),)
 
 
 # -- convolutions --------------------------------------------------------------------------------------------------------
@@ -198,6 +236,7 @@ class _Convolution(Contraction):
 
 
 @_contracts("convolution")
-def _convolution(args: Sequence[Any]) -> Contraction | None:
+def _convolution(args: Sequence[Any]) -> tuple[Contraction, ...]:
     activation, weight, bias, stride, padding, dilation, transposed, _, groups = args
-    return _Convolution(activation, weight, bias, tuple(stride), tuple(padding), tuple(dilation), bool(transposed), int(groups))
+    geometry = tuple(stride), tuple(padding), tuple(dilation), bool(transposed), int(groups)
+    return (_Convolution(activation, weight, bias, *geometry),)

@@ -161,11 +161,11 @@ class _Sweep:
             if branch is not None:
                 values = zip(self._layouts[branch], self.original.values(node), strict=True)
                 self._targets[node.name] = [layout.rows(value) for layout, value in values]
-                del self._targets[branch]
+                self._targets.pop(branch, None)
         return self._targets.pop(name)
 
     def _run_original(self, node: fx.Node, consumer: Consumer) -> list[Tensor]:
-        layouts: list[_Layout] = []
+        layouts, results = list[_Layout](), list[Tensor]()
         parameter, rows = self.full[consumer.weight], list[Tensor]()
         stays = kept_mask(parameter, self.plan.kept.get(consumer.weight, {}))
 
@@ -175,9 +175,12 @@ class _Sweep:
             outputs = kept.flatten(1, 2).any(1).flatten().nonzero().flatten()
             layouts.append(_Layout(type(call.contraction), call.result.shape, call.picked, outputs))
             rows.append(layouts[-1].rows(call.result))
+            results.append(call.result)
 
         self.original.advance(node, self._watch(parameter, see))
         self._layouts[node.name] = layouts
+        if consumer.sum is not None and not all(map(_is_view_in_order, self.original.values(node), results)):
+            self._sums.pop(consumer.sum.name, None)  # rows of the sum would be no rows of the contraction
         return rows
 
     def _watch(self, parameter: Tensor, see: Callable[[int, _Call], None]) -> Watch:
@@ -194,26 +197,29 @@ class _Sweep:
     # -- what is found -----------------------------------------------------------------------------------------------------
 
     def _compensate(self, node: fx.Node, consumer: Consumer) -> None:
-        summed = consumer.sum is not None and consumer.sum.name in self._sums
-        targets = self._wanted(consumer.sum.name if summed and consumer.sum is not None else node.name)
-        others = self.slim.values(self._nodes[consumer.other.name]) if summed and consumer.other is not None else []
+        targets, others = self._wanted(node.name), []
+        if consumer.sum is not None and consumer.other is not None and consumer.sum.name in self._sums:
+            targets, others = self._wanted(consumer.sum.name), self.slim.values(self._nodes[consumer.other.name])
         fit = _Fit(self.tensors[consumer.weight])
         layouts = self._layouts.pop(node.name)
 
         def see(number: int, call: _Call) -> None:
-            if not layouts[number].fits(call.result):
+            if number >= len(layouts) or not layouts[number].fits(call.result):
                 self.obstacles[node.name, consumer.weight] = "its rows are channels too, some of which were removed"
                 return
             found = call.contraction.outputs(call.result, call.picked)
             wanted = targets[number]
             if others:
-                other = call.contraction.outputs(others[number].reshape(call.result.shape), call.picked)
+                other = _for_all_samples(others[number], call.result.numel()).reshape(call.result.shape)
+                other = call.contraction.outputs(other, call.picked)
                 wanted = self._before_norm(wanted - other, consumer.norm)
                 wanted = torch.where(wanted.isfinite(), wanted, found)
             fit.add(call, wanted, found)
 
         for _ in self.slim.compute(node, self._watch(self.tensors[consumer.weight], see)):
             pass
+        if not fit.squares.count:
+            self.obstacles.setdefault((node.name, consumer.weight), "the operator runs as another one on this device")
         if (node.name, consumer.weight) in self.obstacles:
             return
         intercept = consumer.bias or (consumer.norm.mean if consumer.norm is not None else "")
@@ -238,6 +244,17 @@ class _Sweep:
         scale = torch.where(scale.abs() > _SMALLEST_SCALE * scale.abs().max(), scale, nan)
         shift = self.tensors[norm.bias] if norm.bias else 0.0
         return (rows - shift) / scale + self.tensors[norm.mean]
+
+
+def _is_view_in_order(value: Any, result: Tensor) -> bool:
+    """Whether a node's value is the operator's result, at most reshaped."""
+    same = isinstance(value, Tensor) and storage(value) == storage(result) and value.numel() == result.numel()
+    return same and (value.shape == result.shape or (value.is_contiguous() and result.is_contiguous()))
+
+
+def _for_all_samples(tensor: Tensor, count: int) -> Tensor:
+    """A tensor of so many elements; one without samples (a table of positions) is repeated for each."""
+    return tensor if tensor.numel() == count else tensor.expand(count // tensor.numel(), *tensor.shape[1:])
 
 
 class _Fit:

@@ -185,6 +185,43 @@ def test_a_parameter_that_is_used_twice_stays_with_a_note() -> None:
     assert torch.equal(done.module.get_parameter("shared.weight"), slim.module.get_parameter("shared.weight"))
 
 
+def _permuted(self: Any, x: Tensor) -> Any:
+    y = F.relu(self.first(x))
+    return self.head((self.table + torch.einsum("btd,de->bet", y, self.weight)).transpose(1, 2))
+
+
+def _added_later(self: Any, x: Tensor) -> Any:
+    y = F.relu(self.first(x))
+    z = self.second(y.transpose(1, 2).contiguous().transpose(1, 2))  # not contiguous: the bias is added by another operator
+    return self.head(self.other(x) + z)
+
+
+def _positions(self: Any, x: Tensor) -> Any:
+    return self.head(self.table + self.second(F.relu(self.first(x))))
+
+
+SUMS: dict[str, Callable[[], nn.Module]] = {
+    "result permuted": lambda: net(_permuted, weight=nn.Parameter(torch.randn(8, 5)), table=nn.Parameter(torch.randn(1, 5, 7))),
+    "bias added later": lambda: net(_added_later, second=nn.Linear(8, 5), other=nn.Linear(4, 5)),
+    "one table for all samples": lambda: net(_positions, second=nn.Linear(8, 5), table=nn.Parameter(torch.randn(1, 7, 5))),
+}
+
+
+@pytest.mark.parametrize("kind", SUMS)
+def test_sums_with_something_known_before_are_made_up_for_exactly(kind: str) -> None:
+    torch.manual_seed(0)
+    model = SUMS[kind]()
+    model.add_module("first", nn.Linear(4, 8).double())
+    model.add_module("head", nn.Linear(5, 3).double())
+    with torch.no_grad():
+        for name in ("first.weight", "first.bias"):
+            model.get_parameter(name)[2] = 2 * model.get_parameter(name)[1]
+    x = rand(20, 7, 4)
+    slim = without(model, x[:1], {"first.weight": [2]})
+    assert error(slim, x) > 1e-2
+    assert error(after(slim, [x[:12], x[12:]], EXACT), x) < 1e-9
+
+
 def test_rows_that_are_channels_themselves_stay_with_a_note() -> None:
     """Mixing over tokens: what is cut are rows of the product, so that those of the original do not pair up with those left."""
 
