@@ -2,8 +2,8 @@
 
 Dimensions that lie evenly in memory are merged first, so that a tensor is ``[rows, channels, inner]`` with the innermost
 reduced dimension apart. A program walks tiles ``[BLOCK_C, BLOCK_I]`` and keeps its sums in registers. Which of the two
-dimensions is contiguous decides the shape of a tile and, in the compiler, the width of its loads. The program that arrives
-last at a group of channels adds up the partial sums, always in the same order: results are the same bits in every run.
+dimensions is contiguous decides the shape of a tile and, in the compiler, the width of its loads. A second kernel adds up the
+partial sums, always in the same order: results are the same bits in every run.
 """
 
 # Triton's language has no types.
@@ -18,13 +18,13 @@ import triton.language as tl
 @triton.jit
 def _row_offset(row, size_1, size_2, stride_0, stride_1, stride_2, DIMS: tl.constexpr):
     """Offset of a row, which is an index into up to three dimensions, in elements."""
-    row = row.to(tl.int64)
     if DIMS == 1:
-        offset = row * stride_0
+        offset = row.to(tl.int64) * stride_0
     elif DIMS == 2:
-        offset = (row // size_1) * stride_0 + (row % size_1) * stride_1
+        offset = (row // size_1).to(tl.int64) * stride_0 + (row % size_1).to(tl.int64) * stride_1
     else:
-        offset = (row // (size_1 * size_2)) * stride_0 + (row // size_2 % size_1) * stride_1 + (row % size_2) * stride_2
+        offset = (row // (size_1 * size_2)).to(tl.int64) * stride_0 + (row // size_2 % size_1).to(tl.int64) * stride_1
+        offset += (row % size_2).to(tl.int64) * stride_2
     return offset
 
 
@@ -55,7 +55,7 @@ def _add(x, total, absolute, square, fourth, largest, nonzero, FOLD: tl.constexp
         square + _folded(squared, False, FOLD, ALONG_I),
         fourth + _folded(squared * squared, False, FOLD, ALONG_I),
         tl.maximum(largest, _folded(magnitude, True, FOLD, ALONG_I)),
-        nonzero + _folded((x != 0).to(tl.int32), False, FOLD, ALONG_I),
+        nonzero + _folded(tl.where(x != 0, 1.0, 0.0), False, FOLD, ALONG_I),
     )
 
 
@@ -72,52 +72,52 @@ def _store(partial_ptr, program, c, c_mask, channels, total, absolute, square, f
         tl.store(p_partial + 5 * channels, tl.sum(taylor, axis=1), mask=c_mask)
 
 
-@triton.jit
-def _finish(
-    partial_ptr, count_ptr, arrived_ptr, sums_ptr, nonzero_ptr, c, c_mask, group, channels, programs,
+@triton.jit(do_not_specialize=["channels", "programs"])
+def merge_kernel(
+    partial_ptr, count_ptr, sums_ptr, nonzero_ptr, channels, programs,
     STATS: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Where this program is the last of its group of channels, add up what all of them stored."""
-    tl.debug_barrier()
-    if tl.atomic_add(arrived_ptr + group, 1, sem="acq_rel") == programs - 1:
-        p = tl.arange(0, BLOCK_P)
-        maximum = tl.zeros((BLOCK_C,), dtype=tl.float32)
-        for row in tl.static_range(STATS):
-            merged = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
-            for start in range(0, programs, BLOCK_P):
-                index = (start + p).to(tl.int64)[:, None]
-                mask = (start + p < programs)[:, None] & c_mask[None, :]
-                part = tl.load(
-                    partial_ptr + (index * STATS + row) * channels + c[None, :], mask=mask, other=0.0, cache_modifier=".cg"
-                )
-                merged = tl.maximum(merged, part) if row == 4 else merged + part
-            result = tl.max(merged, axis=0) if row == 4 else tl.sum(merged, axis=0)
-            if row == 1:
-                maximum = tl.where(result != result, result, maximum)  # hardware maxima drop NaN, sums do not
-            if row == 4:
-                result = tl.where(maximum != maximum, maximum, result)
-            tl.store(sums_ptr + row * channels + c, result, mask=c_mask)
+    """partial[programs, STATS, channels] -> sums[STATS, channels]; count[programs, channels] -> nonzero[channels].
+
+    A program has a block of channels of one row of the sums, or of the counts.
+    """
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    row = tl.program_id(1)
+    p = tl.arange(0, BLOCK_P)
+    c_mask = c < channels
+    if row == STATS:
         count = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.int64)
-        for start in range(0, programs, BLOCK_P):
-            index = (start + p).to(tl.int64)[:, None]
+        for start in tl.range(0, programs, BLOCK_P, loop_unroll_factor=2):
             mask = (start + p < programs)[:, None] & c_mask[None, :]
-            count += tl.load(count_ptr + index * channels + c[None, :], mask=mask, other=0, cache_modifier=".cg")
+            count += tl.load(count_ptr + (start + p).to(tl.int64)[:, None] * channels + c[None, :], mask=mask, other=0)
         tl.store(nonzero_ptr + c, tl.sum(count, axis=0), mask=c_mask)
+    else:
+        # Row 4 is a maximum. Hardware maxima drop NaN, so it takes NaN from row 1, the sum of the same values.
+        total = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
+        largest = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
+        summed = tl.where(row == 4, 1, row)
+        for start in tl.range(0, programs, BLOCK_P, loop_unroll_factor=2):
+            mask = (start + p < programs)[:, None] & c_mask[None, :]
+            p_partial = partial_ptr + (start + p).to(tl.int64)[:, None] * STATS * channels + c[None, :]
+            total += tl.load(p_partial + summed * channels, mask=mask, other=0.0)
+            largest = tl.maximum(largest, tl.load(p_partial + row * channels, mask=mask & (row == 4), other=0.0))
+        result = tl.sum(total, axis=0)
+        result = tl.where((row == 4) & (result == result), tl.max(largest, axis=0), result)
+        tl.store(sums_ptr + row * channels + c, result, mask=c_mask)
 
 
 # Sizes and strides are no reason to compile again: what matters of them comes as constants.
 @triton.jit(do_not_specialize=[
-    "channels", "inner", "rows", "size_1", "size_2", "stride_c", "stride_i", "stride_0", "stride_1", "stride_2", "programs",
-    "tiles_each",
+    "channels", "inner", "rows", "size_1", "size_2", "stride_c", "stride_i", "stride_0", "stride_1", "stride_2", "tiles_each",
 ])  # fmt: skip
 def statistics_kernel(
-    x_ptr, partial_ptr, count_ptr, arrived_ptr, sums_ptr, nonzero_ptr,
-    channels, inner, rows, size_1, size_2, stride_c, stride_i, stride_0, stride_1, stride_2, programs, tiles_each,
+    x_ptr, partial_ptr, count_ptr,
+    channels, inner, rows, size_1, size_2, stride_c, stride_i, stride_0, stride_1, stride_2, tiles_each,
     ALIGN: tl.constexpr, C_ALIGN: tl.constexpr, I_ALIGN: tl.constexpr, C_UNIT: tl.constexpr, I_UNIT: tl.constexpr,
-    DIMS: tl.constexpr, FULL: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_P: tl.constexpr,
+    DIMS: tl.constexpr, FULL: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr,
     FOLD: tl.constexpr, ALONG_I: tl.constexpr, UNROLL: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """x[rows, channels, inner] -> sums[5, channels] and nonzero[channels]; strides and sizes come divided by their ALIGN."""
+    """x[rows, channels, inner] -> partial[programs, 5, channels] and count; strides and sizes come divided by their ALIGN."""
     group = tl.program_id(0)
     program = tl.program_id(1)
     channels = channels * C_ALIGN
@@ -132,7 +132,7 @@ def statistics_kernel(
     across = tl.cdiv(inner, BLOCK_I)
     first = program.to(tl.int64) * tiles_each
     last = tl.minimum(first + tiles_each, across * rows.to(tl.int64))
-    row = first // across
+    row = (first // across).to(tl.int32)
     start = (first % across).to(tl.int64 if WIDE else tl.int32) * BLOCK_I
 
     # [BLOCK_C, BLOCK_I / FOLD]
@@ -141,7 +141,7 @@ def statistics_kernel(
     square = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
     fourth = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
     largest = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
-    nonzero = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.int32)
+    nonzero = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
     for _ in tl.range(0, (last - first).to(tl.int32), loop_unroll_factor=UNROLL):
         base = _row_offset(row, size_1, size_2, stride_0, stride_1, stride_2, DIMS) * ALIGN + start * step_i
         if FULL:
@@ -156,10 +156,7 @@ def statistics_kernel(
         row = tl.where(wrap, row + 1, row)
         start = tl.where(wrap, 0, start + BLOCK_I).to(tl.int64 if WIDE else tl.int32)
     _store(partial_ptr, program, c, c_mask, channels, total, absolute, square, fourth, largest, total, 5)
-    tl.store(count_ptr + program.to(tl.int64) * channels + c, tl.sum(nonzero, axis=1), mask=c_mask)
-    _finish(
-        partial_ptr, count_ptr, arrived_ptr, sums_ptr, nonzero_ptr, c, c_mask, group, channels, programs, 5, BLOCK_C, BLOCK_P
-    )  # fmt: skip
+    tl.store(count_ptr + program.to(tl.int64) * channels + c, tl.sum(nonzero.to(tl.int32), axis=1), mask=c_mask)
 
 
 @triton.jit(do_not_specialize=[
@@ -168,14 +165,14 @@ def statistics_kernel(
     "k_stride_i", "k_stride_0", "k_stride_1",
 ])  # fmt: skip
 def gradient_kernel(
-    x_ptr, g_ptr, partial_ptr, count_ptr, arrived_ptr, sums_ptr, nonzero_ptr, taylor_ptr, indicator_ptr, tau,
+    x_ptr, g_ptr, partial_ptr, count_ptr, taylor_ptr, indicator_ptr, tau,
     samples, channels, inner, positions, size_1, chunks, items_each,
     x_stride_n, x_stride_c, x_stride_i, x_stride_0, x_stride_1, g_stride_n, g_stride_c, g_stride_i, g_stride_0, g_stride_1,
     k_stride_c, k_stride_i, k_stride_0, k_stride_1,
     X_ALIGN: tl.constexpr, G_ALIGN: tl.constexpr, C_ALIGN: tl.constexpr, I_ALIGN: tl.constexpr,
     X_C_UNIT: tl.constexpr, X_I_UNIT: tl.constexpr, G_C_UNIT: tl.constexpr, G_I_UNIT: tl.constexpr,
     DIMS: tl.constexpr, FULL: tl.constexpr, COUNT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr,
-    BLOCK_P: tl.constexpr, FOLD: tl.constexpr, ALONG_I: tl.constexpr, UNROLL: tl.constexpr,
+    FOLD: tl.constexpr, ALONG_I: tl.constexpr, UNROLL: tl.constexpr,
 ):  # fmt: skip
     """x, g [samples, channels, positions, inner] -> as above, taylor[tiles, samples, channels], indicator[channels, ...].
 
@@ -202,7 +199,7 @@ def gradient_kernel(
     square = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
     fourth = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
     largest = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
-    nonzero = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.int32)
+    nonzero = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
     taylor = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
     for item in range(program * items_each, tl.minimum((program + 1) * items_each, items)):
         tile = item // chunks
@@ -238,8 +235,4 @@ def gradient_kernel(
             k_base = _row_offset(position, size_1, 1, k_stride_0, k_stride_1, 0, DIMS)
             tl.atomic_add(indicator_ptr + k_base + wide_c * k_stride_c + wide_i * k_stride_i, above, mask=mask, sem="relaxed")
     _store(partial_ptr, program, c, c_mask, channels, total, absolute, square, fourth, largest, taylor, 6)
-    tl.store(count_ptr + program.to(tl.int64) * channels + c, tl.sum(nonzero, axis=1), mask=c_mask)
-    programs = tl.num_programs(1)
-    _finish(
-        partial_ptr, count_ptr, arrived_ptr, sums_ptr, nonzero_ptr, c, c_mask, group, channels, programs, 6, BLOCK_C, BLOCK_P
-    )  # fmt: skip
+    tl.store(count_ptr + program.to(tl.int64) * channels + c, tl.sum(nonzero.to(tl.int32), axis=1), mask=c_mask)

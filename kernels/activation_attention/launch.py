@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphprune.kernels.activation_attention.kernel import gradient_kernel, statistics_kernel
+from graphprune.kernels.activation_attention.kernel import gradient_kernel, merge_kernel, statistics_kernel
 from graphprune.kernels.activation_attention.reference import statistics, statistics_with_gradient
 
 
@@ -29,27 +29,30 @@ class Tiling:
     """For each multiprocessor."""
 
 
-ALONG_INNER = Tiling(elements=4096, contiguous=256, warps=4, unroll=2, programs=8)
+# From sweeps on an NVIDIA H200: large tiles of few warps, so that sums fold within threads and many loads are in flight. Where
+# channels are contiguous, a program of one warp adds up the locations of a sample without waiting for others.
+ALONG_INNER = Tiling(elements=4096, contiguous=1024, warps=4, unroll=2, programs=8)
 ALONG_CHANNELS = Tiling(elements=4096, contiguous=64, warps=4, unroll=2, programs=8)
-GRADIENT_ALONG_INNER = Tiling(elements=1024, contiguous=256, warps=4, unroll=2, programs=8)
-GRADIENT_ALONG_CHANNELS = Tiling(elements=2048, contiguous=64, warps=8, unroll=1, programs=4)
+GRADIENT_ALONG_INNER = Tiling(elements=2048, contiguous=256, warps=4, unroll=1, programs=4)
+GRADIENT_ALONG_CHANNELS = Tiling(elements=1024, contiguous=64, warps=1, unroll=1, programs=8)
 
-_MERGED = 4096  # partial sums that the last program adds up at a time
+_MERGED_CHANNELS, _MERGED_PROGRAMS = 16, 128  # of the partial sums that a program adds up at a time
 _INT32 = 2**31 - 1
 _ALIGNMENT = 16  # more elements than the widest load holds
 _LOAD = 16  # bytes of the widest load
 _WARP = 32
+_NARROW = 4  # so much smaller is a tile of single values: none of its sums can be folded
 
 
 def launch(activation: Tensor, channel_dim: int, tiling: Tiling | None = None) -> tuple[Tensor, Tensor]:
     """As ``reference.statistics``, for float32, float16 and bfloat16."""
     shape, strides = tuple(activation.shape), activation.stride()
-    plan = _plan(shape, strides, activation.itemsize, channel_dim, _processors(activation), tiling)
+    plan = _plan(shape, strides, _load(activation), channel_dim, _processors(activation), tiling)
     if plan is None:
         return statistics(activation, channel_dim)
-    partial, count, arrived, sums, nonzero = _workspace(activation, plan, 5)
-    statistics_kernel[plan.grid](activation, partial, count, arrived, sums, nonzero, *plan.sizes, **plan.constants)
-    return sums, nonzero
+    partial, count = _workspace(activation, plan, 5)
+    statistics_kernel[plan.grid](activation, partial, count, *plan.sizes, **plan.constants)
+    return _merged(partial, count)
 
 
 def launch_with_gradient(
@@ -57,18 +60,17 @@ def launch_with_gradient(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As ``reference.statistics_with_gradient``, for float32, float16 and bfloat16."""
     shape, strides = tuple(activation.shape), (activation.stride(), gradient.stride())
-    plan = _gradient_plan(shape, strides, activation.itemsize, channel_dim, tau is not None, _processors(activation), tiling)
+    load = min(_load(activation), _load(gradient))
+    plan = _gradient_plan(shape, strides, load, channel_dim, tau is not None, _processors(activation), tiling)
     if plan is None:
         return statistics_with_gradient(activation, gradient, tau, channel_dim)
-    partial, count, arrived, sums, nonzero = _workspace(activation, plan, 6)
+    partial, count = _workspace(activation, plan, 6)
     spatial = [size for dim, size in enumerate(shape) if dim not in (0, channel_dim)]
     kept = (plan.channels, *spatial) if tau is not None else (0,)
     indicator = torch.zeros(kept, dtype=torch.int32, device=activation.device)
     taylor = torch.empty((plan.tiles, shape[0], plan.channels), dtype=torch.float32, device=activation.device)
-    gradient_kernel[plan.grid](
-        activation, gradient, partial, count, arrived, sums, nonzero, taylor, indicator, tau or 0.0, *plan.sizes, **plan.constants
-    )
-    return sums, nonzero, taylor[0] if plan.tiles == 1 else taylor.sum(0), indicator
+    gradient_kernel[plan.grid](activation, gradient, partial, count, taylor, indicator, tau or 0.0, *plan.sizes, **plan.constants)
+    return *_merged(partial, count), taylor[0] if plan.tiles == 1 else taylor.sum(0), indicator
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class _Plan:
 
 @lru_cache(maxsize=4096)
 def _plan(
-    shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int, channel_dim: int, processors: int, tiling: Tiling | None
+    shape: tuple[int, ...], strides: tuple[int, ...], load: int, channel_dim: int, processors: int, tiling: Tiling | None
 ) -> _Plan | None:
     """The launch for an activation, or nothing where the kernel has no dimensions enough."""
     reduced = [dim for dim in range(len(shape)) if dim != channel_dim]
@@ -93,14 +95,15 @@ def _plan(
         return None
     channels, stride_c = shape[channel_dim], strides[channel_dim]
     (*outer, inner), (*outer_steps, stride_i) = sizes, steps
-    tile = _Tile(channels, stride_c, inner, stride_i, itemsize, tiling or (ALONG_INNER if stride_i < stride_c else ALONG_CHANNELS))
     align = math.gcd(_ALIGNMENT, *outer_steps, *(stride for stride in (stride_c, stride_i) if stride != 1))
+    tiling = tiling or (ALONG_INNER if stride_i < stride_c else ALONG_CHANNELS)
+    tile = _Tile(channels, stride_c, inner, stride_i, math.gcd(load, align), tiling)
     rows, tiles = math.prod(outer), math.prod(outer) * tile.across
     each = _ceil(tiles, _ceil(tile.tiling.programs * processors, tile.groups))
     programs = _ceil(tiles, each)
     steps = [stride // align for stride in (stride_c, stride_i, *_padded(outer_steps, 3))]
-    arguments = channels // tile.c_align, inner // tile.i_align, rows, *[*outer, 1, 1, 1][1:3], *steps, programs, each
-    constants = tile.constants(programs) | {"ALIGN": align, "C_UNIT": stride_c == 1, "I_UNIT": stride_i == 1}
+    arguments = channels // tile.c_align, inner // tile.i_align, rows, *[*outer, 1, 1, 1][1:3], *steps, each
+    constants = tile.constants() | {"ALIGN": align, "C_UNIT": stride_c == 1, "I_UNIT": stride_i == 1}
     constants |= {"DIMS": max(1, len(outer)), "WIDE": inner > _INT32 // 2}
     return _Plan((tile.groups, programs), channels, tiles, arguments, constants)
 
@@ -109,7 +112,7 @@ def _plan(
 def _gradient_plan(
     shape: tuple[int, ...],
     strides: tuple[tuple[int, ...], tuple[int, ...]],
-    itemsize: int,
+    load: int,
     channel_dim: int,
     counted: bool,
     processors: int,
@@ -127,17 +130,16 @@ def _gradient_plan(
     *outer, inner = sizes
     along_inner = x_steps[-1] < x[1] and inner > 1
     tiling = tiling or (GRADIENT_ALONG_INNER if along_inner else GRADIENT_ALONG_CHANNELS)
-    tile = _Tile(channels, x[1], inner, x_steps[-1], itemsize, tiling)
     x_align, x_divided = _divided(x, x_steps)
     g_align, g_divided = _divided(g, g_steps)
+    tile = _Tile(channels, x[1], inner, x_steps[-1], math.gcd(load, x_align, g_align), tiling)
     positions = math.prod(outer)
     tiles = positions * tile.across
     workers = _ceil(tiling.programs * processors, tile.groups)
-    chunks = min(samples, _ceil(2 * workers, tiles))  # two items each or more, so that few programs idle in the end
-    each = _ceil(tiles * chunks, workers)
+    chunks, each = _shared_out(samples, tiles, workers)
     programs = _ceil(tiles * chunks, each)
     arguments = samples, channels // tile.c_align, inner // tile.i_align, positions, [*outer, 1, 1][1], chunks, each
-    constants = tile.constants(programs) | {"X_ALIGN": x_align, "G_ALIGN": g_align, "COUNT": counted, "DIMS": max(1, len(outer))}
+    constants = tile.constants() | {"X_ALIGN": x_align, "G_ALIGN": g_align, "COUNT": counted, "DIMS": max(1, len(outer))}
     constants |= {"X_C_UNIT": x[1] == 1, "X_I_UNIT": x_steps[-1] == 1, "G_C_UNIT": g[1] == 1, "G_I_UNIT": g_steps[-1] == 1}
     kept = k_strides[0], k_inner, *_padded(k_outer, 2)
     return _Plan((tile.groups, programs), channels, tiles, (*arguments, *x_divided, *g_divided, *kept), constants)
@@ -172,28 +174,40 @@ def merge(sizes: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list[
 class _Tile:
     """The tile of a launch over ``[channels, inner]``, and what its shape says to the compiler."""
 
-    def __init__(self, channels: int, stride_c: int, inner: int, stride_i: int, itemsize: int, tiling: Tiling) -> None:
+    def __init__(self, channels: int, stride_c: int, inner: int, stride_i: int, load: int, tiling: Tiling) -> None:
         self.tiling = tiling
         self.along_inner = stride_i < stride_c and inner > 1
-        longest = _side(inner if self.along_inner else channels, tiling.contiguous)
-        other = min(_power_of_two(channels if self.along_inner else inner), max(1, tiling.elements // longest))
-        self.block_c, self.block_i = (other, longest) if self.along_inner else (longest, other)
-        self.across, self.groups = _ceil(inner, self.block_i), _ceil(channels, self.block_c)
-        self.full = channels % self.block_c == 0 and inner % self.block_i == 0
         # A mask that is the same for a whole load, and strides that keep it aligned, let the load be wide.
         self.c_align = math.gcd(_ALIGNMENT, channels) if stride_c == 1 else 1
         self.i_align = math.gcd(_ALIGNMENT, inner) if stride_i == 1 else 1
+        load = math.gcd(load, self.i_align if self.along_inner else self.c_align)
+        elements = tiling.elements if load > 1 else tiling.elements // _NARROW
+        longest = _side(inner if self.along_inner else channels, tiling.contiguous)
+        other = min(_power_of_two(channels if self.along_inner else inner), max(1, elements // longest))
+        self.block_c, self.block_i = (other, longest) if self.along_inner else (longest, other)
+        self.across, self.groups = _ceil(inner, self.block_i), _ceil(channels, self.block_c)
+        self.full = channels % self.block_c == 0 and inner % self.block_i == 0
         # What a thread holds of a channel: a load along the inner dimension, or every so many locations across it.
-        load = _LOAD // itemsize
         beside = max(1, tiling.warps * _WARP * load // self.block_c)
         self.fold = min(load, self.block_i) if self.along_inner else max(1, self.block_i // beside)
 
-    def constants(self, programs: int) -> dict[str, Any]:
-        """What both kernels are compiled for; the last of the programs adds up so many partial sums at a time."""
-        merged = min(_power_of_two(programs), max(1, _MERGED // self.block_c))
-        shape = {"BLOCK_C": self.block_c, "BLOCK_I": self.block_i, "BLOCK_P": merged, "FULL": self.full}
+    def constants(self) -> dict[str, Any]:
+        """What both kernels are compiled for."""
+        shape = {"BLOCK_C": self.block_c, "BLOCK_I": self.block_i, "FULL": self.full}
         aligned = {"C_ALIGN": self.c_align, "I_ALIGN": self.i_align, "FOLD": self.fold, "ALONG_I": self.along_inner}
         return shape | aligned | {"UNROLL": self.tiling.unroll, "num_warps": self.tiling.warps}
+
+
+def _shared_out(samples: int, tiles: int, workers: int) -> tuple[int, int]:
+    """Chunks of the samples, and items (a tile and a chunk) of each worker, that leave the fewest workers idle."""
+    options = []
+    for each in range(1, 9):
+        share = _ceil(samples, min(samples, max(1, each * workers // tiles)))
+        chunks = _ceil(samples, share)
+        items = _ceil(tiles * chunks, workers)
+        options.append((samples * tiles / (items * share * workers), -items, chunks))
+    _, items, chunks = max(options)
+    return chunks, -items
 
 
 def _side(size: int, longest: int) -> int:
@@ -215,16 +229,28 @@ def _padded(strides: Sequence[int], count: int) -> list[int]:
     return [*strides, *[0] * (count - len(strides))]
 
 
-def _workspace(like: Tensor, plan: _Plan, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Partial sums and counts of each program, arrivals at each group of channels, and the results."""
-    groups, programs = plan.grid
+def _workspace(like: Tensor, plan: _Plan, rows: int) -> tuple[Tensor, Tensor]:
+    """Partial sums and counts of each program."""
+    programs = plan.grid[1]
+    partial = torch.empty((programs, rows, plan.channels), dtype=torch.float32, device=like.device)
+    return partial, torch.empty((programs, plan.channels), dtype=torch.int32, device=like.device)
 
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=like.device)
 
-    partial, count = empty(programs, rows, plan.channels), empty(programs, plan.channels, dtype=torch.int32)
-    arrived = torch.zeros(groups, dtype=torch.int32, device=like.device)
-    return partial, count, arrived, empty(rows, plan.channels), empty(plan.channels, dtype=torch.int64)
+def _merged(partial: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums and the count over all programs."""
+    programs, rows, channels = partial.shape
+    sums = torch.empty((rows, channels), dtype=torch.float32, device=partial.device)
+    nonzero = torch.empty(channels, dtype=torch.int64, device=partial.device)
+    beside = min(_power_of_two(programs), _MERGED_PROGRAMS)
+    merge_kernel[(_ceil(channels, _MERGED_CHANNELS), rows + 1)](
+        partial, count, sums, nonzero, channels, programs, STATS=rows, BLOCK_C=_MERGED_CHANNELS, BLOCK_P=beside
+    )
+    return sums, nonzero
+
+
+def _load(tensor: Tensor) -> int:
+    """Elements of the widest load that a tensor's memory is aligned for."""
+    return _LOAD // tensor.itemsize if tensor.data_ptr() % _LOAD == 0 else 1
 
 
 def _processors(tensor: Tensor) -> int:

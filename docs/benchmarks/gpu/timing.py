@@ -80,20 +80,26 @@ def _read_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr, STEPS: tl.constexpr):
 
 def ceilings() -> dict[str, float]:
     """Bytes per second read and copied, and operations per second of matrix products, on random data."""
-    x = torch.randn(2**30, device="cuda")
-    out = torch.empty(2**30 // (4096 * 4), device="cuda")
-
-    def read(x: Tensor) -> None:
-        _read_kernel[(len(out),)](x, out, BLOCK=4096, STEPS=4, num_warps=8)
-
-    reads = [device_seconds(call, [(x,)]) for call in (read, torch.sum, torch.amax)]
-    other = torch.empty_like(x)
-    copied = device_seconds(other.copy_, [(x,)])
-    found = {"read_bytes": x.nbytes / min(reads), "copy_bytes": 2 * x.nbytes / copied}
-    del x, other
+    found = bandwidths()
     for name, dtype, tf32 in (("float16", torch.float16, False), ("tf32", torch.float32, True), ("float32", torch.float32, False)):
         torch.backends.cuda.matmul.allow_tf32 = tf32
         a = torch.randn(8192, 8192, device="cuda", dtype=dtype)
         found[f"matmul_{name}"] = 2 * 8192**3 / device_seconds(torch.matmul, [(a, a.clone())], replays=8)
     torch.backends.cuda.matmul.allow_tf32 = False
     return found
+
+
+def bandwidths() -> dict[str, float]:
+    """Bytes per second, read and copied; the best of several ways."""
+    x = torch.randn(2**30, device="cuda")
+    other, out = torch.empty_like(x), torch.empty(2**30 // (4096 * 4), device="cuda")
+
+    def read(x: Tensor) -> None:
+        _read_kernel[(len(out),)](x, out, BLOCK=4096, STEPS=4, num_warps=8)
+
+    def multiply(x: Tensor) -> None:
+        torch.mul(x, 1.0, out=other)
+
+    reads = [device_seconds(call, [(x,)]) for call in (read, torch.sum, torch.amax)]
+    copies = [device_seconds(multiply, [(x,)]), event_seconds(lambda: other.copy_(x))]
+    return {"read_bytes": x.nbytes / min(reads), "copy_bytes": 2 * x.nbytes / min(copies)}
