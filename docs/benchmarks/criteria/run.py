@@ -23,6 +23,7 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ CRITERIA: dict[str, tuple[dict[str, str], dict[str, str]]] = {
     "fisher, not normalised": ({"criterion": "fisher", "normalise": "none"}, {}),
     "obs, not normalised": ({"criterion": "obs", "normalise": "none"}, {}),
 }
-VARIANTS = {"plain": "", "recalibrated": ",recalibrate", "compensated": ",compensate"}
+VARIANTS = {"plain": "", "recalibrated": "recalibrate", "compensated": "compensate"}
 
 
 def images(data: Path, part: str) -> tuple[Tensor, Tensor]:
@@ -124,50 +125,49 @@ def text(name: str, options: dict[str, str]) -> str:
     return f"{name}{{{','.join(f'{key}={json.dumps(value)}' for key, value in options.items())}}}"
 
 
-def measure(program: Program, x: Tensor, y: Tensor, score: dict[str, str], select: dict[str, str], done: set[str]) -> list[Any]:
+def measure(
+    program: Program, x: Tensor, y: Tensor, score: dict[str, str], select: dict[str, str], missing: list[tuple[int, str]]
+) -> Iterator[dict[str, Any]]:
     """Rows of one criterion, for the targets and variants that were not measured yet."""
-    missing = [(target, variant) for target in TARGETS for variant in VARIANTS if f"{target} {variant}" not in done]
-    if not missing:
-        return []
     start = time.perf_counter()
     scored = PassManager(parse_pipeline(text("score", score))).run(program)
     seconds = time.perf_counter() - start
-    rows = []
-    for target, variant in missing:
-        steps = f"{text('select', {'macs': f'{target}%', **select})},rewrite{VARIANTS[variant]}"
-        slim = PassManager(parse_pipeline(steps)).run(scored)
-        assert slim.record is not None
-        left = slim.record.after.macs / slim.record.before.macs
-        rows.append({"macs": target, "variant": variant, "left": left, "accuracy": accuracy(slim.module, x, y), "seconds": seconds})
-    return rows
+    for target in dict.fromkeys(target for target, _ in missing):
+        cut = PassManager(parse_pipeline(f"{text('select', {'macs': f'{target}%', **select})},rewrite")).run(scored)
+        assert cut.record is not None
+        left = cut.record.after.macs / cut.record.before.macs
+        for variant in (variant for other, variant in missing if other == target):
+            start = time.perf_counter()
+            slim = PassManager(parse_pipeline(VARIANTS[variant])).run(cut) if VARIANTS[variant] else cut
+            row = {"macs": target, "variant": variant, "left": left, "accuracy": accuracy(slim.module, x, y)}
+            yield {**row, "scoring_seconds": seconds, "variant_seconds": time.perf_counter() - start}
 
 
-def run(data: Path, weights: Path, device: str, only: list[str]) -> None:
+def run(data: Path, weights: Path, device: str, results: Path, only: Sequence[str], variants: Sequence[str]) -> None:
     """Measure what is missing."""
     x, y = (part.to(device) for part in images(data, "test"))
     batches = images(data, "train")
     model = build(weights).to(device)
     calibration = Calibration(list(zip(*(part.split(BATCH) for part in batches), strict=True)), name=f"{SAMPLES} training images")
     program = graphprune.capture(model, x[: EXAMPLE[0]]).with_(calibration=calibration)
-    known = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
-    with RESULTS.open("a") as stream:
+    known = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    with results.open("a", buffering=1) as stream:
         if not known:
             about = {"original": accuracy(model, x, y), "images": len(y), "samples": SAMPLES, "machine": machine(device)}
             stream.write(json.dumps(about) + "\n")
-        for name, (score, select) in CRITERIA.items():
-            if only and name not in only:
+        for name in only:
+            done = {(row["macs"], row["variant"]) for row in known if row.get("criterion") == name}
+            missing = [(target, variant) for target in TARGETS for variant in variants if (target, variant) not in done]
+            if not missing:
                 continue
-            done = {f"{row['macs']} {row['variant']}" for row in known if row.get("criterion") == name}
             start = time.perf_counter()
             try:
-                rows = measure(program, x, y, score, select, done)
-            except graphprune.GraphpruneError as error:
+                for row in measure(program, x, y, *CRITERIA[name], missing):
+                    stream.write(json.dumps({"criterion": name, **row}) + "\n")
+            except (graphprune.GraphpruneError, RuntimeError) as error:
                 print(f"{name}: {error}", file=sys.stderr, flush=True)
                 continue
-            for row in rows:
-                stream.write(json.dumps({"criterion": name, **row}) + "\n")
-            stream.flush()
-            print(name, f"{time.perf_counter() - start:.1f} s", [f"{r['accuracy']:.3f}" for r in rows], flush=True)
+            print(name, f"{time.perf_counter() - start:.1f} s", flush=True)
 
 
 def machine(device: str) -> str:
@@ -256,10 +256,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="npz file of CIFAR-10; without it only the page is made")
     parser.add_argument("--weights", type=Path, help="trained ResNet-56")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME", help="a row of the table; repeatable")
+    parser.add_argument("--only", action="append", choices=list(CRITERIA), metavar="NAME", help="a row; repeatable; all by default")
+    parser.add_argument("--variant", action="append", choices=list(VARIANTS), help="repeatable; all by default")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where rows go; a page is made of the default file only")
     options = parser.parse_args()
     if options.data is not None:
-        run(options.data, options.weights, options.device, options.only)
+        names, variants = options.only or list(CRITERIA), options.variant or list(VARIANTS)
+        run(options.data, options.weights, options.device, options.results, names, variants)
+    if options.results != RESULTS:
+        return
     about, *rows = [json.loads(line) for line in RESULTS.read_text().splitlines()]
     found = averaged(rows)
     (HERE / "README.md").write_text(page(about, found, rows))
