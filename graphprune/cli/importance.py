@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from graphprune.analysis_manager import AnalysisManager
+from graphprune.api import calibrated
 from graphprune.cli import tables
 from graphprune.cli.loading import Job
 from graphprune.cli.output import Output
@@ -48,7 +49,8 @@ def score_all(
     with output.task("Scoring") as task:
         program = capture(job.source.model, job.inputs, scopes=job.scopes, source=job.source.text)
         passes = [ChannelsPass(exclude, policy), *(ScorePass(criterion=text, **how) for text in criteria)]
-        done = PassManager(passes, [PassProgress(task)]).run(program.with_(calibration=shown(job.calibration, task)))
+        program = calibrated(program, shown(job.calibration, task), seed=how["seed"])
+        done = PassManager(passes, [PassProgress(task)]).run(program)
         groups = AnalysisManager().get(done, ChannelGroups)
     chosen = [group for group in groups.prunable if pattern is None or matches(group.name, pattern)]
     if not chosen:

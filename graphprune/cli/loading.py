@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from graphprune.api import SYNTHETIC
 from graphprune.calibration import Calibration
 from graphprune.cli.output import Output
 from graphprune.errors import UsageError
@@ -24,14 +25,15 @@ class Job:
     """What a command works on.
 
     source: the model. inputs: example inputs. images: to measure the accuracy on, if any. scopes: the submodules that are to
-    be pruned, if the user named any. calibration: data for criteria, if any.
+    be pruned, if the user named any. calibration: data for criteria and compensation, if any; ``synthetic`` for data
+    that are yet to be made.
     """
 
     source: Source
     inputs: Inputs
     images: Images | None = None
     scopes: tuple[str, ...] = ()
-    calibration: Calibration | None = None
+    calibration: Calibration | str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ class Request:
             inputs = example_inputs(source, self.shape, seed=self.seed)
             return Job(source, inputs, images, tuple(self.scopes or ()), self._calibration(inputs))
 
-    def _calibration(self, inputs: Inputs) -> Calibration | None:
-        if self.calibrate is None:
-            return None
+    def _calibration(self, inputs: Inputs) -> Calibration | str | None:
+        if self.calibrate is None or self.calibrate == SYNTHETIC:
+            return self.calibrate
         return load_calibration(self.calibrate, samples=self.samples, mean=self.mean, std=self.std, like=inputs, seed=self.seed)
 
     @property

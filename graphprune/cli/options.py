@@ -137,8 +137,9 @@ Calibrate = Annotated[
     str | None,
     typer.Option(
         metavar="DATA",
-        help="Data for criteria that look at activations or gradients: FILE.npz (x_train and y_train, or x and y), a folder of "
-        "images for each class, or package.module:callable that returns batches.",
+        help="Data for criteria that look at activations or gradients, and for compensation: FILE.npz (x_train and y_train, or x "
+        "and y), a folder of images for each class, package.module:callable that returns batches, or 'synthetic' for data made "
+        "from the model's batch-norm statistics.",
         rich_help_panel=_CALIBRATION,
     ),
 ]

@@ -70,6 +70,18 @@ def command(
     max_ratio: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Largest share of a group that may go, as 0.8.", rich_help_panel=_HOW)
     ] = None,
+    compensate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="least-squares|constants",
+            help="After the proof, give layers the weights that make up best for what they lost (on --calibrate data), or fold "
+            "removed constants into biases (exact, without data).",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    recalibrate: Annotated[
+        bool, typer.Option("--recalibrate", help="Estimate batch-norm statistics anew on --calibrate data.", rich_help_panel=_HOW)
+    ] = False,
     exclude: options.Exclude = None,
     scope: options.Scopes = None,
     policy: options.PolicyChoices = None,
@@ -115,6 +127,8 @@ def command(
         "round_to": round_to,
         "min_channels": min_channels,
         "max_ratio": max_ratio,
+        "compensate": compensate,
+        "recalibrate": recalibrate or None,
         "exclude": exclude,
         "policy": parse_policy(policy) or None,
         "verify": False if no_verify else None,
@@ -146,6 +160,7 @@ def _targets(texts: Sequence[str] | None) -> dict[str, str] | None:
 
 def _run(output: Output, job: Job, watching: Watching, given: dict[str, Any], pipeline: str | None, seed: int) -> PruneResult:
     import graphprune
+    from graphprune.api import calibrated
     from graphprune.cli.watching import shown
     from graphprune.tracing import capture
 
@@ -153,7 +168,7 @@ def _run(output: Output, job: Job, watching: Watching, given: dict[str, Any], pi
     with output.task("Pruning") as task:
         observers, calibration = watching.observers(output, task), shown(job.calibration, task)
         if pipeline is not None:
-            program = capture(model, job.inputs, scopes=scopes, source=text).with_(calibration=calibration)
+            program = calibrated(capture(model, job.inputs, scopes=scopes, source=text), calibration, seed=seed)
             return graphprune.run_pipeline(program, pipeline, observers=observers, model=model)
         return graphprune.prune(
             model, job.inputs, scopes=scopes, data=calibration, seed=seed, observers=observers, source=text, **given

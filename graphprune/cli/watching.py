@@ -18,6 +18,9 @@ _DOING = {
     "select": "Selecting",
     "rewrite": "Rewriting",
     "verify": "Verifying",
+    "compensate": "Compensating",
+    "fold-constants": "Folding constants",
+    "recalibrate": "Estimating statistics",
 }
 
 
@@ -33,9 +36,11 @@ class PassProgress(Observer):
         self._task.describe(f"{_DOING.get(name, name)} ({step.index + 1} of {len(step.pipeline)})")
 
 
-def shown(data: Calibration | None, task: Task) -> Calibration | None:
+def shown(data: Calibration | str | None, task: Task) -> Calibration | str | None:
     """Calibration data that show on a task how many samples were used."""
-    return None if data is None else data.watched(lambda samples: task.describe(f"Calibrating: {samples:,} samples"))
+    if not isinstance(data, Calibration):
+        return data
+    return data.watched(lambda samples: task.describe(f"Calibrating: {samples:,} samples"))
 
 
 @dataclass(frozen=True)
