@@ -28,8 +28,16 @@ class _OnDemand:
         return getattr(owner if instance is None else instance, self.name)
 
 
+class _Nothing(fx.Graph):
+    """The graph of a module that is given its own in a moment: no code is generated for it."""
+
+
 class GraphModule(fx.GraphModule):
     """As ``fx.GraphModule``. torch up to 2.11 makes every buffer of a deep copy persistent, which changes its state_dict."""
+
+    def recompile(self) -> Any:
+        """Generate the Python code of the graph."""
+        return None if isinstance(self._graph, _Nothing) else super().recompile()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphModule:
         """A deep copy, with the train or eval mode of every module and the persistence of every buffer."""
@@ -53,7 +61,7 @@ def adopt(root: nn.Module, graph: fx.Graph, class_name: str) -> GraphModule:
 
     Its Python code is generated when it is first called, read or pickled: a graph that is only analysed never needs any.
     """
-    result = GraphModule(nn.Module(), fx.Graph(), class_name)
+    result = GraphModule(nn.Module(), _Nothing(), class_name)
     for store in ("training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_modules"):
         result.__dict__[store] = root.__dict__[store]
     result.__dict__["_graph"] = graph

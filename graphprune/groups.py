@@ -284,11 +284,6 @@ class Kept:
         """Which entries of a unit vector stay."""
         return self._along[self.groups.vectors[index]]
 
-    def mask(self, field: Field) -> tuple[int, Bools]:
-        """The axis that shrinks and which of its indices stay."""
-        vectors = self.groups.vectors
-        return vectors.axis(field), self.vector(vectors.index(field))
-
     def axis(self, value: Value, axis: int) -> Bools | None:
         """Which indices of an axis stay; None when all do because nothing on it can shrink."""
         vectors = self.groups.vectors

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,7 @@ Field: TypeAlias = npt.NDArray[np.int64]
 Shape: TypeAlias = tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Reason:
+class Reason(NamedTuple):
     """Why an atom is frozen: the operator, the graph node and the source line that froze it, in words."""
 
     text: str
@@ -39,9 +38,9 @@ class Reason:
         return f"{self.text} ({where})" if where else self.text
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)  # frozen ones take twice as long to make
 class Value:
-    """Abstract value of a tensor: its shape at the example inputs and its label fields on disjoint axes.
+    """Abstract value of a tensor: its shape at the example inputs and its label fields on disjoint axes. Never modified.
 
     itemsize: bytes of one element. storage: identity of the memory that it views, so that aliases count once.
     stride: of the meta tensor.
@@ -56,7 +55,7 @@ class Value:
     @property
     def labelled(self) -> frozenset[int]:
         """Axes along which some field varies."""
-        return frozenset(axis for field in self.fields for axis in axes_of(field))
+        return frozenset([axis for field in self.fields for axis in axes_of(field)])
 
     def on(self, axis: int) -> Field | None:
         """The field that varies along ``axis``, if any (it may vary along others too)."""
@@ -74,7 +73,7 @@ class Value:
 
 def axes_of(field: Field) -> tuple[int, ...]:
     """Axes along which the field varies."""
-    return tuple(axis for axis, size in enumerate(field.shape) if size > 1)
+    return tuple([axis for axis, size in enumerate(field.shape) if size > 1])
 
 
 def along(vector: Field, axis: int, rank: int) -> Field:
@@ -87,10 +86,15 @@ def along(vector: Field, axis: int, rank: int) -> Field:
 def simplify(field: Field) -> Field | None:
     """Drop the axes along which the atoms do not change; None when nothing is left."""
     for axis in axes_of(field):
-        first = field.take([0], axis)
+        first = _first(field, axis)
         if (field == first).all():
             field = first
-    return field if axes_of(field) else None
+    return field if field.size > 1 else None
+
+
+def _first(field: Field, axis: int) -> Field:
+    """The field at index 0 of an axis, which stays."""
+    return field[(slice(None),) * axis + (slice(0, 1),)]
 
 
 class LabelSpace:
@@ -158,7 +162,7 @@ class LabelSpace:
             return None
         rest = field
         for axis in drop:
-            rest = rest.take([0], axis)
+            rest = _first(rest, axis)
         self.tie(field, rest)
         return rest
 
@@ -221,9 +225,10 @@ class LabelSpace:
     def reshape(self, value: Value, shape: Shape, reason: Reason) -> tuple[Field, ...]:
         """Fields after a reshape. Independent fields that are merged into one axis cannot both stay free."""
         moved = [(field, _reshape_field(field, value.shape, shape)) for field in value.fields]
+        if len(moved) > 1:  # the widest field that belongs to parameters wins a conflict; the others keep their full extent
+            moved.sort(key=lambda pair: (self.soft(pair[0].flat[:1]).all(), -pair[0].size))
         result: list[Field] = []
-        # The widest field that belongs to parameters wins a conflict; the others keep their full extent.
-        for old, new in sorted(moved, key=lambda pair: (self.soft(pair[0].flat[:1]).all(), -pair[0].size)):
+        for old, new in moved:
             if new is None:
                 continue
             taken = {axis for field in result for axis in axes_of(field)}
@@ -279,4 +284,5 @@ def _reshape_field(field: Field, old: Shape, new: Shape) -> Field | None:
     if exact:
         return field.reshape(target)
     assert prod(source) == prod(target)
-    return simplify(np.broadcast_to(field, source).reshape(target))
+    whole = field if field.size == prod(source) else np.broadcast_to(field, source)
+    return simplify(whole.reshape(target))

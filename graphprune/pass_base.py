@@ -81,7 +81,7 @@ def present_fields(program: Program) -> frozenset[str]:
 
 
 def _is_empty(value: object) -> bool:
-    return value is None or (isinstance(value, (Mapping, tuple, str)) and not value)
+    return value is None or (isinstance(value, (tuple, str, Mapping)) and not value)
 
 
 def check_declaration(cls: type[Pass]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import fx
@@ -19,6 +19,8 @@ from graphprune.program import Program
 from graphprune.rules import Call, only_moves, rule_for, tensors_in
 from graphprune.shuffles import Shuffle, find_shuffles
 from graphprune.tape import Operation, Step, Tape, describe, run_error, tape_of
+
+_PLAIN: Final = (torch.Tensor, int, float)  # results with nothing nested in them
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,15 @@ class _Propagation:
             self.freeze_results(result, step.refusal)
         elif node.op == "output":
             self.freeze_tensors(result, "it reaches the model's output", "output")
-        single = isinstance(result, torch.Tensor)
-        self.trace.values[node.name] = self.value_of(result) if single else tree_map(self.value_or_item, result)
+        plain = isinstance(result, _PLAIN)
+        self.trace.values[node.name] = self.value_or_item(result) if plain else tree_map(self.value_or_item, result)
 
     def _apply(self, operation: Operation) -> None:
         func = operation.operator
-        if func not in self._rules:
-            self._rules[func] = rule_for(func), only_moves(func)
-        rule, moves = self._rules[func]
+        known = self._rules.get(func)
+        if known is None:
+            known = self._rules[func] = rule_for(func), only_moves(func)
+        rule, moves = known
         self.trace.operators += 1
         assert self.node is not None
         (self.movers if moves else self.workers).add(self.node.name)

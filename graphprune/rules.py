@@ -19,13 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import prod
 from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from graphprune.labels import Field, LabelSpace, Reason, Shape, Value, axes_of
+from graphprune.labels import Field, LabelSpace, Reason, Shape, Value
 from graphprune.policy import Policy
 
 Rule: TypeAlias = "Callable[[Call], None]"
@@ -110,7 +109,7 @@ class Recorder(Protocol):
         """Whether the running node computes its numbers from sizes that vary between calls."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Call:
     """One operator call: arguments, results, and what a rule may do about them."""
 
@@ -149,10 +148,10 @@ class Call:
         """All tensors among the arguments, in order, lists flattened."""
         return tensors_in((*self.args, *self.kwargs.values()))
 
-    @cached_property
+    @property
     def outputs(self) -> list[torch.Tensor]:
         """All tensors among the results."""
-        return tensors_in((self.output,))
+        return [self.output] if isinstance(self.output, torch.Tensor) else tensors_in((self.output,))
 
     def shape(self, index: int = 0) -> Shape:
         """Shape of an output at the example inputs."""
@@ -162,7 +161,7 @@ class Call:
         """Set the label fields of an output. An atom that fills an axis of size 1 alone is frozen: the axis cannot go."""
         varied = []
         for field in fields:
-            if axes_of(field):
+            if field.size > 1:
                 varied.append(field)
             else:
                 self.space.freeze(field, self.reason("the only index left of an axis"))

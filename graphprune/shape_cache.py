@@ -7,16 +7,22 @@ Views run each time: their results share memory with their operands, and they ar
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
 _MOST = 100_000  # calls remembered; each takes about a kilobyte
 
 
+_META = torch.device("meta")
+_Places: TypeAlias = dict[int, int]  # size -> its place among the sizes of a call, negative; size 1 stays 1
+
+
 class _Layout(NamedTuple):
+    """What a result is made from. stride: None for contiguous ones, whose sizes may be places."""
+
     shape: tuple[int, ...]
-    stride: tuple[int, ...]
+    stride: tuple[int, ...] | None
     dtype: torch.dtype
 
 
@@ -37,20 +43,20 @@ class ShapeCache:
             kind = self._kinds[func] = _kind(func._schema)
         if kind == "view":
             return func(*args, **kwargs)
-        sizes = _Sizes(any_size)
+        places: _Places | None = {1: 1} if any_size else None
         try:
-            key = (func, sizes.key(args), sizes.key(tuple(kwargs.items())))
+            key = (func, _key(args, places), _key(tuple(kwargs.items()), places) if kwargs else ())
             known = self._known.get(key)
         except TypeError:  # an argument that is no key, such as a generator
             return func(*args, **kwargs)
         if known is not None:
-            return args[0] if kind == "in-place" else sizes.make(known)
-        before = _Sizes(False).key(args[:1])
+            return args[0] if kind == "in-place" else _make(known, list(places or ()))
+        before = _key(args[:1], None)
         result = func(*args, **kwargs)
         if kind == "in-place":
-            if _Sizes(False).key(args[:1]) == before and result is args[0]:
+            if _key(args[:1], None) == before and result is args[0]:
                 self._known[key] = True
-        elif (layout := sizes.layouts(result)) is not None:
+        elif (layout := _layout(result, places)) is not None:
             self._known[key] = layout
         if len(self._known) > _MOST:
             self._known.clear()
@@ -68,58 +74,41 @@ def _kind(schema: Any) -> str:
     return "view"
 
 
-class _Sizes:
-    """Turns operands into keys, and remembered layouts into results; sizes go by place if any size will do."""
+def _key(item: Any, places: _Places | None) -> Any:
+    """What the results depend on, with the places of sizes if any size will do. Not hashable for arguments that are no key."""
+    if isinstance(item, torch.Tensor):
+        if places is None:
+            return item.shape, item.stride(), item.dtype
+        return tuple([places.setdefault(size, -len(places)) for size in item.shape]), item.dtype
+    if isinstance(item, (tuple, list)):
+        return tuple([_key(part, places) for part in item])
+    return type(item), item
 
-    def __init__(self, any_size: bool) -> None:
-        self._by_place = any_size
-        self._places: dict[int, int] = {1: 1}  # size -> its place; negative, so that it is no size
-        self._sizes: list[int] = []
 
-    def key(self, item: Any) -> Any:
-        """What the results depend on. Raises TypeError (when hashed) for arguments that are no key."""
-        if isinstance(item, torch.Tensor):
-            return self._layout(item)
-        if isinstance(item, (tuple, list)):
-            return tuple([self.key(part) for part in item])
-        return (type(item), item)
+def _layout(result: Any, places: _Places | None) -> Any:
+    """What is needed to make the result again; None where that is more than meta tensors of the operands' sizes."""
+    if isinstance(result, torch.Tensor):
+        if not result.is_meta:
+            return None
+        if places is None:
+            return _Layout(tuple(result.shape), result.stride(), result.dtype)
+        if not result.is_contiguous() or any(size not in places for size in result.shape):
+            return None
+        return _Layout(tuple([places[size] for size in result.shape]), None, result.dtype)
+    if isinstance(result, (tuple, list)):
+        parts = [_layout(part, places) for part in result]
+        return None if any(part is None for part in parts) else (type(result), parts)
+    return None
 
-    def _layout(self, tensor: torch.Tensor) -> _Layout:
-        shape, stride = tuple(tensor.shape), tensor.stride()
-        if self._by_place:
-            return _Layout(tuple([self._place(size) for size in shape]), (), tensor.dtype)
-        return _Layout(shape, stride, tensor.dtype)
 
-    def _place(self, size: int) -> int:
-        place = self._places.get(size)
-        if place is None:
-            self._sizes.append(size)
-            place = self._places[size] = -len(self._sizes)
-        return place
-
-    def layouts(self, result: Any) -> Any:
-        """What is needed to make the result again; None where that is more than meta tensors of the operands' sizes."""
-        if isinstance(result, torch.Tensor):
-            if not result.is_meta or (self._by_place and not self._same_sizes(result)):
-                return None
-            return self._layout(result)
-        if isinstance(result, (tuple, list)):
-            parts = [self.layouts(part) for part in result]
-            return None if any(part is None for part in parts) else (type(result), parts)
-        return None
-
-    def _same_sizes(self, tensor: torch.Tensor) -> bool:
-        return tensor.is_contiguous() and all(size in self._places for size in tensor.shape)
-
-    def make(self, layout: Any) -> Any:
-        """Results of a remembered layout, at the sizes of this call's operands."""
-        if isinstance(layout, _Layout):
-            shape = [self._sizes[-size - 1] if size < 0 else size for size in layout.shape]
-            if layout.stride or not layout.shape:
-                return torch.empty_strided(shape, layout.stride, dtype=layout.dtype, device="meta")
-            return torch.empty(shape, dtype=layout.dtype, device="meta")
-        kind, parts = layout
-        return kind([self.make(part) for part in parts])
+def _make(layout: Any, sizes: list[int]) -> Any:
+    """Results of a remembered layout. sizes: those of this call's operands, by place."""
+    if isinstance(layout, _Layout):
+        if layout.stride is not None:
+            return torch.empty_strided(layout.shape, layout.stride, dtype=layout.dtype, device=_META)
+        return torch.empty([sizes[-size] if size < 0 else size for size in layout.shape], dtype=layout.dtype, device=_META)
+    kind, parts = layout
+    return kind([_make(part, sizes) for part in parts])
 
 
 SHAPES = ShapeCache()

@@ -24,7 +24,7 @@ from graphprune.program import Inputs, Program, placeholder_values
 from graphprune.resizers import can_resize
 from graphprune.rules import keeps_sizes, tensors_in
 from graphprune.shape_cache import SHAPES
-from graphprune.twins import named_tensors, set_mode, twin
+from graphprune.twins import modules_by_path, named_tensors, set_mode, twin
 
 
 class Operation(NamedTuple):
@@ -36,7 +36,7 @@ class Operation(NamedTuple):
     output: Any
 
 
-@dataclass
+@dataclass(slots=True)
 class Step:
     """What one node ran. result: meta tensors and numbers, in the structure of the node's value.
 
@@ -121,9 +121,9 @@ class Recording(TorchDispatchMode):
         if any_size is None:
             any_size = self._any_size[func] = keeps_sizes(func)
         operands = tensors_in((*args, *kwargs.values()))
-        if not all(tensor.is_meta for tensor in operands):
+        if not all([tensor.is_meta for tensor in operands]):
             args, kwargs = stand_ins((args, kwargs))  # a constant that the model makes in its forward
-        output = SHAPES.run(func, args, kwargs, any_size and all(tensor.is_contiguous() for tensor in operands))
+        output = SHAPES.run(func, args, kwargs, any_size and all([tensor.is_contiguous() for tensor in operands]))
         self.operations.append(Operation(func, args, kwargs, output))
         return output
 
@@ -158,7 +158,7 @@ class _Runner:
 
     def __init__(self, module: nn.Module, recording: Recording, program: Program) -> None:
         self.module = module
-        self.modules = dict(module.named_modules(remove_duplicate=False))
+        self.modules = modules_by_path(module)
         self.recording = recording
         self.program = program
         self.results: dict[fx.Node, Any] = {}

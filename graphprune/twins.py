@@ -39,16 +39,27 @@ def twin(module: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> 
     return copies[module]
 
 
+def modules_by_path(module: nn.Module) -> dict[str, nn.Module]:
+    """All modules of a tree in pre-order, shared ones at each of their paths (``named_modules`` is quadratic in the depth)."""
+    found: dict[str, nn.Module] = {}
+    pending = [("", module)]
+    while pending:
+        path, current = pending.pop()
+        found[path] = current
+        prefix = f"{path}." if path else ""
+        pending += [(prefix + name, child) for name, child in reversed(current._modules.items()) if child is not None]
+    return found
+
+
 def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters, then buffers, by name, tied ones under each of their names."""
     parameters: dict[str, torch.Tensor] = {}
     buffers: dict[str, torch.Tensor] = {}
-    for path, child in module.named_modules(remove_duplicate=False):
-        prefix = f"{path}." if path else ""
+    for path, child in modules_by_path(module).items():
         for store, found in ((child._parameters, parameters), (child._buffers, buffers)):
             for name, tensor in store.items():
                 if tensor is not None:
-                    found[prefix + name] = tensor
+                    found[f"{path}.{name}" if path else name] = tensor
     return parameters | buffers
 
 
@@ -60,7 +71,7 @@ def set_mode(module: nn.Module, training: bool) -> None:
 
 def restore_modes(module: nn.Module, like: nn.Module) -> None:
     """Give every module the train or eval mode, and every buffer the persistence, of its namesake in ``like``."""
-    others = dict(like.named_modules(remove_duplicate=False))
+    others = modules_by_path(like)
     for name, child in module.named_modules():
         other = others.get(name, like)
         set_mode(child, other.training)

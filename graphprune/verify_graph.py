@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
-from graphprune.twins import named_tensors
+from graphprune.twins import modules_by_path, named_tensors
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def find_problems(module: fx.GraphModule) -> list[Problem]:
     call_module and call_function nodes refer to exists; the attributes of the usual torch.nn layers that the graph calls
     agree with the shapes of their tensors; no parameter or buffer has an axis of size zero.
     """
-    modules = dict(module.named_modules(remove_duplicate=False))
+    modules = modules_by_path(module)
     seen: dict[fx.Node, None] = {}
     names: set[str] = set()
     problems: list[Problem] = []

@@ -51,10 +51,11 @@ def capture(model: nn.Module, example_inputs: Any, *, scopes: Sequence[str] = ()
         if tracer.mode.consulted:
             _follow_training_mode(trace, root)
         module = _graph_module(root, tracer)
+        tracer.release()
     # What was no tensor is part of the graph now.
     given = trace.given
     left = Inputs((), given) if inputs.kwargs and not inputs.args and not trace.scopes else Inputs(tuple(given.values()))
-    return Program(module, left, dict(tracer.opaque), source, trace.scopes, tracer.tape)
+    return Program(module, left, dict(tracer.opaque), source, trace.scopes, tracer.writer.tape)
 
 
 def _unwrap(model: Any) -> nn.Module:
@@ -96,7 +97,7 @@ def _whole(root: nn.Module, inputs: Inputs) -> _Trace:
 
 def _scoped(root: nn.Module, inputs: Inputs, names: Sequence[str]) -> _Trace:
     trace = _best_trace(root, tuple(named_scopes(root, record_calls(root, inputs), names)))
-    for path, target in outside(trace.tracer.graph, names):
+    for path, target in outside(trace.tracer.writer.graph, names):
         raise CaptureError(f"Scope {path!r} uses {target}, which lies outside of it; name a submodule that holds both.")
     return trace
 
@@ -106,7 +107,7 @@ def _traces(root: nn.Module, call: ModuleCall) -> bool:
         tracer = _best_trace(root, (call,)).tracer
     except CaptureError:
         return False
-    return not tracer.opaque and not tracer.left_out and not list(outside(tracer.graph, [call.path]))
+    return not tracer.opaque and not tracer.writer.left_out and not list(outside(tracer.writer.graph, [call.path]))
 
 
 def _best_trace(root: nn.Module, calls: tuple[ModuleCall, ...]) -> _Trace:
@@ -127,8 +128,8 @@ def _best_trace(root: nn.Module, calls: tuple[ModuleCall, ...]) -> _Trace:
     return min(knowing, unknowing, key=lambda found: len(found.tracer.opaque))
 
 
-def _trace(root: nn.Module, calls: tuple[ModuleCall, ...], mode: Mode, *, announced: bool) -> _Trace:
-    tracer = Tracer(root, mode)
+def _trace(root: nn.Module, calls: tuple[ModuleCall, ...], mode: Mode, *, announced: bool, earlier: Tracer | None = None) -> _Trace:
+    tracer = Tracer(root, mode, earlier)
     given: dict[str, Any] = {}
     scopes, results = [], []
     for call in calls:
@@ -173,23 +174,24 @@ def _capture_error(root: nn.Module, call: ModuleCall, tracer: Tracer, error: Exc
 def _follow_training_mode(trace: _Trace, root: nn.Module) -> None:
     """A model whose Python asks for its mode is traced in train mode too; train mode need not trace."""
     try:
-        other = _trace(root, trace.calls, Mode(True), announced=trace.announced).tracer
+        other = _trace(root, trace.calls, Mode(True), announced=trace.announced, earlier=trace.tracer).tracer
     except CaptureError:
         return
-    tape = trace.tracer.tape
-    tape.steps[:0] = [Step(node.name, result=value) for node, value in follow_mode(trace.tracer.graph, other.graph)]
+    tape = trace.tracer.writer.tape
+    tape.steps[:0] = [Step(node.name, result=value) for node, value in follow_mode(trace.tracer.writer.graph, other.writer.graph)]
+    other.release()
 
 
 def _graph_module(root: nn.Module, tracer: Tracer) -> fx.GraphModule:
     """The graph over a tree of what it uses: the model's own layers and tensors, in plain modules of the same names."""
-    layers = {str(node.target) for node in tracer.graph.nodes if node.op == "call_module"}
-    tensors = {str(node.target) for node in tracer.graph.nodes if node.op == "get_attr"}
+    layers = {str(node.target) for node in tracer.writer.graph.nodes if node.op == "call_module"}
+    tensors = {str(node.target) for node in tracer.writer.graph.nodes if node.op == "get_attr"}
     needed = {path[:end] for path in layers | tensors for end, letter in enumerate(path) if letter == "."}
     tree = _part(root, "", layers, tensors, needed | layers)
-    for name, tensor in tracer.constants.items():
+    for name, tensor in tracer.writer.constants.items():
         tree.register_buffer(name, tensor, persistent=False)
-    tracer.name_tensors(named_tensors(tree))
-    return adopt(tree, tracer.graph, type(root).__name__)
+    tracer.writer.name_tensors(named_tensors(tree))
+    return adopt(tree, tracer.writer.graph, type(root).__name__)
 
 
 def _part(source: nn.Module, path: str, layers: set[str], tensors: set[str], needed: set[str]) -> nn.Module:

@@ -21,8 +21,11 @@ class Constants:
 
     def has(self, func: Any, args: Any, kwargs: Any) -> bool:
         """Whether a call's result is a constant: it is made of constants and of numbers that are none of sizes."""
+        makes = func in CONSTANT_FACTORIES
+        if not (makes or self._known):
+            return False
         tensors = tensors_in((*args, *kwargs.values()))
-        if not (tensors or func in CONSTANT_FACTORIES) or any(id(tensor) not in self._known for tensor in tensors):
+        if not (tensors or makes) or any(id(tensor) not in self._known for tensor in tensors):
             return False
         return not any(_is_sized(leaf) for leaf in tree_leaves((args, kwargs)))
 
@@ -35,6 +38,8 @@ class Constants:
 
     def written(self, func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
         """The constant that a call writes into, first, and all that share its memory; empty where it writes into none."""
+        if not self._known:
+            return []
         target = args[0] if args and (writes(func) or kwargs.get("inplace")) else kwargs.get("out")
         if id(target) not in self._known:
             return []

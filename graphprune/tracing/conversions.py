@@ -10,21 +10,23 @@ import builtins
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache, wraps
 from opcode import opmap
+from operator import is_not
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
 import torch
 from torch import nn
 
-from graphprune.tracing.sizes import SizeFloat, derive, literal, origin_of, settle
+from graphprune.tracing.sizes import derive, literal, origin_of, settle
 
 _LOAD_GLOBAL: Final = opmap["LOAD_GLOBAL"]
 _EXTENDED_ARG: Final = opmap["EXTENDED_ARG"]
 _LARGEST_ARGUMENT: Final = 255
+_BUILTINS: Final = vars(builtins)
 _CACHE: Final = type(lru_cache(len))
 _FOREIGN: Final = sys.stdlib_module_names | {"torch", "numpy", "graphprune"}
 
@@ -77,42 +79,44 @@ _TWINS: Final[dict[Any, Callable[..., Any]]] = {
 _NAMES: Final = {id(function): f"_{function.__name__} of sizes" for function in _TWINS}
 
 
-@contextmanager
-def remembered(root: nn.Module) -> Iterator[None]:
-    """Calls of the twins instead of the functions, and no caches of functions, in the code that runs when the model does.
+class Conversions:
+    """The code that runs when a model does, with calls of the twins instead of the functions, and without caches of functions.
 
     A cache (``functools.lru_cache``) holds the numbers of another run, and would keep the tensors of this one.
     """
-    reached = _code_of(root)
-    codes = {item: item.__code__ for item in reached if isinstance(item, FunctionType)}
-    changed = {function: new for function, code in codes.items() if (new := _rewritten(code, function.__globals__)) is not code}
-    places = [(place, name, value) for place in reached for name, value in _caches_in(place)]
-    vars(builtins).update(zip(_NAMES.values(), _TWINS.values(), strict=True))
-    vars(math).update({function.__name__: _TWINS[function] for function in _MATH})
-    try:
-        for function, code in changed.items():
-            function.__code__ = code
-        for place, name, value in places:
-            _put(place, name, value.__wrapped__)
-        yield
-    finally:
-        for place, name, value in places:
-            _put(place, name, value)
-        for function in changed:
-            function.__code__ = codes[function]
-        vars(math).update({function.__name__: function for function in _MATH})
-        for name in _NAMES.values():
-            del vars(builtins)[name]
 
+    def __init__(self, root: nn.Module) -> None:
+        reached = _code_of(root)
+        self._codes: dict[FunctionType, tuple[CodeType, CodeType]] = {}
+        self._places: list[tuple[Any, str, Any]] = []
+        for item, names in reached:
+            scope = vars(item)
+            if isinstance(item, FunctionType):
+                scope = item.__globals__
+                new = _rewritten(item.__code__, scope)
+                if new is not item.__code__:
+                    self._codes[item] = item.__code__, new
+            self._places += [(item, name, scope[name]) for name in names if type(scope.get(name)) is _CACHE]
 
-def _has_literal(constants: tuple[Any, ...]) -> bool:
-    return any(_has_literal(item) if isinstance(item, tuple) else isinstance(item, SizeFloat) for item in constants)
-
-
-def _caches_in(item: Any) -> list[tuple[str, Any]]:
-    """Cached functions among the attributes of a class, or the globals that a function names."""
-    scope = vars(item) if isinstance(item, type) else {name: item.__globals__.get(name) for name in _names(item.__code__)}
-    return [(name, value) for name, value in scope.items() if isinstance(value, _CACHE)]
+    @contextmanager
+    def remembered(self) -> Iterator[None]:
+        """Have that code run within."""
+        _BUILTINS.update(zip(_NAMES.values(), _TWINS.values(), strict=True))
+        vars(math).update({function.__name__: _TWINS[function] for function in _MATH})
+        try:
+            for function, (_, new) in self._codes.items():
+                function.__code__ = new
+            for place, name, value in self._places:
+                _put(place, name, value.__wrapped__)
+            yield
+        finally:
+            for place, name, value in self._places:
+                _put(place, name, value)
+            for function, (code, _) in self._codes.items():
+                function.__code__ = code
+            vars(math).update({function.__name__: function for function in _MATH})
+            for name in _NAMES.values():
+                del _BUILTINS[name]
 
 
 def _put(place: Any, name: str, value: Any) -> None:
@@ -124,12 +128,12 @@ def _put(place: Any, name: str, value: Any) -> None:
 
 def _rewritten(code: CodeType, namespace: Mapping[str, Any]) -> CodeType:
     """The code with calls of the twins; the same object where there are none."""
-    constants = tuple([_rewritten(item, namespace) if isinstance(item, CodeType) else literal(item) for item in code.co_consts])
-    found = [id(namespace.get(name, vars(builtins).get(name))) for name in code.co_names]
+    constants = tuple([_constant(item, namespace) for item in code.co_consts])
+    found = [id(namespace.get(name, _BUILTINS.get(name))) for name in code.co_names]
     twins = {at: _NAMES[value] for at, value in enumerate(found) if value in _NAMES}
     names = (*code.co_names, *twins.values())
     if 2 * len(names) > _LARGEST_ARGUMENT or not twins:
-        return code if constants == code.co_consts and not _has_literal(constants) else code.replace(co_consts=constants)
+        return code.replace(co_consts=constants) if any(map(is_not, constants, code.co_consts)) else code
     # The argument of LOAD_GLOBAL is twice the name's index, and odd where the value is about to be called.
     arguments = {2 * at + 1: 2 * names.index(name) + 1 for at, name in twins.items()}
     text = bytearray(code.co_code)
@@ -139,18 +143,29 @@ def _rewritten(code: CodeType, namespace: Mapping[str, Any]) -> CodeType:
     return code.replace(co_consts=constants, co_names=names, co_code=bytes(text))
 
 
-def _code_of(root: nn.Module) -> list[Any]:
-    """The model's classes, and all classes and functions that running them names, outside of torch and the standard library."""
-    pending: list[Any] = [type(module) for module in root.modules()]
-    seen: dict[int, Any] = {}
+def _constant(item: Any, namespace: Mapping[str, Any]) -> Any:
+    """A constant of rewritten code; the same object where it is no number that sizes are multiplied with."""
+    if isinstance(item, CodeType):
+        return _rewritten(item, namespace)
+    new = literal(item)
+    return item if isinstance(new, tuple) and not any(map(is_not, new, item)) else new
+
+
+def _code_of(root: nn.Module) -> list[tuple[Any, Iterable[str]]]:
+    """The model's classes, and all classes and functions that running them names, outside of torch and the standard library.
+
+    Each with the names that it has (a class) or names (a function).
+    """
+    pending: list[Any] = list({type(module) for module in root.modules()})
+    seen: dict[int, tuple[Any, Iterable[str]]] = {}
     methods: dict[str, list[Any]] = defaultdict(list)  # those that nothing has named so far
     names = {"forward", "__call__", "__getitem__"}
     while pending:
         item = pending.pop()
-        if id(item) in seen or (item.__module__ or "").split(".")[0] in _FOREIGN:
+        if id(item) in seen or (item.__module__ or "").partition(".")[0] in _FOREIGN:
             continue
-        seen[id(item)] = item
         if isinstance(item, type):
+            seen[id(item)] = item, vars(item)
             pending += item.__bases__
             for name, value in vars(item).items():
                 inner = getattr(value, "fget", None) or getattr(value, "__wrapped__", value)
@@ -158,16 +173,20 @@ def _code_of(root: nn.Module) -> list[Any]:
                     (pending if name in names else methods[name]).append(inner)
         else:
             named = set(_names(item.__code__))
+            seen[id(item)] = item, named
             pending += _reached(item, named)
-            pending += [method for name in named - names for method in methods.pop(name, ())]
-            names |= named
+            new = named - names
+            pending += [method for name in new & methods.keys() for method in methods.pop(name)]
+            names |= new
     return list(seen.values())
 
 
 def _reached(function: FunctionType, names: set[str]) -> list[Any]:
     """Classes and functions that a function names or wraps."""
-    held = [*_closure(function), *(function.__globals__.get(name) for name in names)]
-    held += [vars(module).get(name) for module in held if isinstance(module, ModuleType) for name in names]
+    scope = function.__globals__
+    held = [*_closure(function), *(scope[name] for name in names if name in scope)]
+    modules = [vars(value) for value in held if isinstance(value, ModuleType)]
+    held += [module[name] for module in modules for name in names & module.keys()]
     held = [value.__wrapped__ if isinstance(value, _CACHE) else value for value in held]
     return [value for value in held if isinstance(value, (type, FunctionType))]
 

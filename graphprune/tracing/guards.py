@@ -26,7 +26,7 @@ from graphprune.tracing.sizes import Origin, origin_of, plain, size_of, with_ori
 from graphprune.tracing.source import source_line
 
 if TYPE_CHECKING:
-    from graphprune.tracing.tracer import Tracer
+    from graphprune.tracing.writer import Writer
 
 _NOT: Final[dict[Any, Any]] = {
     operator.eq: operator.ne, operator.ne: operator.eq, operator.lt: operator.ge, operator.ge: operator.lt,
@@ -52,8 +52,8 @@ _SIZED: Final[dict[Any, int]] = {torch.zeros: 0, torch.ones: 0, torch.reshape: 1
 class Guards:
     """Writes the checks of one trace."""
 
-    def __init__(self, tracer: Tracer) -> None:
-        self._tracer = tracer
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
         self._checks: dict[Any, fx.Node] = {}
         self._makers: dict[int, Operation] = {}  # the operation behind a tensor, by identity
         self._last: Step | None = None
@@ -75,12 +75,12 @@ class Guards:
         number = self._resolved(size_of(tensor, axis))
         origin = origin_of(number)
         if origin is not None and origin.function == "size":
-            maker = self._tracer.maker_of(origin.arguments[0])
+            maker = self._writer.maker_of(origin.arguments[0])
             if maker is not None and maker.op == "placeholder":
                 self.note(operator.eq, (number, plain(number)), True)
 
     def _check(self, holds: Callable[..., Any], numbers: list[Any]) -> fx.Node:
-        call = self._tracer.write_call
+        call = self._writer.write_call
         sides = [self._text(number) for number in numbers]
         line = source_line()
         place = f" ({'/'.join(Path(line).parts[-2:])})" if line else ""
@@ -96,7 +96,7 @@ class Guards:
             return repr(number)
         if origin.function == "size":
             tensor, axis = origin.arguments
-            return f"{self._tracer.name_of(tensor)}.shape[{axis}]"
+            return f"{self._writer.name_of(tensor)}.shape[{axis}]"
         parts = [self._text(part) for part in origin.arguments]
         sign = _SIGNS.get(origin.function)
         if sign and len(parts) == 2:
@@ -124,12 +124,12 @@ class Guards:
         self._read_tape()
         first = None
         while True:
-            node = self._tracer.maker_of(tensor)
+            node = self._writer.maker_of(tensor)
             if node is not None:
                 first = tensor, axis
                 size = _restated(node, axis)
                 if isinstance(size, fx.Node):
-                    size = self._tracer.number_of(size)
+                    size = self._writer.number_of(size)
                 if size is not None:
                     return self._resolved(size)
             run = self._makers.get(id(tensor))
@@ -139,17 +139,17 @@ class Guards:
             if source is None:
                 break
             tensor, axis = source
-        if first is None or self._tracer.is_constant(tensor):
+        if first is None or self._writer.is_constant(tensor):
             return plain(number)
         return number if first[0] is number.origin.arguments[0] else size_of(*first)
 
     def _read_tape(self) -> None:
         """Take in what the tape has got since the last time."""
-        new = takewhile(lambda step: step is not self._last, reversed(self._tracer.tape.steps))
+        new = takewhile(lambda step: step is not self._last, reversed(self._writer.tape.steps))
         for run in [run for step in new for run in step.operations]:
             for output in tensors_in((run.output,)):
                 self._makers.setdefault(id(output), run)
-        self._last = next(iter(reversed(self._tracer.tape.steps)), None)
+        self._last = next(iter(reversed(self._writer.tape.steps)), None)
 
 
 def _tells_one_from_many(holds: Any, left: Any, right: Any) -> bool:

@@ -14,23 +14,25 @@ from graphprune.tracing.sizes import literal
 
 _INTERNAL: Final = frozenset(nn.Module().__dict__) | {"_compiled_call_impl"}
 _HOOKS: Final = tuple(key for key in nn.Module().__dict__ if "forward" in key)
+_PLAIN: Final = frozenset({bool, int, str, type(None)})
 _CONTAINERS: Final = (dict, list, set, OrderedDict, defaultdict)
 
 
 class Shadow:
     """A meta copy of a module tree that reports every call of one of its modules.
 
-    call: gets the module, its path, and the arguments of the call, and returns its result.
+    call: gets the module, its path, and the arguments of the call, and returns its result. earlier: another copy of the same
+    model, whose stand-ins are used.
     Modules that appear twice stay one module, tied tensors one tensor. Lists and dicts that modules keep as attributes are
     copied, and those in them, so that a model that writes caches in its forward leaves nothing of the trace behind.
     """
 
-    def __init__(self, root: nn.Module, call: Callable[..., Any], mode: Any) -> None:
-        self.real: dict[int, torch.Tensor] = {}  # by identity of the stand-in
+    def __init__(self, root: nn.Module, call: Callable[..., Any], mode: Any, earlier: Shadow | None = None) -> None:
+        self.real: dict[int, torch.Tensor] = dict(earlier.real) if earlier else {}  # by identity of the stand-in
         self.tensors: dict[str, torch.Tensor] = {}  # stand-ins of parameters and buffers by name, parameters first
         self._call = call
         self._mode = mode
-        self._stand_ins: dict[int, torch.Tensor] = {}  # by identity of the real tensor
+        self._stand_ins: dict[int, torch.Tensor] = dict(earlier._stand_ins) if earlier else {}  # by identity of the real tensor
         self._modules: dict[int, nn.Module] = {}
         self._kept: list[Any] = []
         self._containers: dict[int, Any] = {}  # copies by identity of the original
@@ -55,22 +57,32 @@ class Shadow:
         self._kept.append((tensor, self._stand_ins.get(id(tensor))))  # identities are not to be used again
         self._stand_ins[id(tensor)] = by
 
+    def release(self) -> None:
+        """Let go of the modules: they refer to themselves, and would wait for the collector of cycles by the thousand."""
+        for module in self._modules.values():
+            module.__dict__.clear()
+
     def _copy(self, source: nn.Module, path: str) -> nn.Module:
         known = self._modules.get(id(source))
         prefix = f"{path}." if path else ""
         if known is None:
             known = self._modules[id(source)] = object.__new__(type(source))  # GraphModule.__new__ would make a new class
             state = known.__dict__
-            state.update((key, value if key in _INTERNAL else self._attribute(value)) for key, value in source.__dict__.items())
-            state |= {key: state[key].copy() for key in _HOOKS}
+            state.update(source.__dict__)
+            for key, value in source.__dict__.items():
+                if key not in _INTERNAL and type(value) not in _PLAIN:
+                    state[key] = self._attribute(value)
+            state.update([(key, state[key].copy()) for key in _HOOKS])
             state["training"] = self._mode
             state["_compiled_call_impl"] = lambda *args, **kwargs: self._call(known, path, args, kwargs)
             state["_modules"] = {}
             for store in ("_parameters", "_buffers"):
                 entries = source.__dict__[store]
                 state[store] = {key: None if value is None else self.of(value) for key, value in entries.items()}
-        self.tensors.update((prefix + key, value) for key, value in known._parameters.items() if value is not None)
-        self._buffers.update((prefix + key, value) for key, value in known._buffers.items() if value is not None)
+        for entries, found in ((known._parameters, self.tensors), (known._buffers, self._buffers)):
+            for key, value in entries.items():
+                if value is not None:
+                    found[prefix + key] = value
         for name, child in source._modules.items():
             known._modules[name] = None if child is None else self._copy(child, prefix + name)
         return known

@@ -45,6 +45,7 @@ class Target(NamedTuple):
     attribute: str = ""
 
 
+@cache
 def spell(func: Any, binary: bool) -> Target:
     """The node for a call as ``__torch_function__`` announces it; binary: it has two positional arguments and no others."""
     if isinstance(func, MethodWrapperType):  # the getter of a property

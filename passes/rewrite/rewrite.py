@@ -13,7 +13,7 @@ from torch import fx
 from graphprune.analysis_manager import AnalysisView
 from graphprune.errors import RewriteError
 from graphprune.graph_module import adopt
-from graphprune.groups import Bools, Groups, Kept
+from graphprune.groups import Groups, Kept
 from graphprune.pass_base import Pass
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
@@ -25,7 +25,7 @@ from graphprune.plan import kept_units
 from graphprune.program import Program, Record
 from graphprune.propagate import Trace, varies
 from graphprune.resizers import call_resizer, module_resizer
-from graphprune.twins import named_tensors, twin
+from graphprune.twins import modules_by_path, named_tensors, twin
 
 _CALLS: Final = ("call_module", "call_function", "call_method")
 _CHANNELS_LAST: Final[Mapping[int, torch.memory_format]] = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -44,7 +44,7 @@ def rewrite(module: fx.GraphModule, groups: Groups, kept: Kept) -> fx.GraphModul
     _drop_checks_of_widths(graph, copied, groups.trace)
     rewriting = Rewriting(groups.trace, kept, {new: old.name for old, new in copied.items()})
     buffers = rewrite_shuffles(rewriting, groups.trace.shuffles, copied, module)
-    tree = dict(root.named_modules(remove_duplicate=False))
+    tree = modules_by_path(root)
     for new in [node for node in rewriting.origin if node not in rewriting.finished]:
         _resize(new, tree, rewriting)
     for name, index in buffers.items():
@@ -66,22 +66,22 @@ def _drop_checks_of_widths(graph: fx.Graph, copied: dict[fx.Node, fx.Node], trac
 def _slicer(module: fx.GraphModule, groups: Groups, kept: Kept) -> Callable[[torch.Tensor], torch.Tensor]:
     names = {id(tensor): name for name, tensor in reversed(named_tensors(module).items())}
     parameters = groups.trace.parameters
-    indices: dict[tuple[bytes, torch.device], torch.Tensor | None] = {}
+    vectors = groups.vectors
+    indices: dict[tuple[int, torch.device], torch.Tensor] = {}
 
-    def index_of(mask: Bools, device: torch.device) -> torch.Tensor | None:
-        """The kept indices, None for all; most masks serve many tensors."""
-        key = (mask.tobytes(), device)
-        if key not in indices:
-            indices[key] = None if mask.all() else torch.from_numpy(np.flatnonzero(mask)).to(device)
-        return indices[key]
+    def index_of(vector: int, device: torch.device) -> torch.Tensor:
+        """The kept indices; most vectors are those of many tensors."""
+        index = indices.get((vector, device))
+        if index is None:
+            index = indices[vector, device] = torch.from_numpy(np.flatnonzero(kept.vector(vector))).to(device)
+        return index
 
     def sliced(tensor: torch.Tensor) -> torch.Tensor:
         result, value = tensor, parameters.get(names.get(id(tensor), ""))
         for field in () if value is None else value.fields:
-            axis, mask = kept.mask(field)
-            index = index_of(mask, tensor.device)
-            if index is not None:
-                result = result.index_select(axis, index)
+            vector = vectors.index(field)
+            if kept.lengths[vector] < vectors.sizes[vector]:
+                result = result.index_select(vectors.axis(field), index_of(vector, tensor.device))
         wanted = _memory_format(tensor)
         result = result.clone(memory_format=wanted) if result is tensor else result.contiguous(memory_format=wanted)
         if isinstance(tensor, torch.nn.Parameter):

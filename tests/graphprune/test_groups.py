@@ -45,7 +45,7 @@ def test_lengths_are_expressions_in_the_widths(name: str) -> None:
         symbols = {g.symbol: int(w) for g, w in zip(groups.prunable, widths, strict=True)}
         for value in groups.trace.parameters.values():
             for field in value.fields:
-                axis, mask = kept.mask(field)
+                axis, mask = groups.vectors.axis(field), kept.vector(groups.vectors.index(field))
                 assert axes_of(field) == (axis,)
                 constant, terms = groups.linear(field)
                 assert mask.sum() == constant + sum(n * widths[g] for g, n in terms.items())

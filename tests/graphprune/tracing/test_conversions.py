@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import graphprune
-from graphprune.tracing.conversions import remembered
+from graphprune.tracing.conversions import Conversions
 from graphprune.tracing.sizes import origin_of, size_of
 from tests.checking import run
 from tests.graphprune.tracing.forwards import check, double
@@ -26,7 +26,7 @@ SIZE = size_of(torch.empty(16, 9, device="meta"), 0)
 def call(function: Callable[..., Any], *args: Any) -> Any:
     """Call a function as part of a model."""
     model = net(lambda self: function(*args))
-    with remembered(model):
+    with Conversions(model).remembered():
         return model()
 
 
@@ -99,7 +99,7 @@ def test_helpers_are_reached_by_name() -> None:
 
 def test_nothing_is_left_behind() -> None:
     before = helper.__code__, set(vars(builtins)), math.sqrt, table
-    with pytest.raises(RuntimeError, match="stop"), remembered(net(lambda self: helper(table(3)))):
+    with pytest.raises(RuntimeError, match="stop"), Conversions(net(lambda self: helper(table(3)))).remembered():
         assert helper.__code__ is not before[0]
         raise RuntimeError("stop")
     assert (helper.__code__, set(vars(builtins)), math.sqrt, table) == before

@@ -1,0 +1,286 @@
+"""The writer: puts the calls of a run into the graph and onto the tape, and knows which node each tensor and number is of."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from itertools import count
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import fx, nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from graphprune.rules import tensors_in
+from graphprune.tape import Recording, Step, Tape
+from graphprune.tracing.results import Results
+from graphprune.tracing.shadow import Shadow
+from graphprune.tracing.sizes import Origin, Shape, origin_of, plain
+from graphprune.tracing.source import source_line
+from graphprune.tracing.training import Mode
+
+
+class Untraceable(Exception):
+    """Something that a graph cannot say."""
+
+
+_LITERALS: Final = frozenset({int, float, bool, str, type(None), torch.dtype})
+
+
+class _Place(NamedTuple):
+    """Where a tensor comes from: a node, or a part of a node's structured value."""
+
+    tensor: torch.Tensor
+    node: fx.Node
+    path: tuple[Any, ...]
+
+
+class Mark(NamedTuple):
+    """A place in a run: the last node, and the number of calls so far."""
+
+    last: fx.Node | None
+    calls: int
+
+
+class Writer:
+    """Writes the graph and the tape of one run.
+
+    recording: what writes down the operators of the run. results: its calls. shadow: the model that runs.
+    constants: tensors that are no parameter or buffer, by the name under which the graph reads them. left_out: parts of the
+    model's output that a graph cannot hold.
+    """
+
+    def __init__(self, recording: Recording, results: Results, shadow: Shadow) -> None:
+        self.graph = fx.Graph()
+        self.tape = Tape()
+        self.constants: dict[str, torch.Tensor] = {}
+        self.left_out: list[str] = []
+        self._recording = recording
+        self._results = results
+        self._shadow = shadow
+        self._names = {id(tensor): name for name, tensor in reversed(shadow.tensors.items())}
+        self._autocast = torch._C._is_any_autocast_enabled()
+        self._places: dict[int, _Place] = {}
+        self._held: dict[fx.Node, Any] = {}
+        self._devices: dict[int, tuple[torch.device, torch.Tensor]] = {}
+        self._made: dict[Any, tuple[fx.Node, Any]] = {}
+        self._numbers: dict[fx.Node, Any] = {}
+
+    def last_node(self) -> fx.Node | None:
+        """The last node so far."""
+        return next(iter(reversed(self.graph.nodes)), None)
+
+    def note_device(self, device: torch.device, tensor: torch.Tensor) -> None:
+        """Where this object is passed on, it is the device of that tensor."""
+        self._devices[id(device)] = device, self.operand(tensor)
+
+    def mark(self) -> Mark:
+        """Where the run is, for :meth:`discard_after`."""
+        return Mark(self.last_node(), self._results.count)
+
+    def discard_after(self, mark: Mark) -> None:
+        """Take back what was written since."""
+        self._results.take_back(mark.calls)
+        self._recording.take()
+        while (node := self.last_node()) is not mark.last and node is not None:
+            self.graph.erase_node(node)
+            self.tape.steps.pop()
+
+    # -- what goes into a call -------------------------------------------------------------------------------------------
+
+    def operands(self, tree: Any) -> Any:
+        """Arguments as the call gets them: stand-ins for real tensors, a plain mode."""
+        kind = type(tree)
+        if kind is tuple or kind is list:
+            return kind([self.operands(item) for item in tree])
+        if kind is dict:
+            return {key: self.operands(item) for key, item in tree.items()}
+        if isinstance(tree, torch.Tensor):
+            return self.operand(tree)
+        if kind is Mode:
+            return int(tree) != 0
+        return torch.Size(map(plain, tree)) if kind is Shape else plain(tree)
+
+    def operand(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor as the call gets it."""
+        if tensor.is_meta or id(tensor) in self._places:
+            return tensor
+        with _disable_current_modes():
+            return self._shadow.of(tensor)
+
+    def argument(self, tree: Any) -> Any:
+        """Arguments as the node gets them."""
+        if type(tree) in _LITERALS:
+            return tree
+        if isinstance(tree, torch.Tensor):
+            return self._node_of(tree)
+        if isinstance(tree, dict):
+            return {key: self.argument(item) for key, item in tree.items()}
+        if isinstance(tree, (tuple, list)):
+            items = [self.argument(item) for item in tree]
+            return type(tree)(*items) if hasattr(tree, "_fields") else items if isinstance(tree, list) else tuple(items)
+        if isinstance(tree, slice):
+            return slice(self.argument(tree.start), self.argument(tree.stop), self.argument(tree.step))
+        if isinstance(tree, Mode):
+            return self._once("training", lambda: self.graph.get_attr("training"), False)
+        if isinstance(tree, torch.device) and id(tree) in self._devices:
+            tensor = self._devices[id(tree)][1]
+            key = ("device", id(tensor))
+            return self._once(key, lambda: self.node("call_function", getattr, (self._node_of(tensor), "device")), tree)
+        origin = origin_of(tree)
+        return plain(tree) if origin is None else self._once(_key(tree, origin), lambda: self._expression(origin), tree)
+
+    def _expression(self, origin: Origin) -> fx.Node:
+        arguments = self.argument(origin.arguments)
+        if origin.function == "size":
+            return self.node("call_method", "size", arguments)
+        return self.node("call_function", origin.function, arguments)
+
+    def _node_of(self, tensor: torch.Tensor) -> fx.Node:
+        """The node whose value is the tensor; parts of a structure and attributes get theirs when they are first used."""
+        tensor = self.operand(tensor)
+        found = self._places.get(id(tensor))
+        if found is not None:
+            return self._part(found.node, found.path)
+        if id(tensor) not in self._shadow.real:
+            raise Untraceable("a tensor appears that no call of torch has made")
+        return self._once(id(tensor), lambda: self.graph.get_attr(self._attribute(tensor)), tensor)
+
+    def _part(self, node: fx.Node, path: tuple[Any, ...]) -> fx.Node:
+        if not path:
+            return node
+        parent = self._part(node, path[:-1])
+        held = self._held[node]
+        for index in path:
+            held = held[index]
+        return self._once((node, path), lambda: self.node("call_function", operator.getitem, (parent, path[-1])), held)
+
+    def _attribute(self, tensor: torch.Tensor) -> str:
+        name = self._names.get(id(tensor))
+        if name is None:
+            free = (f"_tensor_constant{number}" for number in count())
+            name = next(name for name in free if not hasattr(self._shadow.root, name) and name not in self.constants)
+            self._names[id(tensor)] = name
+            real = self._shadow.real[id(tensor)]
+            if isinstance(real, nn.Parameter):  # of a module that the model does not register: none of its parameters
+                with _disable_current_modes():
+                    real = real.detach()
+                self._shadow.replace(real, tensor)
+            self.constants[name] = real
+        return name
+
+    def name_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Tell the tape the names that the captured module has for its tensors."""
+        for name, tensor in tensors.items():
+            self.tape.add_tensor(name, tensor, self._shadow.of(tensor))
+
+    def node(self, op: str, target: Any, args: Any = (), kwargs: Any = None) -> fx.Node:
+        """A node at the end (given at creation, arguments are searched for symbols of other tracers, which takes longest)."""
+        if torch._C._is_any_autocast_enabled() and not self._autocast:
+            raise Untraceable("it runs under autocast, which a graph cannot say")
+        # The name that fx gives: the dots of a path cost it three regular expressions.
+        name = target.replace(".", "_") if op == "call_module" and target.islower() else None
+        node = self.graph.create_node(op, target, name=name)
+        if args:
+            node.args = args
+        if kwargs:
+            node.kwargs = kwargs
+        return node
+
+    # -- what comes out of a call ----------------------------------------------------------------------------------------
+
+    def _once(self, key: Any, make: Callable[[], fx.Node], value: Any) -> fx.Node:
+        """A node that is made where it is first needed (and again if that was taken back), with its value."""
+        known = self._made.get(key)
+        if known is not None and not known[0]._erased:
+            return known[0]
+        operations = self._recording.take()  # of the call whose argument this is
+        node = make()
+        self.write(node, value, bind=False)
+        self._recording.operations = operations
+        self._made[key] = node, value
+        self._numbers[node] = value
+        return node
+
+    def write(self, node: fx.Node, result: Any, *, bind: bool = True) -> Any:
+        """Put a node on the tape, with what it ran and made."""
+        node.meta["source"] = source_line()
+        self.tape.steps.append(Step(node.name, self._recording.take(), result))
+        if bind:
+            self._held[node] = result
+            self._bind(result, node, ())
+        return result
+
+    def _bind(self, result: Any, node: fx.Node, path: tuple[Any, ...]) -> None:
+        if isinstance(result, torch.Tensor):
+            self._places[id(result)] = _Place(result, node, path)
+        elif isinstance(result, (tuple, list, Mapping)):
+            for key, item in result.items() if isinstance(result, Mapping) else enumerate(result):
+                self._bind(item, node, (*path, key))
+
+    def apart(self, result: Any, operands: Any) -> Any:
+        """The results of a call, as objects of their own where an operand comes back unchanged (dropout in eval mode)."""
+        if isinstance(result, torch.Tensor):
+            if not any(result is operand for operand in tensors_in(operands)) or self._wrote(result):
+                return result
+            return torch.ops.aten.alias.default(result)
+        if type(result) in (tuple, list):
+            return type(result)([self.apart(item, operands) for item in result])
+        return result
+
+    def _wrote(self, tensor: torch.Tensor) -> bool:
+        return any(run.output is tensor and run.operator._schema.is_mutable for run in self._recording.operations)
+
+    def output(self, tree: Any, where: str) -> Any:
+        """The model's result as the output node gets it; what a graph cannot hold is left out, and noted."""
+        if tree is None or isinstance(tree, (torch.Tensor, bool, int, float, str, torch.dtype)):
+            return self.argument(tree)
+        if isinstance(tree, (tuple, list)):
+            items = [self.output(item, f"{where}[{index}]") for index, item in enumerate(tree)]
+            return self._construct(tree, tuple(items), {}, tree) if hasattr(tree, "_fields") else type(tree)(items)
+        if is_dataclass(tree):
+            parts = {field.name: getattr(tree, field.name) for field in fields(tree)}
+            given = {key: self.output(part, f"{where}.{key}") for key, part in parts.items() if part is not None}
+            return self._construct(tree, (), given, parts)
+        if isinstance(tree, Mapping):
+            return {key: self.output(item, f"{where}[{key!r}]") for key, item in tree.items()}
+        self.left_out.append(f"output{where} ({type(tree).__name__})")
+        return None
+
+    def _construct(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], parts: Any) -> fx.Node:
+        """A call of a result's class, which generated code could not write down as a constant."""
+        node = self.node("call_function", type(result), args, kwargs)
+        self.write(node, parts)
+        return node
+
+    # -- what is known -------------------------------------------------------------------------------------------------
+
+    def maker_of(self, tensor: torch.Tensor) -> fx.Node | None:
+        """The node of whose value a tensor is, or is a part; None for parameters, constants and what is inside of a call."""
+        place = self._places.get(id(tensor))
+        return None if place is None else place.node
+
+    def is_constant(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor is a parameter, a buffer or a constant."""
+        return id(tensor) in self._shadow.real or not tensor.is_meta
+
+    def number_of(self, node: fx.Node) -> Any:
+        """The number that a node computes, with its origin; None for nodes that the model's calls have made."""
+        return self._numbers.get(node)
+
+    def name_of(self, tensor: torch.Tensor) -> str:
+        """The name of the node that has made a tensor."""
+        return self._node_of(tensor).name
+
+    def write_call(self, function: Any, args: tuple[Any, ...], value: Any) -> fx.Node:
+        """A node of a call that no operator runs for, with its value."""
+        operations = self._recording.take()
+        node = self.node("call_function", function, self.argument(args))
+        self.write(node, value, bind=False)
+        self._recording.operations = operations
+        return node
+
+
+def _key(number: Any, origin: Origin) -> Any:
+    return ("size", id(origin.arguments[0]), origin.arguments[1]) if origin.function == "size" else ("number", id(number))
