@@ -93,11 +93,12 @@ def verification_line(verification: Verification | None) -> str:
 
 def compensation_line(compensation: Sequence[Compensated]) -> str:
     """What a compensation did, in one line, as the mean error of the layers whose error was measured."""
-    measured = [one for one in compensation if one.before == one.before]
+    done = [one for one in compensation if not one.note and not one.after >= one.before]  # folded constants have no errors
     left = [one for one in compensation if one.note]
-    text = f"Compensated {count(len(compensation) - len(left))} layers"
+    text = f"Compensated {count(len(done))} layers"
+    measured = [(one.before, one.after) for one in done if one.before > one.after]
     if measured:
-        before, after = (sum(errors) / len(measured) for errors in zip(*((one.before, one.after) for one in measured), strict=True))
+        before, after = (sum(errors) / len(measured) for errors in zip(*measured, strict=True))
         text += f": the relative error of their outputs on the calibration data fell from {before:.2f} to {after:.2f} on average"
     if left:
         text += f" ({len(left)} left as they are: {listed(f'{one.node}, {one.note}' for one in left)})"

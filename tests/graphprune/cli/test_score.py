@@ -94,3 +94,15 @@ def test_rank_correlations_are_taken_within_groups() -> None:
     assert rank_correlations([one, one])["one and one"] == pytest.approx(1.0)
     flat = Importance("flat", {name: np.full_like(values, np.nan) for name, values in one.groups.items()})
     assert rank_correlations([one, flat]) == {"one and flat": None}
+
+
+def test_prune_compensates_and_says_so(cli: Cli, weights: Path, digits: Path, refused: Callable[..., str]) -> None:
+    arguments = ("prune", SOURCE, "--weights", weights, "--input", "1x1x8x8", "-o", "slim.safetensors", "--compensate")
+    assert "'compensate' needs calibration data" in refused(*arguments, "least-squares")
+    assert "There is no compensation 'median'" in refused(*arguments, "median", "--calibrate", digits)
+    ran = cli(*arguments, "least-squares", "--calibrate", digits)
+    assert ran.code == 0 and "Compensated" in ran.out and "verify --trained" in ran.out
+    data = cli(*arguments, "least-squares", "--calibrate", digits, "--json").data
+    assert data["compensation"] and all(one["after"] <= one["before"] for one in data["compensation"])
+    assert cli("verify", SOURCE, "slim.safetensors", "--weights", weights, "--input", "1x1x8x8", "--trained").code == 0
+    assert cli("verify", SOURCE, "slim.safetensors", "--weights", weights, "--input", "1x1x8x8").code == 1
