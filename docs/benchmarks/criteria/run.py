@@ -176,6 +176,15 @@ def machine(device: str) -> str:
     return f"torch {torch.__version__}, Python {platform.python_version()}, {where}"
 
 
+#: Controls, with the colours that they are drawn in.
+CONTROLS = {"random": "0.4", "uniform l2": "0.6", "l2": "black"}
+
+
+def mean(by_target: dict[int, float]) -> float:
+    """Mean accuracy over the targets."""
+    return sum(by_target.values()) / len(by_target)
+
+
 def averaged(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[int, float]]]:
     """Accuracy by criterion, variant and target; the seeds of random as their mean."""
     found: dict[str, dict[str, dict[int, list[float]]]] = {}
@@ -198,7 +207,7 @@ def page(about: dict[str, Any], found: dict[str, dict[str, dict[int, float]]], r
         "",
         f"ResNet-56 on CIFAR-10: {about['original']:.2%} on {about['images']:,} test images before pruning. Calibrated on "
         f"{about['samples']:,} training images. MACs left are within {deviation:.2%} of the target. "
-        "`random` is the mean of three seeds; `uniform l2` takes the same share of every group; all others are ranked globally.",
+        "`random` is the mean of its seeds; `uniform l2` takes the same share of every group; all others are ranked globally.",
         "",
         "![accuracy against MACs](criteria.png)",
     ]
@@ -213,38 +222,40 @@ def page(about: dict[str, Any], found: dict[str, dict[str, dict[int, float]]], r
             continue
         lines += ["", f"## {title}", "", "| criterion | " + " | ".join(f"{t} %" for t in TARGETS) + " |"]
         lines.append("| --- |" + " ---: |" * len(TARGETS))
-        for name, by_target in sorted(table.items(), key=lambda item: -np.mean(list(item[1].values()))):
+        # Those that were not measured at every target come last.
+        for name, by_target in sorted(table.items(), key=lambda item: (-len(item[1]), -mean(item[1]))):
             cells = (f"{100 * by_target[t]:.2f}" if t in by_target else "" for t in TARGETS)
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def draw(about: dict[str, Any], found: dict[str, dict[str, dict[int, float]]]) -> None:
-    """One panel for each variant; the best criteria in colour, the controls dashed, all others grey."""
+    """One panel for each variant; the best criteria of each in colour, the controls dashed, all others grey."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     variants = [variant for variant in VARIANTS if any(variant in by for by in found.values())]
-    figure, axes = pyplot.subplots(1, len(variants), figsize=(4.6 * len(variants), 4.8), sharey=True, squeeze=False)
+    figure, axes = pyplot.subplots(1, len(variants), figsize=(4.6 * len(variants), 4.8), squeeze=False)
+    complete = {v: {n: by[v] for n, by in found.items() if len(by.get(v, ())) == len(TARGETS)} for v in variants}
+    best = {name for table in complete.values() for name in sorted(table, key=lambda name: -mean(table[name]))[:4]}
+    colours = {name: f"C{number}" for number, name in enumerate(sorted(best - CONTROLS.keys()))}
     for variant, panel in zip(variants, axes[0], strict=True):
-        table = {name: by[variant] for name, by in found.items() if variant in by}
-        best = sorted(table, key=lambda name: -np.mean(list(table[name].values())))[:6]
-        for name, by_target in table.items():
+        for name, by_target in complete[variant].items():
             x, y = list(by_target), [100 * value for value in by_target.values()]
-            if name in ("random", "uniform l2", "l2"):
-                panel.plot(x, y, "--", color={"random": "0.4", "l2": "black"}.get(name, "0.6"), label=name, lw=1.6)
-            elif name in best:
-                panel.plot(x, y, marker="o", ms=4, label=name, lw=1.6)
+            if name in CONTROLS:
+                panel.plot(x, y, "--", color=CONTROLS[name], label=name, lw=1.6)
+            elif name in colours:
+                panel.plot(x, y, marker="o", ms=4, color=colours[name], label=name, lw=1.6)
             else:
                 panel.plot(x, y, color="0.85", lw=1, zorder=0)
         panel.axhline(100 * about["original"], color="0.5", lw=0.8)
         panel.set_title(variant)
         panel.set_xlabel("MACs left, %")
+        panel.invert_xaxis()
         panel.grid(alpha=0.3)
         panel.legend(fontsize=7, loc="lower left")
-    axes[0][0].invert_xaxis()
     axes[0][0].set_ylabel(f"accuracy on {about['images']:,} test images, %")
     figure.tight_layout()
     figure.savefig(HERE / "criteria.png", dpi=100)
