@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graphprune.api import PruneResult, Report, apply_plan, load, prune, run_pipeline, save, verify
+    from graphprune.calibration import Calibration
     from graphprune.errors import GraphpruneError
     from graphprune.plan import Plan
     from graphprune.program import Program
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Calibration",
     "GraphpruneError",
     "Plan",
     "Program",
@@ -38,7 +40,14 @@ __all__ = [
     "verify",
 ]
 
-_HOMES = {"GraphpruneError": "errors", "Plan": "plan", "Program": "program", "Verification": "verification", "capture": "tracing"}
+_HOMES = {
+    "Calibration": "calibration",
+    "GraphpruneError": "errors",
+    "Plan": "plan",
+    "Program": "program",
+    "Verification": "verification",
+    "capture": "tracing",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Final, overload
 
 import torch
 from torch import fx, nn
 
 from graphprune.artifact import read_artifact, write_artifact
 from graphprune.artifact.parts import describe_parts, parts_in, with_weights_of
+from graphprune.calibration import Calibration
 from graphprune.collector import collector_paused
+from graphprune.compensation import Compensated
 from graphprune.cost import Costs
-from graphprune.errors import ArtifactError, PipelineError
+from graphprune.errors import ArtifactError, PipelineError, UsageError
 from graphprune.files import atomic_write, check_writable
 from graphprune.groups import Groups
 from graphprune.observers import Observer
 from graphprune.pass_base import Pass
 from graphprune.pass_manager import PassManager
 from graphprune.passes.analysis.channels import ChannelsPass
+from graphprune.passes.calibration.synthesis import synthesise
+from graphprune.passes.rewrite.compensate import CompensatePass
+from graphprune.passes.rewrite.fold_constants import FoldConstantsPass
+from graphprune.passes.rewrite.recalibrate import RecalibratePass
 from graphprune.passes.rewrite.rewrite import RewritePass
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.select import SelectPass
@@ -30,9 +36,14 @@ from graphprune.passes.verification.verify import VerifyPass, compare
 from graphprune.pipeline_text import format_pipeline, parse_pipeline
 from graphprune.plan import Plan
 from graphprune.program import Inputs, Program, Scope
+from graphprune.sources import load_calibration
 from graphprune.tracing import capture, normalise_inputs, put_back
 from graphprune.twins import named_tensors
 from graphprune.verification import Verification
+
+#: What ``compensate`` may be.
+COMPENSATIONS: Mapping[str, Callable[[], Pass]] = {"least-squares": CompensatePass, "constants": FoldConstantsPass}
+SYNTHETIC: Final = "synthetic"
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,7 @@ class Report:
     analysis that it rests on. verification: the proof, None if it was skipped. opaque: modules that did not trace, with
     the reason. unused: tensors of the model that its forward does not use; the slim model does not carry them.
     scopes: the submodules that were pruned in place, where the model as a whole does not trace; costs are theirs.
+    compensation: what a compensation did, for every layer that it looked at.
     """
 
     before: Costs
@@ -53,6 +65,7 @@ class Report:
     opaque: Mapping[str, str]
     unused: tuple[str, ...]
     scopes: tuple[str, ...] = ()
+    compensation: tuple[Compensated, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,8 +91,9 @@ def prune(
     *,
     target: str | Mapping[str, float | str] = "macs=50%",
     criterion: str = "l2",
-    reduction: str = "l2",
+    reduction: str = "default",
     normalise: str = "max",
+    share: str = "none",
     ranking: str = "global",
     round_to: int = 1,
     min_channels: int = 1,
@@ -87,8 +101,11 @@ def prune(
     exclude: Sequence[str] = (),
     scopes: Sequence[str] = (),
     policy: Mapping[str, str] | None = None,
+    data: Calibration | Iterable[Any] | str | None = None,
     seed: int = 0,
     verify: bool = True,
+    compensate: str | None = None,
+    recalibrate: bool = False,
     observers: Sequence[Observer] = (),
     source: str = "",
 ) -> PruneResult:
@@ -96,10 +113,16 @@ def prune(
 
     model: any module. example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
     target: what must remain: ``macs=50%``, ``params=2M``, ``channels=0.5``, or a mapping of several.
-    criterion, reduction, normalise: see :class:`~graphprune.passes.scoring.score.ScorePass`.
+    criterion, reduction, normalise, share: see :class:`~graphprune.passes.scoring.score.ScorePass`.
+    data: batches that the model takes, for criteria that look at activations or gradients, and for compensation: a DataLoader, a
+        list, or the name of a file, folder or callable (see :func:`~graphprune.sources.data.load_calibration`), or ``synthetic``
+        for data made from batch-norm statistics. A :class:`Calibration` says more.
     ranking, round_to, min_channels, max_ratio: see :class:`~graphprune.passes.selection.select.SelectPass`.
     exclude, policy: see :class:`~graphprune.passes.analysis.channels.ChannelsPass`.
     scopes: submodules to prune in place, see :func:`~graphprune.tracing.capture`.
+    compensate: what layers do about inputs that they lost, after the proof: ``least-squares`` gives them the weights that come
+        nearest to their old outputs on the data; ``constants`` folds removed constants into biases, exactly and without data.
+    recalibrate: estimate batch-norm statistics anew on the data, last of all. It helps where nothing is compensated.
     verify: prove the rewrite against the masked original. seed: of random criteria and of verification.
     source: what the model is, for the record in reports and artifacts.
 
@@ -117,14 +140,32 @@ def prune(
         raise PipelineError(f"There is no target {min(unknown)!r}; choose from {', '.join(KINDS)}.")
     passes: list[Pass] = [
         ChannelsPass(exclude=tuple(exclude), policy=dict(policy or {})),
-        ScorePass(criterion=criterion, reduction=reduction, normalise=normalise, seed=seed),
+        ScorePass(criterion=criterion, reduction=reduction, normalise=normalise, share=share, seed=seed),
         SelectPass(ranking=ranking, round_to=round_to, min_channels=min_channels, max_ratio=max_ratio, **targets),
         RewritePass(),
     ]
     if verify:
         passes.append(VerifyPass(seed=seed))
-    program = capture(model, example_inputs, scopes=scopes, source=source)
+    if compensate is not None:
+        if compensate not in COMPENSATIONS:
+            raise UsageError(f"There is no compensation {compensate!r}; choose from {', '.join(COMPENSATIONS)}.")
+        passes.append(COMPENSATIONS[compensate]())
+    if recalibrate:
+        passes.append(RecalibratePass())
+    asking = next((step.name for step in passes if "calibration" in step.needs), None)
+    if asking is not None and data is None:
+        raise UsageError(f"Pass {asking!r} needs calibration data. Give data= (--calibrate) with batches as the model takes them.")
+    program = calibrated(capture(model, example_inputs, scopes=scopes, source=source), data, seed=seed)
     return run_pipeline(program, passes, observers=observers, model=model)
+
+
+def calibrated(program: Program, data: Calibration | Iterable[Any] | str | None, *, seed: int = 0) -> Program:
+    """A program with calibration data; see ``data`` of :func:`prune`."""
+    if data is None or isinstance(data, Calibration):
+        return program.with_(calibration=data)
+    if data == SYNTHETIC:
+        return program.with_(calibration=synthesise(program, seed=seed))
+    return program.with_(calibration=load_calibration(data, like=program.inputs) if isinstance(data, str) else Calibration(data))
 
 
 def run_pipeline(
@@ -269,5 +310,15 @@ def _result(done: Program, plan: Plan, model: nn.Module | None) -> PruneResult:
     used = named_tensors(done.original)
     unused = tuple(name for name in named_tensors(model) if name not in used) if model is not None and not scopes else ()
     record = done.record
-    report = Report(record.before, record.after, record.widths, record.groups, done.verification, done.opaque, unused, scopes)
+    report = Report(
+        record.before,
+        record.after,
+        record.widths,
+        record.groups,
+        done.verification,
+        done.opaque,
+        unused,
+        scopes,
+        done.compensation,
+    )
     return PruneResult(slim, done.module, plan, report, done.inputs, done.source, done.scopes)

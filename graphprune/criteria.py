@@ -1,54 +1,75 @@
 """The registry of criteria: functions that give every unit an importance.
 
-A criterion is ``criterion(context) -> values``: float64 of shape (units,), higher stays longer, NaN where it has
-nothing to say. Third parties register theirs with :func:`criterion` or the entry point group ``graphprune.criteria``.
+A criterion is ``criterion(context, *, option=default, ...) -> values``: float64 of shape (units,), higher stays longer, NaN
+where it has nothing to say. What it needs to have measured on calibration data it declares when it is registered. Third
+parties register theirs with :func:`criterion` or the entry point group ``graphprune.criteria``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import TypeAlias
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeAlias, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from graphprune.errors import UsageError
 from graphprune.extensions import load_extensions
+from graphprune.filters import Filter, taps_of
 from graphprune.groups import Groups, Ints
 from graphprune.program import Program
+from graphprune.registry import unknown
+from graphprune.statistic import Place, Statistic, Tap, Totals
 
 Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class ScoringContext:
-    """What a criterion may read. reduction: how values of a unit's members are combined (:data:`REDUCTIONS`)."""
+    """What a criterion may read.
+
+    filters: which parameters make and read the channels of units. measured: totals of the statistics that it declared.
+    reduction: how values of a unit's members are combined (:data:`REDUCTIONS`).
+    """
 
     program: Program
     groups: Groups
     reduction: str = "l2"
     seed: int = 0
+    filters: Sequence[Filter] = ()
+    measured: Mapping[Statistic, Totals] = field(default_factory=dict)
+
+    def taps(self, place: Place) -> tuple[Tap, ...]:
+        """The activations that the filters make (``produced``) or read (``consumed``)."""
+        return taps_of(self.filters, place)
 
     def members(self) -> Iterator[tuple[torch.nn.Parameter, list[tuple[int, Ints]]]]:
         """Every parameter with prunable units: the parameter, and for each such axis the unit of every index along it."""
-        tensors, groups = self.program.tensors, self.groups
+        for name, axes in self.axes.items():
+            parameter = self.program.tensors[name]
+            if isinstance(parameter, torch.nn.Parameter):
+                yield parameter, axes
+
+    @cached_property
+    def axes(self) -> dict[str, list[tuple[int, Ints]]]:
+        """For every tensor with prunable units, each such axis and the unit of every index along it."""
+        groups = self.groups
         found: dict[str, list[tuple[int, Ints]]] = {}
         for name, axis, vector in groups.axes:
             if groups.shrinking[vector]:
                 found.setdefault(name, []).append((axis, groups.vectors.units[groups.vectors[vector]]))
-        for name, axes in found.items():
-            parameter = tensors[name]
-            if isinstance(parameter, torch.nn.Parameter):
-                yield parameter, axes
+        return found
 
     def reduce(self, members: Iterable[tuple[Ints, Floats]], power: float = 1.0) -> Floats:
         """One value for each unit, from members given as (unit of each index, value of each index); shape (units,).
 
-        Within a member, values of a unit's indices are summed and the ``power``-th root is taken; ``reduction`` then
-        combines the members. NaN for units without a member.
+        Within a member, values of a unit's indices are summed and the ``power``-th root of the magnitude is taken;
+        ``reduction`` then combines the members. NaN for units without a member.
         """
         entries = [(units, values) for units, values in members if units.size]
         if not entries:
@@ -63,8 +84,15 @@ class ScoringContext:
             which = np.repeat(np.arange(len(entries)), sizes)
             _, index, place = np.unique(which * count + owners, return_index=True, return_inverse=True)
             owners, totals = owners[index], np.bincount(place, weights=totals).astype(np.float64)
-        values = REDUCTIONS[self.reduction](owners, totals ** (1.0 / power), count)
+        values = REDUCTIONS[self.reduction](owners, np.abs(totals) ** (1.0 / power), count)
         return np.where(np.bincount(owners, minlength=count) > 0, values, np.nan)
+
+    def seen(self, place: Place, values: Floats) -> Floats:
+        """Values of units, shape (units,), with NaN for units that no tap shows."""
+        shown = np.zeros(values.size, dtype=bool)
+        for tap in self.taps(place):
+            shown[tap.units] = True
+        return np.where(shown, values, np.nan)
 
 
 def _sum(owners: Ints, values: Floats, count: int) -> Floats:
@@ -88,28 +116,86 @@ def _euclidean(owners: Ints, values: Floats, count: int) -> Floats:
 #: How the members of a unit combine: functions of (unit of each value, values, number of units).
 REDUCTIONS: Mapping[str, Callable[[Ints, Floats, int], Floats]] = {"sum": _sum, "mean": _mean, "max": _max, "l2": _euclidean}
 
-Criterion: TypeAlias = Callable[[ScoringContext], Floats]
+Needs: TypeAlias = Callable[..., Sequence[Statistic]]
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A registered criterion. function: gives the values. needs: the statistics that it reads, for its options. reduction: how
+    the members of a unit combine unless the user says otherwise. filters: whether it asks which parameters make channels."""
+
+    name: str
+    function: Callable[..., Floats]
+    needs: Needs
+    reduction: str
+    filters: bool
+
+    def __call__(self, context: ScoringContext, **options: Any) -> Floats:
+        """Importance of every unit; see the function's own text."""
+        return self.function(context, **options)
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """The options by name, with their defaults."""
+        parameters = list(inspect.signature(self.function).parameters.values())[1:]
+        return {parameter.name: parameter.default for parameter in parameters}
+
+    @cached_property
+    def _types(self) -> dict[str, TypeAdapter[Any]]:
+        hints = get_type_hints(self.function)
+        return {name: TypeAdapter(hints[name]) for name in self.options}
+
+    def read(self, texts: Mapping[str, str]) -> dict[str, Any]:
+        """All options, those given as text converted to their types. Raises UsageError for an unknown one or a wrong value."""
+        found = dict(self.options)
+        for name, text in texts.items():
+            if name not in found:
+                raise UsageError(f"Criterion {self.name!r}: {unknown('option', name, found, 'Options')}")
+            try:
+                found[name] = _from_text(self._types[name], text)
+            except ValidationError as error:
+                raise UsageError(f"{self.name}({name}={text}) does not fit: {error.errors()[0]['msg']}.") from error
+        return found
+
+
+def _from_text(kind: TypeAdapter[Any], text: str) -> Any:
+    """A value of a type: text as it stands, or a number among choices of numbers. Raises ValidationError."""
+    try:
+        return kind.validate_strings(text)
+    except ValidationError as error:
+        try:
+            return kind.validate_json(text)
+        except ValidationError:
+            raise error from None
+
 
 _CRITERIA: dict[str, Criterion] = {}
 
 
-def criterion(name: str) -> Callable[[Criterion], Criterion]:
-    """Register a criterion under a name."""
+def _nothing(**options: Any) -> Sequence[Statistic]:
+    return ()
 
-    def register(function: Criterion) -> Criterion:
+
+def criterion(
+    name: str, needs: Needs = _nothing, reduction: str = "l2", filters: bool = False
+) -> Callable[[Callable[..., Floats]], Callable[..., Floats]]:
+    """Register a criterion under a name. needs: what to measure on calibration data, given the criterion's options. reduction:
+    how the members of a unit combine by default. filters: the criterion reads ``context.filters``; those with needs always can."""
+
+    def register(function: Callable[..., Floats]) -> Callable[..., Floats]:
         if name in _CRITERIA:
             raise ValueError(f"two criteria are called {name}")
-        _CRITERIA[name] = function
+        _CRITERIA[name] = Criterion(name, function, needs, reduction, filters)
         return function
 
     return register
 
 
 def find_criterion(name: str) -> Criterion:
-    """A criterion by name. Raises UsageError with the nearest names when there is none."""
-    if name not in criteria_names():
-        near = get_close_matches(name, _CRITERIA) or sorted(_CRITERIA)
-        raise UsageError(f"There is no criterion {name!r}; did you mean {' or '.join(near)}?")
+    """A criterion by name. Raises UsageError with the nearest name and the list when there is none."""
+    names = criteria_names()
+    if name not in names:
+        raise UsageError(unknown("criterion", name, names, "Criteria"))
     return _CRITERIA[name]
 
 

@@ -15,7 +15,7 @@ _OWN: Final = {
         "graphprune.passes.rewrite.calls",
         "graphprune.passes.rewrite.modules",
     ),
-    "graphprune.criteria": (),
+    "graphprune.criteria": ("graphprune.passes.scoring",),
 }
 
 

@@ -13,6 +13,8 @@ from torch import fx
 from graphprune.twins import named_tensors
 
 if TYPE_CHECKING:
+    from graphprune.calibration import Calibration
+    from graphprune.compensation import Compensated
     from graphprune.cost import Costs
     from graphprune.groups import Groups
     from graphprune.plan import Plan
@@ -86,10 +88,12 @@ class Program:
     scopes: the submodules that the graph consists of, where the model as a whole does not trace.
     tape: the operators that the graph runs, where capture wrote them down (see :mod:`graphprune.tape`).
     exclude, policy: constraints on the channel analysis (see :class:`graphprune.passes.analysis.channels.ChannelsPass`).
+    calibration: data that criteria measure activations and gradients on, where the user gave some.
     scores: results of scoring passes, by name.
     plan: the decision of a selection pass, not yet carried out.
     original, record: the graph before the rewrite and what was cut, once a rewrite has been done.
     verification: the proof of the last rewrite.
+    compensation: how far each consumer of removed channels was off before and after its weights made up for them.
     """
 
     module: fx.GraphModule
@@ -100,11 +104,13 @@ class Program:
     tape: Tape | None = field(default=None, repr=False, compare=False)
     exclude: tuple[str, ...] = ()
     policy: Mapping[str, str] = field(default_factory=dict)
+    calibration: Calibration | None = field(default=None, repr=False, compare=False)
     scores: Mapping[str, Scores] = field(default_factory=dict)
     plan: Plan | None = None
     original: fx.GraphModule | None = None
     record: Record | None = None
     verification: Verification | None = None
+    compensation: tuple[Compensated, ...] = ()
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:

@@ -21,6 +21,9 @@ BUILT_IN: Final[Mapping[str, str]] = {
     "select": "graphprune.passes.selection.select:SelectPass",
     "rewrite": "graphprune.passes.rewrite.rewrite:RewritePass",
     "verify": "graphprune.passes.verification.verify:VerifyPass",
+    "fold-constants": "graphprune.passes.rewrite.fold_constants:FoldConstantsPass",
+    "compensate": "graphprune.passes.rewrite.compensate:CompensatePass",
+    "recalibrate": "graphprune.passes.rewrite.recalibrate:RecalibratePass",
 }
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from graphprune.api import PruneResult
-    from graphprune.cli.accuracy import Images
+    from graphprune.sources.images import Images
 
 _TARGET = "macs=50%"
 _CRITERION = "l2"
@@ -46,11 +46,14 @@ def command(
         output.say(f"Training a small CNN on {len(training.y):,} digits; {len(held_out.y):,} are held out to measure the accuracy.")
         model = _trained(training, seed, output)
         accuracy = {"trained": _accuracy(model, held_out, output)}
-        result = _pruned(model, seed, output)
-        accuracy["pruned"] = _accuracy(result.model, held_out, output)
+        output.say(f"Pruning to {_TARGET} by the {_CRITERION} norm of coupled channels.")
+        accuracy["pruned"] = _accuracy(_pruned(model, seed, output).model, held_out, output)
+        output.say("Compensating by least squares: each layer gets the weights that make up best for the inputs that it lost.")
+        result = _pruned(model, seed, output, training)
+        accuracy["compensated"] = _accuracy(result.model, held_out, output)
         _tune(result, training, seed, output)
         accuracy["fine-tuned"] = _accuracy(result.model, held_out, output)
-        files = _save(out, model, result, held_out)
+        files = _save(out, model, result, training, held_out)
         _confirm(files["slim"], held_out, accuracy["fine-tuned"], output)
         _report(result, accuracy, files, output)
 
@@ -79,7 +82,8 @@ def _trained(images: Images, seed: int, output: Output) -> nn.Module:
     return model
 
 
-def _pruned(model: nn.Module, seed: int, output: Output) -> PruneResult:
+def _pruned(model: nn.Module, seed: int, output: Output, images: Images | None = None) -> PruneResult:
+    """The slim model, compensated on images if there are any."""
     from dataclasses import replace
 
     import torch
@@ -87,10 +91,18 @@ def _pruned(model: nn.Module, seed: int, output: Output) -> PruneResult:
     import graphprune
     from graphprune.cli.watching import PassProgress
 
-    output.say(f"Pruning to {_TARGET} by the {_CRITERION} norm of coupled channels.")
+    data = None if images is None else list(images.batches(torch.float32))
+    compensate = None if images is None else "least-squares"
     with output.task("Pruning") as task:
         result = graphprune.prune(
-            model, torch.zeros(1, 1, 8, 8), target=_TARGET, criterion=_CRITERION, seed=seed, observers=[PassProgress(task)]
+            model,
+            torch.zeros(1, 1, 8, 8),
+            target=_TARGET,
+            criterion=_CRITERION,
+            data=data,
+            compensate=compensate,
+            seed=seed,
+            observers=[PassProgress(task)],
         )
     return replace(result, source=_SOURCE)
 
@@ -109,7 +121,7 @@ def _accuracy(model: nn.Module, images: Images, output: Output) -> float:
     return top1(model, images, output)
 
 
-def _save(out: Path, model: nn.Module, result: PruneResult, held_out: Images) -> dict[str, Path]:
+def _save(out: Path, model: nn.Module, result: PruneResult, training: Images, held_out: Images) -> dict[str, Path]:
     """Write everything to the folder, each file atomically."""
     import numpy as np
     from safetensors.torch import save
@@ -123,7 +135,7 @@ def _save(out: Path, model: nn.Module, result: PruneResult, held_out: Images) ->
     graphprune.save(result, files["slim"])
     result.plan.save(files["plan"])
     with atomic_write(files["data"]) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, x_test=held_out.x, y_test=held_out.y)
+        np.savez(stream, x_train=training.x, y_train=training.y, x_test=held_out.x, y_test=held_out.y)
     return files
 
 

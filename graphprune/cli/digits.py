@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from graphprune.cli.accuracy import Images
 from graphprune.cli.output import Task
 from graphprune.errors import UsageError
+from graphprune.sources.images import Images
 
 _HELD_OUT = 450
 _BATCH = 64

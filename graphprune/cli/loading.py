@@ -6,14 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from graphprune.cli.accuracy import Images, load_images
+from graphprune.api import SYNTHETIC
+from graphprune.calibration import Calibration
 from graphprune.cli.output import Output
 from graphprune.errors import UsageError
 from graphprune.files import check_writable
 from graphprune.policy import CHOICES
 from graphprune.program import Inputs
 from graphprune.registry import unknown
-from graphprune.sources import Source, example_inputs, load_source
+from graphprune.sources import Source, example_inputs, load_calibration, load_source
+from graphprune.sources.images import Images, load_images
 
 FORMATS = {".safetensors": "artifact", ".pt2": "exported program"}
 
@@ -23,13 +25,15 @@ class Job:
     """What a command works on.
 
     source: the model. inputs: example inputs. images: to measure the accuracy on, if any. scopes: the submodules that are to
-    be pruned, if the user named any.
+    be pruned, if the user named any. calibration: data for criteria and compensation, if any; ``synthetic`` for data
+    that are yet to be made.
     """
 
     source: Source
     inputs: Inputs
     images: Images | None = None
     scopes: tuple[str, ...] = ()
+    calibration: Calibration | str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,25 +49,34 @@ class Request:
     mean: str | None = None
     std: str | None = None
     scopes: Sequence[str] | None = None
+    calibrate: str | None = None
+    samples: int = 512
 
     def open(self, output: Output, known: Inputs | None = None) -> Job:
         """Load the model and the images. Raises UsageError for whatever is wrong with them.
 
         known: example inputs to take where the source brings none and the user gave none.
         """
-        if self.data is None and (self.mean or self.std):
-            raise UsageError("--mean and --std scale the images of --data, which is not given. Add --data FILE.npz.")
+        if self.data is None and self.calibrate is None and (self.mean or self.std):
+            raise UsageError("--mean and --std scale the images of --data and --calibrate. Add one of them.")
         with output.task(f"Loading {self.source}"):
             images = None if self.data is None else load_images(self.data, self.mean, self.std)
             source = load_source(self.source, weights=self.weights, trust_pickle=self.trust_pickle, seed=self.seed)
             if source.inputs is None and source.default_input is None:
                 source = replace(source, inputs=known, default_input=None if images is None else (1, *images.shape))
-            return Job(source, example_inputs(source, self.shape, seed=self.seed), images, tuple(self.scopes or ()))
+            inputs = example_inputs(source, self.shape, seed=self.seed)
+            return Job(source, inputs, images, tuple(self.scopes or ()), self._calibration(inputs))
+
+    def _calibration(self, inputs: Inputs) -> Calibration | str | None:
+        if self.calibrate is None or self.calibrate == SYNTHETIC:
+            return self.calibrate
+        return load_calibration(self.calibrate, samples=self.samples, mean=self.mean, std=self.std, like=inputs, seed=self.seed)
 
     @property
     def files(self) -> list[Path]:
         """The files that are read, which must not be written over."""
-        return [path for path in (Path(self.source), self.weights, self.data) if path is not None and path.is_file()]
+        named = (Path(self.source), self.weights, self.data, None if self.calibrate is None else Path(self.calibrate))
+        return [path for path in named if path is not None and path.is_file()]
 
 
 def check_outputs(outputs: Sequence[Path | None], inputs: Sequence[Path]) -> None:

@@ -13,6 +13,7 @@ _SCREEN = "Output"
 _RESULT = "Result"
 _WATCH = "Watching"
 _ACCURACY = "Accuracy"
+_CALIBRATION = "Calibration"
 
 
 def _print_version(wanted: bool) -> None:
@@ -123,11 +124,28 @@ Data = Annotated[
 ]
 Mean = Annotated[
     str | None,
-    typer.Option(metavar="R,G,B", help="Per-channel mean to subtract from the images.", rich_help_panel=_ACCURACY),
+    typer.Option(
+        metavar="R,G,B", help="Per-channel mean to subtract from the images of --data and --calibrate.", rich_help_panel=_ACCURACY
+    ),
 ]
 Std = Annotated[
     str | None,
-    typer.Option(metavar="R,G,B", help="Per-channel deviation to divide the images by.", rich_help_panel=_ACCURACY),
+    typer.Option(metavar="R,G,B", help="Per-channel deviation to divide these images by.", rich_help_panel=_ACCURACY),
+]
+
+Calibrate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA",
+        help="Data for criteria that look at activations or gradients, and for compensation: FILE.npz (x_train and y_train, or x "
+        "and y), a folder of images for each class, package.module:callable that returns batches, or 'synthetic' for data made "
+        "from the model's batch-norm statistics.",
+        rich_help_panel=_CALIBRATION,
+    ),
+]
+Samples = Annotated[
+    int,
+    typer.Option(metavar="N", help="Samples of --calibrate to use at most.", rich_help_panel=_CALIBRATION),
 ]
 
 TimePasses = Annotated[bool, typer.Option("--time-passes", help="Print the time of each pass.", rich_help_panel=_WATCH)]

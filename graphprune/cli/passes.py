@@ -20,7 +20,7 @@ def command(
 
     with Output(as_json, quiet, verbose) as output:
         passes = {name: _about_pass(pass_class(name), verbose) for name in pass_names()}
-        criteria = {name: _first_line(find_criterion(name)) for name in criteria_names()}
+        criteria = {name: _first_line(find_criterion(name).function) for name in criteria_names()}
         policies = {name: {"choices": list(choices), "default": getattr(Policy(), name)} for name, choices in CHOICES.items()}
         output.data({"passes": passes, "criteria": criteria, "policies": policies})
         _print(output, passes, criteria, policies)

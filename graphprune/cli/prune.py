@@ -34,16 +34,27 @@ def command(
     criterion: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Importance of a channel; `graphprune passes` lists them. Default: l2.", rich_help_panel=_HOW
+            metavar="TEXT",
+            help="Importance of a channel: a name that `graphprune passes` lists, with options as in 'attention(p=2)', or a "
+            "weighted sum as in '0.5*l2+0.5*taylor'. Default: l2.",
+            rich_help_panel=_HOW,
         ),
     ] = None,
     reduction: Annotated[
         str | None,
-        typer.Option(metavar="sum|mean|max|l2", help="How coupled slices combine. Default: l2.", rich_help_panel=_HOW),
+        typer.Option(
+            metavar="sum|mean|max|l2", help="How coupled slices combine. Default: as suits the criterion.", rich_help_panel=_HOW
+        ),
     ] = None,
     normalise: Annotated[
         str | None,
         typer.Option(metavar="none|mean|max|gaussian", help="Scale within each group. Default: max.", rich_help_panel=_HOW),
+    ] = None,
+    share: Annotated[
+        str | None,
+        typer.Option(
+            metavar="none|params|macs", help="Divide scores by the group's share of these. Default: none.", rich_help_panel=_HOW
+        ),
     ] = None,
     ranking: Annotated[
         str | None,
@@ -59,6 +70,18 @@ def command(
     max_ratio: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Largest share of a group that may go, as 0.8.", rich_help_panel=_HOW)
     ] = None,
+    compensate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="least-squares|constants",
+            help="After the proof, give layers the weights that make up best for what they lost (on --calibrate data), or fold "
+            "removed constants into biases (exact, without data).",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    recalibrate: Annotated[
+        bool, typer.Option("--recalibrate", help="Estimate batch-norm statistics anew on --calibrate data.", rich_help_panel=_HOW)
+    ] = False,
     exclude: options.Exclude = None,
     scope: options.Scopes = None,
     policy: options.PolicyChoices = None,
@@ -76,6 +99,8 @@ def command(
     weights: options.Weights = None,
     trust_pickle: options.TrustPickle = False,
     seed: options.Seed = 0,
+    calibrate: options.Calibrate = None,
+    samples: options.Samples = 512,
     data: options.Data = None,
     mean: options.Mean = None,
     std: options.Std = None,
@@ -97,10 +122,13 @@ def command(
         "criterion": criterion,
         "reduction": reduction,
         "normalise": normalise,
+        "share": share,
         "ranking": ranking,
         "round_to": round_to,
         "min_channels": min_channels,
         "max_ratio": max_ratio,
+        "compensate": compensate,
+        "recalibrate": recalibrate or None,
         "exclude": exclude,
         "policy": parse_policy(policy) or None,
         "verify": False if no_verify else None,
@@ -109,7 +137,7 @@ def command(
     if pipeline is not None and given:
         name = "no-verify" if "verify" in given else next(iter(given)).replace("_", "-")
         raise UsageError(f"--pipeline replaces --{name}. Leave out one of them; the pipeline takes it as an option of a pass.")
-    request = Request(source, weights, trust_pickle, shape, seed, data, mean, std, scope)
+    request = Request(source, weights, trust_pickle, shape, seed, data, mean, std, scope, calibrate, samples)
     watching = Watching(time_passes, print_after, dump_dir)
     check_format(out, {".json": "plan"})
     check_outputs([out, plan], request.files)
@@ -132,12 +160,16 @@ def _targets(texts: Sequence[str] | None) -> dict[str, str] | None:
 
 def _run(output: Output, job: Job, watching: Watching, given: dict[str, Any], pipeline: str | None, seed: int) -> PruneResult:
     import graphprune
+    from graphprune.api import calibrated
+    from graphprune.cli.watching import shown
     from graphprune.tracing import capture
 
     model, scopes, text = job.source.model, job.scopes, job.source.text
     with output.task("Pruning") as task:
-        observers = watching.observers(output, task)
+        observers, calibration = watching.observers(output, task), shown(job.calibration, task)
         if pipeline is not None:
-            program = capture(model, job.inputs, scopes=scopes, source=text)
+            program = calibrated(capture(model, job.inputs, scopes=scopes, source=text), calibration, seed=seed)
             return graphprune.run_pipeline(program, pipeline, observers=observers, model=model)
-        return graphprune.prune(model, job.inputs, scopes=scopes, seed=seed, observers=observers, source=text, **given)
+        return graphprune.prune(
+            model, job.inputs, scopes=scopes, data=calibration, seed=seed, observers=observers, source=text, **given
+        )

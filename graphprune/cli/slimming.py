@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -74,6 +75,7 @@ def _data(
         "opaque": report.opaque,
         "unused": report.unused,
         "verification": tables.verification_data(report.verification),
+        "compensation": [asdict(one) for one in report.compensation],
         "accuracy": accuracy,
         "timing": watching.timing.as_dict() if watching.time_passes else None,
     }
@@ -92,5 +94,7 @@ def _print(job: Job, result: PruneResult, accuracy: dict[str, Any] | None, disk:
     if report.unused:
         output.say(f"Left out, for the forward pass does not use them: {tables.listed(report.unused)}.")
     output.say(tables.verification_line(report.verification))
+    if report.compensation:
+        output.say(tables.compensation_line(report.compensation))
     if accuracy is not None:
         output.say(f"{tables.accuracy_line(accuracy)} (no fine-tuning).")

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from graphprune.compensation import Compensated
     from graphprune.cost import Costs
     from graphprune.verification import Verification
 
@@ -88,6 +89,20 @@ def verification_line(verification: Verification | None) -> str:
         f"Verified against the masked original: largest relative error {verification.error:.1e} "
         f"(tolerance {verification.tolerance:.0e}) over {verification.compared} tensors."
     )
+
+
+def compensation_line(compensation: Sequence[Compensated]) -> str:
+    """What a compensation did, in one line, as the mean error of the layers whose error was measured."""
+    done = [one for one in compensation if not one.note and not one.after >= one.before]  # folded constants have no errors
+    left = [one for one in compensation if one.note]
+    text = f"Compensated {count(len(done))} layers"
+    measured = [(one.before, one.after) for one in done if one.before > one.after]
+    if measured:
+        before, after = (sum(errors) / len(measured) for errors in zip(*measured, strict=True))
+        text += f": the relative error of their outputs on the calibration data fell from {before:.2f} to {after:.2f} on average"
+    if left:
+        text += f" ({len(left)} left as they are: {listed(f'{one.node}, {one.note}' for one in left)})"
+    return f"{text}. Compare such weights with `graphprune verify --trained`."
 
 
 def accuracy_line(accuracy: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from graphprune.calibration import Calibration
 from graphprune.cli.output import Output, Task
 from graphprune.observers import Dumper, Observer, Printer, Reproducer, Step, Timing
 from graphprune.program import Program
@@ -17,6 +18,9 @@ _DOING = {
     "select": "Selecting",
     "rewrite": "Rewriting",
     "verify": "Verifying",
+    "compensate": "Compensating",
+    "fold-constants": "Folding constants",
+    "recalibrate": "Estimating statistics",
 }
 
 
@@ -30,6 +34,13 @@ class PassProgress(Observer):
         """Name the pass."""
         name = step.current.name
         self._task.describe(f"{_DOING.get(name, name)} ({step.index + 1} of {len(step.pipeline)})")
+
+
+def shown(data: Calibration | str | None, task: Task) -> Calibration | str | None:
+    """Calibration data that show on a task how many samples were used."""
+    if not isinstance(data, Calibration):
+        return data
+    return data.watched(lambda samples: task.describe(f"Calibrating: {samples:,} samples"))
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,20 @@ def from_python(text: str) -> Source:
     return Source(model, text)
 
 
+def is_named(text: str) -> bool:
+    """Whether a text has the form ``package.module:attribute``."""
+    return _CALL.fullmatch(text) is not None
+
+
+def call_named(text: str) -> Any:
+    """What the callable ``package.module:attribute`` returns, or the attribute itself where it is none; the current folder is on
+    the path. Raises UsageError where it cannot be found or fails."""
+    call = _parse(text)
+    with _current_folder_on_path():
+        found = _attribute(call)
+        return _build(text, found, *call.args, **call.kwargs) if callable(found) else found
+
+
 def _model(text: str, found: Any, call: _Call) -> Any:
     if not isinstance(found, nn.Module):
         return _build(text, found, *call.args, **call.kwargs) if callable(found) else found

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Final
 import numpy as np
 import torch
 from torch import fx
-from torch.fx.node import map_arg
 
 from graphprune.analysis_manager import AnalysisView
 from graphprune.errors import RewriteError
@@ -19,6 +18,7 @@ from graphprune.pass_base import Pass
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
 from graphprune.passes.rewrite import calls, modules, recurrent  # noqa: F401  (register the resizers)
+from graphprune.passes.rewrite.copies import copy_graph
 from graphprune.passes.rewrite.shuffles import rewrite_shuffles
 from graphprune.passes.rewrite.site import NodeSite, Provenance, Rewriting
 from graphprune.plan import kept_units
@@ -40,7 +40,7 @@ def rewrite(module: fx.GraphModule, groups: Groups, kept: Kept) -> fx.GraphModul
     """
     with torch.no_grad():
         root = twin(module, _slicer(module, groups, kept))
-    graph, copied = _copy(module.graph)
+    graph, copied = copy_graph(module.graph)
     _drop_checks_of_widths(graph, copied, groups.trace)
     rewriting = Rewriting(groups.trace, kept, {new: old.name for old, new in copied.items()})
     buffers = rewrite_shuffles(rewriting, groups.trace.shuffles, copied, module)
@@ -53,19 +53,6 @@ def rewrite(module: fx.GraphModule, groups: Groups, kept: Kept) -> fx.GraphModul
         if not node.users:  # size arithmetic that nothing reads any more
             graph.erase_node(node)
     return adopt(root, graph, type(module).__name__)
-
-
-def _copy(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
-    """A copy of a graph, and its nodes by those of the original (``fx.Graph.graph_copy`` takes twice as long)."""
-    result = fx.Graph(tracer_cls=graph._tracer_cls)
-    copied: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        copied[node] = new = result.create_node(node.op, node.target, name=node.name, type_expr=node.type)
-        new.args = map_arg(node.args, copied.__getitem__)
-        if node.kwargs:
-            new.kwargs = map_arg(node.kwargs, copied.__getitem__)
-        new.meta.update(node.meta)
-    return result, copied
 
 
 def _drop_checks_of_widths(graph: fx.Graph, copied: dict[fx.Node, fx.Node], trace: Trace) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from graphprune.criteria import Floats, ScoringContext
 from graphprune.groups import Ints
@@ -19,8 +20,13 @@ def slice_powers(context: ScoringContext, power: int) -> Iterator[tuple[Ints, Fl
         weight = parameter.detach()
         weight = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
         powers = weight.square() if power == 2 else weight.abs() if power == 1 else weight.abs().pow(power)
-        for axis, units in axes:
-            # Two steps, each over neighbouring axes, take half the time of one over axes on both sides.
-            sums = powers.sum(tuple(range(axis))) if axis else powers
-            sums = sums.sum(tuple(range(1, sums.dim()))) if sums.dim() > 1 else sums
-            yield units, sums.numpy(force=True)
+        yield from slice_sums(powers, axes)
+
+
+def slice_sums(tensor: Tensor, axes: Sequence[tuple[int, Ints]]) -> Iterator[tuple[Ints, Floats]]:
+    """For some axes of a tensor: the unit of each index, and the sum of all elements at that index."""
+    for axis, units in axes:
+        # Two steps, each over neighbouring axes, take half the time of one over axes on both sides.
+        sums = tensor.sum(tuple(range(axis))) if axis else tensor
+        sums = sums.sum(tuple(range(1, sums.dim()))) if sums.dim() > 1 else sums
+        yield units, sums.numpy(force=True)

@@ -1,8 +1,8 @@
-"""The scoring pass: a criterion over all units, normalised within each group."""
+"""The scoring pass: a criterion, or a weighted sum of some, over all units, normalised within each group."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -10,21 +10,27 @@ import numpy as np
 import torch
 
 from graphprune.analysis_manager import AnalysisView
-from graphprune.criteria import REDUCTIONS, Floats, ScoringContext, find_criterion
+from graphprune.criteria import REDUCTIONS, Floats, ScoringContext
 from graphprune.errors import UsageError
+from graphprune.filters import Filter
 from graphprune.groups import FROZEN, Groups
 from graphprune.pass_base import Pass
 from graphprune.passes.analysis.channels import ChannelGroups
-from graphprune.passes.scoring import l1, l2, random  # noqa: F401  (register the criteria)
+from graphprune.passes.analysis.filters import Filters
+from graphprune.passes.calibration.collect import collect
+from graphprune.passes.scoring.expression import Term, parse_criterion
+from graphprune.passes.scoring.shares import SHARES
 from graphprune.program import Program
 from graphprune.scores import Scores
+from graphprune.statistic import Statistic, Totals
 
 NORMALISATIONS: Mapping[str, Callable[[Floats], Floats]] = {
     "none": lambda x: x,
-    "mean": lambda x: x / _nonzero(x.mean()),
-    "max": lambda x: x / _nonzero(x.max()),
+    "mean": lambda x: x / _nonzero(np.abs(x).mean()),
+    "max": lambda x: x / _nonzero(np.abs(x).max()),
     "gaussian": lambda x: (x - x.mean()) / _nonzero(x.std()),
 }
+"""What is done to the scores of a group, of those units that have one."""
 
 
 def _nonzero(scale: Any) -> Any:
@@ -35,7 +41,9 @@ def normalised(values: Floats, groups: Groups, how: str) -> Floats:
     """Scores of each group divided by its mean or maximum, or standardised (``gaussian``), so that groups compare."""
     result = values.copy()
     for group in groups.prunable:
-        result[group.units] = NORMALISATIONS[how](values[group.units])
+        scored = group.units[np.isfinite(values[group.units])]
+        if scored.size:
+            result[scored] = NORMALISATIONS[how](values[scored])
     return result
 
 
@@ -43,36 +51,78 @@ def normalised(values: Floats, groups: Groups, how: str) -> Floats:
 class ScorePass(Pass):
     """Score every unit by a criterion.
 
-    criterion: its name. reduction: how the slices of a unit combine, ``sum|mean|max|l2``. normalise: within each group,
-    ``none|mean|max|gaussian``. seed: for criteria that draw.
+    criterion: its name, with options in brackets, or a weighted sum: ``l2``, ``attention(p=2)``, ``0.5*l2+0.5*taylor``.
+    reduction: how the slices of a unit combine, ``sum|mean|max|l2``, or ``default`` for what suits the criterion. normalise:
+    within each group, ``none|mean|max|gaussian``. share: divide a group's scores by its share of the model's ``params`` or
+    ``macs``, or ``none``. seed: for criteria that draw.
     """
 
     name: ClassVar[str] = "score"
-    requires: ClassVar[tuple[Any, ...]] = (ChannelGroups,)
+    requires: ClassVar[tuple[Any, ...]] = (ChannelGroups, Filters)
     preserves: ClassVar[Any] = "all"
     provides: ClassVar[tuple[str, ...]] = ("scores",)
 
     criterion: str = "l2"
-    reduction: str = "l2"
+    reduction: str = "default"
     normalise: str = "max"
+    share: str = "none"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for option, value, table in (("reduction", self.reduction, REDUCTIONS), ("normalise", self.normalise, NORMALISATIONS)):
+        for option, value, table in (
+            ("reduction", self.reduction, {"default": None, **REDUCTIONS}),
+            ("normalise", self.normalise, NORMALISATIONS),
+            ("share", self.share, {"none": None, **SHARES}),
+        ):
             if value not in table:
                 raise UsageError(f"score{{{option}={value}}} is not known; choose from {', '.join(table)}.")
+        if self.normalise == "gaussian" and self.share != "none":
+            raise UsageError("score{normalise=gaussian} makes scores below zero, which share cannot divide. Take another.")
 
     def run(self, program: Program, analyses: AnalysisView) -> Program:
-        """Attach the scores under the criterion's name. Raises UsageError for weights that are not finite."""
-        score = find_criterion(self.criterion)
+        """Attach the scores under the criterion's text. Raises UsageError for weights that are not finite, and for a criterion
+        that needs calibration data where the program has none."""
+        terms = parse_criterion(self.criterion)
         check_present(program.tensors)
         groups = analyses.get(ChannelGroups)
-        values = score(ScoringContext(program, groups, self.reduction, self.seed))
-        if not np.isfinite(values[groups.group_of != FROZEN]).all():
+        needs = [statistic for term in terms for statistic in term.needs]
+        looks = bool(needs) or any(term.criterion.filters for term in terms)
+        filters: Sequence[Filter] = analyses.get(Filters) if looks else ()
+        measured = collect(program, groups, filters, program.calibration, needs)
+        values = self._combined(terms, program, groups, filters, measured)
+        if groups.prunable and np.isnan(values[groups.group_of != FROZEN]).all():
             check_finite(program.tensors)
+            raise UsageError(
+                f"The criterion {self.criterion} has nothing to say about any channel of this model; choose another one."
+            )
+        if self.share != "none":
+            values = values / SHARES[self.share](groups, analyses.get(Filters))[groups.group_of]
         provenance = {key: str(value) for key, value in asdict(self).items()}
-        result = Scores(self.criterion, normalised(values, groups, self.normalise), provenance)
-        return program.with_(scores={**program.scores, self.criterion: result})
+        if needs and program.calibration is not None:
+            provenance["calibration"] = program.calibration.name
+        return program.with_(scores={**program.scores, self.criterion: Scores(self.criterion, values, provenance)})
+
+    def _combined(
+        self,
+        terms: tuple[Term, ...],
+        program: Program,
+        groups: Groups,
+        filters: Sequence[Filter],
+        measured: Mapping[Statistic, Totals],
+    ) -> Floats:
+        """The weighted sum of the normalised terms; where some have nothing to say, the others speak for them."""
+        total, weight = np.zeros(groups.unit_count), np.zeros(groups.unit_count)
+        for term in terms:
+            reduction = term.criterion.reduction if self.reduction == "default" else self.reduction
+            context = ScoringContext(program, groups, reduction, self.seed, filters, measured)
+            found = term.score(context)
+            if not np.isfinite(found[groups.group_of != FROZEN]).all():
+                check_finite(program.tensors)
+            values = normalised(found, groups, self.normalise)
+            known = ~np.isnan(values)
+            total[known] += term.weight * values[known]
+            weight[known] += term.weight
+        return np.divide(total * sum(term.weight for term in terms), weight, out=np.full_like(total, np.nan), where=weight > 0)
 
 
 def check_present(tensors: Mapping[str, torch.Tensor]) -> None:

@@ -32,7 +32,8 @@ def rank(values: Floats, groups: Groups, how: str, floors: Ints) -> Ranking:
     """Order all units. floors: how many units each group must keep (its most important ones).
 
     ``global``: by score. ``local``: by rank within the group, so that all groups shrink alike. ``isomorphic``: by rank
-    among all units of groups with the same structure (Fang et al., Isomorphic Pruning, ECCV 2024).
+    among all units of groups with the same structure (Fang et al., Isomorphic Pruning, ECCV 2024). Units without a score (NaN)
+    come last.
     """
     ordered = unit_order(values, groups)
     keys = RANKINGS[how](values, groups, ordered)
@@ -66,7 +67,7 @@ def _global(values: Floats, groups: Groups, ordered: Sequence[Ints]) -> list[Flo
 
 
 def _local(values: Floats, groups: Groups, ordered: Sequence[Ints]) -> list[Floats]:
-    return [np.arange(1, units.size + 1) / units.size for units in ordered]
+    return [np.where(np.isnan(values[units]), np.nan, np.arange(1, units.size + 1) / units.size) for units in ordered]
 
 
 def _isomorphic(values: Floats, groups: Groups, ordered: Sequence[Ints]) -> list[Floats]:
@@ -75,9 +76,11 @@ def _isomorphic(values: Floats, groups: Groups, ordered: Sequence[Ints]) -> list
         pools[_structure(group)].append(group.index)
     keys: list[Floats] = [np.zeros(0)] * len(ordered)
     for members in pools.values():
-        pooled = np.sort(np.concatenate([values[ordered[m]] for m in members]))
+        pooled = np.concatenate([values[ordered[m]] for m in members])
+        pooled = np.sort(pooled[~np.isnan(pooled)])
         for m in members:
-            keys[m] = np.searchsorted(pooled, values[ordered[m]], side="right") / pooled.size
+            own = values[ordered[m]]
+            keys[m] = np.where(np.isnan(own), np.nan, np.searchsorted(pooled, own, side="right") / max(1, pooled.size))
     return keys
 
 

@@ -69,7 +69,8 @@ def _demo_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir()
     save_file(digits.small_cnn().state_dict(), folder / "model.safetensors")
     images = np.random.default_rng(0).random((20, 1, 8, 8), dtype=np.float32)
-    np.savez(folder / "digits.npz", x_test=images, y_test=np.arange(20) % 10)
+    labels = np.arange(20) % 10
+    np.savez(folder / "digits.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from graphprune.cli.accuracy import Images, load_images, top1
+from graphprune.cli.accuracy import top1
 from graphprune.cli.output import Output
+from graphprune.sources.images import Images, load_images
 
 
 class Brightest(nn.Module):

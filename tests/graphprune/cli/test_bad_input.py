@@ -231,7 +231,7 @@ def test_scales_that_do_not_fit_the_images_are_refused(
 def test_damaged_data_and_scales_without_data_are_refused(refused: Refused, folder: Path) -> None:
     (folder / "digits.npz").write_bytes(b"PK\x03\x04 and nothing more")
     assert "is damaged" in refused(*PRUNE, "--data", "digits.npz")
-    assert "--data, which is not given" in refused(*PRUNE, "--mean", "0.5")
+    assert "scale the images of --data and --calibrate" in refused(*PRUNE, "--mean", "0.5")
     assert "no data file" in refused(*PRUNE, "--data", "none.npz")
 
 

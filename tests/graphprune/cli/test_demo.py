@@ -11,8 +11,9 @@ import pytest
 
 import graphprune
 from graphprune.cli import demo
-from graphprune.cli.accuracy import load_images, top1
+from graphprune.cli.accuracy import top1
 from graphprune.cli.output import Output
+from graphprune.sources.images import load_images
 
 Cli = Callable[..., Any]
 

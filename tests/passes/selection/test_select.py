@@ -280,3 +280,48 @@ def test_what_targets_allow_of_a_thousand(kind: str, text: str, limit: float) ->
 def test_options_that_make_no_sense(options: dict[str, Any]) -> None:
     with pytest.raises(UsageError):
         SelectPass(**options).targets  # noqa: B018  (a bad target shows when it is read)
+
+
+@pytest.mark.parametrize("how", RANKINGS)
+def test_units_without_a_score_go_last(how: str) -> None:
+    """Whole groups and single units; and what is known is ranked as if they were not there."""
+    found = analyse(small(), IMAGE)
+    values = np.random.default_rng(0).random(found.groups.unit_count)
+    silent, partly, whole = found.groups.prunable
+    values[silent.units] = np.nan
+    values[partly.units[[0, 3]]] = np.nan
+    ranking = rank(values, found.groups, how, np.zeros(3, dtype=np.int64))
+    known = int((~np.isnan(values[ranking.units])).sum())
+    assert known == partly.size - 2 + whole.size
+    assert not np.isnan(values[ranking.units[:known]]).any() and np.isnan(values[ranking.units[known:]]).all()
+    for group in (partly, whole):
+        own = values[ranking.units[:known][ranking.groups[:known] == group.index]]
+        assert (np.diff(own) >= 0).all()
+
+
+@pytest.mark.parametrize("how", ["mean", "max", "gaussian"])
+def test_units_without_a_score_have_no_part_in_normalisation(how: str) -> None:
+    found = analyse(small(), IMAGE)
+    group = found.groups.prunable[0]
+    values = np.full(found.groups.unit_count, np.nan)
+    values[group.units[1:]] = [1.0, 2.0, 3.0, 4.0, 5.0]
+    result = normalised(values, found.groups, how)[group.units]
+    assert np.isnan(result[0])
+    wanted = {"mean": np.arange(1, 6) / 3, "max": np.arange(1, 6) / 5, "gaussian": (np.arange(1, 6) - 3) / np.sqrt(2)}
+    assert result[1:] == pytest.approx(wanted[how])
+
+
+def test_the_isomorphic_rank_is_that_among_known_units() -> None:
+    """Two groups of one structure pool their units: a group's own scale has no part in it, and silent units do not shift ranks."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        return pooled(self.head, F.relu(self.b(F.relu(self.a(x))))) + pooled(self.side, F.relu(self.c(x)))
+
+    parts = {"a": conv(3, 4), "b": conv(4, 4), "c": conv(3, 4), "head": nn.Linear(4, 2), "side": nn.Linear(4, 2)}
+    found = analyse(net(forward, **parts), IMAGE)
+    a, b, c = found.groups.prunable
+    values = np.full(found.groups.unit_count, np.nan)
+    values[a.units], values[b.units], values[c.units[:2]] = [1, 2, 3, 4], [5, 6, 7, 8], [100, 0.5]
+    keys = RANKINGS["isomorphic"](values, found.groups, [g.units[np.argsort(values[g.units])] for g in (a, b, c)])
+    assert keys[0].tolist() == [0.2, 0.3, 0.4, 0.5] and keys[1].tolist() == [0.6, 0.7, 0.8, 0.9]
+    assert keys[2][:2].tolist() == [0.1, 1.0] and np.isnan(keys[2][2:]).all()

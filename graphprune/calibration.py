@@ -1,0 +1,207 @@
+"""Calibration data: batches of real inputs, with targets where a criterion needs them, read as often as is asked."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import Any, Final, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from graphprune.errors import UsageError
+from graphprune.program import Inputs
+
+Loss: TypeAlias = Callable[[Any, Any], Tensor]
+
+_TARGETS: Final = ("labels", "target", "targets")  # keywords of a batch that are no input but what the loss compares with
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some samples. inputs: what the model is called with, samples along axis 0. target: what the loss compares with."""
+
+    inputs: Inputs
+    target: Any = None
+
+    @cached_property
+    def size(self) -> int:
+        """Number of samples: the length of the first tensor."""
+        first = next((leaf for leaf in tree_leaves((self.inputs.args, dict(self.inputs.kwargs))) if isinstance(leaf, Tensor)), None)
+        if first is None or not first.dim():
+            raise UsageError("A calibration batch holds no tensor with samples along its first axis. Give batches of tensors.")
+        return len(first)
+
+    def pick(self, index: slice | Tensor) -> Batch:
+        """Some of the samples; what does not have one entry for each sample stays as it is."""
+
+        def taken(leaf: Any) -> Any:
+            return leaf[index] if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == self.size else leaf
+
+        return Batch(_map(self.inputs, taken), tree_map(taken, self.target))
+
+    def to(self, device: torch.device, like: Inputs | None = None) -> Batch:
+        """On a device; floating-point inputs in the dtype of ``like``, whose first floating-point tensor decides."""
+        examples = () if like is None else tree_leaves((like.args, dict(like.kwargs)))
+        dtype = next((leaf.dtype for leaf in examples if isinstance(leaf, Tensor) and leaf.is_floating_point()), None)
+
+        def moved(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            return leaf.to(device, dtype if leaf.is_floating_point() else None)
+
+        still = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, self.target)
+        return Batch(_map(self.inputs, moved), still)
+
+
+def _map(inputs: Inputs, function: Callable[[Any], Any]) -> Inputs:
+    return Inputs(tree_map(function, inputs.args), tree_map(function, dict(inputs.kwargs)))
+
+
+def as_batch(item: Any) -> Batch:
+    """A batch from what data loaders yield.
+
+    A tensor is one input. A pair is (inputs, target), its inputs a tensor, a tuple of arguments or a dict of keywords. A dict
+    is keyword inputs; ``labels``, ``target`` or ``targets`` in it is the target. Raises UsageError for anything else.
+    """
+    if isinstance(item, Batch):
+        return item
+    if isinstance(item, Tensor):
+        return Batch(Inputs((item,)))
+    if isinstance(item, Mapping):
+        target = next((item[key] for key in _TARGETS if key in item), None)
+        return Batch(Inputs((), {key: value for key, value in item.items() if key not in _TARGETS}), target)
+    if isinstance(item, (tuple, list)) and len(item) in (1, 2):
+        given, target = item[0], item[1] if len(item) == 2 else None
+        return Batch(as_batch(given).inputs if not isinstance(given, (tuple, list)) else Inputs(tuple(given)), target)
+    raise UsageError(
+        f"A calibration batch is {type(item).__name__}{f' of {len(item)} items' if isinstance(item, (tuple, list)) else ''}. "
+        "Yield a tensor, a pair (inputs, target), or a dict of keyword inputs."
+    )
+
+
+def default_loss(output: Any, target: Any) -> Tensor:
+    """The mean loss of a batch: the model's own ``loss`` if it returns one, else cross-entropy on integer targets (shape of the
+    output without its class axis 1), or the mean squared error on targets of the output's shape.
+
+    Raises UsageError where there is nothing to compare with.
+    """
+    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if own is not None:
+        return torch.as_tensor(own)
+    first = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
+    if first is None and hasattr(output, "logits"):
+        first = output.logits
+    if target is None or first is None:
+        raise UsageError("The criterion needs a loss, and the calibration data have no targets. Give pairs (inputs, target).")
+    if target.is_floating_point():
+        return F.mse_loss(first, target)
+    if first.dim() < 2 or first.shape[:1] + first.shape[2:] != target.shape:
+        raise UsageError(
+            f"The output {list(first.shape)} and the targets {list(target.shape)} do not fit a cross-entropy. "
+            "Give Calibration(batches, loss=function) for another loss."
+        )
+    return F.cross_entropy(first, target)
+
+
+class Calibration:
+    """Batches of real inputs, read as often as is asked, in the same order each time.
+
+    batches: an iterable of what :func:`as_batch` takes, such as a DataLoader; one that can be read only once (a generator) is
+        kept in memory. samples: how many to use at most, from the start. loss: ``loss(output, target)``, the mean over a batch;
+        only criteria with gradients ask for it. name: for messages. watch: see :meth:`watched`.
+
+    >>> data = Calibration([(torch.zeros(3, 8), torch.tensor([0, 1, 0])), (torch.zeros(3, 8), torch.tensor([1, 1, 0]))], samples=4)
+    >>> [batch.size for batch in data]
+    [3, 1]
+    >>> [(label, batch.size) for label, batch in data.by_class(10)]
+    [(0, 2), (1, 2)]
+    """
+
+    def __init__(
+        self,
+        batches: Iterable[Any],
+        *,
+        samples: int | None = None,
+        loss: Loss = default_loss,
+        name: str = "the calibration data",
+        watch: Callable[[int], None] | None = None,
+    ) -> None:
+        if samples is not None and samples < 1:
+            raise UsageError(f"Calibration on {samples} samples is not possible; give at least 1.")
+        self._batches = _Kept(batches) if isinstance(batches, Iterator) else batches
+        self.samples, self.loss, self.name, self._watch = samples, loss, name, watch
+
+    def watched(self, watch: Callable[[int], None]) -> Calibration:
+        """The same data; ``watch`` is told how many samples were used, after each batch."""
+        return Calibration(self._batches, samples=self.samples, loss=self.loss, name=self.name, watch=watch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches; the last one is cut where ``samples`` are reached. Raises UsageError when there are none."""
+        left = self.samples
+        found = 0
+        for item in self._batches:
+            batch = as_batch(item)
+            if left is not None and batch.size > left:
+                batch = batch.pick(slice(left))
+            if batch.size:
+                yield batch
+                found += batch.size
+                if self._watch is not None:
+                    self._watch(found)
+            left = None if left is None else left - batch.size
+            if left == 0:
+                return
+        if not found:
+            raise UsageError(f"There are no samples in {self.name}. Give at least one batch.")
+
+    def by_class(self, per_class: int) -> Iterator[tuple[int, Batch]]:
+        """For each class that occurs, in ascending order, one batch of its first ``per_class`` samples.
+
+        Raises UsageError where targets are not integers of shape (samples,).
+        """
+        parts: dict[int, list[Batch]] = defaultdict(list)
+        have: dict[int, int] = defaultdict(int)
+        for batch in self:
+            labels = batch.target
+            if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != (batch.size,):
+                raise UsageError(f"Classes need integer targets, one for each sample, which {self.name} does not have.")
+            for label in labels.unique().tolist():
+                index = (labels == label).nonzero().flatten()[: per_class - have[label]]
+                if index.numel():
+                    have[label] += index.numel()
+                    parts[label].append(batch.pick(index))
+        for label in sorted(parts):
+            yield label, _joined(parts[label])
+
+
+class _Kept:
+    """What a one-time iterator yields, kept when it is first read and as far as it is read."""
+
+    def __init__(self, iterator: Iterator[Any]) -> None:
+        self._rest = iterator
+        self._seen: list[Batch] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        return chain(list(self._seen), self._more())
+
+    def _more(self) -> Iterator[Batch]:
+        for item in self._rest:
+            self._seen.append(as_batch(item))
+            yield self._seen[-1]
+
+
+def _joined(batches: list[Batch]) -> Batch:
+    """Batches of equal structure as one."""
+
+    def join(*leaves: Any) -> Any:
+        return torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
+
+    args = tree_map(join, *(batch.inputs.args for batch in batches))
+    kwargs = tree_map(join, *(dict(batch.inputs.kwargs) for batch in batches))
+    return Batch(Inputs(args, kwargs), tree_map(join, *(batch.target for batch in batches)))

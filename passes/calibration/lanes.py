@@ -1,0 +1,108 @@
+"""Graphs that run on several batches at once, one node at a time, so that what comes later sees what was changed before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
+
+from graphprune.calibration import Batch, Calibration
+from graphprune.errors import UsageError, first_line
+from graphprune.program import Inputs, Program, placeholder_values
+from graphprune.twins import twin
+
+Watch = Callable[[int, Any, tuple[Any, ...], Any], None]
+
+
+class Lanes:
+    """A graph and its live values on every batch; a value is freed once no later node reads it.
+
+    The graph runs in eval mode without gradients. Its tensors are the module's own, so that a change of one shows from the next
+    node on. Memory: the live values of all batches.
+    """
+
+    def __init__(self, module: fx.GraphModule, batches: Sequence[Batch], data: Calibration) -> None:
+        copy = twin(module, lambda tensor: tensor)
+        for child in copy.modules():
+            child.training = False
+        self.lanes = [_Lane(copy, _copies(placeholder_values(module.graph, batch.inputs))) for batch in batches]
+        self.batches = batches
+        self._data = data
+
+    def compute(self, node: fx.Node, watch: Watch | None = None) -> Iterator[Any]:
+        """Results of a node, batch by batch; not kept. watch: told (batch, operator, arguments, result) of each ATen operator."""
+        for number, lane in enumerate(self.lanes):
+            try:
+                if watch is None:
+                    yield lane.run_node(node)
+                else:
+                    with _Watching(number, watch):
+                        result = lane.run_node(node)
+                    yield result
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                raise UsageError(
+                    f"The model does not run on {self._data.name} ({self.batches[number].inputs.describe()}): {first_line(error)}. "
+                    "Give batches as the model takes them."
+                ) from error
+
+    def advance(self, node: fx.Node, watch: Watch | None = None) -> None:
+        """Compute and keep a node; placeholders in their order."""
+        for lane, result in zip(self.lanes, self.compute(node, watch), strict=True):
+            lane.env[node] = result
+            for read in lane.user_to_last_uses.get(node, []):
+                del lane.env[read]
+
+    def values(self, node: fx.Node) -> list[Any]:
+        """What a node made, for each batch."""
+        return [lane.env[node] for lane in self.lanes]
+
+
+class _Lane(fx.Interpreter):
+    def __init__(self, module: nn.Module, arguments: list[Any]) -> None:
+        super().__init__(module)
+        self.extra_traceback = False
+        self.args_iter = iter(arguments)
+
+
+class _Watching(TorchDispatchMode):
+    def __init__(self, number: int, watch: Watch) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._number, self._watch = number, watch
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._watch(self._number, func, args, result)
+        return result
+
+
+def calibration_batches(program: Program, what: str) -> list[Batch]:
+    """The calibration data of a program, on its device. Raises UsageError where there are none, and for programs of scopes."""
+    if program.calibration is None:
+        raise UsageError(f"{what} needs calibration data. Give data= (or --data) with batches as the model takes them.")
+    if program.scopes:
+        raise UsageError(f"{what} needs a model that traces as a whole; this one is pruned in scopes. Leave it out.")
+    device = next((tensor.device for tensor in program.tensors.values()), torch.device("cpu"))
+    return [batch.to(device, program.inputs) for batch in program.calibration]
+
+
+def map_inputs(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
+    """Inputs with a function applied to every tensor."""
+
+    def mapped(leaf: Any) -> Any:
+        return function(leaf) if isinstance(leaf, Tensor) else leaf
+
+    return Inputs(tree_map(mapped, inputs.args), tree_map(mapped, dict(inputs.kwargs)))
+
+
+def storage(tensor: Tensor) -> int:
+    """What identifies the memory of a tensor and of its views."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _copies(values: list[Any]) -> list[Any]:
+    """Values of placeholders that a model may write into."""
+    return [value.clone() if isinstance(value, Tensor) else value for value in values]
