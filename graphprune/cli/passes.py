@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import MISSING, Field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphprune.cli import options
 from graphprune.cli.output import Output
+
+if TYPE_CHECKING:
+    from graphprune.criteria import Criterion
 
 
 def command(
@@ -20,7 +23,7 @@ def command(
 
     with Output(as_json, quiet, verbose) as output:
         passes = {name: _about_pass(pass_class(name), verbose) for name in pass_names()}
-        criteria = {name: _first_line(find_criterion(name).function) for name in criteria_names()}
+        criteria = {name: _about_criterion(find_criterion(name)) for name in criteria_names()}
         policies = {name: {"choices": list(choices), "default": getattr(Policy(), name)} for name, choices in CHOICES.items()}
         output.data({"passes": passes, "criteria": criteria, "policies": policies})
         _print(output, passes, criteria, policies)
@@ -28,7 +31,12 @@ def command(
 
 def _about_pass(cls: type[Any], verbose: bool) -> dict[str, Any]:
     about = {field.name: {"type": str(field.type), "default": _default(field)} for field in fields(cls) if field.init}
-    return {"doc": inspect.getdoc(cls) if verbose else _first_line(cls), "options": about}
+    return {"doc": inspect.getdoc(cls) if verbose else _summary(cls), "options": about}
+
+
+def _about_criterion(criterion: Criterion) -> dict[str, Any]:
+    options = {name: str(default) for name, default in criterion.options.items()}
+    return {"doc": _summary(criterion.function), "options": options}
 
 
 def _default(field: Field[Any]) -> str:
@@ -37,13 +45,13 @@ def _default(field: Field[Any]) -> str:
     return "required" if field.default_factory is MISSING else str(field.default_factory())
 
 
-def _first_line(documented: Any) -> str:
-    """Of a class's own docstring, or of that of the module that a function is alone in."""
+def _summary(documented: Any) -> str:
+    """The first paragraph of a class's own docstring, or of that of the module that a function is alone in, as one line."""
     subject = inspect.getmodule(documented) if inspect.isfunction(documented) else documented
-    return (inspect.getdoc(subject) or "").partition("\n")[0]
+    return " ".join((inspect.getdoc(subject) or "").partition("\n\n")[0].split())
 
 
-def _print(output: Output, passes: dict[str, Any], criteria: dict[str, str], policies: dict[str, Any]) -> None:
+def _print(output: Output, passes: dict[str, Any], criteria: dict[str, dict[str, Any]], policies: dict[str, Any]) -> None:
     from graphprune.cli import tables
 
     output.show(tables.notes_table("Passes", {name: about["doc"] for name, about in passes.items()}, "pass", "what it does"))
@@ -53,7 +61,13 @@ def _print(output: Output, passes: dict[str, Any], criteria: dict[str, str], pol
     for name, about in passes.items():
         for index, (option, facts) in enumerate(about["options"].items()):
             options_table.add_row("" if index else name, option, facts["type"], facts["default"])
-    output.show(options_table, tables.notes_table("Criteria, as in --criterion l1", criteria, "criterion", "what it measures"))
+    criteria_table = tables.plain_table(
+        "criterion", "options", "what it measures", title="Criteria, as in --criterion 'attention(p=2)' or '0.5*l2+0.5*taylor'"
+    )
+    for name, about in criteria.items():
+        chosen = ", ".join(f"{option}={default}" for option, default in about["options"].items())
+        criteria_table.add_row(name, chosen, about["doc"])
+    output.show(options_table, criteria_table)
     policy_table = tables.plain_table("policy", "choices", "default", title="Policies, as in --policy heads=head_dim")
     for name, facts in policies.items():
         policy_table.add_row(name, ", ".join(facts["choices"]), facts["default"])

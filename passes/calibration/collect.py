@@ -34,7 +34,7 @@ def collect(
     if not wanted:
         return {}
     if data is None:
-        raise UsageError("The criterion needs calibration data. Give data= (or --data) with batches as the model takes them.")
+        raise UsageError("The criterion needs calibration data. Give data= (or --calibrate) with batches as the model takes them.")
     if program.scopes:
         raise UsageError(
             "Calibration needs a model that traces as a whole; this one is pruned in scopes. Use a criterion of weights: l2."

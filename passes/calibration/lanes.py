@@ -82,7 +82,7 @@ class _Watching(TorchDispatchMode):
 def calibration_batches(program: Program, what: str) -> list[Batch]:
     """The calibration data of a program, on its device. Raises UsageError where there are none, and for programs of scopes."""
     if program.calibration is None:
-        raise UsageError(f"{what} needs calibration data. Give data= (or --data) with batches as the model takes them.")
+        raise UsageError(f"{what} needs calibration data. Give data= (or --calibrate) with batches as the model takes them.")
     if program.scopes:
         raise UsageError(f"{what} needs a model that traces as a whole; this one is pruned in scopes. Leave it out.")
     device = next((tensor.device for tensor in program.tensors.values()), torch.device("cpu"))

@@ -138,9 +138,11 @@ def test_tables_fit_the_terminal_and_cut_nothing_off(cli: Cli, monkeypatch: pyte
 
 def test_passes_lists_passes_options_criteria_and_policies(cli: Cli) -> None:
     data = cli("passes", "--json").data
-    assert list(data["passes"]) == ["channels", "score", "select", "rewrite", "verify"]
+    pruning, repairing = ["channels", "score", "select", "rewrite", "verify"], ["fold-constants", "compensate", "recalibrate"]
+    assert list(data["passes"]) == pruning + repairing
     assert data["passes"]["score"]["options"]["criterion"] == {"type": "str", "default": "l2"}
-    assert {"l1", "l2", "random"} <= set(data["criteria"]) and all(data["criteria"].values())
+    assert {"l1", "l2", "random"} <= set(data["criteria"]) and all(about["doc"] for about in data["criteria"].values())
+    assert data["criteria"]["attention"]["options"] == {"p": "1", "statistic": "mean", "at": "consumed"}
     assert data["policies"]["heads"] == {"choices": ["whole", "head_dim"], "default": "whole"}
     ran = cli("passes")
-    assert "round_to" in ran.out and "conv_groups" in ran.out and ran.err == ""
+    assert "statistic=mean" in ran.out and "round_to" in ran.out and "conv_groups" in ran.out and ran.err == ""
