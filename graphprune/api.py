@@ -185,9 +185,9 @@ def run_pipeline(
         raise PipelineError("The pipeline does not rewrite the model; add 'rewrite' after 'select'.")
     with collector_paused():
         done = PassManager(steps, observers).run(program)
-    assert done.plan is not None
-    plan = done.plan if program.plan else done.plan.model_copy(update={"pipeline": format_pipeline(steps, defaults=True)})
-    return _result(done, plan, model)
+        assert done.plan is not None
+        plan = done.plan if program.plan else done.plan.model_copy(update={"pipeline": format_pipeline(steps, defaults=True)})
+        return _result(done, plan, model)
 
 
 def apply_plan(

@@ -42,13 +42,15 @@ def twin(module: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> 
 def modules_by_path(module: nn.Module) -> dict[str, nn.Module]:
     """All modules of a tree in pre-order, shared ones at each of their paths (``named_modules`` is quadratic in the depth)."""
     found: dict[str, nn.Module] = {}
-    pending = [("", module)]
-    while pending:
-        path, current = pending.pop()
-        found[path] = current
-        prefix = f"{path}." if path else ""
-        pending += [(prefix + name, child) for name, child in reversed(current._modules.items()) if child is not None]
+    _add(module, "", found)
     return found
+
+
+def _add(module: nn.Module, path: str, found: dict[str, nn.Module]) -> None:
+    found[path] = module
+    for name, child in module._modules.items():
+        if child is not None:
+            _add(child, f"{path}.{name}" if path else name, found)
 
 
 def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
