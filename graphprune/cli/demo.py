@@ -176,4 +176,6 @@ def _report(result: PruneResult, accuracy: dict[str, float], files: dict[str, Pa
     again = f"{_SOURCE} --weights {files['model']} --input 1x1x8x8"
     output.say("Try next:")
     output.say(f"  graphprune inspect {_SOURCE} --input 1x1x8x8")
-    output.say(f"  graphprune prune {again} --target macs=30% --data {files['data']} -o slim.safetensors")
+    output.say(f"  graphprune score {again} --criterion taylor --calibrate {files['data']}")
+    digits = f"--calibrate {files['data']} --data {files['data']}"
+    output.say(f"  graphprune prune {again} --target macs=30% --compensate least-squares {digits} -o slim.safetensors")
