@@ -9,22 +9,13 @@ from typing import Any, Final
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from graphprune.passes.analysis.rules.normalisation import BATCH_NORMS
 from graphprune.passes.calibration.contraction import find_contraction
 from graphprune.passes.calibration.lanes import storage
 from graphprune.program import Program
 from graphprune.tape import Operation, Step, Tape, tape_of
 
-BATCH_NORMS: Final = frozenset(
-    f"aten::{name}"
-    for name in (
-        "native_batch_norm",
-        "_native_batch_norm_legit_no_training",
-        "_native_batch_norm_legit",
-        "_batch_norm_no_update",
-        "cudnn_batch_norm",
-        "miopen_batch_norm",
-    )
-)
+_BATCH_NORMS: Final = frozenset(f"aten::{name}" for name in BATCH_NORMS)
 _SUMS: Final = frozenset({"aten::add", "aten::add_"})
 
 
@@ -142,7 +133,7 @@ class _Finder:
     def norm(self, node: fx.Node) -> Norm | None:
         """The batch norm that a node runs, if its running statistics are its own."""
         operations = self.steps[node.name].operations
-        found = [operation for operation in operations if operation.operator._schema.name in BATCH_NORMS]
+        found = [operation for operation in operations if operation.operator._schema.name in _BATCH_NORMS]
         if len(found) != 1:
             return None
         weight, bias, mean, variance = (self.name(tensor) for tensor in found[0].args[1:5])

@@ -7,24 +7,12 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from graphprune.passes.analysis.rules.normalisation import BATCH_NORMS
 from graphprune.program import Program
 from graphprune.rules import only_moves
 from graphprune.tape import Operation, Tape, tape_of
 
-_BATCH_NORMS: Final = frozenset(
-    {
-        "native_batch_norm",
-        "_native_batch_norm_legit",
-        "_native_batch_norm_legit_no_training",
-        "_native_batch_norm_legit_functional",
-        "_batch_norm_with_update",
-        "_batch_norm_no_update",
-        "batch_norm_with_update",
-        "cudnn_batch_norm",
-        "miopen_batch_norm",
-    }
-)
-_NORMS: Final = _BATCH_NORMS | {"native_layer_norm", "native_group_norm", "_fused_rms_norm", "rms_norm"}
+_NORMS: Final = frozenset(BATCH_NORMS) | {"native_layer_norm", "native_group_norm", "_fused_rms_norm", "rms_norm"}
 _ROOTS: Final = frozenset({"rsqrt", "sqrt"})
 _COPIES: Final = frozenset({"_to_copy", "clone", "repeat", "expand"})
 _ROOT, _NORMALISED = object(), object()
@@ -71,7 +59,7 @@ def batch_norm_parameters(program: Program) -> list[tuple[str, ...]]:
     tape = tape_of(program)
     found: dict[tuple[str, ...], None] = {}
     for operation in _operations(tape):
-        if _name(operation) in _BATCH_NORMS:
+        if _name(operation) in BATCH_NORMS:
             names = (tape.names.get(id(_argument(operation, name))) for name in ("weight", "bias"))
             found[tuple(name for name in names if name is not None)] = None
     return [names for names in found if names]
@@ -83,7 +71,7 @@ def batch_norm_factors(program: Program) -> dict[str, Tensor]:
     made_by = {id(step.result): step.node for step in tape.steps if isinstance(step.result, Tensor)}
     found: dict[str, Tensor] = {}
     for operation in _operations(tape):
-        variance = tape.names.get(id(_argument(operation, "running_var"))) if _name(operation) in _BATCH_NORMS else None
+        variance = tape.names.get(id(_argument(operation, "running_var"))) if _name(operation) in BATCH_NORMS else None
         maker = made_by.get(id(operation.args[0])) if operation.args else None
         if variance is None or maker is None:
             continue

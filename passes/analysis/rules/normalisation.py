@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from graphprune.labels import Field, Value, along, axes_of
 from graphprune.passes.analysis.rules.convolution import channel_labels
 from graphprune.rules import Call, rule
+
+#: ATen operators that normalise each channel by statistics of its own, or by those that are kept for it.
+BATCH_NORMS: Final = (
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+    "_native_batch_norm_legit_functional",
+    "_batch_norm_with_update",
+    "_batch_norm_no_update",
+    "batch_norm_with_update",
+    "cudnn_batch_norm",
+    "miopen_batch_norm",
+)
 
 
 def note_statistics(call: Call, field: Field, what: str) -> Field | None:
@@ -28,18 +43,7 @@ def _channels_with_parameters(call: Call, value: Value) -> tuple[list[Field], Fi
     return batch, vector
 
 
-@rule(
-    "native_batch_norm",
-    "_native_batch_norm_legit",
-    "_native_batch_norm_legit_no_training",
-    "_native_batch_norm_legit_functional",
-    "_batch_norm_with_update",
-    "_batch_norm_no_update",
-    "batch_norm_with_update",
-    "cudnn_batch_norm",
-    "miopen_batch_norm",
-    keeps_sizes=True,
-)
+@rule(*BATCH_NORMS, keeps_sizes=True)
 def batch_norm(call: Call) -> None:
     """``out[n, c] = (x[n, c] - mean[c]) / sqrt(var[c] + eps) * w[c] + b[c]``: everything indexed by c is tied."""
     value = call.value(call.args[0])
