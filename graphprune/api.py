@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from graphprune.artifact import read_artifact, write_artifact
 from graphprune.artifact.parts import describe_parts, parts_in, with_weights_of
-from graphprune.calibration import Calibration
+from graphprune.calibration import Calibration, no_data
 from graphprune.collector import collector_paused
 from graphprune.compensation import Compensated
 from graphprune.cost import Costs
@@ -154,7 +154,7 @@ def prune(
         passes.append(RecalibratePass())
     asking = next((step.name for step in passes if "calibration" in step.needs), None)
     if asking is not None and data is None:
-        raise UsageError(f"Pass {asking!r} needs calibration data. Give data= (--calibrate) with batches as the model takes them.")
+        raise no_data(f"Pass {asking!r}")
     program = calibrated(capture(model, example_inputs, scopes=scopes, source=source), data, seed=seed)
     return run_pipeline(program, passes, observers=observers, model=model)
 

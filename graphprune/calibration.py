@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from graphprune.errors import UsageError
+from graphprune.errors import UsageError, first_line
 from graphprune.program import Inputs
 
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
@@ -43,7 +43,7 @@ class Batch:
         def taken(leaf: Any) -> Any:
             return leaf[index] if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == self.size else leaf
 
-        return Batch(_map(self.inputs, taken), tree_map(taken, self.target))
+        return Batch(self.inputs.map(taken), tree_map(taken, self.target))
 
     def to(self, device: torch.device, like: Inputs | None = None) -> Batch:
         """On a device; floating-point inputs in the dtype of ``like``, whose first floating-point tensor decides."""
@@ -56,11 +56,7 @@ class Batch:
             return leaf.to(device, dtype if leaf.is_floating_point() else None)
 
         still = tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, self.target)
-        return Batch(_map(self.inputs, moved), still)
-
-
-def _map(inputs: Inputs, function: Callable[[Any], Any]) -> Inputs:
-    return Inputs(tree_map(function, inputs.args), tree_map(function, dict(inputs.kwargs)))
+        return Batch(self.inputs.map(moved), still)
 
 
 def as_batch(item: Any) -> Batch:
@@ -141,6 +137,13 @@ class Calibration:
         """The same data; ``watch`` is told how many samples were used, after each batch."""
         return Calibration(self._batches, samples=self.samples, loss=self.loss, name=self.name, watch=watch)
 
+    def run_error(self, batch: Batch, error: Exception) -> UsageError:
+        """The error of a model that does not run on a batch."""
+        return UsageError(
+            f"The model does not run on {self.name} ({batch.inputs.describe()}): {first_line(error)}. "
+            "Give batches as the model takes them."
+        )
+
     def __iter__(self) -> Iterator[Batch]:
         """The batches; the last one is cut where ``samples`` are reached. Raises UsageError when there are none."""
         left = self.samples
@@ -178,6 +181,11 @@ class Calibration:
                     parts[label].append(batch.pick(index))
         for label in sorted(parts):
             yield label, _joined(parts[label])
+
+
+def no_data(what: str) -> UsageError:
+    """The error of what needs calibration data where there are none."""
+    return UsageError(f"{what} needs calibration data. Give data= (or --calibrate) with batches as the model takes them.")
 
 
 class _Kept:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import fx
+from torch.utils._pytree import tree_map
 
 from graphprune.twins import named_tensors
 
@@ -29,6 +30,10 @@ class Inputs:
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def map(self, function: Callable[[Any], Any]) -> Inputs:
+        """Inputs of the same structure, with a function applied to every leaf."""
+        return Inputs(tree_map(function, self.args), tree_map(function, dict(self.kwargs)))
 
     def describe(self) -> str:
         """Shapes and dtypes in one line, for messages."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphprune.calibration import Batch, Calibration
+from graphprune.calibration import Batch, Calibration, no_data
 from graphprune.errors import UsageError, first_line
 from graphprune.filters import Filter
 from graphprune.groups import Groups
@@ -34,7 +34,7 @@ def collect(
     if not wanted:
         return {}
     if data is None:
-        raise UsageError("The criterion needs calibration data. Give data= (or --calibrate) with batches as the model takes them.")
+        raise no_data("The criterion")
     if program.scopes:
         raise UsageError(
             "Calibration needs a model that traces as a whole; this one is pruned in scopes. Use a criterion of weights: l2."
@@ -115,10 +115,7 @@ class Runner:
             self.layout.see(batch, watch.nodes, self._results)
             output = interpreter.run(*self._values(batch))
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise UsageError(
-                f"The model does not run on {data.name} ({batch.inputs.describe()}): {first_line(error)}. "
-                "Give batches as the model takes them."
-            ) from error
+            raise data.run_error(batch, error) from error
         if backward:
             loss = data.loss(output, batch.target)
             if not bool(torch.isfinite(loss)):

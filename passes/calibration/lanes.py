@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
-from graphprune.calibration import Batch, Calibration
-from graphprune.errors import UsageError, first_line
+from graphprune.calibration import Batch, Calibration, no_data
+from graphprune.errors import UsageError
 from graphprune.program import Inputs, Program, placeholder_values
 from graphprune.twins import twin
 
@@ -44,10 +43,7 @@ class Lanes:
                         result = lane.run_node(node)
                     yield result
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                raise UsageError(
-                    f"The model does not run on {self._data.name} ({self.batches[number].inputs.describe()}): {first_line(error)}. "
-                    "Give batches as the model takes them."
-                ) from error
+                raise self._data.run_error(self.batches[number], error) from error
 
     def advance(self, node: fx.Node, watch: Watch | None = None) -> None:
         """Compute and keep a node; placeholders in their order."""
@@ -82,7 +78,7 @@ class _Watching(TorchDispatchMode):
 def calibration_batches(program: Program, what: str) -> list[Batch]:
     """The calibration data of a program, on its device. Raises UsageError where there are none, and for programs of scopes."""
     if program.calibration is None:
-        raise UsageError(f"{what} needs calibration data. Give data= (or --calibrate) with batches as the model takes them.")
+        raise no_data(what)
     if program.scopes:
         raise UsageError(f"{what} needs a model that traces as a whole; this one is pruned in scopes. Leave it out.")
     device = next((tensor.device for tensor in program.tensors.values()), torch.device("cpu"))
@@ -95,7 +91,7 @@ def map_inputs(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
     def mapped(leaf: Any) -> Any:
         return function(leaf) if isinstance(leaf, Tensor) else leaf
 
-    return Inputs(tree_map(mapped, inputs.args), tree_map(mapped, dict(inputs.kwargs)))
+    return inputs.map(mapped)
 
 
 def storage(tensor: Tensor) -> int:

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from graphprune.calibration import Batch
 from graphprune.errors import CaptureError
@@ -90,7 +90,7 @@ def _doubled(inputs: Inputs) -> Inputs:
             return leaf
         return leaf.new_empty((2 * size, *leaf.shape[1:]), device="meta")
 
-    return Inputs(tree_map(double, inputs.args), tree_map(double, dict(inputs.kwargs)))
+    return inputs.map(double)
 
 
 def _first_length(inputs: Inputs) -> int:

@@ -48,6 +48,11 @@ class _Moments(Observer):
         self.totals.raise_to((tap.node, tap.axis, "max"), found.abs_max)
 
 
+def needs_moments(at: Place, **options: object) -> tuple[Statistic, ...]:
+    """What criteria of moments ask for, by their option ``at``."""
+    return (Moments(at),)
+
+
 def moment(totals: Totals, tap: Tap, name: str) -> Floats:
     """A moment of a tap's channels, float64 of shape (channels,); ``count`` and ``samples`` have shape ()."""
     store = totals.maxima if name == "max" else totals.sums

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from graphprune.criteria import Floats, ScoringContext, criterion
-from graphprune.passes.calibration.moments import Moments, moment
-from graphprune.statistic import Place, Statistic
+from graphprune.passes.calibration.moments import Moments, moment, needs_moments
+from graphprune.statistic import Place
 
 
-def _needs(at: Place, **options: object) -> tuple[Statistic, ...]:
-    return (Moments(at),)
-
-
-@criterion("apoz", needs=_needs, reduction="max")
+@criterion("apoz", needs=needs_moments, reduction="max")
 def apoz(context: ScoringContext, *, at: Place = "consumed") -> Floats:
     """``reduce_t (1 - APoZ) = reduce_t #(a != 0) / #a`` over the activations t of a unit; shape (units,), in [0, 1] for each.
 

@@ -8,17 +8,13 @@ from typing import Literal
 
 from graphprune.criteria import Floats, ScoringContext, criterion
 from graphprune.groups import Ints
-from graphprune.passes.calibration.moments import Moments, moment
-from graphprune.statistic import Place, Statistic
+from graphprune.passes.calibration.moments import Moments, moment, needs_moments
+from graphprune.statistic import Place
 
 _POWERS = {1: "abs", 2: "square", 4: "fourth"}
 
 
-def _needs(at: Place, **options: object) -> tuple[Statistic, ...]:
-    return (Moments(at),)
-
-
-@criterion("attention", needs=_needs, reduction="max")
+@criterion("attention", needs=needs_moments, reduction="max")
 def attention(
     context: ScoringContext,
     *,

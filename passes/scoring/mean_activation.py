@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from graphprune.criteria import Floats, ScoringContext, criterion
-from graphprune.passes.calibration.moments import Moments, moment
-from graphprune.statistic import Place, Statistic
+from graphprune.passes.calibration.moments import Moments, moment, needs_moments
+from graphprune.statistic import Place
 
 
-def _needs(at: Place, **options: object) -> tuple[Statistic, ...]:
-    return (Moments(at),)
-
-
-@criterion("mean-activation", needs=_needs, reduction="max")
+@criterion("mean-activation", needs=needs_moments, reduction="max")
 def mean_activation(context: ScoringContext, *, at: Place = "consumed") -> Floats:
     """``reduce_t |mean(a)|`` over samples and positions, t the activations of a unit; shape (units,), in activation units.
 

@@ -8,15 +8,11 @@ import numpy as np
 
 from graphprune.criteria import Floats, ScoringContext, criterion
 from graphprune.groups import Ints
-from graphprune.passes.calibration.moments import Moments, moment
-from graphprune.statistic import Place, Statistic
+from graphprune.passes.calibration.moments import Moments, moment, needs_moments
+from graphprune.statistic import Place
 
 
-def _needs(at: Place, **options: object) -> tuple[Statistic, ...]:
-    return (Moments(at),)
-
-
-@criterion("variance", needs=_needs, reduction="max")
+@criterion("variance", needs=needs_moments, reduction="max")
 def variance(context: ScoringContext, *, at: Place = "consumed") -> Floats:
     """``reduce_t (mean(a^2) - mean(a)^2)`` over samples and positions, t the activations of a unit; shape (units,), in squared
     activation units. Differences below float32's resolution of the mean square count as none.
