@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import sympy
 from rich.console import RenderableType
 from rich.text import Text
 
@@ -51,7 +52,7 @@ def group_costs(cost: CostModel) -> list[GroupCost]:
     ]
 
 
-_FORMULAS: Final = {
+_FORMULAS: Final[Mapping[str, Callable[[CostModel], sympy.Expr]]] = {
     "parameters": lambda cost: cost.parameters.formula,
     "MACs": lambda cost: cost.macs.formula,
     "weight bytes": lambda cost: cost.weight_bytes.formula,
