@@ -38,6 +38,7 @@ from graphprune.plan import Plan
 from graphprune.program import Inputs, Program, Scope
 from graphprune.sources import load_calibration
 from graphprune.tracing import capture, normalise_inputs, put_back
+from graphprune.tracing.scope_data import scope_calibration
 from graphprune.twins import named_tensors
 from graphprune.verification import Verification
 
@@ -156,17 +157,31 @@ def prune(
     asking = next((step.name for step in passes if "calibration" in step.needs), None)
     if asking is not None and data is None:
         raise no_data(f"Pass {asking!r}")
-    program = calibrated(capture(model, example_inputs, scopes=scopes, source=source), data, seed=seed)
+    program = calibrated(
+        capture(model, example_inputs, scopes=scopes, source=source), data, seed=seed, whole=(model, example_inputs)
+    )
     return run_pipeline(program, passes, observers=observers, model=model)
 
 
-def calibrated(program: Program, data: Calibration | Iterable[Any] | str | None, *, seed: int = 0) -> Program:
-    """A program with calibration data; see ``data`` of :func:`prune`."""
-    if data is None or isinstance(data, Calibration):
-        return program.with_(calibration=data)
-    if data == SYNTHETIC:
+def calibrated(
+    program: Program,
+    data: Calibration | Iterable[Any] | str | None,
+    *,
+    seed: int = 0,
+    whole: tuple[nn.Module, Any] | None = None,
+) -> Program:
+    """A program with calibration data; see ``data`` of :func:`prune`. whole: for a program of scopes, the model that they are in
+    and the example inputs of its capture, as the data are for the model."""
+    if data is None:
+        return program.with_(calibration=None)
+    if isinstance(data, str) and data == SYNTHETIC:
         return program.with_(calibration=synthesise(program, seed=seed))
-    return program.with_(calibration=load_calibration(data, like=program.inputs) if isinstance(data, str) else Calibration(data))
+    example = normalise_inputs(whole[1]) if whole else program.inputs
+    found = load_calibration(data, like=example) if isinstance(data, str) else data
+    found = found if isinstance(found, Calibration) else Calibration(found)
+    if program.scopes and whole is not None:
+        found = scope_calibration(found, whole[0], program, example)
+    return program.with_(calibration=found)
 
 
 def run_pipeline(

@@ -137,12 +137,13 @@ class Calibration:
         """The same data; ``watch`` is told how many samples were used, after each batch."""
         return Calibration(self._batches, samples=self.samples, loss=self.loss, name=self.name, watch=watch)
 
+    def replaced(self, function: Callable[[Iterable[Any], int | None], Iterable[Any]]) -> Calibration:
+        """Other batches, which a function makes of these and of how many samples to use at most; all else stays."""
+        return Calibration(function(self._batches, self.samples), loss=self.loss, name=self.name, watch=self._watch)
+
     def run_error(self, batch: Batch, error: Exception) -> UsageError:
         """The error of a model that does not run on a batch."""
-        return UsageError(
-            f"The model does not run on {self.name} ({batch.inputs.describe()}): {first_line(error)}. "
-            "Give batches as the model takes them."
-        )
+        return run_error(self.name, batch.inputs, error)
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches; the last one is cut where ``samples`` are reached. Raises UsageError when there are none."""
@@ -181,6 +182,13 @@ class Calibration:
                     parts[label].append(batch.pick(index))
         for label in sorted(parts):
             yield label, _joined(parts[label])
+
+
+def run_error(name: str, inputs: Inputs, error: Exception) -> UsageError:
+    """The error of a model that does not run on calibration data. name: what the data are called."""
+    return UsageError(
+        f"The model does not run on {name} ({inputs.describe()}): {first_line(error)}. Give batches as the model takes them."
+    )
 
 
 def no_data(what: str) -> UsageError:

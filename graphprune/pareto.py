@@ -156,7 +156,9 @@ def sweep(
     """
     task = what or Sweep()
     with collector_paused():
-        program = calibrated(capture(model, example_inputs, scopes=scopes, source=source), data, seed=seed)
+        program = calibrated(
+            capture(model, example_inputs, scopes=scopes, source=source), data, seed=seed, whole=(model, example_inputs)
+        )
         scoring: list[Pass] = [
             ChannelsPass(exclude=tuple(exclude), policy=dict(policy or {})),
             ScorePass(criterion=criterion, reduction=reduction, normalise=normalise, seed=seed),

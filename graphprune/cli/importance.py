@@ -49,7 +49,7 @@ def score_all(
     with output.task("Scoring") as task:
         program = capture(job.source.model, job.inputs, scopes=job.scopes, source=job.source.text)
         passes = [ChannelsPass(exclude, policy), *(ScorePass(criterion=text, **how) for text in criteria)]
-        program = calibrated(program, shown(job.calibration, task), seed=how["seed"])
+        program = calibrated(program, shown(job.calibration, task), seed=how["seed"], whole=(job.source.model, job.inputs))
         done = PassManager(passes, [PassProgress(task)]).run(program)
         groups = AnalysisManager().get(done, ChannelGroups)
     chosen = [group for group in groups.prunable if pattern is None or matches(group.name, pattern)]

@@ -169,7 +169,9 @@ def _run(output: Output, job: Job, watching: Watching, given: dict[str, Any], pi
     with output.task("Pruning") as task:
         observers, calibration = watching.observers(output, task), shown(job.calibration, task)
         if pipeline is not None:
-            program = calibrated(capture(model, job.inputs, scopes=scopes, source=text), calibration, seed=seed)
+            program = calibrated(
+                capture(model, job.inputs, scopes=scopes, source=text), calibration, seed=seed, whole=(model, job.inputs)
+            )
             return graphprune.run_pipeline(program, pipeline, observers=observers, model=model)
         return graphprune.prune(
             model, job.inputs, scopes=scopes, data=calibration, seed=seed, observers=observers, source=text, **given

@@ -111,7 +111,10 @@ def _folder(path: Path, mean: str | None, std: str | None, like: Inputs | None, 
 
 
 def _image_shape(path: Path, like: Inputs | None) -> tuple[int, ...]:
-    first = next((item for item in (like.args if like else ()) if isinstance(item, Tensor)), None)
+    given = list(like.args if like else ())
+    if given and isinstance(given[0], (list, tuple)) and given[0] and isinstance(given[0][0], Tensor):
+        given = [given[0][0][None]]  # a model that takes a list of images
+    first = next((item for item in given if isinstance(item, Tensor)), None)
     if first is None or first.dim() != 4 or first.shape[1] != 3:
         raise UsageError(f"The images in {path} are for a model that takes one batch of RGB images, which this one does not.")
     return tuple(first.shape)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,18 +25,24 @@ from graphprune.tracing.inputs import ModuleCall
 from graphprune.twins import set_mode
 
 
-def record_calls(root: nn.Module, inputs: Inputs) -> dict[str, ModuleCall]:
-    """Run the model as it is, in eval mode, and note what each submodule is called with first, by path."""
+def record_calls(root: nn.Module, inputs: Inputs, paths: Collection[str] | None = None) -> dict[str, ModuleCall]:
+    """Run the model as it is, in eval mode, and note what submodules are called with first, by path.
+
+    paths: those of which the values are wanted, as they are then; by default all submodules, of which the shapes are.
+    """
     calls: dict[str, ModuleCall] = {}
+    kept = _emptied if paths is None else _copied
 
     def noting(path: str) -> Callable[..., None]:
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls.setdefault(path, ModuleCall(path, Inputs(*tree_map(_emptied, (args, kwargs)))))
+            if path not in calls:
+                calls[path] = ModuleCall(path, Inputs(*tree_map(kept, (args, kwargs))))
 
         return note
 
     modules = list(root.named_modules())
-    hooks = [module.register_forward_pre_hook(noting(path), with_kwargs=True) for path, module in modules if path]
+    wanted = [(path, module) for path, module in modules if (path if paths is None else path in paths)]
+    hooks = [module.register_forward_pre_hook(noting(path), with_kwargs=True) for path, module in wanted]
     modes = [(module, module.training) for _, module in modules]
     try:
         for module, _ in modes:
@@ -54,6 +60,11 @@ def record_calls(root: nn.Module, inputs: Inputs) -> dict[str, ModuleCall]:
 def _emptied(item: Any) -> Any:
     """A floating-point tensor without its values, of which an example only needs the shape; anything else as it is."""
     return stand_in(item) if isinstance(item, torch.Tensor) and item.is_floating_point() else item
+
+
+def _copied(item: Any) -> Any:
+    """A copy of a tensor, which the model may write into later."""
+    return item.detach().clone() if isinstance(item, torch.Tensor) else item
 
 
 def named_scopes(root: nn.Module, calls: dict[str, ModuleCall], names: Sequence[str]) -> list[ModuleCall]:

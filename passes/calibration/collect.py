@@ -35,9 +35,10 @@ def collect(
         return {}
     if data is None:
         raise no_data("The criterion")
-    if program.scopes:
+    if program.scopes and any(statistic.gradients for statistic in wanted):
         raise UsageError(
-            "Calibration needs a model that traces as a whole; this one is pruned in scopes. Use a criterion of weights: l2."
+            "A criterion of gradients needs a model that traces as a whole, to its loss; this one is pruned in scopes. "
+            "Use a criterion of activations or of weights."
         )
     observers = {statistic: statistic.observer(groups) for statistic in wanted}
     runner = Runner(program, groups, gradients=any(s.gradients for s in wanted), parameters=any(s.parameters for s in wanted))

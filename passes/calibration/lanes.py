@@ -10,7 +10,6 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphprune.calibration import Batch, Calibration, no_data
-from graphprune.errors import UsageError
 from graphprune.program import Inputs, Program, placeholder_values
 from graphprune.twins import twin
 
@@ -76,11 +75,9 @@ class _Watching(TorchDispatchMode):
 
 
 def calibration_batches(program: Program, what: str) -> list[Batch]:
-    """The calibration data of a program, on its device. Raises UsageError where there are none, and for programs of scopes."""
+    """The calibration data of a program, on its device. Raises UsageError where there are none."""
     if program.calibration is None:
         raise no_data(what)
-    if program.scopes:
-        raise UsageError(f"{what} needs a model that traces as a whole; this one is pruned in scopes. Leave it out.")
     device = next((tensor.device for tensor in program.tensors.values()), torch.device("cpu"))
     return [batch.to(device, program.inputs) for batch in program.calibration]
 

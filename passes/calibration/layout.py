@@ -70,7 +70,7 @@ def sample_axes(program: Program) -> dict[str, int | None]:
     """
     once = {step.node: step.result for step in tape_of(program).steps if isinstance(step.result, Tensor)}
     try:
-        twice = run_graph(program.with_(inputs=_doubled(program.inputs), tape=None))
+        twice = run_graph(program.with_(inputs=_doubled(program.inputs, apart=bool(program.scopes)), tape=None))
     except CaptureError:
         return {name: 0 if result.dim() else None for name, result in once.items()}
     found: dict[str, int | None] = {}
@@ -81,14 +81,17 @@ def sample_axes(program: Program) -> dict[str, int | None]:
     return found
 
 
-def _doubled(inputs: Inputs) -> Inputs:
-    """Inputs of twice as many samples, along axis 0 of every tensor that has as many entries as the first."""
+def _doubled(inputs: Inputs, apart: bool) -> Inputs:
+    """Inputs of twice as many samples, along axis 0 of every tensor that has as many entries as the first.
+
+    apart: scopes have numbers of samples of their own (images, regions): along axis 0 of every tensor.
+    """
     size = _first_length(inputs)
 
     def double(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or not leaf.dim() or len(leaf) != size:
+        if not isinstance(leaf, Tensor) or not leaf.dim() or not (apart or len(leaf) == size):
             return leaf
-        return leaf.new_empty((2 * size, *leaf.shape[1:]), device="meta")
+        return leaf.new_empty((2 * len(leaf), *leaf.shape[1:]), device="meta")
 
     return inputs.map(double)
 
