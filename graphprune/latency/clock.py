@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Annotated, Any, Final, Protocol
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, FiniteFloat, NonNegativeFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt
 from torch import fx
 from torch.utils.benchmark import Timer
 
@@ -20,6 +20,10 @@ from graphprune.latency.node_times import cpu_node_times, cuda_node_times, repla
 
 _TURN: Final = 0.02  # seconds that one turn of one subject lasts at least, so that the clock's own cost does not show
 _MOST_CALLS: Final = 200
+_SPREAD: Final = 0.05  # a wider one asks for more turns
+
+
+Positive = Annotated[FiniteFloat, Field(gt=0)]
 
 
 class Timing(BaseModel):
@@ -27,15 +31,15 @@ class Timing(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    median_ms: NonNegativeFloat | FiniteFloat
-    low_ms: float
-    high_ms: float
+    median_ms: Positive
+    low_ms: Positive
+    high_ms: Positive
     runs: PositiveInt
 
     @property
     def spread(self) -> float:
         """Half of the quartiles' distance, as a share of the median."""
-        return (self.high_ms - self.low_ms) / 2 / self.median_ms if self.median_ms else 0.0
+        return (self.high_ms - self.low_ms) / 2 / self.median_ms
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,13 @@ class Clock(Protocol):
 class DeviceClock:
     """The clock of the environment's device.
 
-    turns: how often each model gets its turn. node_runs: how often each node is timed.
+    turns: how often each model gets its turn; on a busy machine, where spreads stay wide, up to ``most_turns`` times.
+    node_runs: how often each node is timed.
     """
 
     environment: Environment
     turns: int = 9
+    most_turns: int = 30
     node_runs: int = 7
 
     def whole(self, subjects: Sequence[Subject]) -> list[Timing]:
@@ -76,7 +82,7 @@ class DeviceClock:
         with torch.no_grad():
             calls = [self._prepared(subject) for subject in subjects]
             measure = _cuda_turn if self.environment.device == "cuda" else self._cpu_turn
-            return interleaved([_turn(call, measure) for call in calls], self.turns)
+            return interleaved([_turn(call, measure) for call in calls], self.turns, self.most_turns)
 
     def nodes(self, subject: Subject) -> dict[str, float]:
         """See :class:`Clock`. Nodes run eagerly, whatever the compile mode."""
@@ -123,11 +129,15 @@ def _turn(call: Callable[[], Any], measure: Callable[[Callable[[], Any], int], f
     return Turn(lambda: measure(call, count), count)
 
 
-def interleaved(turns: Sequence[Turn], rounds: int) -> list[Timing]:
-    """Run all turns one after another, ``rounds`` times over."""
-    seconds = np.array([[turn.run() for turn in turns] for _ in range(rounds)]).reshape(rounds, len(turns))
-    quartiles = np.quantile(seconds * 1000, (0.25, 0.5, 0.75), axis=0).T.tolist()
-    return [
-        Timing(median_ms=median, low_ms=low, high_ms=high, runs=rounds * turn.count)
-        for turn, (low, median, high) in zip(turns, quartiles, strict=True)
-    ]
+def interleaved(turns: Sequence[Turn], rounds: int, most: int) -> list[Timing]:
+    """Run all turns one after another, ``rounds`` times over, and on while a spread is wide, up to ``most`` times."""
+    seconds: list[list[float]] = []
+    found: list[Timing] = []
+    while len(seconds) < rounds or (len(seconds) < most and any(timing.spread > _SPREAD for timing in found)):
+        seconds += [[turn.run() for turn in turns] for _ in range(rounds)]
+        quartiles = np.quantile(np.array(seconds) * 1000, (0.25, 0.5, 0.75), axis=0).T.tolist()
+        found = [
+            Timing(median_ms=median, low_ms=low, high_ms=high, runs=len(seconds) * turn.count)
+            for turn, (low, median, high) in zip(turns, quartiles, strict=True)
+        ]
+    return found

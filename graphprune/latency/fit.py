@@ -17,6 +17,8 @@ Floats = npt.NDArray[np.float64]
 GRANULARITIES: Final = (1, 2, 4, 8, 16, 32)
 _FOLDS: Final = 4
 _GAIN: Final = 0.9  # a granularity must leave at most this share of the error that none leaves
+_HUBER: Final = 2.0  # times the median error: errors above it count less
+_REWEIGHTINGS: Final = 5
 _RELATIVE: Final = 0.05  # errors count relative to the time, and to this share of the longest
 
 
@@ -51,7 +53,7 @@ def fit_layer(lengths: npt.ArrayLike, ms: npt.ArrayLike) -> LayerTime:
         error = _left_out_error(rows, times, weights, candidate) if candidate != plain else np.inf
         if error < best:
             best, chosen = error, candidate
-    return LayerTime(tuple(_solve(_basis(rows, chosen), times, weights).tolist()), chosen)
+    return LayerTime(tuple(_robust(_basis(rows, chosen), times, weights).tolist()), chosen)
 
 
 def _basis(lengths: Floats, granularities: Sequence[int]) -> Floats:
@@ -66,6 +68,16 @@ def _solve(basis: Floats, times: Floats, weights: Floats) -> Floats:
     scale = np.maximum(basis.max(axis=0, initial=0.0), 1e-12)
     solution, _ = nnls(basis / scale * weights[:, None], times * weights)
     found: Floats = solution / scale
+    return found
+
+
+def _robust(basis: Floats, times: Floats, weights: Floats) -> Floats:
+    """As :func:`_solve`; what lies far off counts less (Huber's weights): a machine that is busy makes some times long."""
+    found = _solve(basis, times, weights)
+    for _ in range(_REWEIGHTINGS):
+        errors = np.abs(basis @ found - times) * weights
+        usual = _HUBER * float(np.median(errors))
+        found = _solve(basis, times, weights * np.sqrt(np.minimum(1.0, usual / np.maximum(errors, max(usual, 1e-12)))))
     return found
 
 

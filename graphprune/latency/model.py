@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +14,16 @@ from graphprune.errors import LatencyError
 from graphprune.latency.fit import Floats, LayerTime, fit_layer
 from graphprune.latency.table import LatencyTable, Length, NodeInfo
 
+_LEAST_SPREAD: Final = 0.02  # samples count by their relative spread, but none for more than this one
+
 Part = Callable[[Floats], Floats]
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How far a model is off, as shares of the measured time. worst, mean: over the samples compared; samples: their number."""
+    """How far a model is off, as shares of the measured times: over ``samples`` of them."""
 
+    median: float
     mean: float
     worst: float
     samples: int
@@ -64,17 +67,18 @@ class LatencyModel:
 def _layer_parts(table: LatencyTable) -> dict[tuple[int, ...], Part]:
     layers = fit_families(table)
     predicted = sum((layers[name](table.widths) for name in table.nodes), np.zeros(len(table.samples)))
-    offset, scale = _affine(predicted, table.whole_ms)
+    spreads = np.array([sample.whole.spread for sample in table.samples])
+    offset, scale = _affine(predicted, table.whole_ms, 1 / (_LEAST_SPREAD + spreads))
     members: dict[tuple[int, ...], list[NodeTime]] = {(): []}
     for name in table.nodes:
         members.setdefault(layers[name].groups, []).append(layers[name])
     return {term: _Sum(tuple(nodes), scale, 0.0 if term else offset) for term, nodes in members.items()}
 
 
-def _affine(predicted: Floats, measured: Floats) -> tuple[float, float]:
+def _affine(predicted: Floats, measured: Floats, weights: Floats) -> tuple[float, float]:
     """What is outside of the layers, and the factor on their sum: the least relative error with neither negative."""
     basis = np.stack([np.ones_like(predicted), predicted], axis=-1) / measured[:, None]
-    (offset, scale), _ = nnls(basis, np.ones_like(measured))
+    (offset, scale), _ = nnls(basis * weights[:, None], weights)
     return float(offset), float(scale)
 
 
@@ -196,7 +200,7 @@ def held_out_accuracy(table: LatencyTable) -> Accuracy | None:
 def accuracy(predicted: Floats, measured: Floats) -> Accuracy:
     """Relative errors of predictions."""
     errors = np.abs(predicted / np.maximum(measured, 1e-12) - 1)
-    return Accuracy(float(errors.mean()), float(errors.max()), int(errors.size))
+    return Accuracy(float(np.median(errors)), float(errors.mean()), float(errors.max()), int(errors.size))
 
 
 def additivity(table: LatencyTable) -> Accuracy | None:
