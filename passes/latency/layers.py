@@ -37,9 +37,7 @@ def _tensor(tensor: torch.Tensor) -> list[str]:
     return [str(tensor.dtype).removeprefix("torch."), "[", *map(str, tensor.shape), "]"]
 
 
-def node_infos(
-    whole: fx.GraphModule, least: fx.GraphModule, arguments: Sequence[Any], groups: Groups
-) -> dict[str, NodeInfo]:
+def node_infos(whole: fx.GraphModule, least: fx.GraphModule, arguments: Sequence[Any], groups: Groups) -> dict[str, NodeInfo]:
     """The layers of a model by node name.
 
     whole, least: slim models at full and at the least widths, on one device with the arguments. What differs between the
