@@ -21,7 +21,7 @@ def command(
             "--out",
             "-o",
             metavar="FILE",
-            help="Where the table goes (.json). It is saved while it grows: after an interruption the same command goes on from it.",
+            help="Where the table goes (.json). It is saved while it grows: after an interruption, the same command goes on.",
             rich_help_panel="Result",
         ),
     ] = None,
@@ -35,7 +35,7 @@ def command(
         str | None,
         typer.Option(
             metavar="auto|N",
-            help="Leading size of the inputs, or 'auto' to double it until the throughput rises by less than 5 %. Default: as given.",
+            help="Leading size of the inputs; 'auto' doubles it until the throughput rises by less than 5 %. Default: as given.",
             rich_help_panel=_HOW,
         ),
     ] = None,

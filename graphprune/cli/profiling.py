@@ -10,7 +10,7 @@ from time import monotonic
 from graphprune.analysis_manager import AnalysisManager
 from graphprune.cli.loading import Job
 from graphprune.cli.output import Output, Task
-from graphprune.errors import UsageError
+from graphprune.errors import UsageError, first_line
 from graphprune.groups import Groups
 from graphprune.latency.batch import batch_of, best, saturating, with_batch
 from graphprune.latency.clock import Clock, DeviceClock
@@ -157,7 +157,5 @@ def _with_batch(
     try:
         loads = saturating(measure)
     except RuntimeError as error:
-        raise UsageError(
-            f"--batch auto: the model does not run at a batch of 1 ({str(error).splitlines()[0]}). Give --batch N."
-        ) from error
+        raise UsageError(f"--batch auto: the model does not run at a batch of 1 ({first_line(error)}). Give --batch N.") from error
     return replace(job, inputs=with_batch(job.inputs, best(loads))), {load.batch: load.ms for load in loads}

@@ -105,11 +105,11 @@ class DeviceClock:
 
 def _cuda_turn(call: Callable[[], Any], count: int) -> float:
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()  # type: ignore[no-untyped-call]
+    start.record()
     for _ in range(count):
         call()
-    end.record()  # type: ignore[no-untyped-call]
-    end.synchronize()  # type: ignore[no-untyped-call]
+    end.record()
+    end.synchronize()
     return float(start.elapsed_time(end)) / count / 1000
 
 

@@ -84,11 +84,11 @@ def _event_ms(call: Callable[[], Any], runs: int) -> float:
     times = []
     for _ in range(3):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()  # type: ignore[no-untyped-call]
+        start.record()
         for _ in range(runs):
             call()
-        end.record()  # type: ignore[no-untyped-call]
-        end.synchronize()  # type: ignore[no-untyped-call]
+        end.record()
+        end.synchronize()
         times.append(float(start.elapsed_time(end)) / runs)
     return median(times)
 

@@ -106,7 +106,8 @@ class Probe:
         """The layer on the device."""
         dtype = getattr(torch, environment.dtype)
         layout = torch.channels_last if environment.layout == "channels_last" and len(self.shape) == 4 else torch.contiguous_format
-        module = fx.symbolic_trace(nn.Sequential(self.layer)).eval().to(environment.device, dtype, memory_format=layout)
+        module = fx.symbolic_trace(nn.Sequential(self.layer)).eval().to(environment.device, dtype)
+        module.to(memory_format=layout)
         given = torch.randn(self.shape, generator=torch.Generator().manual_seed(0))
         return Subject(module, (given.to(environment.device, dtype).contiguous(memory_format=layout),))
 

@@ -1,9 +1,13 @@
-"""Which widths to measure. What comes next follows from the table so far, so that a run that was killed goes on as it would have."""
+"""Which widths to measure.
+
+What comes next follows from the table so far, so that a run that was killed goes on as it would have.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -143,7 +147,7 @@ def model_design(table: LatencyTable) -> list[Wanted]:
         at = sorted(samples)
         found += [
             Wanted(_alone(full, group, (low + high) // 2))
-            for low, high in zip(at, at[1:], strict=False)
+            for low, high in pairwise(at)
             if high - low > least and differ(samples[low], samples[high], _FLAT * float(table.whole_ms[0]))
         ]
     return found
