@@ -15,7 +15,8 @@ from graphprune.files import atomic_write
 from graphprune.latency.model import Accuracy, LatencyModel, additivity, held_out_accuracy
 from graphprune.latency.roofline import RooflineModel
 
-_EDGE: Final = 0.004  # a rise from one width to the next of this share of the model's latency is a step that one sees
+_EDGE: Final = 0.004  # a step from one width to the next rises by at least this share of the model's latency ...
+_STEEP: Final = 1.5  # ... and by so many times what an even ramp would
 _POINTS: Final = 129
 _COLUMNS: Final = 4
 
@@ -83,10 +84,17 @@ def group_rows(found: Found) -> list[dict[str, Any]]:
     for group in found.groups.prunable:
         widths = np.arange(1, group.size + 1)
         times = curve(found, group.index, widths)
-        steps = int((np.diff(times) >= _EDGE * times[-1]).sum())
         at = {"full_ms": times[-1], "half_ms": times[max(0, group.size // 2 - 1)], "least_ms": times[0]}
-        rows.append({"group": group.name, "units": group.size, **{key: float(value) for key, value in at.items()}, "steps": steps})
+        rows.append(
+            {"group": group.name, "units": group.size, **{key: float(value) for key, value in at.items()}, "steps": _steps(times)}
+        )
     return rows
+
+
+def _steps(times: npt.NDArray[np.float64]) -> int:
+    """How many edges a staircase has; a ramp has none."""
+    rises = np.diff(times)
+    return int((rises >= max(_EDGE * times[-1], _STEEP * rises.mean())).sum()) if rises.size else 0
 
 
 def curve(found: Found, index: int, widths: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

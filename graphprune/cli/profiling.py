@@ -66,8 +66,8 @@ def check(wish: Wish) -> None:
     """Raise UsageError for options that do not go together, before anything is loaded."""
     if wish.mode not in ("layers", "model"):
         raise UsageError(f"--mode {wish.mode} is not known; choose layers or model.")
-    if (wish.samples is not None and wish.samples < 4) or wish.step < 0:
-        raise UsageError("--samples must be at least 4, and --step at least 1.")
+    if (wish.samples is not None and wish.samples < 8) or wish.step < 0:
+        raise UsageError("--samples must be at least 8, and --step at least 1.")
     if wish.batch not in (None, "auto") and not (str(wish.batch).isdecimal() and int(str(wish.batch)) > 0):
         raise UsageError(f"--batch {wish.batch} is neither 'auto' nor a number from 1 on.")
     if wish.predict == (wish.out is not None):

@@ -19,6 +19,7 @@ _FOLDS: Final = 4
 _GAIN: Final = 0.9  # a granularity must leave at most this share of the error that none leaves
 _HUBER: Final = 2.0  # times the median error: errors above it count less
 _REWEIGHTINGS: Final = 5
+_EXACT: Final = 1e-6  # relative errors below it are none: a fit that is exact has no usual error to compare with
 _RELATIVE: Final = 0.05  # errors count relative to the time, and to this share of the longest
 
 
@@ -76,8 +77,8 @@ def _robust(basis: Floats, times: Floats, weights: Floats) -> Floats:
     found = _solve(basis, times, weights)
     for _ in range(_REWEIGHTINGS):
         errors = np.abs(basis @ found - times) * weights
-        usual = _HUBER * float(np.median(errors))
-        found = _solve(basis, times, weights * np.sqrt(np.minimum(1.0, usual / np.maximum(errors, max(usual, 1e-12)))))
+        usual = max(_HUBER * float(np.median(errors)), _EXACT)
+        found = _solve(basis, times, weights * np.sqrt(usual / np.maximum(errors, usual)))
     return found
 
 

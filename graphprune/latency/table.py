@@ -65,7 +65,7 @@ class Settings(BaseModel):
     model_config = _FROZEN
 
     mode: Literal["layers", "model"] = "layers"
-    samples: Annotated[int, Field(ge=4)] = 24
+    samples: Annotated[int, Field(ge=8)] = 24
     step: Annotated[int, Field(ge=0)] = 0
     batch: Annotated[int, Field(ge=0)] = 0
 
