@@ -33,14 +33,16 @@ def show(found: Found, output: Output) -> None:
     environment = found.environment
     table = tables.plain_table(
         *("group", "#units", "#ms at full", "#ms at half", "#ms at 1 unit", "#steps"),
-        title=f"Latency of the whole model by one group's width ({label(found)}), {found.inputs}",
+        title=f"Latency ({label(found)}): the whole model, by one group's width",
     )
     for row in rows:
         figures = [f"{row[key]:.3f}" for key in ("full_ms", "half_ms", "least_ms")]
         table.add_row(tables.folded(str(row["group"])), str(row["units"]), *figures, str(row["steps"]))
     output.show(table)
     threads = f", {environment.threads} threads" if environment.threads else ""
-    output.say(f"On {environment.name} ({environment.device}{threads}), {environment.dtype}, {environment.compile}.")
+    output.say(
+        f"On {environment.name} ({environment.device}{threads}), {environment.dtype}, {environment.compile}, at {found.inputs}."
+    )
     if found.scopes:
         output.say(f"Times are those of the parts that are pruned: {', '.join(found.scopes)}.")
     if found.batches:

@@ -20,6 +20,7 @@ from graphprune.latency.node_times import cpu_node_times, cuda_node_times, repla
 
 _TURN: Final = 0.02  # seconds that one turn of one subject lasts at least, so that the clock's own cost does not show
 _MOST_CALLS: Final = 200
+_MORE: Final = 3  # rounds after which spreads are looked at again
 _SPREAD: Final = 0.05  # a wider one asks for more turns
 
 
@@ -74,7 +75,7 @@ class DeviceClock:
 
     environment: Environment
     turns: int = 9
-    most_turns: int = 30
+    most_turns: int = 18
     node_runs: int = 7
 
     def whole(self, subjects: Sequence[Subject]) -> list[Timing]:
@@ -134,7 +135,8 @@ def interleaved(turns: Sequence[Turn], rounds: int, most: int) -> list[Timing]:
     seconds: list[list[float]] = []
     found: list[Timing] = []
     while len(seconds) < rounds or (len(seconds) < most and any(timing.spread > _SPREAD for timing in found)):
-        seconds += [[turn.run() for turn in turns] for _ in range(rounds)]
+        more = rounds if not seconds else _MORE
+        seconds += [[turn.run() for turn in turns] for _ in range(more)]
         quartiles = np.quantile(np.array(seconds) * 1000, (0.25, 0.5, 0.75), axis=0).T.tolist()
         found = [
             Timing(median_ms=median, low_ms=low, high_ms=high, runs=len(seconds) * turn.count)

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphprune.latency.clock import Timing
 from graphprune.latency.model import staircases
 from graphprune.latency.sampling import divided, pending, spread
-from graphprune.latency.table import LatencyTable
+from graphprune.latency.table import LatencyTable, Sample
 from tests.planted_latency import chain, conv_ms, empty_table, filled, stair
 
 
@@ -41,14 +42,13 @@ def test_times_within_their_spread_are_one_stair() -> None:
     """A difference that noise explains is not bisected; the same one without noise is."""
 
     def table(noise: float) -> LatencyTable:
+        def timing(widths: Sequence[int]) -> Timing:
+            ms = 10 + widths[0] / 64
+            return Timing(median_ms=ms, low_ms=ms - noise, high_ms=ms + noise, runs=9)
+
         done = empty_table({"a": 64, "b": 64}, mode="model", step=1)
         while wanted := pending(done):
-            samples = filled(done, lambda widths: 10 + widths[0] / 64).samples[len(done.samples) : len(done.samples) + len(wanted)]
-            noisy = [
-                s.whole.model_copy(update={"low_ms": s.whole.median_ms - noise, "high_ms": s.whole.median_ms + noise})
-                for s in samples
-            ]
-            done = done.plus([s.model_copy(update={"whole": timing}) for s, timing in zip(samples, noisy, strict=True)])
+            done = done.plus([Sample(widths=one.widths, whole=timing(one.widths)) for one in wanted])
         return done
 
     assert len(table(2.0).samples) < len(table(0.0).samples)
