@@ -64,7 +64,7 @@ def saturating(measure: Callable[[int], float], start: int = 1) -> list[Load]:
     while loads[-1].batch * 2 <= _LARGEST and loads[-1].ms < _LONGEST:
         try:
             loads.append(Load(loads[-1].batch * 2, measure(loads[-1].batch * 2)))
-        except (MemoryError, torch.OutOfMemoryError):
+        except (MemoryError, RuntimeError):  # how devices say that memory is out; the first batch did run
             break
         if loads[-1].throughput < _GAIN * loads[-2].throughput:
             break

@@ -16,6 +16,7 @@ from graphprune.latency.batch import Load
 from graphprune.latency.clock import DeviceClock
 from graphprune.latency.model import LatencyModel
 from graphprune.latency.table import LatencyTable
+from graphprune.passes.latency.profile import profile_latency
 
 Cli = Callable[..., Any]
 SOURCE = ("graphprune.cli.digits:small_cnn", "--input", "1x1x8x8")
@@ -84,7 +85,7 @@ def test_parts_of_a_model_are_measured_and_named(cli: Cli, folder: Path) -> None
 
 
 def test_what_was_measured_stays_when_the_device_fails(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = profiling.profile_latency
+    real = profile_latency
 
     def failing(*arguments: Any, save: Callable[[LatencyTable], None], **options: Any) -> LatencyTable:
         def saved(table: LatencyTable) -> None:

@@ -72,7 +72,7 @@ def test_the_clock_measures_on_the_cpu() -> None:
 
 
 def test_an_environment_knows_dtype_and_layout() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)).half().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)).half().to(memory_format=torch.channels_last)
     found = environment_of(net, compile=True)
     assert (found.dtype, found.layout, found.compile) == ("float16", "channels_last", "compile")
     plain = environment_of(nn.Conv2d(3, 4, 3))
