@@ -39,6 +39,10 @@ class ArtifactError(UsageError):
     """A file is not a graphprune artifact, or is damaged, or asks for something that is not allowed."""
 
 
+class LatencyError(UsageError):
+    """A latency table cannot be read, is of another model or device, or is not finished."""
+
+
 class PipelineError(UsageError):
     """A pipeline names an unknown pass or option, or puts passes in an order that cannot work."""
 
@@ -49,6 +53,10 @@ class TargetError(CheckError):
 
 class VerificationError(CheckError):
     """The slim model does not compute what the masked original computes."""
+
+
+class DeviceError(CheckError):
+    """The device failed while something was measured on it; what was measured before is kept."""
 
 
 class RewriteError(CheckError):

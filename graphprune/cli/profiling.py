@@ -1,0 +1,161 @@
+"""What ``graphprune profile`` does: measure or predict, and go on from a table that is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import monotonic
+
+from graphprune.analysis_manager import AnalysisManager
+from graphprune.cli.loading import Job
+from graphprune.cli.output import Output, Task
+from graphprune.errors import UsageError, first_line
+from graphprune.groups import Groups
+from graphprune.latency.batch import batch_of, best, saturating, with_batch
+from graphprune.latency.clock import Clock, DeviceClock
+from graphprune.latency.environment import Environment, environment_of
+from graphprune.latency.model import LatencyModel
+from graphprune.latency.roofline import RooflineModel, measure_roofline
+from graphprune.latency.table import LatencyTable, Settings
+from graphprune.pass_manager import PassManager
+from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
+from graphprune.passes.latency.profile import Maker, profile_latency
+from graphprune.program import Inputs, Program
+from graphprune.tracing import capture
+
+_SAMPLES = {False: 24, True: 10}  # by whether each is compiled
+
+
+@dataclass(frozen=True)
+class Wish:
+    """The command's own options, as the user gave them."""
+
+    out: Path | None
+    device: str = "cpu"
+    compiled: bool = False
+    batch: str | None = None
+    mode: str = "layers"
+    samples: int | None = None
+    step: int = 0
+    predict: bool = False
+    exclude: tuple[str, ...] = ()
+    policy: Mapping[str, str] | None = None
+
+    def settings(self) -> Settings:
+        """What the table says about them."""
+        number = int(self.batch) if self.batch is not None and self.batch.isdecimal() else 0
+        samples = _SAMPLES[self.compiled] if self.samples is None else self.samples
+        return Settings.model_validate({"mode": self.mode, "samples": samples, "step": self.step, "batch": number})
+
+
+@dataclass(frozen=True)
+class Found:
+    """A latency model and what it is of. table: what was measured; None for a prediction."""
+
+    model: LatencyModel | RooflineModel
+    groups: Groups
+    environment: Environment
+    inputs: str
+    scopes: tuple[str, ...] = ()
+    table: LatencyTable | None = None
+    batches: Mapping[int, float] | None = None
+
+
+def check(wish: Wish) -> None:
+    """Raise UsageError for options that do not go together, before anything is loaded."""
+    if wish.mode not in ("layers", "model"):
+        raise UsageError(f"--mode {wish.mode} is not known; choose layers or model.")
+    if (wish.samples is not None and wish.samples < 8) or wish.step < 0:
+        raise UsageError("--samples must be at least 8, and --step at least 1.")
+    if wish.batch not in (None, "auto") and not (str(wish.batch).isdecimal() and int(str(wish.batch)) > 0):
+        raise UsageError(f"--batch {wish.batch} is neither 'auto' nor a number from 1 on.")
+    if wish.predict == (wish.out is not None):
+        what = "writes no table, so that it takes no -o." if wish.predict else "needs -o FILE for its table, or --predict."
+        raise UsageError(f"{'--predict' if wish.predict else 'profile'} {what}")
+    if wish.predict and wish.compiled:
+        raise UsageError("--predict knows eager layers only. Leave out --compile, or measure.")
+
+
+def find_latency(job: Job, wish: Wish, output: Output) -> Found:
+    """Measure the model's latency, or predict it. Raises UsageError for what cannot be done here."""
+    environment = environment_of(job.source.model, wish.device, compile=wish.compiled)
+    clock = DeviceClock(environment)
+    known = LatencyTable.load(wish.out) if wish.out is not None and wish.out.exists() else None
+    with output.task("Choosing the batch") as task:
+        job, batches = _with_batch(job, wish, environment, clock, task, known)
+    with output.task("Following channels"):
+        program, groups = _analysed(job, wish)
+    scopes = tuple(scope.path for scope in program.scopes)
+    if wish.predict:
+        with output.task("Measuring a few layers"):
+            roofline = measure_roofline(environment, clock, _batch_or_one(job.inputs))
+        model = RooflineModel(program, groups, roofline)
+        return Found(model, groups, environment, job.inputs.describe(), scopes, None, batches)
+    with output.task("Measuring", total=1.0) as task:
+        table = profile_latency(
+            program, groups, environment, clock, wish.settings(), known=known, save=_saver(wish.out), progress=_progress(task)
+        )
+    return Found(LatencyModel(table), groups, environment, job.inputs.describe(), scopes, table, batches)
+
+
+def _analysed(job: Job, wish: Wish) -> tuple[Program, Groups]:
+    program = capture(job.source.model, job.inputs, scopes=job.scopes, source=job.source.text)
+    program = PassManager([ChannelsPass(wish.exclude, wish.policy or {})]).run(program)
+    return program, AnalysisManager().get(program, ChannelGroups)
+
+
+def _saver(out: Path | None) -> Callable[[LatencyTable], None]:
+    assert out is not None
+    return lambda table: table.save(out)
+
+
+def _progress(task: Task) -> Callable[[int, int], None]:
+    begin = monotonic()
+    first: list[int] = []
+    shown = [0.0]
+
+    def progress(done: int, total: int) -> None:
+        if first:
+            left = (monotonic() - begin) / max(1, done - first[0]) * (total - done)
+            task.describe(f"Measuring: {done} of {total}, about {left:.0f} s left")
+        else:
+            first.append(max(0, done - 4))
+        task.advance(done / total - shown[0])
+        shown[0] = done / total
+
+    return progress
+
+
+def _batch_or_one(inputs: Inputs) -> int:
+    try:
+        return batch_of(inputs)
+    except UsageError:
+        return 1
+
+
+def _with_batch(
+    job: Job, wish: Wish, environment: Environment, clock: Clock, task: Task, known: LatencyTable | None
+) -> tuple[Job, dict[int, float] | None]:
+    """The job at the batch that is wanted, and what was measured to find it."""
+    if wish.batch is None:
+        return job, None
+    if wish.batch != "auto":
+        return replace(job, inputs=with_batch(job.inputs, int(wish.batch))), None
+    batch_of(job.inputs)
+    if known is not None:  # a run that goes on keeps the batch that it began with
+        sizes = [2**power for power in range(13)]
+        inputs = [with_batch(job.inputs, size) for size in sizes if with_batch(job.inputs, size).describe() == known.inputs]
+        return replace(job, inputs=inputs[0] if inputs else job.inputs), None
+
+    def measure(batch: int) -> float:
+        task.describe(f"Choosing the batch: {batch}")
+        program = capture(job.source.model, with_batch(job.inputs, batch), scopes=job.scopes, source=job.source.text)
+        groups = AnalysisManager().get(program, ChannelGroups)
+        return clock.whole([Maker(program, groups, environment).subject(groups.widths.tolist())])[0].median_ms
+
+    try:
+        loads = saturating(measure)
+    except RuntimeError as error:
+        raise UsageError(f"--batch auto: the model does not run at a batch of 1 ({first_line(error)}). Give --batch N.") from error
+    return replace(job, inputs=with_batch(job.inputs, best(loads))), {load.batch: load.ms for load in loads}

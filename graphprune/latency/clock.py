@@ -1,0 +1,145 @@
+"""Timing of models: interleaved repeats, medians with spread; whole models and their nodes.
+
+What is timed is a :class:`Subject`, not a callable, so that a clock of a test can work out a time from the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Protocol
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt
+from torch import fx
+from torch.utils.benchmark import Timer
+
+from graphprune.latency.environment import Environment
+from graphprune.latency.node_times import cpu_node_times, cuda_node_times, replayed
+
+_TURN: Final = 0.02  # seconds that one turn of one subject lasts at least, so that the clock's own cost does not show
+_MOST_CALLS: Final = 200
+_MORE: Final = 3  # rounds after which spreads are looked at again
+_SPREAD: Final = 0.05  # a wider one asks for more turns
+
+
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+
+
+class Timing(BaseModel):
+    """Milliseconds of one call: the median, the quartiles around it, and the number of calls that were timed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    median_ms: Positive
+    low_ms: Positive
+    high_ms: Positive
+    runs: PositiveInt
+
+    @property
+    def spread(self) -> float:
+        """Half of the quartiles' distance, as a share of the median."""
+        return (self.high_ms - self.low_ms) / 2 / self.median_ms
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to time, on its device, with the values of its placeholders."""
+
+    module: fx.GraphModule
+    arguments: tuple[Any, ...]
+
+    def __call__(self) -> Any:
+        """Run the model once."""
+        return self.module(*self.arguments)
+
+
+class Clock(Protocol):
+    """What can time models."""
+
+    def whole(self, subjects: Sequence[Subject]) -> list[Timing]:
+        """Milliseconds of each model, by turns, so that a drift of the machine hits all alike."""
+
+    def nodes(self, subject: Subject) -> dict[str, float]:
+        """Milliseconds of each node of a model that runs anything, by name."""
+
+
+@dataclass(frozen=True)
+class DeviceClock:
+    """The clock of the environment's device.
+
+    turns: how often each model gets its turn; on a busy machine, where spreads stay wide, up to ``most_turns`` times.
+    node_runs: how often each node is timed.
+    """
+
+    environment: Environment
+    turns: int = 9
+    most_turns: int = 18
+    node_runs: int = 7
+
+    def whole(self, subjects: Sequence[Subject]) -> list[Timing]:
+        """See :class:`Clock`. On the CPU by ``torch.utils.benchmark``, on a GPU by replays of CUDA graphs."""
+        with torch.no_grad():
+            calls = [self._prepared(subject) for subject in subjects]
+            measure = _cuda_turn if self.environment.device == "cuda" else self._cpu_turn
+            return interleaved([_turn(call, measure) for call in calls], self.turns, self.most_turns)
+
+    def nodes(self, subject: Subject) -> dict[str, float]:
+        """See :class:`Clock`. Nodes run eagerly, whatever the compile mode."""
+        with torch.no_grad():
+            times = cuda_node_times if self.environment.device == "cuda" else cpu_node_times
+            return times(subject.module, subject.arguments, self.node_runs)
+
+    def _prepared(self, subject: Subject) -> Callable[[], Any]:
+        if self.environment.compile == "compile":
+            torch.compiler.reset()  # or the models before count towards the limit of recompilations
+            compiled: Any = torch.compile(subject.module, dynamic=False)
+            compiled(*subject.arguments)
+            return lambda: compiled(*subject.arguments)
+        return replayed(subject) if self.environment.device == "cuda" else subject
+
+    def _cpu_turn(self, call: Callable[[], Any], count: int) -> float:
+        timer = Timer("call()", globals={"call": call}, num_threads=self.environment.threads)
+        return float(timer.timeit(count).mean)
+
+
+def _cuda_turn(call: Callable[[], Any], count: int) -> float:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(count):
+        call()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / count / 1000
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a subject: mean seconds of ``count`` calls."""
+
+    run: Callable[[], float]
+    count: int
+
+
+def _turn(call: Callable[[], Any], measure: Callable[[Callable[[], Any], int], float]) -> Turn:
+    """Warm up (the second call no longer pays for what is done once), and fit the number of calls to a turn."""
+    measure(call, 1)
+    seconds = measure(call, 1)
+    count = int(np.clip(np.ceil(_TURN / max(seconds, 1e-9)), 1, _MOST_CALLS))
+    return Turn(lambda: measure(call, count), count)
+
+
+def interleaved(turns: Sequence[Turn], rounds: int, most: int) -> list[Timing]:
+    """Run all turns one after another, ``rounds`` times over, and on while a spread is wide, up to ``most`` times."""
+    seconds: list[list[float]] = []
+    found: list[Timing] = []
+    while len(seconds) < rounds or (len(seconds) < most and any(timing.spread > _SPREAD for timing in found)):
+        more = rounds if not seconds else _MORE
+        seconds += [[turn.run() for turn in turns] for _ in range(more)]
+        quartiles = np.quantile(np.array(seconds) * 1000, (0.25, 0.5, 0.75), axis=0).T.tolist()
+        found = [
+            Timing(median_ms=median, low_ms=low, high_ms=high, runs=len(seconds) * turn.count)
+            for turn, (low, median, high) in zip(turns, quartiles, strict=True)
+        ]
+    return found

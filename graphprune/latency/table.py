@@ -1,0 +1,182 @@
+"""The latency table: what was measured, of which model, where. Plain data, saved while it grows, checked before it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+
+from graphprune.errors import LatencyError
+from graphprune.files import atomic_write
+from graphprune.groups import Groups, Ints
+from graphprune.latency.clock import Timing
+from graphprune.latency.environment import Environment
+
+Milliseconds = Annotated[FiniteFloat, Field(ge=0)]
+Width = Annotated[int, Field(ge=1)]
+_FROZEN = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Length(BaseModel):
+    """An axis length: ``constant + sum(coefficient * width)``, with the coefficients by index of the group."""
+
+    model_config = _FROZEN
+
+    constant: int
+    by_group: dict[int, int]
+
+
+class NodeInfo(BaseModel):
+    """What is timed as one layer.
+
+    family: kind, settings and shapes, with a star for each size that shrinks. Nodes of one family are the same layer at
+    other lengths, in this model or another. lengths: those that the node's time depends on, two at most.
+    """
+
+    model_config = _FROZEN
+
+    family: str
+    lengths: tuple[Length, ...]
+
+
+class Sample(BaseModel):
+    """One slim model that was timed.
+
+    widths: of every group. whole: of the model. nodes: milliseconds of each node alone, run eagerly (none where only whole
+    models are timed). held_out: kept back to tell how good a prediction is.
+    """
+
+    model_config = _FROZEN
+
+    widths: tuple[Width, ...]
+    whole: Timing
+    nodes: dict[str, Milliseconds] = {}
+    held_out: bool = False
+
+
+class Settings(BaseModel):
+    """What decides which widths are measured: how (``layers`` or ``model``), how many samples, and the smallest interval that
+    is divided (0: a thirty-second of each group). batch: leading size of the inputs, 0 where it is as given."""
+
+    model_config = _FROZEN
+
+    mode: Literal["layers", "model"] = "layers"
+    samples: Annotated[int, Field(ge=8)] = 24
+    step: Annotated[int, Field(ge=0)] = 0
+    batch: Annotated[int, Field(ge=0)] = 0
+
+
+class LatencyTable(BaseModel):
+    """Measured latencies of one model in one environment.
+
+    model: fingerprint, as in a plan. inputs: described in one line. groups: names and full widths, in order. nodes: what each
+    layer's time depends on.
+    """
+
+    model_config = _FROZEN
+
+    schema_version: Literal[1] = 1
+    environment: Environment
+    settings: Settings
+    model: dict[str, str]
+    inputs: str
+    groups: dict[str, Width]
+    nodes: dict[str, NodeInfo] = {}
+    samples: tuple[Sample, ...] = ()
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> LatencyTable:
+        for sample in self.samples:
+            if len(sample.widths) != len(self.groups):
+                raise ValueError(f"a sample has {len(sample.widths)} widths for {len(self.groups)} groups")
+            if any(width > full for width, full in zip(sample.widths, self.groups.values(), strict=True)):
+                raise ValueError("a sample is wider than the model")
+        for name, info in self.nodes.items():
+            if any(not 0 <= group < len(self.groups) for length in info.lengths for group in length.by_group):
+                raise ValueError(f"node {name} depends on a group that does not exist")
+        return self
+
+    @property
+    def full(self) -> Ints:
+        """Full width of every group."""
+        return np.array(list(self.groups.values()), dtype=np.int64)
+
+    @property
+    def widths(self) -> Ints:
+        """Widths of all samples, (samples, groups)."""
+        return np.array([sample.widths for sample in self.samples], dtype=np.int64).reshape(len(self.samples), len(self.groups))
+
+    @property
+    def whole_ms(self) -> npt.NDArray[np.float64]:
+        """Median milliseconds of the whole model in each sample."""
+        return np.array([sample.whole.median_ms for sample in self.samples], dtype=np.float64)
+
+    def first(self, count: int) -> LatencyTable:
+        """The table as it was after so many samples."""
+        return self.model_copy(update={"samples": self.samples[:count]})
+
+    def fitted(self) -> LatencyTable:
+        """The table without the samples that are held out."""
+        return self.model_copy(update={"samples": tuple(sample for sample in self.samples if not sample.held_out)})
+
+    def plus(self, samples: Sequence[Sample]) -> LatencyTable:
+        """The table with more samples."""
+        return self.model_copy(update={"samples": (*self.samples, *samples)})
+
+    def save(self, path: str | Path) -> None:
+        """Write the table as JSON, atomically."""
+        with atomic_write(Path(path)) as temporary:
+            temporary.write_text(self.model_dump_json(indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> LatencyTable:
+        """Read a table. Raises LatencyError naming the first thing that is wrong."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise LatencyError(f"Cannot read the latency table {path}: {error}.") from error
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"]) or "the top level"
+            raise LatencyError(
+                f"{path} is no valid latency table: {first['msg']} at {place}. Measure again with `graphprune profile`."
+            ) from error
+
+    def check_fits(self, model: Mapping[str, str], groups: Groups, environment: Environment | None = None) -> None:
+        """Raise LatencyError naming the first difference between what was measured and what is at hand.
+
+        model: its fingerprint. environment: where the times are to hold; None for wherever they were measured.
+        """
+        found = _first_difference(model, self.model) or _first_difference(
+            {group.name: group.size for group in groups.prunable}, self.groups
+        )
+        if not found and environment is not None:
+            found = environment.difference(self.environment)
+        if found:
+            raise LatencyError(f"The latency table does not fit: {found}. Measure this model here with `graphprune profile`.")
+
+    def check_continues(self, other: LatencyTable) -> None:
+        """Raise LatencyError unless a run that would write the other (empty) table can go on from this one."""
+        found = (
+            _first_difference(other.model, self.model)
+            or _first_difference(other.groups, self.groups)
+            or other.environment.difference(self.environment)
+            or _first_difference(other.settings.model_dump(), self.settings.model_dump())
+            or _first_difference({"inputs": other.inputs}, {"inputs": self.inputs})
+        )
+        if found:
+            raise LatencyError(f"The table that is there is of something else: {found}. Choose another file, or delete it.")
+
+
+def _first_difference(mine: Mapping[str, object], theirs: Mapping[str, object]) -> str:
+    for name in (*mine, *theirs):
+        here, there = mine.get(name), theirs.get(name)
+        if here != there:
+            return f"{name} is {'missing' if here is None else here} here and {'missing' if there is None else there} in the table"
+    return ""

@@ -1,0 +1,111 @@
+"""What each layer has to do at any widths: multiply-accumulates, elements made, bytes moved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+from torch import fx
+from torch.utils._pytree import tree_leaves
+
+from graphprune.groups import Groups
+from graphprune.labels import Field, Value
+from graphprune.latency.fit import Floats
+from graphprune.program import Program
+from graphprune.rules import only_moves
+from graphprune.tape import Step, tape_of
+from graphprune.twins import modules_by_path
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of each layer, shape (..., layers): multiply-accumulates, elements made by them (0 without), and bytes read and written."""
+
+    macs: Floats
+    made: Floats
+    bytes: Floats
+
+
+class Layers:
+    """The layers of a program: its nodes that make tensors. groups_of: the groups that each one's work depends on."""
+
+    def __init__(self, program: Program, groups: Groups) -> None:
+        self._groups = groups
+        self._inside = {name for shuffle in groups.trace.shuffles for name in shuffle.interior}
+        steps = {step.node: step for step in tape_of(program).steps}
+        self._tree = modules_by_path(program.module)
+        macs: dict[str, list[Sequence[Field | int]]] = {}
+        for term in groups.trace.macs:
+            macs.setdefault(term.node, []).append(term.factors)
+        nodes = [n for n in program.module.graph.nodes if n.op.startswith("call") and self._values(n)]
+        moved = [self._moved(node, steps.get(node.name)) for node in nodes]
+        self._macs = _Sums(groups, [macs.get(node.name, []) for node in nodes])
+        self._made = _Sums(groups, [[_volume(v) for v in self._values(n)] if n.name in macs else [] for n in nodes])
+        self._bytes = _Sums(groups, [[[value.itemsize, *_volume(value)] for value in values] for values in moved])
+        owners = zip(self._macs.groups_of, self._made.groups_of, self._bytes.groups_of, strict=True)
+        self.groups_of: list[tuple[int, ...]] = [tuple(sorted({*a, *b, *c})) for a, b, c in owners]
+
+    def at(self, widths: npt.ArrayLike) -> Work:
+        """The work for widths of shape (..., groups)."""
+        lengths = self._groups.lengths(widths)
+        return Work(*(sums(lengths) for sums in (self._macs, self._made, self._bytes)))
+
+    def _values(self, node: fx.Node) -> list[Value]:
+        found = None if node.name in self._inside else self._groups.trace.values.get(node.name)
+        return [leaf for leaf in tree_leaves(found) if isinstance(leaf, Value)]
+
+    def _moved(self, node: fx.Node, step: Step | None) -> list[Value]:
+        """What a node reads, owns and writes; a view touches nothing."""
+        read = [value for one in node.all_input_nodes for value in self._values(one)]
+        written = self._values(node)
+        only_views = step is not None and all(only_moves(operation.operator) for operation in step.operations)
+        if only_views and {value.storage for value in written} <= {value.storage for value in read}:
+            return []
+        return [*read, *self._owned(node), *written]
+
+    def _owned(self, node: fx.Node) -> Iterator[Value]:
+        if node.op == "call_module":
+            trace = self._groups.trace
+            for name, _ in self._tree[str(node.target)].named_parameters():
+                path = f"{node.target}.{name}"
+                value = trace.parameters.get(trace.aliases.get(path, path))
+                if value is not None:
+                    yield value
+
+
+class _Sums:
+    """For each layer a sum of products of constants and axis lengths."""
+
+    def __init__(self, groups: Groups, sums: Sequence[Iterable[Sequence[Field | int]]]) -> None:
+        constants: list[float] = []
+        places: list[list[int]] = []
+        begins = [0]
+        self.groups_of: list[set[int]] = []
+        for products in sums:
+            self.groups_of.append(set())
+            for factors in products:
+                fields = [factor for factor in factors if not isinstance(factor, int)]
+                vectors = [groups.vectors.index(labels) for labels in fields]
+                others = prod(labels.size // groups.vectors.sizes[vector] for labels, vector in zip(fields, vectors, strict=True))
+                constants.append(float(others * prod(factor for factor in factors if isinstance(factor, int))))
+                places.append(vectors)
+                self.groups_of[-1].update(group for labels in fields for group in groups.linear(labels)[1])
+            begins.append(len(constants))
+        depth = max(map(len, places), default=0)
+        self._places = np.array([vectors + [-1] * (depth - len(vectors)) for vectors in places], dtype=np.int64).reshape(-1, depth)
+        self._constants = np.array(constants)
+        self._begins = np.array(begins)
+
+    def __call__(self, lengths: Floats) -> Floats:
+        extended = np.concatenate([lengths, np.ones((*lengths.shape[:-1], 1))], axis=-1)  # index -1 reads the 1.0
+        values = self._constants * extended[..., self._places].prod(axis=-1)
+        totals = np.concatenate([np.zeros((*lengths.shape[:-1], 1)), values.cumsum(axis=-1)], axis=-1)
+        result: Floats = totals[..., self._begins[1:]] - totals[..., self._begins[:-1]]
+        return result
+
+
+def _volume(value: Value) -> list[Field | int]:
+    return [prod(value.shape) // prod(field.size for field in value.fields), *value.fields]

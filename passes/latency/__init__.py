@@ -1,0 +1,1 @@
+"""Measuring: slim models are made at chosen widths and timed."""

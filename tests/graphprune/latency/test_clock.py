@@ -1,0 +1,80 @@
+"""Timing: turns are taken in rotation, a spread asks for more of them, and every layer is timed once where it runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx, nn
+
+from graphprune.latency import node_times
+from graphprune.latency.clock import DeviceClock, Subject, Timing, Turn, interleaved
+from graphprune.latency.environment import environment_of
+from tests.planted_latency import HERE
+
+
+def test_turns_rotate_so_that_a_drift_hits_all_alike() -> None:
+    """Time doubles while it is measured; both subjects, the same work, come out the same within one turn."""
+    calls: list[str] = []
+
+    def turn(name: str) -> Turn:
+        def run() -> float:
+            calls.append(name)
+            return 1.0 + len(calls) / 18
+
+        return Turn(run, 2)
+
+    first, second = interleaved([turn("a"), turn("b")], 9, 9)
+    assert calls == ["a", "b"] * 9
+    assert 0 < second.median_ms - first.median_ms < 1000 / 17
+    assert first.runs == 18 and first.low_ms < first.median_ms < first.high_ms
+
+
+def test_a_wide_spread_asks_for_more_turns_up_to_the_most() -> None:
+    steady = interleaved([Turn(lambda: 1.0, 1)], 4, 16)[0]
+    values = iter([1.0, 2.0] * 50)
+    unsteady = interleaved([Turn(lambda: next(values), 1)], 4, 16)[0]
+    assert (steady.runs, unsteady.runs) == (4, 16)
+    assert steady.spread == 0 and unsteady.spread > 0.05
+
+
+def _net() -> fx.GraphModule:
+    return fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 2)))
+
+
+def test_every_layer_is_timed_and_nothing_else() -> None:
+    net = _net()
+    with torch.no_grad():
+        found = node_times.cpu_node_times(net, (torch.zeros(1, 3, 4, 4),), 3)
+    assert list(found) == [node.name for node in net.graph.nodes if node.op == "call_module"]
+    assert all(ms >= 0 for ms in found.values())
+
+
+def test_layers_get_the_inputs_of_a_run() -> None:
+    """What the timed run computes is what the model computes: methods, functions, keywords and several results."""
+
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            a, b = x.chunk(2, dim=1)
+            return torch.cat([a.mul(2), torch.add(b, a, alpha=3)], 1)
+
+    net, x = fx.symbolic_trace(Net()), torch.arange(8.0).reshape(1, 4, 2)
+    timed = node_times._Timing(net, lambda name, call: call())
+    assert torch.equal(timed.run(x), net(x))
+
+
+def test_the_clock_measures_on_the_cpu() -> None:
+    environment = environment_of(_net())
+    clock = DeviceClock(environment, turns=2, most_turns=2, node_runs=1)
+    subject = Subject(_net().eval(), (torch.zeros(1, 3, 4, 4),))
+    (timing,) = clock.whole([subject])
+    assert isinstance(timing, Timing) and 0 < timing.low_ms <= timing.median_ms <= timing.high_ms
+    assert len(clock.nodes(subject)) == 4
+    assert environment.device == "cpu" and environment.threads == torch.get_num_threads() and environment.name
+
+
+def test_an_environment_knows_dtype_and_layout() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)).half().to(memory_format=torch.channels_last)
+    found = environment_of(net, compile=True)
+    assert (found.dtype, found.layout, found.compile) == ("float16", "channels_last", "compile")
+    plain = environment_of(nn.Conv2d(3, 4, 3))
+    assert (plain.dtype, plain.layout, plain.compile) == ("float32", "contiguous", "eager")
+    assert "dtype" in found.difference(HERE.model_copy(update={"name": found.name}))
