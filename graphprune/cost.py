@@ -67,8 +67,10 @@ class CostModel:
 
     def measures(self) -> Mapping[str, Measure]:
         """What a target can be set on, by its kind."""
-        return {"channels": Count(self.groups), "params": self.parameters, "macs": self.macs, "flops": self.flops,
-                "weight_bytes": self.weight_bytes, "memory": self.memory}  # fmt: skip
+        known: dict[str, Measure] = {"channels": Count(self.groups), "params": self.parameters, "macs": self.macs, "flops": self.flops,
+                                     "weight_bytes": self.weight_bytes, "memory": self.memory}  # fmt: skip
+        latency = self._program.latency
+        return known if latency is None else known | {"latency": latency.model}
 
     @cached_property
     def parameters(self) -> Total:

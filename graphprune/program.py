@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from graphprune.compensation import Compensated
     from graphprune.cost import Costs
     from graphprune.groups import Groups
+    from graphprune.latency.source import Latency
     from graphprune.plan import Plan
     from graphprune.scores import Scores
     from graphprune.tape import Tape
@@ -94,6 +95,7 @@ class Program:
     tape: the operators that the graph runs, where capture wrote them down (see :mod:`graphprune.tape`).
     exclude, policy: constraints on the channel analysis (see :class:`graphprune.passes.analysis.channels.ChannelsPass`).
     calibration: data that criteria measure activations and gradients on, where the user gave some.
+    latency: what a target on latency is met by.
     scores: results of scoring passes, by name.
     plan: the decision of a selection pass, not yet carried out.
     original, record: the graph before the rewrite and what was cut, once a rewrite has been done.
@@ -110,6 +112,7 @@ class Program:
     exclude: tuple[str, ...] = ()
     policy: Mapping[str, str] = field(default_factory=dict)
     calibration: Calibration | None = field(default=None, repr=False, compare=False)
+    latency: Latency | None = field(default=None, repr=False, compare=False)
     scores: Mapping[str, Scores] = field(default_factory=dict)
     plan: Plan | None = None
     original: fx.GraphModule | None = None

@@ -22,6 +22,7 @@ KINDS: Final[Mapping[str, Mapping[str, float]]] = {
     "flops": _COUNTS,
     "weight_bytes": _BYTES | _COUNTS,
     "memory": _BYTES | _COUNTS,
+    "latency": {"us": 1e-3, "ms": 1.0, "s": 1e3},
 }
 _NUMBER = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*(%|[a-zA-Z]+)?")
 
@@ -31,7 +32,8 @@ class Target:
     """How much of something may remain.
 
     kind: one of :data:`KINDS`: ``channels`` (prunable units), ``params``, ``macs``, ``flops`` (2 for each MAC), ``weight_bytes``
-    (parameters and buffers) or ``memory`` (peak bytes of activations at the example inputs). text: as the user wrote it.
+    (parameters and buffers), ``memory`` (peak bytes of activations at the example inputs) or ``latency`` (milliseconds, by a
+    table of ``graphprune profile``). text: as the user wrote it.
     share: of the original, or None for an absolute ``amount``.
     """
 
@@ -59,16 +61,16 @@ def parse_target(kind: str, value: float | str) -> Target:
         raise UsageError(f"There is no target {kind!r}; choose from {', '.join(KINDS)}.")
     suffixes = KINDS[kind]
     if match is None or match[3] not in (None, "%", *suffixes):
-        raise UsageError(f"Target {kind}={text} is no number; write what must remain, as 50%, 0.5 or 60{list(suffixes)[2]}.")
+        raise UsageError(f"Target {kind}={text} is no number; write what must remain, as 50%, 0.5 or 60{list(suffixes)[1]}.")
     number = float(match[1] + (match[2] or ""))
     suffix = match[3]
     if suffix in suffixes:
         return Target(kind, text, None, number * suffixes[suffix])
     share = number / 100 if suffix == "%" else number
     if suffix is None and share > 1:
-        if share.is_integer() and kind != "channels":
+        if share.is_integer() and kind not in ("channels", "latency"):
             return Target(kind, text, None, share)
-        raise UsageError(f"Target {kind}={text} is over 100 %; write what must remain, as 50% or 0.5.")
+        raise UsageError(f"Target {kind}={text} is over 100 %; write what must remain, as 50%, 0.5 or 60{list(suffixes)[1]}.")
     if not 0 < share <= 1:
         raise UsageError(f"Target {kind}={text} must be over 0 % and at most 100 %: it says what remains.")
     return Target(kind, text, share)

@@ -1,0 +1,39 @@
+"""From a latency table to what selection needs: a model of the latency, and measurements of the slim models that it chooses."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from graphprune.groups import Groups, Ints
+from graphprune.latency.clock import Clock, DeviceClock
+from graphprune.latency.environment import environment_of
+from graphprune.latency.model import LatencyModel
+from graphprune.latency.source import Latency, Measured
+from graphprune.latency.table import LatencyTable
+from graphprune.passes.latency.profile import Maker
+from graphprune.plan import fingerprint
+from graphprune.program import Program
+
+
+def latency_from(program: Program, groups: Groups, table: LatencyTable, *, measure: bool = True, clock: Clock | None = None) -> Latency:
+    """The latency of a program by a table of it.
+
+    measure: time slim models here, which must be where the table was measured; else its predictions are all that counts. clock:
+    of the tables's environment by default.
+
+    Raises LatencyError naming the first difference where the table is of another model, or of another place than this one.
+    """
+    here = environment_of(program.module, table.environment.device, compile=table.environment.compile == "compile") if measure else None
+    table.check_fits(fingerprint(program.module), groups, here)
+    model = LatencyModel(table)
+    if not measure:
+        return Latency(model)
+    maker = Maker(program, groups, table.environment)
+    timer = clock or DeviceClock(table.environment)
+    full = groups.widths.tolist()
+
+    def timed(widths: Ints) -> Measured:
+        slim, whole = timer.whole([maker.subject(np.asarray(widths).tolist()), maker.subject(full)])
+        return Measured(slim.median_ms, whole.median_ms)
+
+    return Latency(model, timed)
