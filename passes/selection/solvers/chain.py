@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import networkx as nx
 import numpy as np
@@ -62,7 +63,7 @@ def _links(order: Sequence[int], constraint: Constraint) -> list[Floats]:
         _add(grids, (pair.first, pair.second), pair.costs)
         _add(grids, (pair.second, pair.first), pair.costs.T)
     found = [constraint.costs[order[0]][None]]
-    for before, group in zip(order, order[1:], strict=False):
+    for before, group in pairwise(order):
         own = constraint.costs[group][None]
         zero = np.zeros((constraint.costs[before].size, 1))
         found.append(grids.get((before, group), zero) + own)

@@ -1,4 +1,4 @@
-"""The dynamic programme finds the optimum that brute force finds, keeps to the budget whatever is rounded, and the printed one errs."""
+"""The dynamic programme finds the optimum of brute force and keeps to the budget whatever is rounded; the printed one errs."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def printed(values: list[Floats], costs: list[Floats], budget: int) -> tuple[flo
     selected: list[int | None] = [None] * layers
     claimed, left, spent = float(best[layers, budget]), budget, 0.0
     for layer in range(layers, 0, -1):
-        if 0 <= left and best[layer, left] > best[layer - 1, left]:
+        if left >= 0 and best[layer, left] > best[layer - 1, left]:
             for candidate, cost in enumerate(costs[layer - 1].astype(int).tolist()):  # all of them: no test and no break
                 selected[layer - 1] = candidate
                 left -= cost
