@@ -7,7 +7,7 @@ included), which is what ``torch.utils.flop_counter`` counts, divided by two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import sympy
 import torch
+from scipy.sparse import csr_array
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
 from graphprune.groups import Groups
 from graphprune.labels import Field, Value
+from graphprune.measures import Count, Measure, Peak, Products, Total
 from graphprune.program import Program
-
-Floats = npt.NDArray[np.float64]
+from graphprune.rules import tensors_in, views_only
 
 
 @dataclass(frozen=True)
@@ -42,41 +42,6 @@ class Costs:
         return 2 * self.macs
 
 
-class _Products:
-    """Products of a constant and a few axis lengths each, for any widths."""
-
-    def __init__(self, groups: Groups, products: Iterable[Sequence[Field | int]]) -> None:
-        """products: their factors; a field stands for the length of its axis, and its other axes count in full."""
-        self.groups = groups
-        self.constants: list[int] = []
-        self.fields: list[list[Field]] = []
-        places: list[list[int]] = []
-        for factors in products:
-            fields = [factor for factor in factors if not isinstance(factor, int)]
-            vectors = [groups.vectors.index(labels) for labels in fields]
-            others = [labels.size // groups.vectors.sizes[vector] for labels, vector in zip(fields, vectors, strict=True)]
-            constant = prod(factor for factor in factors if isinstance(factor, int)) * prod(others)
-            self.constants.append(constant)
-            self.fields.append(fields)
-            places.append(vectors)
-        depth = max(map(len, places), default=0)
-        # Index -1 reads the 1.0 that evaluate() appends.
-        padded = [vectors + [-1] * (depth - len(vectors)) for vectors in places]
-        self._places = np.array(padded, dtype=np.int64).reshape(len(padded), depth)
-
-    def evaluate(self, widths: npt.ArrayLike) -> Floats:
-        """Values for widths of shape (..., groups); result has shape (..., products)."""
-        lengths = self.groups.lengths(widths)
-        extended = np.concatenate([lengths, np.ones((*lengths.shape[:-1], 1))], axis=-1)
-        result: Floats = np.array(self.constants, dtype=np.float64) * extended[..., self._places].prod(axis=-1)
-        return result
-
-    def formula(self, coefficients: Iterable[int]) -> sympy.Expr:
-        """The sum of all products, each times its coefficient, as a polynomial in the width symbols."""
-        terms = zip(coefficients, self.constants, self.fields, strict=True)
-        return sympy.Add(*(n * c * sympy.Mul(*map(self.groups.length, fields)) for n, c, fields in terms))
-
-
 @dataclass
 class _Life:
     """A piece of memory: the graph steps of its first and last use, and the values that view it."""
@@ -87,7 +52,7 @@ class _Life:
 
 
 class CostModel:
-    """Parameters, MACs, weight bytes and peak activation bytes of a program for any widths of its groups."""
+    """Parameters, MACs, weight bytes, peak activation bytes and bytes moved of a program, for any widths of its groups."""
 
     def __init__(self, program: Program, groups: Groups) -> None:
         self.groups = groups
@@ -95,69 +60,86 @@ class CostModel:
         self._inside_shuffles = {name for shuffle in groups.trace.shuffles for name in shuffle.interior}
         tensors = _tensors(program)
         known = groups.trace.parameters
-        self._volumes = _Products(groups, [_volume(known.get(n, Value(tuple(t.shape)))) for n, t in tensors.items()])
+        self._volumes = Products(groups, [_volume(known.get(n, Value(tuple(t.shape)))) for n, t in tensors.items()])
         self._trainable = np.array([isinstance(tensor, torch.nn.Parameter) for tensor in tensors.values()], dtype=np.int64)
         self._itemsizes = np.array([tensor.element_size() for tensor in tensors.values()], dtype=np.int64)
-        self._macs = _Products(groups, [term.factors for term in groups.trace.macs])
+        self._macs = Products(groups, [term.factors for term in groups.trace.macs])
 
-    # -- evaluation ----------------------------------------------------------------------------------------------------
-
-    def parameters(self, widths: npt.ArrayLike) -> Floats:
-        """Trainable parameters for widths of shape (..., groups); tied tensors count once."""
-        result: Floats = self._volumes.evaluate(widths) @ self._trainable
-        return result
-
-    def macs(self, widths: npt.ArrayLike) -> Floats:
-        """Multiply-accumulates of one forward pass at the example inputs' batch, for widths of shape (..., groups)."""
-        result: Floats = self._macs.evaluate(widths).sum(axis=-1)
-        return result
-
-    def weight_bytes(self, widths: npt.ArrayLike) -> Floats:
-        """Bytes of parameters and buffers for widths of shape (..., groups)."""
-        result: Floats = self._volumes.evaluate(widths) @ self._itemsizes
-        return result
-
-    def channels(self, widths: npt.ArrayLike) -> Floats:
-        """Prunable units left, for widths of shape (..., groups)."""
-        total: Floats = np.asarray(widths, dtype=np.float64).sum(axis=-1)
-        return total
-
-    def measures(self) -> dict[str, Callable[[npt.ArrayLike], Floats]]:
+    def measures(self) -> Mapping[str, Measure]:
         """What a target can be set on, by its kind."""
-        return {"channels": self.channels, "params": self.parameters, "macs": self.macs}
+        return {"channels": Count(self.groups), "params": self.parameters, "macs": self.macs, "flops": self.flops,
+                "weight_bytes": self.weight_bytes, "memory": self.memory}  # fmt: skip
 
-    def activation_bytes(self, widths: npt.ArrayLike) -> int:
-        """Peak bytes of live graph values (inputs included) for one width vector.
+    @cached_property
+    def parameters(self) -> Total:
+        """Trainable parameters; tied tensors count once."""
+        return Total("params", "", self._volumes, self._trainable)
+
+    @cached_property
+    def macs(self) -> Total:
+        """Multiply-accumulates of one forward pass at the example inputs' batch."""
+        return Total("macs", "", self._macs, np.ones(len(self._macs.constants)))
+
+    @cached_property
+    def flops(self) -> Total:
+        """Floating-point operations: 2 for each multiply-accumulate."""
+        return Total("flops", "", self._macs, np.full(len(self._macs.constants), 2))
+
+    @cached_property
+    def weight_bytes(self) -> Total:
+        """Bytes of parameters and buffers."""
+        return Total("weight_bytes", "B", self._volumes, self._itemsizes)
+
+    @cached_property
+    def memory(self) -> Peak:
+        """Peak bytes of live graph values, inputs included.
 
         Memory lives from the first node that makes it to the last one that reads it; views share their base's.
         """
-        if not self._lives:
-            return 0
-        sizes = self._activations.evaluate(widths)
-        first, last, count = np.array([(life.first, life.last, len(life.values)) for life in self._lives]).T
-        most = np.maximum.reduceat(sizes, np.cumsum(count) - count)
-        changes = np.zeros(last.max() + 2)
-        np.add.at(changes, first, most)
-        np.subtract.at(changes, last + 1, most)
-        return int(np.cumsum(changes).max())
+        lives = self._lives
+        values = [value for life in lives for value in life.values]
+        count = np.array([len(life.values) for life in lives], dtype=np.int64)
+        products = Products(self.groups, [[value.itemsize, *_volume(value)] for value in values])
+        spans = [range(life.first, life.last + 1) for life in lives]
+        steps = np.concatenate([np.zeros(0, dtype=np.int64), *map(np.array, spans)])
+        which = np.repeat(np.arange(len(lives)), [len(span) for span in spans])
+        _, row = np.unique(steps, return_inverse=True)
+        alive = csr_array((np.ones(steps.size), (row.reshape(-1), which)), shape=(int(row.max(initial=-1)) + 1, len(lives)))
+        return Peak("memory", "B", products, np.cumsum(count) - count, alive)
 
     @cached_property
-    def _activations(self) -> _Products:
-        """Bytes of every graph value, in the order of the lives."""
-        values = [value for life in self._lives for value in life.values]
-        return _Products(self.groups, [[value.itemsize, *_volume(value)] for value in values])
+    def bytes_moved(self) -> Total:
+        """Bytes that the operators read and write, run one by one: each tensor once for each operator; views move none.
+
+        It is that of the original's operators: where a width of one makes a copy needless, the slim model moves less.
+        """
+        known = self.groups.trace.known
+        products = []
+        for operation in (operation for step in self.groups.trace.tape.steps for operation in step.operations):
+            if not views_only(operation.operator):
+                given = {id(tensor): tensor for tensor in tensors_in((*operation.args, *operation.kwargs.values()))}
+                products += [_bytes_of(tensor, known) for tensor in (*given.values(), *tensors_in((operation.output,)))]
+        return Total("bytes_moved", "B", Products(self.groups, products), np.ones(len(products)))
+
+    def costs(self, widths: npt.ArrayLike) -> Costs:
+        """All costs of one width vector."""
+        volumes = self._volumes.evaluate(widths)
+        parameters, weight_bytes = int(volumes @ self._trainable), int(volumes @ self._itemsizes)
+        return Costs(parameters, int(self._macs.evaluate(widths).sum()), weight_bytes, int(self.memory(widths)))
 
     @cached_property
     def _lives(self) -> list[_Life]:
         """When each piece of memory that graph values occupy is made and last read, and the values that view it."""
         lives: dict[int, _Life] = {}
         values = {node: self._values(node) for node in self._program.module.graph.nodes}
+        by_name = {node.name: node for node in values}
+        read = {shuffle.target: by_name[shuffle.source] for shuffle in self.groups.trace.shuffles}
         for step, (node, made) in enumerate(values.items()):
             for value in () if node.op == "get_attr" else made:
                 life = lives.setdefault(value.storage, _Life(step))
                 life.values.append(value)
                 life.last = step
-            for arg in node.all_input_nodes:
+            for arg in (*node.all_input_nodes, *([read[node.name]] if node.name in read else [])):
                 for value in values[arg]:
                     if value.storage in lives:
                         lives[value.storage].last = step
@@ -171,28 +153,16 @@ class CostModel:
             return [found]
         return [leaf for leaf in tree_leaves(found) if isinstance(leaf, Value)]
 
-    def costs(self, widths: npt.ArrayLike) -> Costs:
-        """All costs of one width vector."""
-        volumes = self._volumes.evaluate(widths)
-        parameters, weight_bytes = int(volumes @ self._trainable), int(volumes @ self._itemsizes)
-        return Costs(parameters, int(self.macs(widths)), weight_bytes, self.activation_bytes(widths))
-
-    # -- symbolic ------------------------------------------------------------------------------------------------------
-
-    @cached_property
-    def parameters_formula(self) -> sympy.Expr:
-        """Trainable parameters as a polynomial in the width symbols."""
-        return self._volumes.formula(self._trainable.tolist())
-
-    @cached_property
-    def macs_formula(self) -> sympy.Expr:
-        """Multiply-accumulates as a polynomial in the width symbols."""
-        return self._macs.formula([1] * len(self._macs.constants))
-
 
 def _volume(value: Value) -> list[Field | int]:
     """Factors of a tensor's number of elements: its axes that cannot shrink as one constant, and its fields."""
     return [prod(value.shape) // prod(field.size for field in value.fields), *value.fields]
+
+
+def _bytes_of(tensor: torch.Tensor, known: Mapping[int, tuple[torch.Tensor, Value]]) -> list[Field | int]:
+    """Factors of a tensor's size in bytes."""
+    found = known.get(id(tensor))
+    return [tensor.element_size(), *(_volume(found[1]) if found else [tensor.numel()])]
 
 
 def _tensors(program: Program) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from math import prod
 
 import networkx as nx
@@ -54,6 +55,15 @@ class _Members:
             for place in range(bounds[vector], bounds[vector + 1]):
                 found[groups[place]].append(Member(tensor, axis, counts[place]))
         return [tuple(members) for members in found]
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """The different axis lengths of a model: ``constants + slopes @ widths``. of: which one each vector has."""
+
+    constants: Ints
+    slopes: csr_array
+    of: Ints
 
 
 @dataclass(frozen=True)
@@ -216,6 +226,17 @@ class Groups:
         lengths = (coefficients @ given.reshape(prod(given.shape[:-1]), -1).T).T + constants
         shaped: Floats = lengths.reshape(*given.shape[:-1], constants.size)
         return shaped
+
+    @cached_property
+    def distinct_lengths(self) -> Lengths:
+        """All different lengths, those of equal functions of the widths once."""
+        constants, coefficients = self._affine[0], self._affine[1].sorted_indices()
+        bounds = coefficients.indptr.tolist()
+        rows = [coefficients.indices[a:b].tobytes() + coefficients.data[a:b].tobytes() for a, b in pairwise(bounds)]
+        places: dict[tuple[int, bytes], int] = {}
+        of = [places.setdefault(key, len(places)) for key in zip(constants.tolist(), rows, strict=True)]
+        first = [of.index(place) for place in range(len(places))]
+        return Lengths(constants[first], coefficients[first], np.array(of, dtype=np.int64))
 
     def linear(self, field: Field) -> tuple[int, Mapping[int, int]]:
         """Length of the field's axis as ``constant + sum(coefficient * width)``: the constant, and coefficients by group."""

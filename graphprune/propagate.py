@@ -43,9 +43,11 @@ class Trace:
     shuffles: runs of views that permute one axis.
     scalars: constants whose new value is a kept count, by (node name, constant name).
     missing: operators without a rule, with the nodes that call them.
+    tape: what was read. known: every tensor of the tape with its abstract value, by identity.
     """
 
     space: LabelSpace
+    tape: Tape
     parameters: dict[str, Value] = field(default_factory=dict)
     aliases: dict[str, str] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
@@ -55,6 +57,7 @@ class Trace:
     macs: list[MacsTerm] = field(default_factory=list)
     missing: dict[str, list[str]] = field(default_factory=dict)
     operators: int = 0
+    known: dict[int, tuple[torch.Tensor, Value]] = field(default_factory=dict)
 
 
 def propagate(program: Program, policy: Policy | None = None) -> Trace:
@@ -80,14 +83,14 @@ class _Propagation:
     def __init__(self, tape: Tape, policy: Policy) -> None:
         self.space = LabelSpace()
         self.policy = policy
-        self.trace = Trace(self.space, aliases=dict(tape.aliases))
+        self.trace = Trace(self.space, tape, aliases=dict(tape.aliases))
         self.node: fx.Node | None = None
         self.open_bounds: bool | None = None
         self._result: Any = None
         self.movers: set[str] = set()  # nodes that ran operators which only move elements ...
         self.workers: set[str] = set()  # ... and nodes that ran others
         self._tape = tape
-        self._values: dict[int, tuple[torch.Tensor, Value]] = {}
+        self._values = self.trace.known
         self._rules: dict[Any, Any] = {}
 
     def run(self, step: Step, node: fx.Node) -> None:

@@ -78,6 +78,12 @@ def only_moves(func: torch._ops.OpOverload) -> bool:
     return func._schema.name in _MOVING
 
 
+def views_only(func: torch._ops.OpOverload) -> bool:
+    """Whether an operator only looks at its operand's memory in another way, and moves nothing."""
+    # That one is a view in all but name: of a fresh result, so that autograd need not know.
+    return bool(func.is_view) or func._schema.name == "aten::_unsafe_view"
+
+
 class Recorder(Protocol):
     """What a call needs from the propagation that runs it."""
 

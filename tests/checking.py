@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import graphprune
+from graphprune.cost import CostModel
 from graphprune.groups import FROZEN, Groups, Kept
 from graphprune.passes.analysis.channels import excluded, make_policy
 from graphprune.plan import Plan, make_plan
@@ -164,7 +165,7 @@ def check_plan(
         for example in [inputs] if other is None else [inputs, other]:
             assert max_error(run(slim.eval(), example), run(masked, example)) < 1e-10
     if again:
-        _check_again(slim, inputs, result, macs=macs)
+        _check_again(slim, subject, result, macs=macs)
     assert state_hash(model) == before, "pruning changed the original model"
     return slim
 
@@ -216,18 +217,27 @@ def _check_life(slim: fx.GraphModule, inputs: Any) -> None:
     assert not any(module.training for module in twin.modules())
 
 
-def _check_again(slim: fx.GraphModule, inputs: Any, first: graphprune.PruneResult, *, macs: bool) -> None:
+def _check_again(slim: fx.GraphModule, subject: Analysed, first: graphprune.PruneResult, *, macs: bool) -> None:
     """The slim model is a model: captured again it costs what was reported, and it can be cut again, and again."""
+    inputs = subject.inputs
     for seed in range(2):
         found = analyse(slim, inputs)
         plan = found.random_plan(seed)
         result = graphprune.apply_plan(slim, inputs, plan, verify=False)
         assert result.report.before.parameters == first.report.after.parameters
         assert not macs or result.report.before.macs == first.report.after.macs
+        _check_memory(found, subject, first)
         verdict = graphprune.verify(slim, result.model, plan, inputs)
         assert verdict.passed, f"pruning {seed + 2}: {verdict.failure}"
         assert result.report.after.parameters == sum(p.numel() for p in result.model.parameters())
-        slim, first = result.graph, result
+        slim, subject, first = result.graph, found, result
+
+
+def _check_memory(found: Analysed, subject: Analysed, first: graphprune.PruneResult) -> None:
+    """What the formulas said of memory is what the slim model has."""
+    kept = np.array([after for _, after in first.report.widths.values()], dtype=np.int64)
+    said = CostModel(subject.program, subject.groups).memory(kept)
+    assert float(said) == float(CostModel(found.program, found.groups).memory(found.groups.widths))
 
 
 def slim_model(subject: Analysed, seed: int = 0) -> tuple[fx.GraphModule, Plan]:

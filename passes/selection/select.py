@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
 from typing import Any, ClassVar
@@ -13,12 +13,13 @@ from graphprune.analysis_manager import AnalysisView
 from graphprune.cost import CostModel
 from graphprune.errors import TargetError, UsageError
 from graphprune.groups import Group, Groups, Ints, Kept
+from graphprune.measures import Measure
 from graphprune.pass_base import Pass
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
 from graphprune.passes.scoring.score import latest
 from graphprune.passes.selection.ranking import RANKINGS, Ranking, rank
-from graphprune.passes.selection.target import Target, parse_target
+from graphprune.passes.selection.target import KINDS, Target, parse_target
 from graphprune.plan import make_plan
 from graphprune.program import Program
 
@@ -27,10 +28,10 @@ from graphprune.program import Program
 class SelectPass(Pass):
     """Choose what to remove by the last scores.
 
-    channels, params, macs: what must remain, as a share (``0.5``, ``50%``) or an amount (``60M``); several are met
-    together. ranking: ``global|local|isomorphic``. round_to: kept channels of each group are a multiple of this where
-    the group is wide enough. min_channels: units that every group keeps at least. max_ratio: largest share of a group
-    that may go. The result is exact to one unit (to one step of ``round_to``).
+    channels, params, macs, flops, weight_bytes, memory: what must remain, as a share (``0.5``, ``50%``) or an amount (``60M``,
+    ``20MB``); several are met together. ranking: ``global|local|isomorphic``. round_to: kept channels of each group are a
+    multiple of this where the group is wide enough. min_channels: units that every group keeps at least. max_ratio: largest
+    share of a group that may go. The result is exact to one unit (to one step of ``round_to``).
     """
 
     name: ClassVar[str] = "select"
@@ -42,6 +43,9 @@ class SelectPass(Pass):
     channels: float | str | None = None
     params: float | str | None = None
     macs: float | str | None = None
+    flops: float | str | None = None
+    weight_bytes: float | str | None = None
+    memory: float | str | None = None
     ranking: str = "global"
     round_to: int = 1
     min_channels: int = 1
@@ -49,7 +53,7 @@ class SelectPass(Pass):
 
     def __post_init__(self) -> None:
         if not self.targets:
-            raise UsageError("select needs a target: channels, params or macs, as in select{macs=50%}.")
+            raise UsageError(f"select needs a target, as in select{{macs=50%}}; choose from {', '.join(KINDS)}.")
         if self.ranking not in RANKINGS:
             raise UsageError(f"select{{ranking={self.ranking}}} is not known; choose from {', '.join(RANKINGS)}.")
         if self.round_to < 1 or self.min_channels < 1 or not 0 < self.max_ratio <= 1:
@@ -58,7 +62,7 @@ class SelectPass(Pass):
     @property
     def targets(self) -> list[Target]:
         """The targets that were given."""
-        given = (("channels", self.channels), ("params", self.params), ("macs", self.macs))
+        given = ((kind, getattr(self, kind)) for kind in KINDS)
         return [parse_target(kind, value) for kind, value in given if value is not None]
 
     def run(self, program: Program, analyses: AnalysisView) -> Program:
@@ -78,7 +82,7 @@ class SelectPass(Pass):
             scopes=[scope.path for scope in program.scopes],
             scores={scores.criterion: dict(scores.provenance)},
             target={target.kind: target.text for target in self.targets},
-            achieved=_achieved(cost, widths, groups),
+            achieved=_achieved(cost, widths, groups, self.targets),
         )
         return program.with_(plan=plan)
 
@@ -126,7 +130,7 @@ def _fewest_removals(
     return low
 
 
-def _out_of_reach(targets: Sequence[Target], costs: dict[str, Any], least: Ints, groups: Groups) -> TargetError:
+def _out_of_reach(targets: Sequence[Target], costs: Mapping[str, Measure], least: Ints, groups: Groups) -> TargetError:
     for target in targets:
         measure = costs[target.kind]
         original, reachable = float(measure(groups.widths)), float(measure(least))
@@ -138,7 +142,7 @@ def _out_of_reach(targets: Sequence[Target], costs: dict[str, Any], least: Ints,
             share = reachable / original if original else 1.0
             return TargetError(
                 f"Target {target} cannot be met: with these options the model can go down to {share:.1%} "
-                f"({reachable:,.0f} {target.kind}). In the way: {names}. "
+                f"({reachable:,.0f} {measure.unit or target.kind}). In the way: {names}. "
                 "Loosen the target, exclude, min_channels, max_ratio or round_to."
             )
     raise AssertionError("some target is out of reach")
@@ -158,7 +162,9 @@ def _keep_most_important(ranking: Ranking, widths: Ints, groups: Groups) -> Kept
     return Kept(groups, keep)
 
 
-def _achieved(cost: CostModel, widths: Ints, groups: Groups) -> dict[str, float]:
+def _achieved(cost: CostModel, widths: Ints, groups: Groups, targets: Sequence[Target]) -> dict[str, float]:
     """Shares of the original that remain."""
-    amounts = {kind: measure(np.stack([widths, groups.widths])).tolist() for kind, measure in cost.measures().items()}
+    kinds = dict.fromkeys(("channels", "params", "macs", *(target.kind for target in targets)))
+    measures = cost.measures()
+    amounts = {kind: measures[kind](np.stack([widths, groups.widths])).tolist() for kind in kinds}
     return {kind: round(left / max(1.0, original), 6) for kind, (left, original) in amounts.items()}

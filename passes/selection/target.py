@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from graphprune.errors import UsageError
 
-KINDS: Final = ("channels", "params", "macs")
-_NUMBER = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*(%|[kKMGT])?")
-_SUFFIX: Final = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_COUNTS: Final = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_BYTES: Final = {
+    "B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30,
+}  # fmt: skip
+
+#: What a target can be set on, with the suffixes that its amounts may have and what each is worth.
+KINDS: Final[Mapping[str, Mapping[str, float]]] = {
+    "channels": _COUNTS,
+    "params": _COUNTS,
+    "macs": _COUNTS,
+    "flops": _COUNTS,
+    "weight_bytes": _BYTES | _COUNTS,
+    "memory": _BYTES | _COUNTS,
+}
+_NUMBER = re.compile(r"(\d+(?:\.\d*)?|\.\d+)([eE][+-]?\d+)?\s*(%|[a-zA-Z]+)?")
 
 
 @dataclass(frozen=True)
 class Target:
     """How much of something may remain.
 
-    kind: ``channels`` (prunable units), ``params`` or ``macs``. text: as the user wrote it. share: of the original,
-    or None for an absolute ``amount``.
+    kind: one of :data:`KINDS`: ``channels`` (prunable units), ``params``, ``macs``, ``flops`` (2 for each MAC), ``weight_bytes``
+    (parameters and buffers) or ``memory`` (peak bytes of activations at the example inputs). text: as the user wrote it.
+    share: of the original, or None for an absolute ``amount``.
     """
 
     kind: str
@@ -38,17 +52,18 @@ class Target:
 
 
 def parse_target(kind: str, value: float | str) -> Target:
-    """A target from ``50%``, ``0.5`` (a share) or ``60M`` (an amount). Raises UsageError for anything else."""
+    """A target from ``50%``, ``0.5`` (a share), ``60M`` or ``20MiB`` (an amount). Raises UsageError for anything else."""
     text = str(value).strip()
     match = _NUMBER.fullmatch(text)
     if kind not in KINDS:
         raise UsageError(f"There is no target {kind!r}; choose from {', '.join(KINDS)}.")
-    if match is None:
-        raise UsageError(f"Target {kind}={text} is no number; write what must remain, as 50%, 0.5 or 60M.")
+    suffixes = KINDS[kind]
+    if match is None or match[3] not in (None, "%", *suffixes):
+        raise UsageError(f"Target {kind}={text} is no number; write what must remain, as 50%, 0.5 or 60{list(suffixes)[2]}.")
     number = float(match[1] + (match[2] or ""))
     suffix = match[3]
-    if suffix in _SUFFIX:
-        return Target(kind, text, None, number * _SUFFIX[suffix])
+    if suffix in suffixes:
+        return Target(kind, text, None, number * suffixes[suffix])
     share = number / 100 if suffix == "%" else number
     if suffix is None and share > 1:
         if share.is_integer() and kind != "channels":
@@ -63,5 +78,5 @@ def split_target(text: str) -> tuple[str, str]:
     """``macs=50%`` as its kind and value. Raises UsageError when there is no ``=``."""
     kind, equals, value = text.partition("=")
     if not equals:
-        raise UsageError(f"Target {text!r} has no '='; write it as macs=50%, params=50% or channels=50%.")
+        raise UsageError(f"Target {text!r} has no '='; write it as macs=50%, params=2M or weight_bytes=20MB.")
     return kind.strip(), value.strip()

@@ -44,17 +44,16 @@ def widths(result: graphprune.PruneResult) -> list[int]:
     return [after for _, after in result.report.widths.values()]
 
 
-MEASURES = {"channels": "channels", "params": "parameters", "macs": "macs"}
-
-
-@pytest.mark.parametrize(("kind", "share"), [*product(MEASURES, [0.9, 0.5, 0.31])])
+@pytest.mark.parametrize(
+    ("kind", "share"), [*product(("channels", "params", "macs", "flops", "weight_bytes", "memory"), [0.9, 0.5, 0.31])]
+)
 def test_global_selection_is_the_shortest_prefix(kind: str, share: float) -> None:
     """Brute force: removing one unit fewer misses the target; the removed units are the lowest scores that may go."""
     model = small()
     found = analyse(model, IMAGE)
     result = graphprune.prune(model, IMAGE, target={kind: share}, criterion="l2", verify=False)
     cost = CostModel(found.program, found.groups)
-    measure = getattr(cost, MEASURES[kind])
+    measure = cost.measures()[kind]
     ranking = rank(scores(found), found.groups, "global", np.ones(3, dtype=np.int64))
     full = float(measure(found.groups.widths))
     met = [
@@ -251,7 +250,20 @@ def test_amounts_are_targets_too() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["macs=0", "macs=0%", "macs=101%", "macs=-3%", "macs=half", "channels=1.5", "macs=", "flops=50%", "macs"]
+    "text",
+    [
+        "macs=0",
+        "macs=0%",
+        "macs=101%",
+        "macs=-3%",
+        "macs=half",
+        "channels=1.5",
+        "macs=",
+        "flips=50%",
+        "macs",
+        "macs=5MiB",
+        "memory=3ms",
+    ],
 )
 def test_targets_that_make_no_sense(text: str) -> None:
     with pytest.raises(UsageError):
@@ -261,7 +273,8 @@ def test_targets_that_make_no_sense(text: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "text", "limit"),
     [("macs", "50%", 500.0), ("macs", "0.5", 500.0), ("params", "1", 1000.0), ("macs", "100%", 1000.0), ("params", "2k", 2000.0),
-     ("macs", "1.5M", 1.5e6), ("params", "12", 12.0), ("macs", "1e2", 100.0), ("params", ".25", 250.0)],
+     ("macs", "1.5M", 1.5e6), ("params", "12", 12.0), ("macs", "1e2", 100.0), ("params", ".25", 250.0),
+     ("weight_bytes", "2MB", 2e6), ("memory", "1.5KiB", 1536.0), ("memory", "50%", 500.0), ("flops", "3G", 3e9)],
 )  # fmt: skip
 def test_what_targets_allow_of_a_thousand(kind: str, text: str, limit: float) -> None:
     assert parse_target(kind, text).limit(1000.0) == pytest.approx(limit)
