@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +23,18 @@ class Choices:
     values: tuple[Floats, ...]
 
     def at(self, items: Ints) -> Ints:
-        """The widths of one candidate (an index) of each group."""
-        return np.array([widths[item] for widths, item in zip(self.widths, items, strict=True)], dtype=np.int64)
+        """The widths of candidates (indices), one of each group; shapes (..., groups)."""
+        found: Ints = self._flat[self._starts + items]
+        return found
+
+    @cached_property
+    def _flat(self) -> Ints:
+        return np.concatenate([np.zeros(0, dtype=np.int64), *self.widths])
+
+    @cached_property
+    def _starts(self) -> Ints:
+        sizes = np.array([widths.size for widths in self.widths], dtype=np.int64)
+        return np.cumsum(sizes) - sizes
 
     def value(self, items: Ints) -> float:
         """What a choice is worth."""
