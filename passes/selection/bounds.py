@@ -20,7 +20,7 @@ _AT_A_TIME = 4096  # width vectors in one step of an evaluation
 
 @runtime_checkable
 class Stepped(Protocol):
-    """A measure that knows at which widths of a group it steps: between two of them, narrowing gains nothing (``round_to=auto``)."""
+    """A measure that knows at which widths of a group it steps (``round_to=auto``): narrowing to between two gains nothing."""
 
     def steps(self, group: int) -> npt.ArrayLike:
         """The widest widths of each step, for a prunable group by its index."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd
 from typing import Any, ClassVar, Literal
@@ -13,13 +13,14 @@ import numpy as np
 from graphprune.analysis_manager import AnalysisView
 from graphprune.cost import CostModel
 from graphprune.errors import TargetError, UsageError
-from graphprune.groups import Group, Groups, Ints, Kept
+from graphprune.groups import Floats, Group, Groups, Ints, Kept
 from graphprune.measures import Measure
 from graphprune.pass_base import Pass
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
 from graphprune.passes.scoring.score import latest, unit_order
 from graphprune.passes.selection.bounds import Bounds, Limit, Stepped, make_bounds
+from graphprune.passes.selection.solvers.problem import Choices
 from graphprune.passes.selection.target import KINDS, Target, parse_target
 from graphprune.plan import make_plan
 from graphprune.program import Program
@@ -100,6 +101,19 @@ class Question:
         measures = [limit.measure for limit in self.bounds.limits]
         return tuple(_allowed(group, int(self.floors[group.index]), self.round_to, measures) for group in self.groups.prunable)
 
+    def with_silent_units(self) -> Question:
+        """The question with floors that hold all units without a score: nothing is known of what they are worth."""
+        silent = [int(np.isnan(self.scores.values[group.units]).sum()) for group in self.groups.prunable]
+        return replace(self, floors=np.maximum(self.floors, np.array(silent, dtype=np.int64)))
+
+    def choices(self) -> Choices:
+        """The widths that groups may have, and what each keeps: the scores of its most important units but the first, summed."""
+        values = []
+        for units, widths in zip(self.ordered, self.widths, strict=True):
+            scores: Floats = np.nan_to_num(self.scores.values[units[::-1]], nan=0.0, posinf=np.inf, neginf=-np.inf)
+            values.append(np.cumsum(scores)[widths - 1] - scores[0])
+        return Choices(self.widths, tuple(values))
+
     @property
     def least(self) -> Ints:
         """The narrowest allowed width of every group."""
@@ -137,8 +151,8 @@ class Question:
             "Loosen the target, exclude, min_channels, max_ratio or round_to."
         )
 
-    def decide(self, widths: Ints) -> Program:
-        """The program with the plan that keeps the most important units of each group."""
+    def decide(self, widths: Ints, notes: Mapping[str, str] | None = None) -> Program:
+        """The program with the plan that keeps the most important units of each group. notes: for the record, with the scores'."""
         scores, program = self.scores, self.program
         targets = [limit.target for limit in self.bounds.limits]
         plan = make_plan(
@@ -147,7 +161,7 @@ class Question:
             self._kept(widths),
             policy=dict(program.policy),
             scopes=[scope.path for scope in program.scopes],
-            scores={scores.criterion: dict(scores.provenance)},
+            scores={scores.criterion: {**scores.provenance, **(notes or {})}},
             target={target.kind: target.text for target in targets},
             achieved=self._achieved(widths, targets),
         )

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from graphprune.analysis_manager import AnalysisView
 from graphprune.errors import UsageError
-from graphprune.groups import Floats, Ints
+from graphprune.groups import Ints
 from graphprune.passes.selection.decision import Budgeted, Question
-from graphprune.passes.selection.local_search import polished
+from graphprune.passes.selection.local_search import polished, shrunk, top
 from graphprune.passes.selection.optimum import PAIRWISE, SOLVERS, Search
 from graphprune.passes.selection.ranking import RANKINGS, rank
 from graphprune.passes.selection.select import fewest_removals
@@ -48,32 +48,18 @@ class KnapsackPass(Budgeted):
     def run(self, program: Program, analyses: AnalysisView) -> Program:
         """Attach the plan. Raises TargetError when a target cannot be met, saying how far the model can go, and CheckError where
         HiGHS is asked for and comes to no end."""
-        question = with_silent_units(self.question(program, analyses))
+        question = self.question(program, analyses).with_silent_units()
         question.check_reachable(question.least)
-        choices = choices_of(question)
+        choices = question.choices()
         found = Search(choices, question.bounds, self.solver, self.pairwise, self.buckets).run()
         # Never less than what any order of removal keeps: costs that were taken apart are an approximation.
         others = (polished(choices, question.bounds, items) for items in _ranked(choices, question))
         return question.decide(choices.at(max((found, *others), key=choices.value)))
 
 
-def with_silent_units(question: Question) -> Question:
-    """The question with floors that hold all units without a score: nothing is known of what they are worth."""
-    silent = [int(np.isnan(question.scores.values[group.units]).sum()) for group in question.groups.prunable]
-    return replace(question, floors=np.maximum(question.floors, np.array(silent, dtype=np.int64)))
-
-
-def choices_of(question: Question) -> Choices:
-    """The widths that groups may have, and what each keeps: the sum of the scores of its most important units but the first."""
-    values = []
-    for units, widths in zip(question.ordered, question.widths, strict=True):
-        scores: Floats = np.nan_to_num(question.scores.values[units[::-1]], nan=0.0, posinf=np.inf, neginf=-np.inf)
-        values.append(np.cumsum(scores)[widths - 1] - scores[0])
-    return Choices(question.widths, tuple(values))
-
-
 def _ranked(choices: Choices, question: Question) -> Iterator[Ints]:
-    """The choices that removal in one order makes."""
+    """The choices that removal in one order makes, and that of removal by what each step saves."""
+    yield shrunk(choices, question.bounds, top(choices))
     for how in RANKINGS:
         ranking = rank(question.scores.values, question.groups, how, question.floors)
         widths = fewest_removals(ranking, question)

@@ -17,9 +17,12 @@ _EQUAL = 1e-12  # relative difference of sums that rounding may make
 
 
 def polished(choices: Choices, bounds: Bounds, items: Ints) -> Ints:
-    """A choice near the one given that meets the bounds and that neither a step up of one group nor an exchange of a step down for
-    a more valuable step up improves, and in which no group is narrower than a width that costs less. Some choice must meet them."""
-    items = grown(choices, bounds, widened(choices, bounds, shrunk(choices, bounds, items)))
+    """A choice near the one given that meets the bounds, in which no group is narrower than a width that costs less.
+
+    Neither a wider one of any group nor a step down of one for a more valuable step up of another improves it. Some choice must
+    meet the bounds.
+    """
+    items = grown(choices, bounds, shrunk(choices, bounds, items))
     for _ in range(_EXCHANGES):
         better = _exchanged(choices, bounds, items)
         if better is None:
@@ -95,7 +98,7 @@ def grown(choices: Choices, bounds: Bounds, items: Ints) -> Ints:
     """Add the most valuable step of one group that the bounds allow, until none does."""
     items = items.copy()
     while True:
-        groups = np.flatnonzero(items < _tops(choices))
+        groups = np.flatnonzero(items < top(choices))
         gains = _gains(choices, items, groups)
         groups, gains = groups[gains >= 0], gains[gains >= 0]
         fits = bounds.met(choices.at(_stepped(items, groups)))
@@ -105,8 +108,12 @@ def grown(choices: Choices, bounds: Bounds, items: Ints) -> Ints:
 
 
 def widened(choices: Choices, bounds: Bounds, items: Ints) -> Ints:
-    """Replace each width by a wider one that costs less, where a measure has such a place: narrowing must never make slower."""
-    items, tops = items.copy(), _tops(choices)
+    """Replace each width by the most valuable wider one that fits and is worth more or costs less, until there is none.
+
+    With costs that only rise there is none once no single step fits. A staircase may have one further on; and a width that costs
+    more than a wider one is not to be kept at all: narrowing must never make slower.
+    """
+    items, tops = items.copy(), top(choices)
     changed = True
     while changed:
         changed = False
@@ -114,16 +121,17 @@ def widened(choices: Choices, bounds: Bounds, items: Ints) -> Ints:
             wider = np.arange(int(items[group]) + 1, int(tops[group]) + 1)
             rows = _with(choices, items, np.full(wider.size, group), wider)
             less = (bounds.loads(rows) < bounds.loads(choices.at(items)) * (1 - _EQUAL)).any(axis=1)
-            better = wider[less & bounds.met(rows)]
+            values = choices.values[group]
+            better = wider[bounds.met(rows) & (less | (values[wider] > values[items[group]]))]
             if better.size:
-                items[group] = better[-1]
+                items[group] = better[np.argmax(values[better])]
                 changed = True
     return items
 
 
 def _exchanged(choices: Choices, bounds: Bounds, items: Ints) -> Ints | None:
     """The most valuable step up of one group that a step down of another makes room for; None if none gains anything."""
-    up, down = np.flatnonzero(items < _tops(choices)), np.flatnonzero(items > 0)
+    up, down = np.flatnonzero(items < top(choices)), np.flatnonzero(items > 0)
     gains = _gains(choices, items, up)[:, None] - _gains(choices, items - 1, down)[None]
     scale = max((float(np.abs(value).max()) for value in choices.values), default=0.0)
     worth = np.argwhere((gains > _EQUAL * scale) & (up[:, None] != down[None]))
@@ -137,7 +145,8 @@ def _exchanged(choices: Choices, bounds: Bounds, items: Ints) -> Ints | None:
     return trials[fits[0]] if fits.size else None
 
 
-def _tops(choices: Choices) -> Ints:
+def top(choices: Choices) -> Ints:
+    """The choice of full widths."""
     return np.array([widths.size - 1 for widths in choices.widths], dtype=np.int64)
 
 

@@ -18,7 +18,7 @@ from graphprune.errors import CheckError, TargetError
 from graphprune.groups import Floats, Ints
 from graphprune.passes.selection.bounds import Bounds
 from graphprune.passes.selection.linearised import additive, changes, pair_count, pairwise
-from graphprune.passes.selection.local_search import polished
+from graphprune.passes.selection.local_search import polished, top
 from graphprune.passes.selection.solvers import chain, dynamic, mixed_integer
 from graphprune.passes.selection.solvers.problem import Choices, Constraint
 
@@ -46,7 +46,7 @@ class Search:
 
     def run(self) -> Ints:
         """The best choice found: a candidate of each group."""
-        anchor = np.array([widths.size - 1 for widths in self.choices.widths], dtype=np.int64)
+        anchor = top(self.choices)
         best: Ints | None = None
         around = self._in_pairs if PAIRWISE[self.together](pair_count(self.choices, self.bounds)) else self._apart
         for _ in range(_ROUNDS):
@@ -88,7 +88,9 @@ class Search:
 
     def dynamic(self, anchor: Ints) -> Ints:
         """By dynamic programming; of several bounds over a weighted sum of them, the fuller ones weighing more."""
-        alone = [change / np.where(self.bounds.most > 0, self.bounds.most, 1) for change in changes(self.choices, self.bounds, anchor)]
+        alone = [
+            change / np.where(self.bounds.most > 0, self.bounds.most, 1) for change in changes(self.choices, self.bounds, anchor)
+        ]
         count = self.bounds.most.size
         if count == 1:
             return self._swept(changes(self.choices, self.bounds, anchor), np.ones(1))

@@ -8,11 +8,11 @@ import pytest
 from graphprune.errors import CheckError, TargetError
 from graphprune.passes.selection.solvers import dynamic
 from graphprune.passes.selection.solvers.mixed_integer import solve
-from graphprune.passes.selection.solvers.problem import Constraint, Pair, total
+from graphprune.passes.selection.solvers.problem import Constraint, Floats, Pair, total
 from tests.passes.selection.solvers.knapsacks import best_value, random_pairs, random_problem
 
 
-def check(values: list[np.ndarray], constraints: list[Constraint]) -> None:  # type: ignore[type-arg]
+def check(values: list[Floats], constraints: list[Constraint]) -> None:
     wanted = best_value(values, constraints)
     if wanted is None:
         with pytest.raises(TargetError):
