@@ -9,7 +9,7 @@ taken that still meets them, and then improved by single steps and exchanges.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -23,10 +23,11 @@ from graphprune.passes.selection.solvers import chain, dynamic, mixed_integer
 from graphprune.passes.selection.solvers.problem import Choices, Constraint
 
 _ROUNDS: Final = 4  # anchors at most
-_WEIGHINGS: Final = 8  # of several bounds against each other
-_CHAIN_BUCKETS: Final = 10_000  # of the dynamic programme over pairs
+_WEIGHINGS: Final = 5  # of several bounds against each other
+_CHAIN_CELLS: Final = 25_000_000  # of 8 bytes, in the tables of the dynamic programme over pairs
 _SHARPNESS: Final = 4.0  # how fast their weights follow how full they are
 _FEW_PAIRS: Final = 2_000  # pairs of candidates up to which pairwise=auto takes them together
+_FEW: Final = 2_000  # candidates up to which solver=auto takes several bounds to HiGHS
 _LARGE: Final = 5_000  # candidates and pairs from which HiGHS may stop within a hundred-thousandth of the optimum
 _BETTER: Final = 1e-9  # relative gain in value that counts as one
 
@@ -45,7 +46,15 @@ class Search:
     buckets: int
 
     def run(self) -> Ints:
-        """The best choice found: a candidate of each group."""
+        """The best choice found: a candidate of each group. Raises CheckError where HiGHS is asked for and comes to no end."""
+        try:
+            return self._from_anchors()
+        except CheckError:
+            if self.solver != "auto":
+                raise
+            return replace(self, solver="dynamic", together="no")._from_anchors()
+
+    def _from_anchors(self) -> Ints:
         anchor = top(self.choices)
         best: Ints | None = None
         around = self._in_pairs if PAIRWISE[self.together](pair_count(self.choices, self.bounds)) else self._apart
@@ -64,7 +73,8 @@ class Search:
     def _in_pairs(self, anchor: Ints) -> Ints:
         constraints = pairwise(self.choices, self.bounds, anchor)
         if self.solver == "dynamic" and len(constraints) == 1:
-            return self._safely(lambda: chain.solve(self.choices.values, constraints[0], min(self.buckets, _CHAIN_BUCKETS)))
+            buckets = min(self.buckets, _CHAIN_CELLS // sum(widths.size for widths in self.choices.widths))
+            return self._safely(lambda: chain.solve(self.choices.values, constraints[0], buckets))
         return self._safely(lambda: self._milp(constraints))
 
     def _apart(self, anchor: Ints) -> Ints:
@@ -97,6 +107,8 @@ class Search:
         weights, found = np.full(count, 1 / max(1, count)), []
         for _ in range(_WEIGHINGS):
             items = self._swept(alone, weights)
+            if found and np.array_equal(items, found[-1]):
+                break
             found.append(items)
             loads = self.bounds.loads(self.choices.at(items))
             weights = weights * loads**_SHARPNESS
@@ -116,13 +128,9 @@ class Search:
         return items if self.bounds.met(self.choices.at(items)) else np.zeros_like(items)
 
     def automatic(self, anchor: Ints) -> Ints:
-        """One bound by dynamic programming, several by HiGHS as long as that comes to an end."""
-        if self.bounds.most.size > 1:
-            try:
-                return self.milp(anchor)
-            except CheckError:
-                pass
-        return self.dynamic(anchor)
+        """Several bounds by HiGHS where there are few candidates, all else by dynamic programming."""
+        few = sum(widths.size for widths in self.choices.widths) <= _FEW
+        return self.milp(anchor) if few and self.bounds.most.size > 1 else self.dynamic(anchor)
 
 
 #: How sums are solved.
