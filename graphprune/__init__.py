@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from graphprune.api import PruneResult, Report, apply_plan, load, prune, run_pipeline, save, verify
     from graphprune.calibration import Calibration
     from graphprune.errors import GraphpruneError
+    from graphprune.pareto import Front, Sweep, sweep
     from graphprune.plan import Plan
     from graphprune.program import Program
     from graphprune.tracing import capture
@@ -25,11 +26,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Calibration",
+    "Front",
     "GraphpruneError",
     "Plan",
     "Program",
     "PruneResult",
     "Report",
+    "Sweep",
     "Verification",
     "apply_plan",
     "capture",
@@ -37,16 +40,20 @@ __all__ = [
     "prune",
     "run_pipeline",
     "save",
+    "sweep",
     "verify",
 ]
 
 _HOMES = {
     "Calibration": "calibration",
+    "Front": "pareto",
     "GraphpruneError": "errors",
     "Plan": "plan",
     "Program": "program",
+    "Sweep": "pareto",
     "Verification": "verification",
     "capture": "tracing",
+    "sweep": "pareto",
 }
 
 

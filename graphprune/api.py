@@ -112,7 +112,8 @@ def prune(
     """Prune a model: capture, score, select, rewrite, verify. The model itself is not changed.
 
     model: any module. example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
-    target: what must remain: ``macs=50%``, ``params=2M``, ``channels=0.5``, or a mapping of several.
+    target: what must remain: ``macs=50%``, ``params=2M``, ``channels=0.5``, ``weight_bytes=20MB``, ``memory=30MiB`` (peak
+        activations at the example inputs), or a mapping of several.
     criterion, reduction, normalise, share: see :class:`~graphprune.passes.scoring.score.ScorePass`.
     data: batches that the model takes, for criteria that look at activations or gradients, and for compensation: a DataLoader, a
         list, or the name of a file, folder or callable (see :func:`~graphprune.sources.data.load_calibration`), or ``synthetic``

@@ -32,13 +32,15 @@ Rule: TypeAlias = "Callable[[Call], None]"
 _RULES: dict[str, Rule] = {}
 _MOVING: set[str] = set()
 _KEEPING_SIZES: set[str] = set()
+_VIEWS: set[str] = set()
 
 
-def rule(*operators: str, moves: bool = False, keeps_sizes: bool = False) -> Callable[[Rule], Rule]:
+def rule(*operators: str, moves: bool = False, keeps_sizes: bool = False, views: bool = False) -> Callable[[Rule], Rule]:
     """Register a rule for ATen operators, named ``add`` or ``namespace::name`` (all overloads).
 
     moves: the operators only move elements, one to one (they permute and reshape).
     keeps_sizes: they work element by element or channel by channel, so that their results have sizes of their operands.
+    views: they are views of their operand, though their schemas do not say so.
     """
 
     def register(function: Rule) -> Rule:
@@ -51,6 +53,8 @@ def rule(*operators: str, moves: bool = False, keeps_sizes: bool = False) -> Cal
                 _MOVING.add(qualified)
             if keeps_sizes:
                 _KEEPING_SIZES.add(qualified)
+            if views:
+                _VIEWS.add(qualified)
         return function
 
     return register
@@ -80,8 +84,7 @@ def only_moves(func: torch._ops.OpOverload) -> bool:
 
 def views_only(func: torch._ops.OpOverload) -> bool:
     """Whether an operator only looks at its operand's memory in another way, and moves nothing."""
-    # That one is a view in all but name: of a fresh result, so that autograd need not know.
-    return bool(func.is_view) or func._schema.name == "aten::_unsafe_view"
+    return bool(func.is_view) or func._schema.name in _VIEWS
 
 
 class Recorder(Protocol):

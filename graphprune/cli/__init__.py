@@ -1,4 +1,4 @@
-"""The command line: ``graphprune demo | inspect | score | prune | apply | verify | passes``.
+"""The command line: ``graphprune demo | inspect | score | sweep | prune | apply | verify | passes``.
 
 Nothing here imports torch before a command runs, so that ``--help`` answers at once.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import typer
 
-from graphprune.cli import apply, demo, inspect, passes, prune, score, verify
+from graphprune.cli import apply, demo, inspect, passes, prune, score, sweep, verify
 from graphprune.cli.errors import run
 from graphprune.cli.options import Version
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for module in (demo, inspect, score, prune, apply, verify, passes):
+for module in (demo, inspect, score, sweep, prune, apply, verify, passes):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 
 

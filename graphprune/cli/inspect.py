@@ -20,6 +20,10 @@ def command(
         str | None, typer.Option(metavar="NAME", help="Explain the groups that this layer or tensor belongs to.")
     ] = None,
     pattern: Annotated[str | None, typer.Option(metavar="PATTERN", help="Show groups of this name only, as in 'layer1.*'.")] = None,
+    cost: Annotated[
+        bool,
+        typer.Option("--cost", help="Show the cost as formulas in the group widths, and what each group and one unit of it cost."),
+    ] = False,
     graph: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the coupling graph: .dot, .graphml or .json.")] = None,
     exclude: options.Exclude = None,
     scope: options.Scopes = None,
@@ -34,7 +38,7 @@ def command(
     debug: options.Debug = False,
 ) -> None:
     """Show the channel groups of a model: what is coupled, what can go, and why the rest must stay."""
-    from graphprune.cli import survey_tables
+    from graphprune.cli import cost_tables, survey_tables
     from graphprune.cli.coupling import check_graph_format, write_graph
     from graphprune.cli.loading import Request, check_outputs, parse_policy
     from graphprune.cli.survey import survey
@@ -51,10 +55,13 @@ def command(
         chosen = found.explained(why) if why is not None else found.matching(pattern)
         if graph is not None:
             write_graph(found.groups.graph(), graph)
-        output.data(survey_tables.as_data(found, chosen))
+        data = survey_tables.as_data(found, chosen)
+        output.data(data | {"cost_by_width": cost_tables.as_data(found.cost, chosen)} if cost else data)
         if why is not None:
             output.show(*survey_tables.explanation(chosen))
         else:
             output.show(*survey_tables.overview(found, chosen, verbose))
+        if cost:
+            output.show(*cost_tables.cost_tables(found, chosen))
         if graph is not None:
             output.say(f"Coupling graph written to {graph}.")

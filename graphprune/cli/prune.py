@@ -27,7 +27,8 @@ def command(
         list[str] | None,
         typer.Option(
             metavar="KIND=AMOUNT",
-            help="What must remain: macs=50%, params=2M, channels=0.5. Repeatable. Default: macs=50%.",
+            help="What must remain: macs=50%, params=2M, channels=0.5, weight_bytes=20MB, memory=30MiB (peak activations). "
+            "Repeatable. Default: macs=50%.",
             rich_help_panel=_HOW,
         ),
     ] = None,

@@ -12,7 +12,7 @@ import numpy as np
 
 from graphprune.analysis_manager import AnalysisManager
 from graphprune.cli.loading import Job
-from graphprune.cost import Costs
+from graphprune.cost import CostModel, Costs
 from graphprune.errors import UsageError
 from graphprune.groups import Group, Groups
 from graphprune.passes.analysis.channels import ChannelGroups
@@ -36,6 +36,7 @@ class Survey:
     job: Job
     program: Program
     groups: Groups
+    cost: CostModel
     costs: Costs
     parameter_shares: Sequence[float]
     prunable_parameters: float
@@ -100,6 +101,7 @@ def survey(job: Job, exclude: tuple[str, ...], policy: Mapping[str, str]) -> Sur
         job,
         program,
         groups,
+        cost,
         cost.costs(full),
         [_gone(float(cost.parameters(row)), total) for row in without],
         _gone(float(cost.parameters(np.minimum(full, 1))), total),

@@ -12,7 +12,8 @@ from graphprune.passes.analysis.rules.wide import narrowed, settled
 from graphprune.rules import Call, rule
 
 
-@rule("view", "_unsafe_view", "reshape", "_reshape_alias", "flatten", "unflatten", moves=True)
+@rule("_unsafe_view", moves=True, views=True)
+@rule("view", "reshape", "_reshape_alias", "flatten", "unflatten", moves=True)
 def reshape(call: Call) -> None:
     """Row-major order is kept: a merged axis repeats labels, a split axis spreads them over several."""
     value = call.value(call.args[0])

@@ -9,6 +9,7 @@ from typing import Any
 
 import networkx as nx
 import pytest
+import sympy
 
 Cli = Callable[..., Any]
 
@@ -146,3 +147,25 @@ def test_passes_lists_passes_options_criteria_and_policies(cli: Cli) -> None:
     assert data["policies"]["heads"] == {"choices": ["whole", "head_dim"], "default": "whole"}
     ran = cli("passes")
     assert "statistic=mean" in ran.out and "round_to" in ran.out and "conv_groups" in ran.out and ran.err == ""
+
+
+def test_cost_says_what_a_unit_costs_and_how(cli: Cli) -> None:
+    data = cli("inspect", SOURCE, *INPUT, "--cost", "--json").data
+    found = data["cost_by_width"]
+    groups = {group["name"]: group for group in data["groups"]}
+    widths = {found["groups"][name]["symbol"]: group["units"] for name, group in groups.items()}
+    for name, formula in found["formulas"].items():
+        total = sympy.sympify(formula).subs(widths)
+        if name in ("parameters", "MACs"):
+            assert int(total) == data["cost"][name.lower()]
+    for name, group in found["groups"].items():
+        assert group["shares"]["params"] == pytest.approx(groups[name]["parameter_share"])
+        fewer = widths | {group["symbol"]: groups[name]["units"] - 1}
+        macs = sympy.sympify(found["formulas"]["MACs"])
+        assert group["per_unit"]["macs"] == int(macs.subs(widths) - macs.subs(fewer)) > 0
+
+
+def test_cost_is_printed_with_the_symbols_that_its_formulas_use(cli: Cli) -> None:
+    text = cli("inspect", SOURCE, *INPUT, "--cost").out
+    assert "Cost of every prunable group" in text and "w0" in text and "bytes moved" in text
+    assert "Cost of every" not in cli("inspect", SOURCE, *INPUT).out

@@ -1,0 +1,121 @@
+"""``graphprune sweep``: how much importance remains at how much of a cost, for many budgets at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from graphprune.cli import options
+from graphprune.cli.output import Output
+
+if TYPE_CHECKING:
+    from graphprune.pareto import Front
+
+_HOW = "What to try"
+
+
+def command(
+    source: options.SourceText,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="FILE.json", help="Where the points go. A run that was interrupted goes on from there."
+        ),
+    ],
+    metric: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND", help="The cost to lower: macs, params, channels, weight_bytes or memory.", rich_help_panel=_HOW
+        ),
+    ] = "macs",
+    points: Annotated[int, typer.Option(metavar="N", help="How many budgets, evenly spaced.", rich_help_panel=_HOW)] = 12,
+    least: Annotated[
+        float | None,
+        typer.Option(metavar="SHARE", help="The lowest budget. Default: one unit of each group.", rich_help_panel=_HOW),
+    ] = None,
+    way: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="How to select: global, local or isomorphic ranking, or a selection pass. Repeatable: they are compared. "
+            "Default: global.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    criterion: Annotated[
+        str, typer.Option(metavar="TEXT", help="Importance of a channel, as in `graphprune score`.", rich_help_panel=_HOW)
+    ] = "l2",
+    normalise: Annotated[
+        str, typer.Option(metavar="none|mean|max|gaussian", help="Scale within each group.", rich_help_panel=_HOW)
+    ] = "max",
+    round_to: Annotated[
+        int, typer.Option(metavar="N", help="Keep channels in multiples of N where a group is wide enough.", rich_help_panel=_HOW)
+    ] = 1,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw the front: .png, .svg or .pdf (needs matplotlib).")
+    ] = None,
+    exclude: options.Exclude = None,
+    scope: options.Scopes = None,
+    policy: options.PolicyChoices = None,
+    shape: options.Shape = None,
+    weights: options.Weights = None,
+    trust_pickle: options.TrustPickle = False,
+    seed: options.Seed = 0,
+    calibrate: options.Calibrate = None,
+    samples: options.Samples = 512,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Select at many budgets, without training, and show how much importance remains at what cost."""
+    from graphprune.cli import front_tables
+    from graphprune.cli.importance import check_plot
+    from graphprune.cli.loading import Request, check_outputs, parse_policy
+    from graphprune.pareto import Front, Sweep
+
+    task = Sweep(metric, points, least, tuple(way or ["global"]), {"round_to": round_to})
+    request = Request(source, weights, trust_pickle, shape, seed, mean=mean, std=std, scopes=scope, calibrate=calibrate,
+                      samples=samples)  # fmt: skip
+    how: dict[str, Any] = {"criterion": criterion, "normalise": normalise, "exclude": tuple(exclude or ()), "seed": seed,
+                           "policy": parse_policy(policy)}  # fmt: skip
+    if plot is not None:
+        check_plot(plot)
+    check_outputs([out, plot], request.files)
+    known = Front.load(out) if out.exists() else None
+    with Output(as_json, quiet, verbose) as output:
+        job = request.open(output)
+        front = _run(output, job, task, how, known, out)
+        output.data(front_tables.as_data(front))
+        output.show(front_tables.front_table(front))
+        if plot is not None:
+            with output.task(f"Drawing {plot}"):
+                front_tables.plot_front(front, plot)
+            output.say(f"The front is drawn in {plot}.")
+        output.say(f"{len(front.points)} points written to {out}.")
+
+
+def _run(output: Output, job: Any, task: Any, how: dict[str, Any], known: Front | None, out: Path) -> Front:
+    from graphprune.cli.watching import shown
+    from graphprune.pareto import sweep
+
+    with output.task("Scoring", total=task.points * len(task.ways)) as shown_task:
+        if known is not None:
+            shown_task.advance(len(known.points))
+
+        def save(front: Front) -> None:
+            front.save(out)
+            point = front.points[-1]
+            shown_task.describe(f"Selecting: {point.way}, {point.asked:.0%} of {front.metric}")
+            shown_task.advance()
+
+        front = sweep(
+            job.source.model, job.inputs, task, scopes=job.scopes, source=job.source.text, data=shown(job.calibration, shown_task),
+            known=known, save=save, **how
+        )  # fmt: skip
+    front.save(out)
+    return front
