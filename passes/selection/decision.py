@@ -1,0 +1,202 @@
+"""What all selection passes share: their options, the widths that these allow, and the plan that keeps the most important units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import gcd
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from graphprune.analysis_manager import AnalysisView
+from graphprune.cost import CostModel
+from graphprune.errors import TargetError, UsageError
+from graphprune.groups import Floats, Group, Groups, Ints, Kept
+from graphprune.measures import Measure
+from graphprune.pass_base import Pass
+from graphprune.passes.analysis.channels import ChannelGroups
+from graphprune.passes.analysis.cost import ModelCost
+from graphprune.passes.scoring.score import latest, unit_order
+from graphprune.passes.selection.bounds import Bounds, Limit, Stepped, make_bounds
+from graphprune.passes.selection.solvers.problem import Choices
+from graphprune.passes.selection.target import KINDS, Target, parse_target
+from graphprune.plan import make_plan
+from graphprune.program import Program
+from graphprune.scores import Scores
+
+
+@dataclass(frozen=True)
+class Budgeted(Pass):
+    """A pass that chooses what to remove by the last scores, until targets are met.
+
+    channels, params, macs, flops, weight_bytes, memory: what must remain, as a share (``0.5``, ``50%``) or an amount (``60M``,
+    ``20MB``); several are met together. round_to: kept channels of each group are a multiple of this where the group is wide
+    enough; ``auto`` takes the widths at which a target's measure steps, all of them where none says. min_channels: units that
+    every group keeps at least. max_ratio: largest share of a group that may go.
+    """
+
+    requires: ClassVar[tuple[Any, ...]] = (ChannelGroups, ModelCost)
+    preserves: ClassVar[Any] = "all"
+    needs: ClassVar[tuple[str, ...]] = ("scores",)
+    provides: ClassVar[tuple[str, ...]] = ("plan",)
+
+    channels: float | str | None = None
+    params: float | str | None = None
+    macs: float | str | None = None
+    flops: float | str | None = None
+    weight_bytes: float | str | None = None
+    memory: float | str | None = None
+    round_to: int | Literal["auto"] = 1
+    min_channels: int = 1
+    max_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise UsageError(f"{self.name} needs a target, as in {self.name}{{macs=50%}}; choose from {', '.join(KINDS)}.")
+        self.check_floors()
+
+    def check_floors(self) -> None:
+        """Raise UsageError for options that say nothing sensible about widths."""
+        rounds = self.round_to == "auto" or (not isinstance(self.round_to, str) and self.round_to >= 1)
+        if not rounds or self.min_channels < 1 or not 0 < self.max_ratio <= 1:
+            raise UsageError(f"{self.name} needs round_to and min_channels of at least 1, and max_ratio over 0 and at most 1.")
+
+    @property
+    def targets(self) -> list[Target]:
+        """The targets that were given."""
+        given = ((kind, getattr(self, kind)) for kind in KINDS)
+        return [parse_target(kind, value) for kind, value in given if value is not None]
+
+    def question(self, program: Program, analyses: AnalysisView) -> Question:
+        """What is to be decided about a program."""
+        groups, cost = analyses.get(ChannelGroups), analyses.get(ModelCost)
+        bounds = make_bounds(self.targets, cost.measures(), groups.widths)
+        sizes = groups.widths
+        floors = np.maximum(self.min_channels, np.ceil(sizes * (1 - self.max_ratio) - 1e-9).astype(np.int64))
+        return Question(program, groups, cost, latest(program.scores), bounds, floors, self.round_to)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A program with scores and bounds, of which some units are to go. floors: units that each group keeps."""
+
+    program: Program
+    groups: Groups
+    cost: CostModel
+    scores: Scores
+    bounds: Bounds
+    floors: Ints
+    round_to: int | Literal["auto"] = 1
+
+    @cached_property
+    def ordered(self) -> Sequence[Ints]:
+        """Units of each group from least to most important."""
+        return unit_order(self.scores.values, self.groups)
+
+    @cached_property
+    def widths(self) -> tuple[Ints, ...]:
+        """The widths that each group may have, ascending; the last is the full one."""
+        measures = [limit.measure for limit in self.bounds.limits]
+        return tuple(_allowed(group, int(self.floors[group.index]), self.round_to, measures) for group in self.groups.prunable)
+
+    def with_silent_units(self) -> Question:
+        """The question with floors that hold all units without a score: nothing is known of what they are worth."""
+        silent = [int(np.isnan(self.scores.values[group.units]).sum()) for group in self.groups.prunable]
+        return replace(self, floors=np.maximum(self.floors, np.array(silent, dtype=np.int64)))
+
+    def choices(self) -> Choices:
+        """The widths that groups may have, and what each keeps: the scores of its most important units but the first, summed."""
+        values = []
+        for units, widths in zip(self.ordered, self.widths, strict=True):
+            scores: Floats = np.nan_to_num(self.scores.values[units[::-1]], nan=0.0, posinf=np.inf, neginf=-np.inf)
+            values.append(np.cumsum(scores)[widths - 1] - scores[0])
+        return Choices(self.widths, tuple(values))
+
+    @property
+    def least(self) -> Ints:
+        """The narrowest allowed width of every group."""
+        return np.array([allowed[0] for allowed in self.widths], dtype=np.int64)
+
+    def rounded(self, widths: Ints) -> Ints:
+        """Every width as the next wider one that is allowed."""
+        starts, table = self._rounded
+        found: Ints = table[starts + widths]
+        return found
+
+    @cached_property
+    def _rounded(self) -> tuple[Ints, Ints]:
+        """For all groups one after the other, the allowed width from each width on; and where each group begins."""
+        sizes = self.groups.widths + 1
+        tables = [w[np.searchsorted(w, np.arange(size))] for w, size in zip(self.widths, sizes.tolist(), strict=True)]
+        return np.cumsum(sizes) - sizes, np.concatenate([np.zeros(0, dtype=np.int64), *tables])
+
+    def check_reachable(self, least: Ints) -> None:
+        """Raise TargetError unless these widths, the least that can be had, meet the bounds; say how far the model can go."""
+        for limit in self.bounds.limits:
+            if not self.groups.prunable or float(limit.measure(least)) > limit.most:
+                raise self._out_of_reach(limit, least)
+
+    def _out_of_reach(self, limit: Limit, least: Ints) -> TargetError:
+        original, reachable = float(limit.measure(self.groups.widths)), float(limit.measure(least))
+        # Kernel extents (axes from 2 on) are no channels and nothing that a user could free.
+        frozen = sorted((g for g in self.groups.frozen if any(m.axis < 2 for m in g.members)), key=lambda g: -_slice_count(g))
+        blockers = dict.fromkeys(f"{g.name} ({g.reason})" for g in frozen)
+        names = "; ".join(list(blockers)[:3]) or "no frozen group, only the floors of each group"
+        share = reachable / original if original else 1.0
+        return TargetError(
+            f"Target {limit.target} cannot be met: with these options the model can go down to {share:.1%} "
+            f"({reachable:,.0f} {limit.measure.unit or limit.target.kind}). In the way: {names}. "
+            "Loosen the target, exclude, min_channels, max_ratio or round_to."
+        )
+
+    def decide(self, widths: Ints, notes: Mapping[str, str] | None = None) -> Program:
+        """The program with the plan that keeps the most important units of each group. notes: for the record, with the scores'."""
+        scores, program = self.scores, self.program
+        targets = [limit.target for limit in self.bounds.limits]
+        plan = make_plan(
+            program.module,
+            self.groups,
+            self._kept(widths),
+            policy=dict(program.policy),
+            scopes=[scope.path for scope in program.scopes],
+            scores={scores.criterion: {**scores.provenance, **(notes or {})}},
+            target={target.kind: target.text for target in targets},
+            achieved=self._achieved(widths, targets),
+        )
+        return program.with_(plan=plan)
+
+    def _kept(self, widths: Ints) -> Kept:
+        keep = np.ones(self.groups.unit_count, dtype=bool)
+        for units, width in zip(self.ordered, widths.tolist(), strict=True):
+            keep[units[: units.size - width]] = False
+        return Kept(self.groups, keep)
+
+    def _achieved(self, widths: Ints, targets: Sequence[Target]) -> dict[str, float]:
+        """Shares of the original that remain."""
+        kinds = dict.fromkeys(("channels", "params", "macs", *(target.kind for target in targets)))
+        measures = self.cost.measures()
+        amounts = {kind: measures[kind](np.stack([widths, self.groups.widths])).tolist() for kind in kinds}
+        return {kind: round(left / max(1.0, original), 6) for kind, (left, original) in amounts.items()}
+
+
+def _allowed(group: Group, floor: int, round_to: int | Literal["auto"], measures: Sequence[Measure]) -> Ints:
+    """Widths that a group may have, ascending, up to its full one."""
+    low = min(floor, group.size)
+    if round_to == "auto":
+        stepped = [np.asarray(measure.steps(group.index), dtype=np.int64) for measure in measures if isinstance(measure, Stepped)]
+        steps = np.unique(np.concatenate(stepped)) if stepped else np.arange(low, group.size)
+    else:
+        step = round_to // gcd(round_to, _channels_per_unit(group))
+        steps = np.arange(-(-low // step) * step, group.size, step)
+    return np.append(steps[(steps >= low) & (steps < group.size)], group.size)
+
+
+def _channels_per_unit(group: Group) -> int:
+    """Indices that one unit takes on each of its axes, as far as they agree (64 for a head of 64)."""
+    return gcd(*(member.multiplicity for member in group.members))
+
+
+def _slice_count(group: Group) -> int:
+    return group.size * sum(member.multiplicity for member in group.members)

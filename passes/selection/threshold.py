@@ -1,0 +1,77 @@
+"""The threshold pass: units whose score is at most their layer's threshold go. Policy only: writes a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, ClassVar
+
+import numpy as np
+
+from graphprune.analysis_manager import AnalysisView
+from graphprune.errors import UsageError
+from graphprune.groups import Ints
+from graphprune.passes.analysis.channels import ChannelGroups
+from graphprune.passes.analysis.cost import ModelCost
+from graphprune.passes.analysis.filters import Filters
+from graphprune.passes.scoring.shares import SHARES
+from graphprune.passes.selection.decision import Budgeted, Question
+from graphprune.passes.selection.ranking import Ranking, rank
+from graphprune.program import Program
+
+
+@dataclass(frozen=True)
+class ThresholdPass(Budgeted):
+    """Remove units whose last score is at most ``T_g = T x share_g``, g being their group (Automatic Attention Pruning).
+
+    threshold: T; without it, the smallest T that meets the targets. share: of the group's layers in all that make prunable
+    channels, by ``params`` or ``macs``, or ``none`` for the same threshold everywhere. Scores are compared as they are, across
+    layers, so take ``score{normalise=none}``. Units with one score for their share go together, so a target may be exceeded by
+    these. Floors: see :class:`~graphprune.passes.selection.decision.Budgeted`.
+    """
+
+    name: ClassVar[str] = "threshold"
+    requires: ClassVar[tuple[Any, ...]] = (ChannelGroups, ModelCost, Filters)
+
+    threshold: float | None = None
+    share: str = "params"
+
+    def __post_init__(self) -> None:
+        if (self.threshold is None) == (not self.targets):
+            raise UsageError("threshold needs a threshold or a target, not both: threshold{threshold=0.1} or threshold{macs=50%}.")
+        if self.threshold is not None and not isfinite(self.threshold):
+            raise UsageError(f"threshold{{threshold={self.threshold}}} is not finite. Give a number on the scale of the scores.")
+        if self.share not in ("none", *SHARES):
+            raise UsageError(f"threshold{{share={self.share}}} is not known; choose from none, {', '.join(SHARES)}.")
+        self.check_floors()
+
+    def run(self, program: Program, analyses: AnalysisView) -> Program:
+        """Attach the plan, which records T. Raises TargetError when a target cannot be met, saying how far the model can go."""
+        question = self.question(program, analyses)
+        values = question.scores.values
+        if self.share != "none":
+            values = values / SHARES[self.share](question.groups, analyses.get(Filters))[question.groups.group_of]
+        ranking = rank(values, question.groups, "global", question.floors)
+        along = values[ranking.units]
+        known = along[~np.isnan(along)]
+        threshold = self.threshold if self.threshold is not None else _smallest(np.unique(known), known, ranking, question)
+        widths = _widths(threshold, known, ranking, question)
+        return question.decide(widths, {"threshold": repr(threshold), "threshold_share": self.share})
+
+
+def _widths(threshold: float, known: Any, ranking: Ranking, question: Question) -> Ints:
+    """Widths without the units whose values, ascending along the ranking, are at most the threshold."""
+    count = int(np.searchsorted(known, threshold, side="right"))
+    return question.rounded(ranking.widths_after(count, question.groups.widths))
+
+
+def _smallest(levels: Any, known: Any, ranking: Ranking, question: Question) -> float:
+    """The smallest threshold that meets all bounds: minus infinity, for none, or one of the values; by bisection."""
+    thresholds = [-np.inf, *levels.tolist()]
+    question.check_reachable(_widths(thresholds[-1], known, ranking, question))
+    low, high = 0, len(thresholds) - 1
+    while low < high:
+        middle = (low + high) // 2
+        met = question.bounds.met(_widths(thresholds[middle], known, ranking, question))
+        low, high = (low, middle) if met else (middle + 1, high)
+    return float(thresholds[low])
