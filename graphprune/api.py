@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, overload
+from typing import Any, Final, Literal, overload
 
 import torch
 from torch import fx, nn
@@ -30,12 +30,14 @@ from graphprune.passes.rewrite.fold_constants import FoldConstantsPass
 from graphprune.passes.rewrite.recalibrate import RecalibratePass
 from graphprune.passes.rewrite.rewrite import RewritePass
 from graphprune.passes.scoring.score import ScorePass
+from graphprune.passes.selection.decision import Budgeted
 from graphprune.passes.selection.select import SelectPass
 from graphprune.passes.selection.target import KINDS, split_target
 from graphprune.passes.verification.verify import VerifyPass, compare
 from graphprune.pipeline_text import format_pipeline, parse_pipeline
 from graphprune.plan import Plan
 from graphprune.program import Inputs, Program, Scope
+from graphprune.registry import pass_class, providers
 from graphprune.sources import load_calibration
 from graphprune.tracing import capture, normalise_inputs, put_back
 from graphprune.twins import named_tensors
@@ -94,8 +96,9 @@ def prune(
     reduction: str = "default",
     normalise: str = "max",
     share: str = "none",
+    select: str = "select",
     ranking: str = "global",
-    round_to: int = 1,
+    round_to: int | Literal["auto"] = 1,
     min_channels: int = 1,
     max_ratio: float = 1.0,
     exclude: Sequence[str] = (),
@@ -118,6 +121,8 @@ def prune(
     data: batches that the model takes, for criteria that look at activations or gradients, and for compensation: a DataLoader, a
         list, or the name of a file, folder or callable (see :func:`~graphprune.sources.data.load_calibration`), or ``synthetic``
         for data made from batch-norm statistics. A :class:`Calibration` says more.
+    select: the selection pass: ``select``, which removes in one order of all units (its ranking is an option of its own),
+        ``knapsack``, ``greedy`` or ``threshold``.
     ranking, round_to, min_channels, max_ratio: see :class:`~graphprune.passes.selection.select.SelectPass`.
     exclude, policy: see :class:`~graphprune.passes.analysis.channels.ChannelsPass`.
     scopes: submodules to prune in place, see :func:`~graphprune.tracing.capture`.
@@ -142,7 +147,7 @@ def prune(
     passes: list[Pass] = [
         ChannelsPass(exclude=tuple(exclude), policy=dict(policy or {})),
         ScorePass(criterion=criterion, reduction=reduction, normalise=normalise, share=share, seed=seed),
-        SelectPass(ranking=ranking, round_to=round_to, min_channels=min_channels, max_ratio=max_ratio, **targets),
+        _selection(select, ranking, {"round_to": round_to, "min_channels": min_channels, "max_ratio": max_ratio, **targets}),
         RewritePass(),
     ]
     if verify:
@@ -158,6 +163,18 @@ def prune(
         raise no_data(f"Pass {asking!r}")
     program = calibrated(capture(model, example_inputs, scopes=scopes, source=source), data, seed=seed)
     return run_pipeline(program, passes, observers=observers, model=model)
+
+
+def _selection(name: str, ranking: str, options: Mapping[str, Any]) -> Pass:
+    """The selection pass of this name."""
+    found = pass_class(name)
+    if not issubclass(found, Budgeted):
+        raise UsageError(f"Pass {name!r} does not select by a target; choose from {', '.join(providers('plan'))}.")
+    if issubclass(found, SelectPass):
+        return found(ranking=ranking, **options)
+    if ranking != "global":
+        raise UsageError(f"The pass {name!r} has no ranking, which is how 'select' orders units. Leave out one of them.")
+    return found(**options)
 
 
 def calibrated(program: Program, data: Calibration | Iterable[Any] | str | None, *, seed: int = 0) -> Program:
