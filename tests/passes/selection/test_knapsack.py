@@ -246,9 +246,10 @@ def test_a_target_out_of_reach_says_how_far_it_goes() -> None:
         widths_by(small(), "knapsack{macs=10%,min_channels=3}")
 
 
-def test_a_target_of_everything_removes_nothing() -> None:
-    question = ask(small(), "knapsack{macs=100%}")
-    assert widths_by(small(), "knapsack{macs=100%}") == question.groups.widths.tolist()
+@pytest.mark.parametrize("target", ["macs=100%", "memory=100%", "memory=100%,pairwise=no", "params=100%,macs=100%,solver=dynamic"])
+def test_a_target_of_everything_removes_nothing(target: str) -> None:
+    """Of peak memory there is then no sum that binds."""
+    assert widths_by(small(), f"knapsack{{{target}}}") == [6, 5, 4]
     assert top(all_widths([3, 2])).tolist() == [2, 1]
 
 
