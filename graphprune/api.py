@@ -6,11 +6,12 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, overload
+from typing import Any, Final, Literal, overload
 
 import torch
 from torch import fx, nn
 
+from graphprune.analysis_manager import AnalysisManager
 from graphprune.artifact import read_artifact, write_artifact
 from graphprune.artifact.parts import describe_parts, parts_in, with_weights_of
 from graphprune.calibration import Calibration, no_data
@@ -20,22 +21,26 @@ from graphprune.cost import Costs
 from graphprune.errors import ArtifactError, PipelineError, UsageError
 from graphprune.files import atomic_write, check_writable
 from graphprune.groups import Groups
+from graphprune.latency.table import LatencyTable
 from graphprune.observers import Observer
 from graphprune.pass_base import Pass
 from graphprune.pass_manager import PassManager
-from graphprune.passes.analysis.channels import ChannelsPass
+from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
 from graphprune.passes.calibration.synthesis import synthesise
+from graphprune.passes.latency.source import latency_from
 from graphprune.passes.rewrite.compensate import CompensatePass
 from graphprune.passes.rewrite.fold_constants import FoldConstantsPass
 from graphprune.passes.rewrite.recalibrate import RecalibratePass
 from graphprune.passes.rewrite.rewrite import RewritePass
 from graphprune.passes.scoring.score import ScorePass
+from graphprune.passes.selection.decision import Budgeted
 from graphprune.passes.selection.select import SelectPass
 from graphprune.passes.selection.target import KINDS, split_target
 from graphprune.passes.verification.verify import VerifyPass, compare
 from graphprune.pipeline_text import format_pipeline, parse_pipeline
 from graphprune.plan import Plan
 from graphprune.program import Inputs, Program, Scope
+from graphprune.registry import pass_class, providers
 from graphprune.sources import load_calibration
 from graphprune.tracing import capture, normalise_inputs, put_back
 from graphprune.tracing.scope_data import scope_calibration
@@ -95,14 +100,17 @@ def prune(
     reduction: str = "default",
     normalise: str = "max",
     share: str = "none",
+    select: str = "select",
     ranking: str = "global",
-    round_to: int = 1,
+    round_to: int | Literal["auto"] = 1,
     min_channels: int = 1,
     max_ratio: float = 1.0,
     exclude: Sequence[str] = (),
     scopes: Sequence[str] = (),
     policy: Mapping[str, str] | None = None,
     data: Calibration | Iterable[Any] | str | None = None,
+    latency: LatencyTable | str | Path | None = None,
+    measure: bool = True,
     seed: int = 0,
     verify: bool = True,
     compensate: str | None = None,
@@ -114,12 +122,17 @@ def prune(
 
     model: any module. example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
     target: what must remain: ``macs=50%``, ``params=2M``, ``channels=0.5``, ``weight_bytes=20MB``, ``memory=30MiB`` (peak
-        activations at the example inputs), or a mapping of several.
+        activations at the example inputs), ``latency=3.2ms``, or a mapping of several.
     criterion, reduction, normalise, share: see :class:`~graphprune.passes.scoring.score.ScorePass`.
     data: batches that the model takes, for criteria that look at activations or gradients, and for compensation: a DataLoader, a
         list, or the name of a file, folder or callable (see :func:`~graphprune.sources.data.load_calibration`), or ``synthetic``
         for data made from batch-norm statistics. A :class:`Calibration` says more.
+    select: the selection pass: ``select``, which removes in one order of all units (its ranking is an option of its own),
+        ``knapsack``, ``greedy`` or ``threshold``.
     ranking, round_to, min_channels, max_ratio: see :class:`~graphprune.passes.selection.select.SelectPass`.
+    latency: for a target on it, the model's table, or the file of one (``graphprune profile``). What is chosen by its
+        predictions is timed here and put right until it is within 1 % of the target. measure: False for the predictions alone,
+        as for a table of another machine.
     exclude, policy: see :class:`~graphprune.passes.analysis.channels.ChannelsPass`.
     scopes: submodules to prune in place, see :func:`~graphprune.tracing.capture`.
     compensate: what layers do about inputs that they lost, after the proof: ``least-squares`` gives them the weights that come
@@ -143,7 +156,7 @@ def prune(
     passes: list[Pass] = [
         ChannelsPass(exclude=tuple(exclude), policy=dict(policy or {})),
         ScorePass(criterion=criterion, reduction=reduction, normalise=normalise, share=share, seed=seed),
-        SelectPass(ranking=ranking, round_to=round_to, min_channels=min_channels, max_ratio=max_ratio, **targets),
+        _selection(select, ranking, {"round_to": round_to, "min_channels": min_channels, "max_ratio": max_ratio, **targets}),
         RewritePass(),
     ]
     if verify:
@@ -157,10 +170,23 @@ def prune(
     asking = next((step.name for step in passes if "calibration" in step.needs), None)
     if asking is not None and data is None:
         raise no_data(f"Pass {asking!r}")
-    program = calibrated(
-        capture(model, example_inputs, scopes=scopes, source=source), data, seed=seed, whole=(model, example_inputs)
-    )
+    captured = capture(model, example_inputs, scopes=scopes, source=source)
+    program = calibrated(captured, data, seed=seed, whole=(model, example_inputs))
+    if latency is not None:
+        program = timed(program.with_(exclude=tuple(exclude), policy=dict(policy or {})), latency, measure=measure)
     return run_pipeline(program, passes, observers=observers, model=model)
+
+
+def _selection(name: str, ranking: str, options: Mapping[str, Any]) -> Pass:
+    """The selection pass of this name."""
+    found = pass_class(name)
+    if not issubclass(found, Budgeted):
+        raise UsageError(f"Pass {name!r} does not select by a target; choose from {', '.join(providers('plan'))}.")
+    if issubclass(found, SelectPass):
+        return found(ranking=ranking, **options)
+    if ranking != "global":
+        raise UsageError(f"The pass {name!r} has no ranking, which is how 'select' orders units. Leave out one of them.")
+    return found(**options)
 
 
 def calibrated(
@@ -182,6 +208,16 @@ def calibrated(
     if program.scopes and whole is not None:
         found = scope_calibration(found, whole[0], program, example)
     return program.with_(calibration=found)
+
+
+def timed(program: Program, table: LatencyTable | str | Path, *, measure: bool = True) -> Program:
+    """A program whose latency is known from a table, for targets on it; see ``latency`` and ``measure`` of :func:`prune`.
+
+    Raises LatencyError where the table is damaged, of another model, or (to measure) of another environment.
+    """
+    found = table if isinstance(table, LatencyTable) else LatencyTable.load(table)
+    groups = AnalysisManager().get(program, ChannelGroups())
+    return program.with_(latency=latency_from(program, groups, found, measure=measure))
 
 
 def run_pipeline(

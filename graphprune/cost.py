@@ -67,10 +67,10 @@ class CostModel:
 
     def measures(self) -> Mapping[str, Measure]:
         """What a target can be set on, by its kind."""
-        known: dict[str, Measure] = {"channels": Count(self.groups), "params": self.parameters, "macs": self.macs, "flops": self.flops,
-                                     "weight_bytes": self.weight_bytes, "memory": self.memory}  # fmt: skip
-        latency = self._program.latency
-        return known if latency is None else known | {"latency": latency.model}
+        known: list[Measure] = [Count(self.groups), self.parameters, self.macs, self.flops, self.weight_bytes, self.memory]
+        if self._program.latency is not None:
+            known.append(self._program.latency.model)
+        return {measure.name: measure for measure in known}
 
     @cached_property
     def parameters(self) -> Total:

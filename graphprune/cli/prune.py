@@ -57,6 +57,14 @@ def command(
             metavar="none|params|macs", help="Divide scores by the group's share of these. Default: none.", rich_help_panel=_HOW
         ),
     ] = None,
+    select: Annotated[
+        str | None,
+        typer.Option(
+            metavar="select|knapsack|greedy|threshold",
+            help="The pass that chooses what goes. Default: select.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
     ranking: Annotated[
         str | None,
         typer.Option(metavar="global|local|isomorphic", help="What is compared with what. Default: global.", rich_help_panel=_HOW),
@@ -124,6 +132,7 @@ def command(
         "reduction": reduction,
         "normalise": normalise,
         "share": share,
+        "select": select,
         "ranking": ranking,
         "round_to": round_to,
         "min_channels": min_channels,

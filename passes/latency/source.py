@@ -15,7 +15,9 @@ from graphprune.plan import fingerprint
 from graphprune.program import Program
 
 
-def latency_from(program: Program, groups: Groups, table: LatencyTable, *, measure: bool = True, clock: Clock | None = None) -> Latency:
+def latency_from(
+    program: Program, groups: Groups, table: LatencyTable, *, measure: bool = True, clock: Clock | None = None
+) -> Latency:
     """The latency of a program by a table of it.
 
     measure: time slim models here, which must be where the table was measured; else its predictions are all that counts. clock:
@@ -23,7 +25,11 @@ def latency_from(program: Program, groups: Groups, table: LatencyTable, *, measu
 
     Raises LatencyError naming the first difference where the table is of another model, or of another place than this one.
     """
-    here = environment_of(program.module, table.environment.device, compile=table.environment.compile == "compile") if measure else None
+    here = (
+        environment_of(program.module, table.environment.device, compile=table.environment.compile == "compile")
+        if measure
+        else None
+    )
     table.check_fits(fingerprint(program.module), groups, here)
     model = LatencyModel(table)
     if not measure:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from typing import Protocol, runtime_checkable
@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from graphprune.errors import UsageError
 from graphprune.groups import Bools, Floats, Ints
 from graphprune.measures import Measure
 from graphprune.passes.selection.target import Target
@@ -45,6 +46,14 @@ class Bounds:
 
     limits: tuple[Limit, ...]
     full: Ints
+
+    def of(self, kind: str) -> Limit | None:
+        """The limit of a kind of target."""
+        return next((limit for limit in self.limits if limit.target.kind == kind), None)
+
+    def moved(self, kind: str, most: float) -> Bounds:
+        """Bounds with another limit for a kind of target."""
+        return Bounds(tuple(replace(one, most=most) if one.target.kind == kind else one for one in self.limits), self.full)
 
     def met(self, widths: npt.ArrayLike) -> Bools:
         """Whether widths of shape (..., groups) meet all limits; shape (...)."""
@@ -100,6 +109,15 @@ def _within_another(rows: Floats) -> Bools:
 
 
 def make_bounds(targets: Sequence[Target], measures: Mapping[str, Measure], full: Ints) -> Bounds:
-    """The bounds that targets set on a model whose groups have these full widths."""
+    """The bounds that targets set on a model whose groups have these full widths.
+
+    Raises UsageError for a target on something that nothing measures.
+    """
+    unknown = next((target for target in targets if target.kind not in measures), None)
+    if unknown is not None:
+        raise UsageError(
+            f"Target {unknown} needs a latency table of this model. Measure one with `graphprune profile`, and give it as "
+            "latency= (or --latency)."
+        )
     limits = [Limit(target, measures[target.kind], target.limit(float(measures[target.kind](full)))) for target in targets]
     return Bounds(tuple(limits), full)

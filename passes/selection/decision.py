@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd
@@ -20,6 +21,7 @@ from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
 from graphprune.passes.scoring.score import latest, unit_order
 from graphprune.passes.selection.bounds import Bounds, Limit, Stepped, make_bounds
+from graphprune.passes.selection.settle import Choice, settled
 from graphprune.passes.selection.solvers.problem import Choices
 from graphprune.passes.selection.target import KINDS, Target, parse_target
 from graphprune.plan import make_plan
@@ -31,10 +33,11 @@ from graphprune.scores import Scores
 class Budgeted(Pass):
     """A pass that chooses what to remove by the last scores, until targets are met.
 
-    channels, params, macs, flops, weight_bytes, memory: what must remain, as a share (``0.5``, ``50%``) or an amount (``60M``,
-    ``20MB``); several are met together. round_to: kept channels of each group are a multiple of this where the group is wide
-    enough; ``auto`` takes the widths at which a target's measure steps, all of them where none says. min_channels: units that
-    every group keeps at least. max_ratio: largest share of a group that may go.
+    channels, params, macs, flops, weight_bytes, memory, latency: what must remain, as a share (``0.5``, ``50%``) or an amount
+    (``60M``, ``20MB``, ``3.2ms``); several are met together. A latency is the slim model's as it is measured, if it can be
+    (:mod:`graphprune.passes.selection.settle`). round_to: kept channels of each group are a multiple of this where the group is
+    wide enough; ``auto`` takes the widths at which a target's measure steps, all of them where none says. min_channels: units
+    that every group keeps at least. max_ratio: largest share of a group that may go.
     """
 
     requires: ClassVar[tuple[Any, ...]] = (ChannelGroups, ModelCost)
@@ -48,6 +51,7 @@ class Budgeted(Pass):
     flops: float | str | None = None
     weight_bytes: float | str | None = None
     memory: float | str | None = None
+    latency: float | str | None = None
     round_to: int | Literal["auto"] = 1
     min_channels: int = 1
     max_ratio: float = 1.0
@@ -62,6 +66,22 @@ class Budgeted(Pass):
         rounds = self.round_to == "auto" or (not isinstance(self.round_to, str) and self.round_to >= 1)
         if not rounds or self.min_channels < 1 or not 0 < self.max_ratio <= 1:
             raise UsageError(f"{self.name} needs round_to and min_channels of at least 1, and max_ratio over 0 and at most 1.")
+
+    @abstractmethod
+    def choose(self, question: Question, analyses: AnalysisView) -> Choice:
+        """The widths that meet the question's bounds. Raises TargetError where none do, saying how far the model can go."""
+
+    def run(self, program: Program, analyses: AnalysisView) -> Program:
+        """Attach the plan. Raises TargetError when a target cannot be met, saying how far the model can go."""
+        question = self.question(program, analyses)
+        limit = question.bounds.of("latency")
+        if limit is None or program.latency is None or program.latency.measure is None:
+            return question.decide(self.choose(question, analyses))
+
+        def within(budget: float) -> Choice:
+            return self.choose(replace(question, bounds=question.bounds.moved("latency", budget)), analyses)
+
+        return question.decide(settled(limit, program.latency.measure, within))
 
     @property
     def targets(self) -> list[Target]:
@@ -147,13 +167,13 @@ class Question:
         share = reachable / original if original else 1.0
         return TargetError(
             f"Target {limit.target} cannot be met: with these options the model can go down to {share:.1%} "
-            f"({reachable:,.0f} {limit.measure.unit or limit.target.kind}). In the way: {names}. "
+            f"({_amount(reachable)} {limit.measure.unit or limit.target.kind}). In the way: {names}. "
             "Loosen the target, exclude, min_channels, max_ratio or round_to."
         )
 
-    def decide(self, widths: Ints, notes: Mapping[str, str] | None = None) -> Program:
-        """The program with the plan that keeps the most important units of each group. notes: for the record, with the scores'."""
-        scores, program = self.scores, self.program
+    def decide(self, choice: Choice) -> Program:
+        """The program with the plan that keeps the most important units of each group."""
+        scores, program, widths = self.scores, self.program, choice.widths
         targets = [limit.target for limit in self.bounds.limits]
         plan = make_plan(
             program.module,
@@ -161,9 +181,9 @@ class Question:
             self._kept(widths),
             policy=dict(program.policy),
             scopes=[scope.path for scope in program.scopes],
-            scores={scores.criterion: {**scores.provenance, **(notes or {})}},
+            scores={scores.criterion: {**scores.provenance, **choice.notes}},
             target={target.kind: target.text for target in targets},
-            achieved=self._achieved(widths, targets),
+            achieved=self._achieved(choice, targets),
         )
         return program.with_(plan=plan)
 
@@ -173,12 +193,19 @@ class Question:
             keep[units[: units.size - width]] = False
         return Kept(self.groups, keep)
 
-    def _achieved(self, widths: Ints, targets: Sequence[Target]) -> dict[str, float]:
-        """Shares of the original that remain."""
+    def _achieved(self, choice: Choice, targets: Sequence[Target]) -> dict[str, float]:
+        """Shares of the original that remain; of a latency the measured one, where it was measured."""
         kinds = dict.fromkeys(("channels", "params", "macs", *(target.kind for target in targets)))
         measures = self.cost.measures()
-        amounts = {kind: measures[kind](np.stack([widths, self.groups.widths])).tolist() for kind in kinds}
-        return {kind: round(left / max(1.0, original), 6) for kind, (left, original) in amounts.items()}
+        amounts = {kind: measures[kind](np.stack([choice.widths, self.groups.widths])).tolist() for kind in kinds}
+        shares = {kind: left / original if original else 1.0 for kind, (left, original) in amounts.items()}
+        if choice.measured is not None:
+            shares["latency"] = choice.measured.share
+        return {kind: round(share, 6) for kind, share in shares.items()}
+
+
+def _amount(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
 
 
 def _allowed(group: Group, floor: int, round_to: int | Literal["auto"], measures: Sequence[Measure]) -> Ints:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graphprune.analysis_manager import AnalysisView
-from graphprune.passes.selection.decision import Budgeted
+from graphprune.passes.selection.decision import Budgeted, Question
 from graphprune.passes.selection.local_search import grown, shrunk, top
-from graphprune.program import Program
+from graphprune.passes.selection.settle import Choice
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,10 @@ class GreedyPass(Budgeted):
 
     name: ClassVar[str] = "greedy"
 
-    def run(self, program: Program, analyses: AnalysisView) -> Program:
-        """Attach the plan. Raises TargetError when a target cannot be met, saying how far the model can go."""
-        question = self.question(program, analyses).with_silent_units()
+    def choose(self, question: Question, analyses: AnalysisView) -> Choice:
+        """The widths when all targets are met."""
+        question = question.with_silent_units()
         question.check_reachable(question.least)
         choices = question.choices()
         items = shrunk(choices, question.bounds, top(choices))
-        return question.decide(choices.at(grown(choices, question.bounds, items)))
+        return Choice(choices.at(grown(choices, question.bounds, items)))

@@ -16,8 +16,8 @@ from graphprune.passes.selection.local_search import polished, shrunk, top
 from graphprune.passes.selection.optimum import PAIRWISE, SOLVERS, Search
 from graphprune.passes.selection.ranking import RANKINGS, rank
 from graphprune.passes.selection.select import fewest_removals
+from graphprune.passes.selection.settle import Choice
 from graphprune.passes.selection.solvers.problem import Choices
-from graphprune.program import Program
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,16 @@ class KnapsackPass(Budgeted):
         if self.buckets < 1:
             raise UsageError("knapsack needs at least one of buckets; 100000 is a good number.")
 
-    def run(self, program: Program, analyses: AnalysisView) -> Program:
-        """Attach the plan. Raises TargetError when a target cannot be met, saying how far the model can go, and CheckError where
-        HiGHS is asked for and comes to no end."""
-        question = self.question(program, analyses).with_silent_units()
+    def choose(self, question: Question, analyses: AnalysisView) -> Choice:
+        """The most valuable widths found. Raises TargetError when a target cannot be met, saying how far the model can go, and
+        CheckError where HiGHS is asked for and comes to no end."""
+        question = question.with_silent_units()
         question.check_reachable(question.least)
         choices = question.choices()
         found = Search(choices, question.bounds, self.solver, self.pairwise, self.buckets).run()
         # Never less than what any order of removal keeps: costs that were taken apart are an approximation.
         others = (polished(choices, question.bounds, items) for items in _ranked(choices, question))
-        return question.decide(choices.at(max((found, *others), key=choices.value)))
+        return Choice(choices.at(max((found, *others), key=choices.value)))
 
 
 def _ranked(choices: Choices, question: Question) -> Iterator[Ints]:

@@ -98,13 +98,12 @@ class Search:
 
     def dynamic(self, anchor: Ints) -> Ints:
         """By dynamic programming; of several bounds over a weighted sum of them, the fuller ones weighing more."""
-        alone = [
-            change / np.where(self.bounds.most > 0, self.bounds.most, 1) for change in changes(self.choices, self.bounds, anchor)
-        ]
-        count = self.bounds.most.size
+        alone, count = changes(self.choices, self.bounds, anchor), self.bounds.most.size
         if count == 1:
-            return self._swept(changes(self.choices, self.bounds, anchor), np.ones(1))
-        weights, found = np.full(count, 1 / max(1, count)), []
+            return self._swept(alone, np.ones(1))
+        alone = [change / np.where(self.bounds.most > 0, self.bounds.most, 1) for change in alone]
+        weights = np.full(count, 1 / max(1, count))
+        found: list[Ints] = []
         for _ in range(_WEIGHINGS):
             items = self._swept(alone, weights)
             if found and np.array_equal(items, found[-1]):

@@ -10,7 +10,7 @@ from graphprune.errors import UsageError
 from graphprune.groups import Ints
 from graphprune.passes.selection.decision import Budgeted, Question
 from graphprune.passes.selection.ranking import RANKINGS, Ranking, rank
-from graphprune.program import Program
+from graphprune.passes.selection.settle import Choice
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,10 @@ class SelectPass(Budgeted):
         if self.ranking not in RANKINGS:
             raise UsageError(f"select{{ranking={self.ranking}}} is not known; choose from {', '.join(RANKINGS)}.")
 
-    def run(self, program: Program, analyses: AnalysisView) -> Program:
-        """Attach the plan. Raises TargetError when a target cannot be met, saying how far the model can go."""
-        question = self.question(program, analyses)
+    def choose(self, question: Question, analyses: AnalysisView) -> Choice:
+        """The widths after the fewest removals."""
         ranking = rank(question.scores.values, question.groups, self.ranking, question.floors)
-        return question.decide(fewest_removals(ranking, question))
+        return Choice(fewest_removals(ranking, question))
 
 
 def fewest_removals(ranking: Ranking, question: Question) -> Ints:

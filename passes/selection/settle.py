@@ -56,7 +56,9 @@ def settled(limit: Limit, measure: Callable[[Ints], Measured], choose: Callable[
         if known is not None:  # the same widths again: no budget between the two gives others
             break
         measured = measure(chosen.widths)
-        tries.append(_Try(budget, Choice(chosen.widths, chosen.notes, measured), measured.slim / limit.target.limit(measured.whole)))
+        tries.append(
+            _Try(budget, Choice(chosen.widths, chosen.notes, measured), measured.slim / limit.target.limit(measured.whole))
+        )
         if abs(tries[-1].reached - 1) <= _CLOSE:
             break
         budget = _next(tries)
@@ -85,5 +87,6 @@ def _best(tries: list[_Try], limit: Limit) -> Choice:
     assert measured is not None
     raise TargetError(
         f"Target {limit.target} cannot be met: the fastest slim model that these options give takes {measured.slim:.4g} ms, "
-        f"{measured.share:.1%} of the original's {measured.whole:.4g} ms. Loosen the target, exclude, min_channels, max_ratio or round_to."
+        f"{measured.share:.1%} of the original's {measured.whole:.4g} ms. "
+        "Loosen the target, exclude, min_channels, max_ratio or round_to."
     )

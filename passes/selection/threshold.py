@@ -17,7 +17,7 @@ from graphprune.passes.analysis.filters import Filters
 from graphprune.passes.scoring.shares import SHARES
 from graphprune.passes.selection.decision import Budgeted, Question
 from graphprune.passes.selection.ranking import Ranking, rank
-from graphprune.program import Program
+from graphprune.passes.selection.settle import Choice
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,8 @@ class ThresholdPass(Budgeted):
             raise UsageError(f"threshold{{share={self.share}}} is not known; choose from none, {', '.join(SHARES)}.")
         self.check_floors()
 
-    def run(self, program: Program, analyses: AnalysisView) -> Program:
-        """Attach the plan, which records T. Raises TargetError when a target cannot be met, saying how far the model can go."""
-        question = self.question(program, analyses)
+    def choose(self, question: Question, analyses: AnalysisView) -> Choice:
+        """The widths above the threshold, which goes on record. Raises TargetError when a target cannot be met."""
         values = question.scores.values
         if self.share != "none":
             values = values / SHARES[self.share](question.groups, analyses.get(Filters))[question.groups.group_of]
@@ -56,7 +55,7 @@ class ThresholdPass(Budgeted):
         known = along[~np.isnan(along)]
         threshold = self.threshold if self.threshold is not None else _smallest(np.unique(known), known, ranking, question)
         widths = _widths(threshold, known, ranking, question)
-        return question.decide(widths, {"threshold": repr(threshold), "threshold_share": self.share})
+        return Choice(widths, {"threshold": repr(threshold), "threshold_share": self.share})
 
 
 def _widths(threshold: float, known: Any, ranking: Ranking, question: Question) -> Ints:

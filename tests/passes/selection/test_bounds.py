@@ -11,7 +11,7 @@ from graphprune.passes.selection.target import KINDS, parse_target
 from tests.passes.selection.asking import ask, residual, small
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "latency"])
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.2])
 def test_widths_meet_a_target_where_no_load_is_over_one(kind: str, share: float) -> None:
     """Sums of peak memory that are left out because they are part of others, or never too large, decide nothing."""

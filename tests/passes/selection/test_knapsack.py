@@ -246,7 +246,20 @@ def test_a_target_out_of_reach_says_how_far_it_goes() -> None:
         widths_by(small(), "knapsack{macs=10%,min_channels=3}")
 
 
-def test_a_target_of_everything_removes_nothing() -> None:
-    question = ask(small(), "knapsack{macs=100%}")
-    assert widths_by(small(), "knapsack{macs=100%}") == question.groups.widths.tolist()
+@pytest.mark.parametrize("target", ["macs=100%", "memory=100%", "memory=100%,pairwise=no", "params=100%,macs=100%,solver=dynamic"])
+def test_a_target_of_everything_removes_nothing(target: str) -> None:
+    """Of peak memory there is then no sum that binds."""
+    assert widths_by(small(), f"knapsack{{{target}}}") == [6, 5, 4]
     assert top(all_widths([3, 2])).tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("name", ["knapsack", "greedy", "threshold"])
+def test_prune_takes_the_selection_pass_by_name(name: str) -> None:
+    """And says so in the plan; a ranking is for ``select`` only, and passes that do not select are refused."""
+    result = graphprune.prune(small(), IMAGE, target="macs=50%", select=name, round_to=2, verify=False)
+    assert f"{name}{{" in result.plan.pipeline and "round_to=2" in result.plan.pipeline
+    assert [after for _, after in result.report.widths.values()] == widths_by(small(), f"{name}{{macs=50%,round_to=2}}")
+    with pytest.raises(UsageError, match="has no ranking"):
+        graphprune.prune(small(), IMAGE, select=name, ranking="local")
+    with pytest.raises(UsageError, match="does not select by a target; choose from select, knapsack"):
+        graphprune.prune(small(), IMAGE, select="rewrite")
