@@ -23,7 +23,7 @@ _COLUMNS: Final = 4
 
 def label(found: Found) -> str:
     """How the figures came about, in a word or two."""
-    return "measured" if found.table is not None else "predicted, not measured"
+    return "fitted to measurements" if found.table is not None else "predicted, not measured"
 
 
 def show(found: Found, output: Output) -> None:
@@ -150,9 +150,10 @@ def plot_latency(found: Found, path: Path) -> None:
     places = list(axes.flat)
     for group, panel in zip(groups, places, strict=False):
         widths = np.unique(np.linspace(1, group.size, _POINTS).round().astype(np.int64))
-        panel.step(widths, curve(found, group.index, widths), where="pre", color="#3b6fb6", linewidth=1.2)
+        times = curve(found, group.index, widths)
+        panel.step(widths, times, where="pre", color="#3b6fb6", linewidth=1.2)
         panel.set_title(group.name, fontsize=8)
-        panel.set_ylim(bottom=0)
+        panel.set_ylim(0, 1.08 * times.max())
         panel.tick_params(labelsize=7)
     if found.table is not None:
         _scatter(found, places[len(groups)])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import perf_counter, thread_time
 from typing import Annotated, Any, Final, Protocol
 
 import numpy as np
@@ -88,8 +89,9 @@ class DeviceClock:
     def nodes(self, subject: Subject) -> dict[str, float]:
         """See :class:`Clock`. Nodes run eagerly, whatever the compile mode."""
         with torch.no_grad():
-            times = cuda_node_times if self.environment.device == "cuda" else cpu_node_times
-            return times(subject.module, subject.arguments, self.node_runs)
+            if self.environment.device == "cuda":
+                return cuda_node_times(subject.module, subject.arguments, self.node_runs)
+            return cpu_node_times(subject.module, subject.arguments, self.node_runs, seconds_of(self.environment))
 
     def _prepared(self, subject: Subject) -> Callable[[], Any]:
         if self.environment.compile == "compile":
@@ -100,8 +102,15 @@ class DeviceClock:
         return replayed(subject) if self.environment.device == "cuda" else subject
 
     def _cpu_turn(self, call: Callable[[], Any], count: int) -> float:
-        timer = Timer("call()", globals={"call": call}, num_threads=self.environment.threads)
+        environment = self.environment
+        timer = Timer("call()", globals={"call": call}, timer=seconds_of(environment), num_threads=environment.threads)
         return float(timer.timeit(count).mean)
+
+
+def seconds_of(environment: Environment) -> Callable[[], float]:
+    """What a CPU clock reads. With one thread, the time that this thread runs: on a quiet machine that is the time which
+    passes, and on a busy one it leaves out what other programs take."""
+    return thread_time if environment.threads == 1 else perf_counter
 
 
 def _cuda_turn(call: Callable[[], Any], count: int) -> float:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
+from scipy.optimize import isotonic_regression, nnls
 
 Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
 
 #: Lengths are rounded up to a multiple of one of these: devices work in blocks.
 GRANULARITIES: Final = (1, 2, 4, 8, 16, 32)
@@ -39,10 +40,25 @@ class LayerTime:
         return result
 
 
-def fit_layer(lengths: npt.ArrayLike, ms: npt.ArrayLike) -> LayerTime:
-    """The best such function for measured times.
+@dataclass(frozen=True)
+class RisingTime:
+    """Milliseconds of a layer with one length as the rising curve through its measurements: for cliffs, as where a cache or
+    an allocator's limit is passed. lengths: ascending. ms: at these; between them it is interpolated."""
 
-    lengths: (measurements, at most 2). A granularity is taken where it predicts measurements that were left out better.
+    lengths: tuple[float, ...]
+    ms: tuple[float, ...]
+
+    def __call__(self, lengths: npt.ArrayLike) -> Floats:
+        """Milliseconds for lengths of shape (..., 1)."""
+        result: Floats = np.interp(np.asarray(lengths, dtype=np.float64)[..., 0], self.lengths, self.ms)
+        return result
+
+
+def fit_layer(lengths: npt.ArrayLike, ms: npt.ArrayLike) -> LayerTime | RisingTime:
+    """The best function for measured times.
+
+    lengths: (measurements, at most 2). A granularity, or a rising curve, is taken where it predicts measurements that were
+    left out better.
     """
     rows = np.asarray(lengths, dtype=np.float64)
     times = np.asarray(ms, dtype=np.float64)
@@ -54,6 +70,10 @@ def fit_layer(lengths: npt.ArrayLike, ms: npt.ArrayLike) -> LayerTime:
         error = _left_out_error(rows, times, weights, candidate) if candidate != plain else np.inf
         if error < best:
             best, chosen = error, candidate
+    if count == 1 and len(times) >= 2 * _FOLDS:
+        curve_error = _cross_validated(lambda used: _rising(rows[used], times[used], weights[used]), rows, times, weights)
+        if curve_error < (best if chosen == plain else _GAIN * best):  # best has its share off while nothing was chosen
+            return _rising(rows, times, weights)
     return LayerTime(tuple(_robust(_basis(rows, chosen), times, weights).tolist()), chosen)
 
 
@@ -87,10 +107,25 @@ def _left_out_error(rows: Floats, times: Floats, weights: Floats, granularities:
     basis = _basis(rows, granularities)
     if len(times) < 2 * _FOLDS:
         return float("inf") if any(step > 1 for step in granularities) else 0.0
+
+    def fitted(used: Bools) -> LayerTime:
+        return LayerTime(tuple(_solve(basis[used], times[used], weights[used]).tolist()), granularities)
+
+    return _cross_validated(fitted, rows, times, weights)
+
+
+def _cross_validated(fitted: Callable[[Bools], Callable[[Floats], Floats]], rows: Floats, times: Floats, weights: Floats) -> float:
     fold = np.arange(len(times)) % _FOLDS
     error = 0.0
     for left_out in range(_FOLDS):
         used = fold != left_out
-        coefficients = _solve(basis[used], times[used], weights[used])
-        error += float((((basis[~used] @ coefficients - times[~used]) * weights[~used]) ** 2).sum())
+        error += float((((fitted(used)(rows[~used]) - times[~used]) * weights[~used]) ** 2).sum())
     return error
+
+
+def _rising(rows: Floats, times: Floats, weights: Floats) -> RisingTime:
+    """The nearest rising curve: of several times at one length the median, then isotonic regression."""
+    at, place, count = np.unique(rows[:, 0], return_inverse=True, return_counts=True)
+    middle = np.array([np.median(times[place == index]) for index in range(at.size)])
+    weight = count * np.array([weights[place == index].mean() for index in range(at.size)]) ** 2
+    return RisingTime(tuple(at.tolist()), tuple(isotonic_regression(middle, weights=weight).x.tolist()))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy.optimize import nnls
 
 from graphprune.errors import LatencyError
-from graphprune.latency.fit import Floats, LayerTime, fit_layer
+from graphprune.latency.fit import Floats, LayerTime, RisingTime, fit_layer
 from graphprune.latency.table import LatencyTable, Length, NodeInfo
 
 _LEAST_SPREAD: Final = 0.02  # samples count by their relative spread, but none for more than this one
@@ -86,7 +86,7 @@ def _affine(predicted: Floats, measured: Floats, weights: Floats) -> tuple[float
 class NodeTime:
     """A node's time: its family's, at the node's lengths. groups: indices of those that it depends on."""
 
-    time: LayerTime
+    time: LayerTime | RisingTime
     lengths: tuple[Length, ...]
     groups: tuple[int, ...]
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import fx
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from graphprune.errors import DeviceError, UsageError, first_line
 from graphprune.groups import Groups, Kept
@@ -19,7 +19,7 @@ from graphprune.latency.table import LatencyTable, Sample, Settings
 from graphprune.passes.latency.layers import node_infos
 from graphprune.passes.rewrite.rewrite import rewrite
 from graphprune.plan import fingerprint
-from graphprune.program import Program, placeholder_values
+from graphprune.program import Inputs, Program, placeholder_values
 
 _TOGETHER: Final = 4  # models that are timed by turns, and hence in memory at the same time
 
@@ -76,9 +76,17 @@ def empty_table(program: Program, groups: Groups, environment: Environment, sett
         environment=environment,
         settings=settings,
         model=fingerprint(program.module),
-        inputs=program.inputs.describe(),
+        inputs=described(program.inputs),
         groups={group.name: group.size for group in groups.prunable},
     )
+
+
+def described(inputs: Inputs) -> str:
+    """Inputs in one line, with the tensors of nested ones, which :meth:`Inputs.describe` leaves out for most containers."""
+    text = inputs.describe()
+    nested = any(isinstance(item, dict) for item in (*inputs.args, *inputs.kwargs.values()))
+    leaves = Inputs(tuple(tree_leaves((inputs.args, dict(inputs.kwargs)))))
+    return f"{text}: {leaves.describe()}" if nested else text
 
 
 def _measure(wanted: Sequence[Wanted], maker: Maker, clock: Clock, layers: bool) -> list[Sample]:

@@ -33,7 +33,7 @@ def test_measures_writes_prints_and_draws(cli: Cli, folder: Path) -> None:
     assert ran.code == 0, ran.err
     table = LatencyTable.load(folder / "table.json")
     assert len(table.samples) == 8 and sum(sample.held_out for sample in table.samples) == 2
-    for part in ("(measured)", "stem", "Whole model:", "Sum of layers", "held out"):
+    for part in ("(fitted to measurements)", "stem", "Whole model:", "Sum of layers", "held out"):
         assert part in ran.out, part
     assert "predicted, not measured" not in ran.out
     assert "<svg" in (folder / "stairs.svg").read_text()
@@ -49,7 +49,7 @@ def test_measures_writes_prints_and_draws(cli: Cli, folder: Path) -> None:
 
 def test_a_prediction_is_labelled_and_writes_nothing(cli: Cli, folder: Path) -> None:
     ran = cli("profile", *SOURCE, "--predict")
-    assert ran.code == 0 and "predicted, not measured" in ran.out and "(measured)" not in ran.out
+    assert ran.code == 0 and "predicted, not measured" in ran.out and "measurements" not in ran.out
     assert "held out" in ran.out and list(folder.iterdir()) == []
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import fx, nn
 
 from graphprune.latency import node_times
-from graphprune.latency.clock import DeviceClock, Subject, Timing, Turn, interleaved
+from graphprune.latency.clock import DeviceClock, Subject, Timing, Turn, interleaved, seconds_of
 from graphprune.latency.environment import environment_of
 from tests.planted_latency import HERE
 
@@ -46,6 +48,18 @@ def test_every_layer_is_timed_and_nothing_else() -> None:
         found = node_times.cpu_node_times(net, (torch.zeros(1, 3, 4, 4),), 3)
     assert list(found) == [node.name for node in net.graph.nodes if node.op == "call_module"]
     assert all(ms >= 0 for ms in found.values())
+
+
+def test_what_measuring_takes_is_left_out() -> None:
+    """On a clock that moves by one millisecond each time it is read, every layer takes as long as measuring nothing does."""
+    ticks = iter(range(10_000))
+    found = node_times.cpu_node_times(_net(), (torch.zeros(1, 3, 4, 4),), 3, lambda: next(ticks) / 1000)
+    assert set(found.values()) == {0.0}
+
+
+def test_one_thread_is_timed_by_what_it_runs_itself() -> None:
+    assert seconds_of(HERE) is time.thread_time
+    assert seconds_of(HERE.model_copy(update={"threads": 2})) is time.perf_counter
 
 
 def test_layers_get_the_inputs_of_a_run() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphprune.errors import LatencyError
-from graphprune.latency.fit import fit_layer
+from graphprune.latency.fit import LayerTime, RisingTime, fit_layer
 from graphprune.latency.model import LatencyModel, additivity, held_out_accuracy, staircases
 from graphprune.latency.table import LatencyTable, Sample
 from tests.planted_latency import chain, conv_ms, empty_table, exactly, filled
@@ -85,8 +85,18 @@ def test_the_block_that_a_device_works_in_is_found(block: int) -> None:
     random = np.random.default_rng(0)
     lengths = random.integers(1, 128, size=(40, 2))
     time = fit_layer(lengths, [conv_ms(out, inward, block) for out, inward in lengths.tolist()])
-    assert time.granularities == (block, 1)
+    assert isinstance(time, LayerTime) and time.granularities == (block, 1)
     assert time([33, 50]) == pytest.approx(conv_ms(33, 50, block), rel=1e-6)
+
+
+def test_a_cliff_is_followed() -> None:
+    """A layer that costs three times as much from 64 channels on, as where a cache is passed; otherwise in proportion."""
+    random = np.random.default_rng(0)
+    lengths = random.integers(1, 128, size=(40, 1))
+    time = fit_layer(lengths, [length * (3.0 if length >= 64 else 1.0) for (length,) in lengths.tolist()])
+    assert isinstance(time, RisingTime)
+    assert time([50]) == pytest.approx(50, rel=0.1) and time([100]) == pytest.approx(300, rel=0.1)
+    assert (np.diff(time(np.arange(1, 129)[:, None])) >= 0).all()
 
 
 def test_a_few_long_times_of_a_busy_machine_do_not_bend_the_fit() -> None:

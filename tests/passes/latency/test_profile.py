@@ -139,6 +139,29 @@ def test_a_table_of_something_else_is_not_continued(analysed: tuple[Program, Gro
         profile_latency(program, groups, HERE, PlantedClock(), Settings(samples=9), known=table)
 
 
+class _Keyed(nn.Module):
+    """Takes its tensors in a dictionary."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        y: torch.Tensor = self.b(self.a(batch["x"])) * batch["y"]
+        return y
+
+
+def test_inputs_in_a_dictionary_are_measured_and_told_apart() -> None:
+    def table(size: int) -> LatencyTable:
+        program = graphprune.capture(_Keyed(), ({"x": torch.zeros(1, 3, size, size), "y": torch.ones(1)},))
+        groups = AnalysisManager().get(program, ChannelGroups)
+        return profile_latency(program, groups, HERE, PlantedClock(), Settings(samples=8))
+
+    assert {"a", "b"} <= table(4).nodes.keys() and "float32[1x3x4x4]" in table(4).inputs
+    with pytest.raises(LatencyError, match="inputs is"):
+        table(8).check_continues(table(4))
+
+
 def test_a_model_that_cannot_be_narrowed_is_refused() -> None:
     program = graphprune.capture(nn.Linear(3, 4), torch.zeros(1, 3))
     with pytest.raises(UsageError, match="no prunable group"):
