@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from graphprune.errors import GraphpruneError
     from graphprune.pareto import Front, Sweep, sweep
     from graphprune.plan import Plan
+    from graphprune.profiling import profile
     from graphprune.program import Program
     from graphprune.tracing import capture
     from graphprune.verification import Verification
@@ -37,6 +38,7 @@ __all__ = [
     "apply_plan",
     "capture",
     "load",
+    "profile",
     "prune",
     "run_pipeline",
     "save",
@@ -53,6 +55,7 @@ _HOMES = {
     "Sweep": "pareto",
     "Verification": "verification",
     "capture": "tracing",
+    "profile": "profiling",
     "sweep": "pareto",
 }
 

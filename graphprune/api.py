@@ -39,6 +39,7 @@ from graphprune.passes.selection.target import KINDS, split_target
 from graphprune.passes.verification.verify import VerifyPass, compare
 from graphprune.pipeline_text import format_pipeline, parse_pipeline
 from graphprune.plan import Plan
+from graphprune.profiling import profile
 from graphprune.program import Inputs, Program, Scope
 from graphprune.registry import pass_class, providers
 from graphprune.sources import load_calibration
@@ -130,9 +131,9 @@ def prune(
     select: the selection pass: ``select``, which removes in one order of all units (its ranking is an option of its own),
         ``knapsack``, ``greedy`` or ``threshold``.
     ranking, round_to, min_channels, max_ratio: see :class:`~graphprune.passes.selection.select.SelectPass`.
-    latency: for a target on it, the model's table, or the file of one (``graphprune profile``). What is chosen by its
-        predictions is timed here and put right until it is within 1 % of the target. measure: False for the predictions alone,
-        as for a table of another machine.
+    latency: for a target on it, the model's table (:func:`~graphprune.profiling.profile`), or the file of one; by default it is
+        measured first, which takes minutes. What is chosen by its predictions is timed here and put right until it is within
+        1 % of the target. measure: False for the predictions alone, as for a table of another machine.
     exclude, policy: see :class:`~graphprune.passes.analysis.channels.ChannelsPass`.
     scopes: submodules to prune in place, see :func:`~graphprune.tracing.capture`.
     compensate: what layers do about inputs that they lost, after the proof: ``least-squares`` gives them the weights that come
@@ -172,6 +173,9 @@ def prune(
         raise no_data(f"Pass {asking!r}")
     captured = capture(model, example_inputs, scopes=scopes, source=source)
     program = calibrated(captured, data, seed=seed, whole=(model, example_inputs))
+    if "latency" in targets and latency is None:
+        device = next((parameter.device.type for parameter in model.parameters()), "cpu")
+        latency = profile(model, example_inputs, device=device, exclude=exclude, policy=policy, scopes=scopes)
     if latency is not None:
         program = timed(program.with_(exclude=tuple(exclude), policy=dict(policy or {})), latency, measure=measure)
     return run_pipeline(program, passes, observers=observers, model=model)

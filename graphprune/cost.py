@@ -20,6 +20,7 @@ from scipy.sparse import csr_array
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
+from graphprune.errors import LatencyError
 from graphprune.groups import Groups
 from graphprune.labels import Field, Value
 from graphprune.measures import Count, Measure, Peak, Products, Total
@@ -66,10 +67,14 @@ class CostModel:
         self._macs = Products(groups, [term.factors for term in groups.trace.macs])
 
     def measures(self) -> Mapping[str, Measure]:
-        """What a target can be set on, by its kind."""
+        """What a target can be set on, by its kind. Raises LatencyError where the program's latency is of other groups."""
         known: list[Measure] = [Count(self.groups), self.parameters, self.macs, self.flops, self.weight_bytes, self.memory]
-        if self._program.latency is not None:
-            known.append(self._program.latency.model)
+        if (latency := self._program.latency) is not None:
+            if dict(latency.groups) != {group.name: group.size for group in self.groups.prunable}:
+                raise LatencyError(
+                    "The latency table is of other groups: it was measured with another exclude or policy. Measure anew."
+                )
+            known.append(latency.model)
         return {measure.name: measure for measure in known}
 
     @cached_property

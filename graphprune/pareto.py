@@ -13,12 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from graphprune.analysis_manager import AnalysisManager
-from graphprune.api import calibrated
+from graphprune.api import calibrated, timed
 from graphprune.calibration import Calibration
 from graphprune.collector import collector_paused
 from graphprune.errors import TargetError, UsageError
 from graphprune.files import atomic_write
 from graphprune.groups import Bools, Groups
+from graphprune.latency.table import LatencyTable
 from graphprune.pass_base import Pass
 from graphprune.pass_manager import PassManager
 from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
@@ -137,6 +138,7 @@ def sweep(
     policy: Mapping[str, str] | None = None,
     scopes: Sequence[str] = (),
     data: Calibration | Iterable[Any] | str | None = None,
+    latency: LatencyTable | str | Path | None = None,
     seed: int = 0,
     source: str = "",
     known: Front | None = None,
@@ -144,7 +146,8 @@ def sweep(
 ) -> Front:
     """Score a model once and select at many budgets; nothing is rewritten or trained.
 
-    model, example_inputs and the other options: as for :func:`graphprune.prune`. known: the front of a run that was interrupted,
+    model, example_inputs and the other options: as for :func:`graphprune.prune`. latency: the model's table, for the metric
+    ``latency``; its predictions are taken, and nothing is measured. known: the front of a run that was interrupted,
     to go on from. save: called after each point. Raises UsageError where ``known`` is of something else, CaptureError, and what
     scoring raises.
 
@@ -163,6 +166,8 @@ def sweep(
             ChannelsPass(exclude=tuple(exclude), policy=dict(policy or {})),
             ScorePass(criterion=criterion, reduction=reduction, normalise=normalise, seed=seed),
         ]
+        if latency is not None:
+            program = timed(program.with_(exclude=tuple(exclude), policy=dict(policy or {})), latency, measure=False)
         scored = PassManager(scoring).run(program)
         options = {"criterion": criterion, "reduction": reduction, "normalise": normalise, "seed": str(seed)}
         return _run(scored, task, options, known, save)
@@ -174,6 +179,10 @@ def _run(program: Program, task: Sweep, options: dict[str, str], known: Front | 
     if not groups.prunable:
         raise UsageError("The model has no prunable group; `graphprune inspect` says what freezes them.")
     measures = cost.measures()
+    if task.metric not in measures:
+        raise UsageError(
+            "A sweep of latency needs the model's table. Measure it with `graphprune profile`, and give it as latency=."
+        )
     full = {kind: float(measure(groups.widths)) for kind, measure in measures.items()}
     least = task.least or float(measures[task.metric](np.minimum(groups.widths, 1))) / full[task.metric]
     shares = np.linspace(1.0, least, task.points + 1)[1:].tolist()

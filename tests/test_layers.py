@@ -13,7 +13,14 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 
 # The machine's modules that may import passes: they hand them to the user. A folder counts with all its files.
-GATES = ("graphprune/__init__.py", "graphprune/api.py", "graphprune/registry.py", "graphprune/pareto.py", "graphprune/cli/")
+GATES = (
+    "graphprune/__init__.py",
+    "graphprune/api.py",
+    "graphprune/registry.py",
+    "graphprune/pareto.py",
+    "graphprune/profiling.py",
+    "graphprune/cli/",
+)
 
 # The label algebra and what is built on it: operators come to it through the registry, never by name.
 ALGEBRA = ("labels", "rules", "propagate", "groups", "cost")

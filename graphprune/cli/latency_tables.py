@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
 from graphprune.cli import tables
 from graphprune.cli.output import Output
@@ -14,9 +13,8 @@ from graphprune.cli.profiling import Found
 from graphprune.files import atomic_write
 from graphprune.latency.model import Accuracy, LatencyModel, additivity, held_out_accuracy
 from graphprune.latency.roofline import RooflineModel
+from graphprune.latency.staircase import curve, edges
 
-_EDGE: Final = 0.004  # a step from one width to the next rises by at least this share of the model's latency ...
-_STEEP: Final = 1.5  # ... and by so many times what an even ramp would
 _POINTS: Final = 129
 _COLUMNS: Final = 4
 
@@ -85,25 +83,11 @@ def group_rows(found: Found) -> list[dict[str, Any]]:
     rows = []
     for group in found.groups.prunable:
         widths = np.arange(1, group.size + 1)
-        times = curve(found, group.index, widths)
+        times = curve(found.model, found.groups.widths, group.index, widths)
         at = {"full_ms": times[-1], "half_ms": times[max(0, group.size // 2 - 1)], "least_ms": times[0]}
-        rows.append(
-            {"group": group.name, "units": group.size, **{key: float(value) for key, value in at.items()}, "steps": _steps(times)}
-        )
+        figures = {key: float(value) for key, value in at.items()}
+        rows.append({"group": group.name, "units": group.size, **figures, "steps": int(edges(times).size)})
     return rows
-
-
-def _steps(times: npt.NDArray[np.float64]) -> int:
-    """How many edges a staircase has; a ramp has none."""
-    rises = np.diff(times)
-    return int((rises >= max(_EDGE * times[-1], _STEEP * rises.mean())).sum()) if rises.size else 0
-
-
-def curve(found: Found, index: int, widths: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Milliseconds of the whole model at several widths of one group, the others at full width."""
-    rows = np.tile(found.groups.widths, (widths.size, 1))
-    rows[:, index] = widths
-    return found.model(rows)
 
 
 def _data(found: Found, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -150,7 +134,7 @@ def plot_latency(found: Found, path: Path) -> None:
     places = list(axes.flat)
     for group, panel in zip(groups, places, strict=False):
         widths = np.unique(np.linspace(1, group.size, _POINTS).round().astype(np.int64))
-        times = curve(found, group.index, widths)
+        times = curve(found.model, found.groups.widths, group.index, widths)
         panel.step(widths, times, where="pre", color="#3b6fb6", linewidth=1.2)
         panel.set_title(group.name, fontsize=8)
         panel.set_ylim(0, 1.08 * times.max())

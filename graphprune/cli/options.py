@@ -148,6 +148,23 @@ Samples = Annotated[
     typer.Option(metavar="N", help="Samples of --calibrate to use at most.", rich_help_panel=_CALIBRATION),
 ]
 
+Latency = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="The model's latency table, of `graphprune profile`, for targets on latency. Default: it is measured first.",
+        rich_help_panel="How to prune",
+    ),
+]
+NoMeasure = Annotated[
+    bool,
+    typer.Option(
+        "--no-measure",
+        help="Meet targets on latency by the table alone, which may be of another machine; do not time slim models here.",
+        rich_help_panel="How to prune",
+    ),
+]
+
 TimePasses = Annotated[bool, typer.Option("--time-passes", help="Print the time of each pass.", rich_help_panel=_WATCH)]
 PrintAfter = Annotated[
     str | None,

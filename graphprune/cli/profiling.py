@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from time import monotonic
 
 from graphprune.analysis_manager import AnalysisManager
 from graphprune.cli.loading import Job
 from graphprune.cli.output import Output, Task
+from graphprune.cli.watching import counted
 from graphprune.errors import UsageError, first_line
 from graphprune.groups import Groups
 from graphprune.latency.batch import batch_of, best, saturating, with_batch
@@ -21,10 +21,9 @@ from graphprune.latency.table import LatencyTable, Settings
 from graphprune.pass_manager import PassManager
 from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
 from graphprune.passes.latency.profile import Maker, profile_latency
+from graphprune.profiling import SAMPLES
 from graphprune.program import Inputs, Program
 from graphprune.tracing import capture
-
-_SAMPLES = {False: 24, True: 10}  # by whether each is compiled
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Wish:
     def settings(self) -> Settings:
         """What the table says about them."""
         number = int(self.batch) if self.batch is not None and self.batch.isdecimal() else 0
-        samples = _SAMPLES[self.compiled] if self.samples is None else self.samples
+        samples = SAMPLES[self.compiled] if self.samples is None else self.samples
         return Settings.model_validate({"mode": self.mode, "samples": samples, "step": self.step, "batch": number})
 
 
@@ -94,7 +93,14 @@ def find_latency(job: Job, wish: Wish, output: Output) -> Found:
         return Found(model, groups, environment, job.inputs.describe(), scopes, None, batches)
     with output.task("Measuring", total=1.0) as task:
         table = profile_latency(
-            program, groups, environment, clock, wish.settings(), known=known, save=_saver(wish.out), progress=_progress(task)
+            program,
+            groups,
+            environment,
+            clock,
+            wish.settings(),
+            known=known,
+            save=_saver(wish.out),
+            progress=counted(task, "Measuring"),
         )
     return Found(LatencyModel(table), groups, environment, job.inputs.describe(), scopes, table, batches)
 
@@ -108,23 +114,6 @@ def _analysed(job: Job, wish: Wish) -> tuple[Program, Groups]:
 def _saver(out: Path | None) -> Callable[[LatencyTable], None]:
     assert out is not None
     return lambda table: table.save(out)
-
-
-def _progress(task: Task) -> Callable[[int, int], None]:
-    begin = monotonic()
-    first: list[int] = []
-    shown = [0.0]
-
-    def progress(done: int, total: int) -> None:
-        if first:
-            left = (monotonic() - begin) / max(1, done - first[0]) * (total - done)
-            task.describe(f"Measuring: {done} of {total}, about {left:.0f} s left")
-        else:
-            first.append(max(0, done - 4))
-        task.advance(done / total - shown[0])
-        shown[0] = done / total
-
-    return progress
 
 
 def _batch_or_one(inputs: Inputs) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from graphprune.api import PruneResult
     from graphprune.cli.loading import Job
     from graphprune.cli.watching import Watching
+    from graphprune.latency.table import LatencyTable
 
 _HOW = "How to prune"
 
@@ -79,6 +81,8 @@ def command(
     max_ratio: Annotated[
         float | None, typer.Option(metavar="SHARE", help="Largest share of a group that may go, as 0.8.", rich_help_panel=_HOW)
     ] = None,
+    latency: options.Latency = None,
+    no_measure: options.NoMeasure = False,
     compensate: Annotated[
         str | None,
         typer.Option(
@@ -144,16 +148,19 @@ def command(
         "verify": False if no_verify else None,
     }
     given = {name: value for name, value in how.items() if value is not None}
+    if no_measure and latency is None:
+        raise UsageError("--no-measure goes by a table alone. Give one with --latency FILE.")
+    timing = Timing(latency, not no_measure)
     if pipeline is not None and given:
         name = "no-verify" if "verify" in given else next(iter(given)).replace("_", "-")
         raise UsageError(f"--pipeline replaces --{name}. Leave out one of them; the pipeline takes it as an option of a pass.")
     request = Request(source, weights, trust_pickle, shape, seed, data, mean, std, scope, calibrate, samples)
     watching = Watching(time_passes, print_after, dump_dir)
     check_format(out, {".json": "plan"})
-    check_outputs([out, plan], request.files)
+    check_outputs([out, plan], [*request.files, *([latency] if latency is not None else [])])
     with Output(as_json, quiet, verbose) as output:
         job = request.open(output)
-        finish(job, lambda: _run(output, job, watching, given, pipeline, seed), out, plan, watching, output)
+        finish(job, lambda: _run(output, job, watching, given, pipeline, seed, timing), out, plan, watching, output)
 
 
 def _targets(texts: Sequence[str] | None) -> dict[str, str] | None:
@@ -168,20 +175,45 @@ def _targets(texts: Sequence[str] | None) -> dict[str, str] | None:
     return dict(pairs)
 
 
-def _run(output: Output, job: Job, watching: Watching, given: dict[str, Any], pipeline: str | None, seed: int) -> PruneResult:
+@dataclass(frozen=True)
+class Timing:
+    """What targets on latency go by. table: a file; None to measure first. measure: time slim models here."""
+
+    table: Path | None
+    measure: bool
+
+
+def _profile(output: Output, job: Job, given: dict[str, Any]) -> LatencyTable:
+    """Measure the model first, as `graphprune profile` does by default."""
     import graphprune
-    from graphprune.api import calibrated
+    from graphprune.cli.watching import counted
+
+    how = {name: given[name] for name in ("exclude", "policy") if name in given}
+    with output.task("Measuring latency", total=1.0) as task:
+        progress = counted(task, "Measuring latency")
+        return graphprune.profile(job.source.model, job.inputs, scopes=job.scopes, progress=progress, **how)
+
+
+def _run(
+    output: Output, job: Job, watching: Watching, given: dict[str, Any], pipeline: str | None, seed: int, timing: Timing
+) -> PruneResult:
+    import graphprune
+    from graphprune.api import calibrated, timed
     from graphprune.cli.watching import shown
     from graphprune.tracing import capture
 
     model, scopes, text = job.source.model, job.scopes, job.source.text
+    table: Any = timing.table
+    if table is None and "latency" in given.get("target", {}):
+        table = _profile(output, job, given)
     with output.task("Pruning") as task:
         observers, calibration = watching.observers(output, task), shown(job.calibration, task)
         if pipeline is not None:
-            program = calibrated(
-                capture(model, job.inputs, scopes=scopes, source=text), calibration, seed=seed, whole=(model, job.inputs)
-            )
+            program = capture(model, job.inputs, scopes=scopes, source=text)
+            program = program if table is None else timed(program, table, measure=timing.measure)
+            program = calibrated(program, calibration, seed=seed, whole=(model, job.inputs))
             return graphprune.run_pipeline(program, pipeline, observers=observers, model=model)
         return graphprune.prune(
-            model, job.inputs, scopes=scopes, data=calibration, seed=seed, observers=observers, source=text, **given
-        )
+            model, job.inputs, scopes=scopes, data=calibration, latency=table, measure=timing.measure, seed=seed,
+            observers=observers, source=text, **given
+        )  # fmt: skip

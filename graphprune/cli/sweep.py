@@ -27,7 +27,9 @@ def command(
     metric: Annotated[
         str,
         typer.Option(
-            metavar="KIND", help="The cost to lower: macs, params, channels, weight_bytes or memory.", rich_help_panel=_HOW
+            metavar="KIND",
+            help="The cost to lower: macs, params, channels, weight_bytes, memory, or latency (with --latency).",
+            rich_help_panel=_HOW,
         ),
     ] = "macs",
     points: Annotated[int, typer.Option(metavar="N", help="How many budgets, evenly spaced.", rich_help_panel=_HOW)] = 12,
@@ -56,6 +58,7 @@ def command(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the front: .png, .svg or .pdf (needs matplotlib).")
     ] = None,
+    latency: options.Latency = None,
     exclude: options.Exclude = None,
     scope: options.Scopes = None,
     policy: options.PolicyChoices = None,
@@ -82,10 +85,10 @@ def command(
     request = Request(source, weights, trust_pickle, shape, seed, mean=mean, std=std, scopes=scope, calibrate=calibrate,
                       samples=samples)  # fmt: skip
     how: dict[str, Any] = {"criterion": criterion, "normalise": normalise, "exclude": tuple(exclude or ()), "seed": seed,
-                           "policy": parse_policy(policy)}  # fmt: skip
+                           "policy": parse_policy(policy), "latency": latency}  # fmt: skip
     if plot is not None:
         check_plot(plot)
-    check_outputs([out, plot], request.files)
+    check_outputs([out, plot], [*request.files, *([latency] if latency is not None else [])])
     known = Front.load(out) if out.exists() else None
     with Output(as_json, quiet, verbose) as output:
         job = request.open(output)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import secrets
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 
 from graphprune.calibration import Calibration
 from graphprune.cli.output import Output, Task
@@ -41,6 +43,24 @@ def shown(data: Calibration | str | None, task: Task) -> Calibration | str | Non
     if not isinstance(data, Calibration):
         return data
     return data.watched(lambda samples: task.describe(f"Calibrating: {samples:,} samples"))
+
+
+def counted(task: Task, what: str) -> Callable[[int, int], None]:
+    """Shows on a task of total 1 how much of a measurement is done, and how long the rest takes at this pace."""
+    begin = monotonic()
+    first: list[int] = []
+    shown = [0.0]
+
+    def progress(done: int, total: int) -> None:
+        if first:
+            left = (monotonic() - begin) / max(1, done - first[0]) * (total - done)
+            task.describe(f"{what}: {done} of {total}, about {left:.0f} s left")
+        else:
+            first.append(max(0, done - 4))
+        task.advance(done / total - shown[0])
+        shown[0] = done / total
+
+    return progress
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ import numpy.typing as npt
 from scipy.optimize import nnls
 
 from graphprune.errors import LatencyError
+from graphprune.groups import Ints
 from graphprune.latency.fit import Floats, LayerTime, RisingTime, fit_layer
+from graphprune.latency.staircase import stairs
 from graphprune.latency.table import LatencyTable, Length, NodeInfo
 
 _LEAST_SPREAD: Final = 0.02  # samples count by their relative spread, but none for more than this one
@@ -41,6 +43,7 @@ class LatencyModel:
 
     name: ClassVar[str] = "latency"
     unit: ClassVar[str] = "ms"
+    rows: ClassVar[None] = None
     measured: ClassVar[bool] = True
 
     def __init__(self, table: LatencyTable) -> None:
@@ -62,6 +65,10 @@ class LatencyModel:
         """Milliseconds for widths of shape (..., groups)."""
         result: Floats = self.parts(widths).sum(axis=-1)
         return result
+
+    def steps(self, group: int) -> Ints:
+        """The widths of a group at which its staircase steps, for ``round_to=auto``; all of them where it is a ramp."""
+        return stairs(self, self.table.full, group)
 
 
 def _layer_parts(table: LatencyTable) -> dict[tuple[int, ...], Part]:

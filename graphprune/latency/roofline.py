@@ -65,6 +65,7 @@ class RooflineModel:
 
     name: ClassVar[str] = "latency"
     unit: ClassVar[str] = "ms"
+    rows: ClassVar[None] = None
     measured: ClassVar[bool] = False
 
     def __init__(self, program: Program, groups: Groups, roofline: Roofline) -> None:

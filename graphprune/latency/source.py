@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,9 +26,10 @@ class Measured(NamedTuple):
 class Latency:
     """What targets on latency are met by.
 
-    model: predicts milliseconds for any widths. measure: times the slim model of some widths here and now; None where only the
-    predictions count.
+    model: predicts milliseconds for any widths. groups: whose widths these are, by name with the full width. measure: times the
+    slim model of some widths here and now; None where only the predictions count.
     """
 
     model: Measure
+    groups: Mapping[str, int]
     measure: Callable[[Ints], Measured] | None = None

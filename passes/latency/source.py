@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from graphprune.errors import LatencyError
 from graphprune.groups import Groups, Ints
 from graphprune.latency.clock import Clock, DeviceClock
 from graphprune.latency.environment import environment_of
@@ -20,20 +21,23 @@ def latency_from(
 ) -> Latency:
     """The latency of a program by a table of it.
 
-    measure: time slim models here, which must be where the table was measured; else its predictions are all that counts. clock:
-    of the tables's environment by default.
+    measure: time slim models here, which must be where the table was measured, at the same inputs; else its predictions are all
+    that counts. clock: that of the table's environment by default.
 
-    Raises LatencyError naming the first difference where the table is of another model, or of another place than this one.
+    Raises LatencyError naming the first difference between what the table is of and what is at hand.
     """
-    here = (
-        environment_of(program.module, table.environment.device, compile=table.environment.compile == "compile")
-        if measure
-        else None
-    )
-    table.check_fits(fingerprint(program.module), groups, here)
-    model = LatencyModel(table)
+    model, known = LatencyModel(table), table.groups
     if not measure:
-        return Latency(model)
+        table.check_fits(fingerprint(program.module), groups)
+        return Latency(model, known)
+    compiled = table.environment.compile == "compile"
+    here = environment_of(program.module, table.environment.device, compile=compiled)
+    table.check_fits(fingerprint(program.module), groups, here)
+    if program.inputs.describe() != table.inputs:
+        raise LatencyError(
+            f"The latency table was measured at {table.inputs}, and the example inputs are {program.inputs.describe()}. "
+            "Give inputs of that size, or measure anew with `graphprune profile`."
+        )
     maker = Maker(program, groups, table.environment)
     timer = clock or DeviceClock(table.environment)
     full = groups.widths.tolist()
@@ -42,4 +46,4 @@ def latency_from(
         slim, whole = timer.whole([maker.subject(np.asarray(widths).tolist()), maker.subject(full)])
         return Measured(slim.median_ms, whole.median_ms)
 
-    return Latency(model, timed)
+    return Latency(model, known, timed)

@@ -1,0 +1,66 @@
+"""Profiling a model: its latency table, for targets on latency."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from graphprune.analysis_manager import AnalysisManager
+from graphprune.latency.clock import Clock, DeviceClock
+from graphprune.latency.environment import environment_of
+from graphprune.latency.table import LatencyTable, Settings
+from graphprune.pass_manager import PassManager
+from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
+from graphprune.passes.latency.profile import profile_latency
+from graphprune.tracing import capture
+
+#: Slim models that are measured in mode ``layers``, by whether each is compiled.
+SAMPLES: Mapping[bool, int] = {False: 24, True: 10}
+
+
+def profile(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    device: str = "cpu",
+    compile: bool = False,
+    mode: str = "layers",
+    samples: int | None = None,
+    step: int = 0,
+    exclude: Sequence[str] = (),
+    policy: Mapping[str, str] | None = None,
+    scopes: Sequence[str] = (),
+    source: str = "",
+    path: str | Path | None = None,
+    clock: Clock | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> LatencyTable:
+    """Measure how long a model takes at different widths of its groups, on this machine as busy as it is.
+
+    model, example_inputs, exclude, policy, scopes: as for :func:`graphprune.prune`; the inputs have the batch that counts.
+    device, compile: where (``cpu`` or ``cuda``) and how it runs; compiled, whole models are timed so and layers eagerly. mode:
+    ``layers`` varies all groups at once and times each layer; ``model`` times whole models with one group narrowed at a time, as
+    the SP-LAMP paper does. samples: slim models of mode ``layers``. step: the smallest interval of widths that mode ``model``
+    divides, 0 for a thirty-second of each group. path: a file for the table, saved while it grows; a run that was interrupted
+    goes on from it. progress: called with the number of models done, and of all.
+
+    Raises UsageError for a model without prunable groups, LatencyError where the file is of something else, DeviceError where
+    the device fails.
+    """
+    environment = environment_of(model, device, compile=compile)
+    count = SAMPLES[compile] if samples is None else samples
+    settings = Settings.model_validate({"mode": mode, "samples": count, "step": step})
+    known = LatencyTable.load(path) if path is not None and Path(path).exists() else None
+    program = capture(model, example_inputs, scopes=scopes, source=source)
+    program = PassManager([ChannelsPass(tuple(exclude), dict(policy or {}))]).run(program)
+    groups = AnalysisManager().get(program, ChannelGroups())
+
+    def save(table: LatencyTable) -> None:
+        if path is not None:
+            table.save(path)
+
+    timer = clock or DeviceClock(environment)
+    return profile_latency(program, groups, environment, timer, settings, known=known, save=save, progress=progress)
