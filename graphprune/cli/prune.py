@@ -72,8 +72,12 @@ def command(
         typer.Option(metavar="global|local|isomorphic", help="What is compared with what. Default: global.", rich_help_panel=_HOW),
     ] = None,
     round_to: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Keep channels in multiples of N where a group is wide enough.", rich_help_panel=_HOW),
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="Keep channels in multiples of N where a group is wide enough; 'auto': at widths where the latency steps.",
+            rich_help_panel=_HOW,
+        ),
     ] = None,
     min_channels: Annotated[
         int | None, typer.Option(metavar="N", help="Units that every group keeps at least.", rich_help_panel=_HOW)
@@ -138,7 +142,7 @@ def command(
         "share": share,
         "select": select,
         "ranking": ranking,
-        "round_to": round_to,
+        "round_to": None if round_to is None else _multiple(round_to),
         "min_channels": min_channels,
         "max_ratio": max_ratio,
         "compensate": compensate,
@@ -161,6 +165,12 @@ def command(
     with Output(as_json, quiet, verbose) as output:
         job = request.open(output)
         finish(job, lambda: _run(output, job, watching, given, pipeline, seed, timing), out, plan, watching, output)
+
+
+def _multiple(text: str) -> int | str:
+    if text == "auto" or text.removeprefix("-").isdecimal():
+        return text if text == "auto" else int(text)
+    raise UsageError(f"--round-to {text} is neither a number of channels nor 'auto'.")
 
 
 def _targets(texts: Sequence[str] | None) -> dict[str, str] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from graphprune.groups import Groups
 from graphprune.labels import Field, Value
 from graphprune.latency.fit import Floats
+from graphprune.measures import Products
 from graphprune.program import Program
 from graphprune.rules import only_moves
 from graphprune.tape import Step, tape_of
@@ -50,8 +51,7 @@ class Layers:
 
     def at(self, widths: npt.ArrayLike) -> Work:
         """The work for widths of shape (..., groups)."""
-        lengths = self._groups.lengths(widths)
-        return Work(*(sums(lengths) for sums in (self._macs, self._made, self._bytes)))
+        return Work(*(sums(widths) for sums in (self._macs, self._made, self._bytes)))
 
     def _values(self, node: fx.Node) -> list[Value]:
         found = None if node.name in self._inside else self._groups.trace.values.get(node.name)
@@ -79,30 +79,16 @@ class Layers:
 class _Sums:
     """For each layer a sum of products of constants and axis lengths."""
 
-    def __init__(self, groups: Groups, sums: Sequence[Iterable[Sequence[Field | int]]]) -> None:
-        constants: list[float] = []
-        places: list[list[int]] = []
-        begins = [0]
-        self.groups_of: list[set[int]] = []
-        for products in sums:
-            self.groups_of.append(set())
-            for factors in products:
-                fields = [factor for factor in factors if not isinstance(factor, int)]
-                vectors = [groups.vectors.index(labels) for labels in fields]
-                others = prod(labels.size // groups.vectors.sizes[vector] for labels, vector in zip(fields, vectors, strict=True))
-                constants.append(float(others * prod(factor for factor in factors if isinstance(factor, int))))
-                places.append(vectors)
-                self.groups_of[-1].update(group for labels in fields for group in groups.linear(labels)[1])
-            begins.append(len(constants))
-        depth = max(map(len, places), default=0)
-        self._places = np.array([vectors + [-1] * (depth - len(vectors)) for vectors in places], dtype=np.int64).reshape(-1, depth)
-        self._constants = np.array(constants)
-        self._begins = np.array(begins)
+    def __init__(self, groups: Groups, sums: Sequence[Sequence[Sequence[Field | int]]]) -> None:
+        self._products = Products(groups, [factors for products in sums for factors in products])
+        self._begins = np.cumsum([0, *map(len, sums)])
+        fields = [[field for factors in products for field in factors if not isinstance(field, int)] for products in sums]
+        self.groups_of = [{group for labels in one for group in groups.linear(labels)[1]} for one in fields]
 
-    def __call__(self, lengths: Floats) -> Floats:
-        extended = np.concatenate([lengths, np.ones((*lengths.shape[:-1], 1))], axis=-1)  # index -1 reads the 1.0
-        values = self._constants * extended[..., self._places].prod(axis=-1)
-        totals = np.concatenate([np.zeros((*lengths.shape[:-1], 1)), values.cumsum(axis=-1)], axis=-1)
+    def __call__(self, widths: npt.ArrayLike) -> Floats:
+        """The sums for widths of shape (..., groups); shape (..., layers)."""
+        values = self._products.evaluate(widths)
+        totals = np.concatenate([np.zeros((*values.shape[:-1], 1)), values.cumsum(axis=-1)], axis=-1)
         result: Floats = totals[..., self._begins[1:]] - totals[..., self._begins[:-1]]
         return result
 

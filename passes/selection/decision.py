@@ -81,7 +81,10 @@ class Budgeted(Pass):
         def within(budget: float) -> Choice:
             return self.choose(replace(question, bounds=question.bounds.moved("latency", budget)), analyses)
 
-        return question.decide(settled(limit, program.latency.measure, within))
+        def spent(widths: Ints) -> float:
+            return float(limit.measure(widths))
+
+        return question.decide(settled(limit.target, limit.most, within, spent, program.latency.measure))
 
     @property
     def targets(self) -> list[Target]:

@@ -14,11 +14,12 @@ from typing import Final
 from graphprune.errors import TargetError
 from graphprune.groups import Ints
 from graphprune.latency.source import Measured
-from graphprune.passes.selection.bounds import Limit
+from graphprune.passes.selection.target import Target
 
-_TRIES: Final = 6
+_MEASUREMENTS: Final = 6
 _CLOSE: Final = 0.01  # of the target: a measured latency this near is the target's
 _STEEPEST: Final = 3.0  # a budget moves by this factor at most, in one try
+_LESS: Final = 1e-6  # share by which a budget is lowered so that it no longer allows what it did
 
 
 @dataclass(frozen=True)
@@ -32,20 +33,30 @@ class Choice:
 
 @dataclass(frozen=True)
 class _Try:
-    budget: float
+    spent: float
     choice: Choice
     reached: float  # the measured latency as a share of the target's
 
+    @property
+    def fits(self) -> bool:
+        return self.reached <= 1 + _CLOSE
 
-def settled(limit: Limit, measure: Callable[[Ints], Measured], choose: Callable[[float], Choice]) -> Choice:
+
+def settled(
+    target: Target,
+    budget: float,
+    choose: Callable[[float], Choice],
+    spent: Callable[[Ints], float],
+    measure: Callable[[Ints], Measured],
+) -> Choice:
     """The choice whose measured latency is within 1 % of the target, or else the nearest one below it.
 
-    limit: the target on latency, and the predicted milliseconds that it amounts to. choose: the best choice for a budget of
-    predicted milliseconds; raises TargetError where none is so low. Raises TargetError where all that were tried are slower.
+    budget: to begin with, such as the predicted milliseconds that the target amounts to. choose: the best choice for a budget;
+    raises TargetError where none is so low. spent: what widths take of a budget. Raises TargetError where all that were tried are
+    slower.
     """
     tries: list[_Try] = []
-    budget = limit.most
-    for _ in range(_TRIES):
+    while len(tries) < _MEASUREMENTS:
         try:
             chosen = choose(budget)
         except TargetError:
@@ -53,40 +64,41 @@ def settled(limit: Limit, measure: Callable[[Ints], Measured], choose: Callable[
                 raise
             break
         known = next((one for one in tries if (one.choice.widths == chosen.widths).all()), None)
-        if known is not None:  # the same widths again: no budget between the two gives others
+        if known is None:
+            measured = measure(chosen.widths)
+            reached = measured.slim / target.limit(measured.whole)
+            tries.append(_Try(spent(chosen.widths), Choice(chosen.widths, chosen.notes, measured), reached))
+            if abs(reached - 1) <= _CLOSE:
+                break
+            budget = _next(tries)
+        elif known.fits or budget < known.spent:  # nothing lies between what fits and what does not
             break
-        measured = measure(chosen.widths)
-        tries.append(
-            _Try(budget, Choice(chosen.widths, chosen.notes, measured), measured.slim / limit.target.limit(measured.whole))
-        )
-        if abs(tries[-1].reached - 1) <= _CLOSE:
-            break
-        budget = _next(tries)
-    return _best(tries, limit)
+        else:
+            budget = known.spent * (1 - _LESS)
+    return _best(tries, target)
 
 
 def _next(tries: list[_Try]) -> float:
     """The next budget: by the line through the two tries nearest to the target, or in proportion."""
-    last = tries[-1]
-    proportional = last.budget / last.reached
     near = sorted(tries, key=lambda one: abs(one.reached - 1))[:2]
-    if len(near) < 2 or near[0].reached == near[1].reached:
-        return proportional
-    slope = (near[1].budget - near[0].budget) / (near[1].reached - near[0].reached)
-    found = near[0].budget + slope * (1 - near[0].reached)
-    low, high = near[0].budget / _STEEPEST, near[0].budget * _STEEPEST
-    return min(high, max(low, found)) if slope > 0 else near[0].budget / near[0].reached
+    best = near[0]
+    if len(near) == 2 and near[0].reached != near[1].reached:
+        slope = (near[1].spent - near[0].spent) / (near[1].reached - near[0].reached)
+        if slope > 0:
+            found = best.spent + slope * (1 - best.reached)
+            return min(best.spent * _STEEPEST, max(best.spent / _STEEPEST, found))
+    return best.spent / best.reached
 
 
-def _best(tries: list[_Try], limit: Limit) -> Choice:
-    fitting = [one for one in tries if one.reached <= 1 + _CLOSE]
+def _best(tries: list[_Try], target: Target) -> Choice:
+    fitting = [one for one in tries if one.fits]
     if fitting:
         return max(fitting, key=lambda one: one.reached).choice
     least = min(tries, key=lambda one: one.reached)
     measured = least.choice.measured
     assert measured is not None
     raise TargetError(
-        f"Target {limit.target} cannot be met: the fastest slim model that these options give takes {measured.slim:.4g} ms, "
+        f"Target {target} cannot be met: the fastest slim model that these options give takes {measured.slim:.4g} ms, "
         f"{measured.share:.1%} of the original's {measured.whole:.4g} ms. "
         "Loosen the target, exclude, min_channels, max_ratio or round_to."
     )

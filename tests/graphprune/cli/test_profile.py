@@ -133,3 +133,35 @@ def test_a_table_of_something_else_is_refused_and_kept(cli: Cli, refused: Callab
     assert "device name is" in refused("profile", *SOURCE, "-o", "t.json", "--samples", "8")
     (folder / "t.json").write_text("{")
     assert "no valid latency table" in refused("profile", *SOURCE, "-o", "t.json", "--samples", "8")
+
+
+def test_a_latency_target_goes_by_the_table_and_is_recorded_as_measured(cli: Cli, folder: Path) -> None:
+    """Whatever the times are, the plan says what was measured, and the model is proved."""
+    assert cli("profile", *SOURCE, "-o", "table.json", "--samples", "8").code == 0
+    command = ("prune", *SOURCE, "--latency", "table.json", "--select", "knapsack", "-o", "slim.safetensors", "--plan", "plan.json")
+    ran = cli(*command, "--target", "latency=90%", "--no-measure", "--round-to", "auto")
+    assert ran.code == 0 and "Verified" in ran.out, ran.err
+    plan = json.loads((folder / "plan.json").read_text())
+    assert plan["target"] == {"latency": "90%"} and 0 < plan["achieved"]["latency"] <= 0.9
+    pipeline = "channels,score,select{latency=90%},rewrite,verify"
+    ran = cli("prune", *SOURCE, "--latency", "table.json", "--no-measure", "--pipeline", pipeline, "-o", "slim.safetensors")
+    assert ran.code == 0, ran.err
+
+
+def test_a_sweep_of_latency(cli: Cli, folder: Path) -> None:
+    assert cli("profile", *SOURCE, "-o", "table.json", "--samples", "8").code == 0
+    ran = cli("sweep", *SOURCE, "--metric", "latency", "--latency", "table.json", "--points", "2", "-o", "front.json", "--json")
+    assert ran.code == 0 and all("latency" in point["shares"] for point in ran.data["points"] if point["reached"]), ran.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--no-measure",), "--no-measure goes by a table alone"),
+        (("--latency", "missing.json", "--target", "latency=50%"), "missing.json"),
+        (("--round-to", "often"), "--round-to often"),
+        (("--target", "latency=2", "--latency", "missing.json"), "over 100 %"),
+    ],
+)
+def test_latency_options_that_do_not_work(refused: Any, arguments: tuple[str, ...], message: str) -> None:
+    assert message in refused("prune", *SOURCE, "-o", "slim.safetensors", *arguments)

@@ -12,7 +12,7 @@ from tests.passes.selection.asking import Planted
 def planted(block: int, size: int = 40, base: float = 5.0) -> Planted:
     """Two groups: one works in blocks, the other is a ramp."""
     widths = np.arange(size + 1)
-    return Planted((base + np.ceil(widths / block), 0.01 * widths), name="latency")
+    return Planted((base + np.ceil(widths / block), 0.01 * widths.astype(np.float64)), name="latency")
 
 
 @pytest.mark.parametrize("block", [4, 8, 16])

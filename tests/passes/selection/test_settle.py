@@ -12,7 +12,6 @@ from graphprune.errors import TargetError, UsageError
 from graphprune.groups import Ints
 from graphprune.latency.source import Latency, Measured
 from graphprune.pass_manager import PassManager
-from graphprune.passes.selection.bounds import Limit
 from graphprune.passes.selection.settle import Choice, settled
 from graphprune.passes.selection.target import parse_target
 from graphprune.pipeline_text import parse_pipeline
@@ -38,8 +37,7 @@ def search(truth: Callable[[float], float], target: str = "50%", floor: int = 1)
 
     wanted = parse_target("latency", target)
     predicted = wanted.share * WIDTH if wanted.share is not None else WIDTH / 2
-    limit = Limit(wanted, Planted((np.arange(WIDTH + 1.0),), name="latency", unit="ms"), predicted)
-    return settled(limit, measure, choose), tried
+    return settled(wanted, predicted, choose, lambda widths: float(widths[0]), measure), tried
 
 
 @pytest.mark.parametrize(
@@ -65,6 +63,21 @@ def test_a_target_between_two_stairs_is_met_from_below() -> None:
     """No width takes between 20 and 40 ms; the one that takes 20 is what meets 30."""
     found, _ = search(lambda x: 20.0 if x < 0.55 else 40.0, "60%")
     assert found.measured is not None and found.measured.slim == 20.0
+
+
+def test_where_budgets_have_gaps_a_slow_choice_is_left_below() -> None:
+    """Only every hundredth width can be chosen: a budget that is a little lower gives the same widths again, which are too slow."""
+    tried: list[int] = []
+
+    def choose(budget: float) -> Choice:
+        return Choice(np.array([int(budget) // 100 * 100]))
+
+    def measure(widths: Ints) -> Measured:
+        tried.append(int(widths[0]))
+        return Measured(FULL * widths[0] / WIDTH * 1.02, FULL)
+
+    found = settled(parse_target("latency", "70.5%"), 705.0, choose, lambda widths: float(widths[0]), measure)
+    assert found.widths.tolist() == [600] and tried == [700, 600]
 
 
 def test_a_latency_that_does_not_fall_is_refused_with_the_fastest() -> None:

@@ -1,0 +1,295 @@
+"""Targets on measured latency: are they met, what do they keep, and what do they gain over targets on MACs and over the peer?
+
+    python run.py                          # all models, eager
+    python run.py resnet18 --compile       # a model, compiled whole
+    python run.py --peer                   # speed-up for MACs removed against torch-pruning 1.6.1 (which must be installed)
+    python run.py --publish                # write the page from what is there, and stop
+
+One thread, batches of :data:`BATCH`, fresh weights (``resnet56`` the trained ones for CIFAR-10, of ``--weights``), criterion l2.
+For each model:
+  - its latency table, as ``graphprune profile`` makes it (kept in ``tables/``; an interrupted run goes on from it);
+  - for each of :data:`SHARES` of the latency three slim models of that measured latency: the knapsack's on the latency; a uniform
+    one (local ranking); and the knapsack's on MACs, whose target is moved until the latency is reached. What each keeps of the
+    score is compared. Selection times slim models itself; the figures here are of another measurement after the rewrite, by turns
+    with the original.
+With ``--peer``: torch-pruning's model at half the MACs (local ranking), ours at the same MACs (knapsack, multiples of 8), and
+ours at the peer's latency; all of them timed by turns with the original.
+
+Rows go to ``results.jsonl``, replaced atomically after each; models that have their rows are left. ``README.md`` is made from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[2]), str(HERE.parent / "resnet56_cifar10")]  # a clone that is not installed
+
+import torch  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+import graphprune  # noqa: E402
+from graphprune.api import timed  # noqa: E402
+from graphprune.files import atomic_write  # noqa: E402
+from graphprune.groups import Ints  # noqa: E402
+from graphprune.latency.clock import DeviceClock, Subject  # noqa: E402
+from graphprune.latency.environment import environment_of  # noqa: E402
+from graphprune.latency.model import held_out_accuracy  # noqa: E402
+from graphprune.latency.table import LatencyTable  # noqa: E402
+from graphprune.pareto import kept_score  # noqa: E402
+from graphprune.passes.scoring.score import latest  # noqa: E402
+from graphprune.passes.selection.settle import Choice, settled  # noqa: E402
+from graphprune.passes.selection.target import parse_target  # noqa: E402
+from graphprune.plan import kept_units  # noqa: E402
+
+MODELS = ("resnet18", "mobilenet_v2", "resnet56", "resnet50")
+BATCH = {"resnet56": 16}  # else 1
+SHARES = (0.75, 0.5, 0.35)
+RESULTS, TABLES = HERE / "results.jsonl", HERE / "tables"
+Row = dict[str, Any]
+
+
+def build(name: str, weights: Path | None) -> tuple[nn.Module, torch.Tensor]:
+    """A model in eval mode and its input."""
+    torch.manual_seed(0)
+    if name == "resnet56":
+        import cifar_resnet
+
+        model: nn.Module = cifar_resnet.resnet56()
+        if weights is not None:
+            state = torch.load(weights, map_location="cpu", weights_only=True)["state_dict"]
+            model.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
+        return model.eval(), torch.randn(BATCH[name], 3, 32, 32)
+    import torchvision
+
+    return getattr(torchvision.models, name)(weights=None).eval(), torch.randn(BATCH.get(name, 1), 3, 224, 224)
+
+
+def table_of(name: str, model: nn.Module, inputs: torch.Tensor, compiled: bool) -> tuple[LatencyTable, float]:
+    """The latency table, from its file where it is finished, and the seconds that measuring took (0 for none)."""
+    TABLES.mkdir(exist_ok=True)
+    start = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        print(f"  profile: {done} of {total} slim models", flush=True)
+
+    path = TABLES / f"{name}{'_compiled' if compiled else ''}.json"
+    table = graphprune.profile(
+        model, inputs, compile=compiled, samples=8 if compiled else 24, path=path, progress=progress, source=name
+    )
+    return table, time.monotonic() - start
+
+
+class Bench:
+    """One model, and slim models of it by several ways."""
+
+    def __init__(self, name: str, weights: Path | None, compiled: bool) -> None:
+        self.model, self.inputs = build(name, weights)
+        self.table, self.profile_seconds = table_of(name, self.model, self.inputs, compiled)
+        self.environment = environment_of(self.model, compile=compiled)
+        program = timed(graphprune.capture(self.model, self.inputs), self.table)
+        assert program.latency is not None and program.latency.measure is not None
+        self.measure = program.latency.measure
+
+    def by_latency(self, share: float, **how: Any) -> graphprune.PruneResult:
+        """A slim model of a share of the latency."""
+        return graphprune.prune(
+            self.model, self.inputs, target={"latency": share}, latency=self.table, verify=False, normalise="max", **how
+        )
+
+    def by_macs(self, share: float) -> graphprune.PruneResult:
+        """The knapsack's model for a target on MACs that is moved until the measured latency is the share."""
+        made: dict[tuple[int, ...], graphprune.PruneResult] = {}
+
+        def choose(budget: float) -> Choice:
+            result = graphprune.prune(
+                self.model, self.inputs, target={"macs": min(1.0, budget)}, select="knapsack", verify=False, normalise="max"
+            )
+            widths = kept_units(result.plan, result.report.groups).widths()
+            made[tuple(widths.tolist())] = result
+            return Choice(widths)
+
+        def spent(widths: Ints) -> float:
+            return costs(made[tuple(widths.tolist())])["macs"]
+
+        found = settled(parse_target("latency", share), share, choose, spent, self.measure)
+        return made[tuple(found.widths.tolist())]
+
+    def again(self, *slim: nn.Module) -> list[float]:
+        """Milliseconds of the original and of slim models, timed by turns."""
+        clock = DeviceClock(self.environment, turns=15, most_turns=30)
+        timings = clock.whole([Subject(module, (self.inputs,)) for module in (graph(self.model, self.inputs), *slim)])  # type: ignore[arg-type]
+        return [timing.median_ms for timing in timings]
+
+    def score(self, result: graphprune.PruneResult) -> float:
+        """The share of the l2 score that a slim model keeps."""
+        from graphprune.pass_manager import PassManager
+        from graphprune.pipeline_text import parse_pipeline
+
+        if not hasattr(self, "_scored"):
+            program = graphprune.capture(self.model, self.inputs)
+            self._scored = PassManager(parse_pipeline("channels,score{criterion=l2}")).run(program)
+        groups = result.report.groups
+        return kept_score(groups, latest(self._scored.scores), kept_units(result.plan, groups).units)
+
+
+def graph(model: nn.Module, inputs: torch.Tensor) -> nn.Module:
+    """The captured graph, so that both sides run the same kind of module."""
+    return graphprune.capture(model, inputs).module
+
+
+def costs(result: graphprune.PruneResult) -> Row:
+    """What is left of other costs."""
+    before, after = result.report.before, result.report.after
+    return {"macs": after.macs / before.macs, "params": after.parameters / before.parameters}
+
+
+def targets(name: str, weights: Path | None, compiled: bool, put: Callable[[Row], None], known: set[str]) -> None:
+    """The rows of a model's targets."""
+    mode = "compiled" if compiled else "eager"
+    bench: Bench | None = None
+    for share in SHARES:
+        ways: dict[str, Callable[[Bench], graphprune.PruneResult]] = {
+            "latency": lambda b, share=share: b.by_latency(share, select="knapsack"),
+            "uniform": lambda b, share=share: b.by_latency(share, ranking="local"),
+            "MACs": lambda b, share=share: b.by_macs(share),
+        }
+        for way, make in ways.items():
+            key = f"{name}/{mode}/{share}/{way}"
+            if key in known or (compiled and way != "latency"):
+                continue
+            bench = bench or Bench(name, weights, compiled)
+            row: Row = {"key": key, "model": name, "mode": mode, "asked": share, "way": way}
+            try:
+                result = make(bench)
+                whole, slim = bench.again(result.graph)
+                row |= {"reached": slim / whole, "whole_ms": whole, "score": bench.score(result), **costs(result)}
+            except graphprune.GraphpruneError as error:
+                row |= {"refused": str(error)}
+            accuracy = held_out_accuracy(bench.table)
+            row |= {"profile_seconds": bench.profile_seconds, "samples": len(bench.table.samples)}
+            row |= {"held_out": None if accuracy is None else accuracy.mean, "made_with": made_with()}
+            put(row)
+
+
+def peer(name: str, weights: Path | None, put: Callable[[Row], None], known: set[str]) -> None:
+    """The row of a model against torch-pruning."""
+    key = f"{name}/peer"
+    if key in known:
+        return
+    bench = Bench(name, weights, False)
+    row: Row = {"key": key, "model": name, "made_with": made_with()}
+    try:
+        theirs = peer_model(bench.model, bench.inputs)
+        left = macs(theirs, bench.inputs) / macs(bench.model, bench.inputs)
+        same_macs = graphprune.prune(bench.model, bench.inputs, target={"macs": left}, select="knapsack", round_to=8, verify=False)
+        whole, slim = bench.again(theirs)
+        same_time = bench.by_latency(slim / whole, select="knapsack")
+        whole, *slims = bench.again(theirs, same_macs.graph, same_time.graph)
+        rows = zip(("peer", "same_macs", "same_latency"), slims, strict=True)
+        row |= {"whole_ms": whole, **{f"{what}_latency": ms / whole for what, ms in rows}, "peer_macs": left}
+        row |= {"same_macs_macs": costs(same_macs)["macs"], "same_latency_macs": costs(same_time)["macs"]}
+        row |= {"same_macs_score": bench.score(same_macs), "same_latency_score": bench.score(same_time)}
+    except Exception as error:
+        row |= {"refused": f"{type(error).__name__}: {error}"[:300]}
+    put(row)
+
+
+def peer_model(model: nn.Module, inputs: torch.Tensor) -> nn.Module:
+    """torch-pruning's model at the ratio, in steps of 1 %, whose MACs are nearest to half."""
+    import torch_pruning
+
+    heads = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    names = {name for name, module in model.named_modules() if module in heads}
+    best: tuple[float, nn.Module] | None = None
+    low, high = 0.0, 0.9
+    while high - low > 0.01:
+        ratio = (low + high) / 2
+        victim = copy.deepcopy(model)
+        for parameter in victim.parameters():
+            parameter.requires_grad_(True)
+        torch_pruning.pruner.MetaPruner(
+            victim,
+            inputs,
+            importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
+            pruning_ratio=ratio,
+            ignored_layers=[module for name, module in victim.named_modules() if name in names],
+        ).step()
+        left = macs(victim, inputs) / macs(model, inputs)
+        if best is None or abs(left - 0.5) < abs(best[0] - 0.5):
+            best = left, victim
+        low, high = (ratio, high) if left > 0.5 else (low, ratio)
+    assert best is not None
+    return best[1].eval()
+
+
+def macs(model: nn.Module, inputs: torch.Tensor) -> int:
+    """Multiply-accumulates, as torch counts them."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model(inputs)
+    return int(counter.get_total_flops()) // 2
+
+
+def made_with() -> str:
+    """The versions and the machine behind a row."""
+    return f"torch {torch.__version__}, Python {platform.python_version()}, {environment_of(nn.Linear(1, 1)).name}, one thread"
+
+
+def read() -> dict[str, Row]:
+    """Rows by key."""
+    lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
+    return {row["key"]: row for row in map(json.loads, lines)}
+
+
+def put(row: Row) -> None:
+    """Add a row, or replace it, and publish."""
+    rows = read() | {row["key"]: row}
+    with atomic_write(RESULTS) as temporary:
+        temporary.write_text("".join(json.dumps(rows[key]) + "\n" for key in sorted(rows)))
+    print("  " + json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}), flush=True)
+    publish(rows)
+
+
+def publish(rows: dict[str, Row]) -> None:
+    """Write the page."""
+    from page import page
+
+    with atomic_write(HERE / "README.md") as temporary:
+        temporary.write_text(page(list(rows.values()), MODELS, SHARES))
+
+
+def main() -> None:
+    """Do what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL", help=f"of {', '.join(MODELS)}")
+    parser.add_argument("--compile", action="store_true", help="time whole models under torch.compile")
+    parser.add_argument("--peer", action="store_true", help="compare with torch-pruning 1.6.1 instead")
+    parser.add_argument("--weights", type=Path, help="trained weights of resnet56")
+    parser.add_argument("--publish", action="store_true", help="write the page from the rows, and stop")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore")
+    if options.publish:
+        publish(read())
+        return
+    for name in options.models:
+        print(name, flush=True)
+        if options.peer:
+            peer(name, options.weights, put, set(read()))
+        else:
+            targets(name, options.weights, options.compile, put, set(read()))
+
+
+if __name__ == "__main__":
+    main()
