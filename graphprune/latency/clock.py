@@ -11,6 +11,7 @@ from time import perf_counter, thread_time
 from typing import Annotated, Any, Final, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt
 from torch import fx
@@ -22,9 +23,10 @@ from graphprune.latency.node_times import cpu_node_times, cuda_node_times, repla
 _TURN: Final = 0.02  # seconds that one turn of one subject lasts at least, so that the clock's own cost does not show
 _MOST_CALLS: Final = 200
 _MORE: Final = 3  # rounds after which spreads are looked at again
-_SPREAD: Final = 0.05  # a wider one asks for more turns
+_ERROR: Final = 1.858  # standard error of a median of n values: so many times half of their quartiles' distance, over sqrt(n)
 
 
+Floats = npt.NDArray[np.float64]
 Positive = Annotated[FiniteFloat, Field(gt=0)]
 
 
@@ -70,13 +72,14 @@ class Clock(Protocol):
 class DeviceClock:
     """The clock of the environment's device.
 
-    turns: how often each model gets its turn; on a busy machine, where spreads stay wide, up to ``most_turns`` times.
-    node_runs: how often each node is timed.
+    turns: how often each model gets its turn at least; until the medians' standard errors are below ``precision``, a share of
+    the time, or ``most_turns`` were taken. node_runs: how often each node is timed.
     """
 
     environment: Environment
     turns: int = 9
     most_turns: int = 18
+    precision: float = 0.03
     node_runs: int = 7
 
     def whole(self, subjects: Sequence[Subject]) -> list[Timing]:
@@ -84,7 +87,7 @@ class DeviceClock:
         with torch.no_grad():
             calls = [self._prepared(subject) for subject in subjects]
             measure = _cuda_turn if self.environment.device == "cuda" else self._cpu_turn
-            return interleaved([_turn(call, measure) for call in calls], self.turns, self.most_turns)
+            return interleaved([_turn(call, measure) for call in calls], self.turns, self.most_turns, self.precision)
 
     def nodes(self, subject: Subject) -> dict[str, float]:
         """See :class:`Clock`. Nodes run eagerly, whatever the compile mode."""
@@ -139,16 +142,31 @@ def _turn(call: Callable[[], Any], measure: Callable[[Callable[[], Any], int], f
     return Turn(lambda: measure(call, count), count)
 
 
-def interleaved(turns: Sequence[Turn], rounds: int, most: int) -> list[Timing]:
-    """Run all turns one after another, ``rounds`` times over, and on while a spread is wide, up to ``most`` times."""
+def interleaved(turns: Sequence[Turn], rounds: int, most: int, precision: float) -> list[Timing]:
+    """Run all turns one after another, ``rounds`` times over, and on while a median's standard error is above the precision (a
+    share of it), up to ``most`` times. What slows all of a round alike, such as a clock that changes, is taken out."""
     seconds: list[list[float]] = []
     found: list[Timing] = []
-    while len(seconds) < rounds or (len(seconds) < most and any(timing.spread > _SPREAD for timing in found)):
+    while len(seconds) < rounds or (len(seconds) < most and not _settled(found, len(seconds), precision)):
         more = rounds if not seconds else _MORE
         seconds += [[turn.run() for turn in turns] for _ in range(more)]
-        quartiles = np.quantile(np.array(seconds) * 1000, (0.25, 0.5, 0.75), axis=0).T.tolist()
+        quartiles = np.quantile(without_drift(np.array(seconds)) * 1000, (0.25, 0.5, 0.75), axis=0).T.tolist()
         found = [
             Timing(median_ms=median, low_ms=low, high_ms=high, runs=len(seconds) * turn.count)
             for turn, (low, median, high) in zip(turns, quartiles, strict=True)
         ]
     return found
+
+
+def _settled(timings: Sequence[Timing], count: int, precision: float) -> bool:
+    return all(_ERROR * timing.spread / count**0.5 <= precision for timing in timings)
+
+
+def without_drift(seconds: Floats) -> Floats:
+    """Times of shape (rounds, subjects) without what all subjects of a round have in common, against the usual round."""
+    if seconds.shape[1] < 2:
+        return seconds
+    logs = np.log(np.maximum(seconds, 1e-12))
+    common = logs.mean(axis=1, keepdims=True)
+    result: Floats = np.exp(logs - common + np.median(common))
+    return result

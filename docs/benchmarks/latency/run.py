@@ -127,7 +127,7 @@ class Bench:
 
     def again(self, *slim: nn.Module) -> list[float]:
         """Milliseconds of the original and of slim models, timed by turns."""
-        clock = DeviceClock(self.environment, turns=15, most_turns=30)
+        clock = DeviceClock(self.environment, turns=30, most_turns=90, precision=0.004)
         timings = clock.whole([Subject(module, (self.inputs,)) for module in (graph(self.model, self.inputs), *slim)])  # type: ignore[arg-type]
         return [timing.median_ms for timing in timings]
 
@@ -154,38 +154,41 @@ def costs(result: graphprune.PruneResult) -> Row:
     return {"macs": after.macs / before.macs, "params": after.parameters / before.parameters}
 
 
-def targets(name: str, weights: Path | None, compiled: bool, put: Callable[[Row], None], known: set[str]) -> None:
-    """The rows of a model's targets."""
+#: Ways to a slim model of a share of the latency.
+WAYS: dict[str, Callable[[Bench, float], graphprune.PruneResult]] = {
+    "latency": lambda bench, share: bench.by_latency(share, select="knapsack"),
+    "uniform": lambda bench, share: bench.by_latency(share, ranking="local"),
+    "MACs": lambda bench, share: bench.by_macs(share),
+}
+
+
+def targets(name: str, way: str, weights: Path | None, compiled: bool) -> None:
+    """The rows of a model's targets in one way."""
     mode = "compiled" if compiled else "eager"
-    bench: Bench | None = None
-    for share in SHARES:
-        ways: dict[str, Callable[[Bench], graphprune.PruneResult]] = {
-            "latency": lambda b, share=share: b.by_latency(share, select="knapsack"),
-            "uniform": lambda b, share=share: b.by_latency(share, ranking="local"),
-            "MACs": lambda b, share=share: b.by_macs(share),
-        }
-        for way, make in ways.items():
-            key = f"{name}/{mode}/{share}/{way}"
-            if key in known or (compiled and way != "latency"):
-                continue
-            bench = bench or Bench(name, weights, compiled)
-            row: Row = {"key": key, "model": name, "mode": mode, "asked": share, "way": way}
-            try:
-                result = make(bench)
-                whole, slim = bench.again(result.graph)
-                row |= {"reached": slim / whole, "whole_ms": whole, "score": bench.score(result), **costs(result)}
-            except graphprune.GraphpruneError as error:
-                row |= {"refused": str(error)}
-            accuracy = held_out_accuracy(bench.table)
-            row |= {"profile_seconds": bench.profile_seconds, "samples": len(bench.table.samples)}
-            row |= {"held_out": None if accuracy is None else accuracy.mean, "made_with": made_with()}
-            put(row)
+    keys = {f"{name}/{mode}/{share}/{way}": share for share in SHARES}
+    if keys.keys() <= read().keys():
+        return
+    bench = Bench(name, weights, compiled)
+    accuracy = held_out_accuracy(bench.table)
+    for key, share in keys.items():
+        if key in read():
+            continue
+        row: Row = {"key": key, "model": name, "mode": mode, "asked": share, "way": way}
+        row |= {"profile_seconds": bench.profile_seconds, "samples": len(bench.table.samples)}
+        row |= {"held_out": None if accuracy is None else accuracy.mean, "made_with": made_with()}
+        try:
+            result = WAYS[way](bench, share)
+            whole, slim = bench.again(result.graph)
+            row |= {"reached": slim / whole, "whole_ms": whole, "score": bench.score(result), **costs(result)}
+        except graphprune.GraphpruneError as error:
+            row |= {"refused": str(error)}
+        put(row)
 
 
-def peer(name: str, weights: Path | None, put: Callable[[Row], None], known: set[str]) -> None:
+def peer(name: str, weights: Path | None) -> None:
     """The row of a model against torch-pruning."""
     key = f"{name}/peer"
-    if key in known:
+    if key in read():
         return
     bench = Bench(name, weights, False)
     row: Row = {"key": key, "model": name, "made_with": made_with()}
@@ -283,12 +286,14 @@ def main() -> None:
     if options.publish:
         publish(read())
         return
-    for name in options.models:
-        print(name, flush=True)
-        if options.peer:
-            peer(name, options.weights, put, set(read()))
-        else:
-            targets(name, options.weights, options.compile, put, set(read()))
+    if options.peer:
+        for name in options.models:
+            peer(name, options.weights)
+        return
+    for way in ["latency"] if options.compile else WAYS:
+        for name in options.models:
+            print(f"{name}, {way}", flush=True)
+            targets(name, way, options.weights, options.compile)
 
 
 if __name__ == "__main__":

@@ -4,38 +4,49 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
+import pytest
 import torch
 from torch import fx, nn
 
 from graphprune.latency import node_times
-from graphprune.latency.clock import DeviceClock, Subject, Timing, Turn, interleaved, seconds_of
+from graphprune.latency.clock import DeviceClock, Subject, Timing, Turn, interleaved, seconds_of, without_drift
 from graphprune.latency.environment import environment_of
 from tests.planted_latency import HERE
 
 
-def test_turns_rotate_so_that_a_drift_hits_all_alike() -> None:
-    """Time doubles while it is measured; both subjects, the same work, come out the same within one turn."""
+def test_turns_rotate_and_a_drift_that_hits_all_alike_is_taken_out() -> None:
+    """The machine gets slower and slower; one subject is half as much work as the other, and comes out so."""
     calls: list[str] = []
 
-    def turn(name: str) -> Turn:
+    def turn(name: str, work: float) -> Turn:
         def run() -> float:
             calls.append(name)
-            return 1.0 + len(calls) / 18
+            return work * (1 + (len(calls) - 1) // 2)
 
         return Turn(run, 2)
 
-    first, second = interleaved([turn("a"), turn("b")], 9, 9)
+    first, second = interleaved([turn("a", 1.0), turn("b", 2.0)], 9, 9, 0.01)
     assert calls == ["a", "b"] * 9
-    assert 0 < second.median_ms - first.median_ms < 1000 / 17
-    assert first.runs == 18 and first.low_ms < first.median_ms < first.high_ms
+    assert second.median_ms == pytest.approx(2 * first.median_ms) and first.spread == pytest.approx(0, abs=1e-9)
+    assert first.median_ms == pytest.approx(5000) and first.runs == 18
 
 
-def test_a_wide_spread_asks_for_more_turns_up_to_the_most() -> None:
-    steady = interleaved([Turn(lambda: 1.0, 1)], 4, 16)[0]
+def test_one_subject_alone_keeps_its_spread() -> None:
+    times = np.array([[1.0], [3.0]])
+    assert without_drift(times).tolist() == times.tolist()
+    pairs = without_drift(np.array([[1.0, 2.0], [3.0, 6.0], [2.0, 4.0]]))
+    assert np.allclose(pairs, [[2.0, 4.0]] * 3), "that of the usual round"
+
+
+def test_an_uncertain_median_asks_for_more_turns_up_to_the_most() -> None:
+    steady = interleaved([Turn(lambda: 1.0, 1)], 4, 16, 0.03)[0]
     values = iter([1.0, 2.0] * 50)
-    unsteady = interleaved([Turn(lambda: next(values), 1)], 4, 16)[0]
+    unsteady = interleaved([Turn(lambda: next(values), 1)], 4, 16, 0.03)[0]
     assert (steady.runs, unsteady.runs) == (4, 16)
     assert steady.spread == 0 and unsteady.spread > 0.05
+    close = iter([1.0, 1.02] * 50)
+    assert interleaved([Turn(lambda: next(close), 1)], 4, 100, 0.002)[0].runs < 100, "until it is certain enough"
 
 
 def _net() -> fx.GraphModule:

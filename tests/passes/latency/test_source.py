@@ -58,7 +58,7 @@ def test_slim_models_are_timed_beside_the_whole_one(here: tuple[Program, Groups,
 def test_the_rewritten_model_has_the_latency_that_was_asked_for(
     here: tuple[Program, Groups, LatencyTable], share: float, select: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("graphprune.passes.latency.source.DeviceClock", lambda environment: PlantedClock())
+    monkeypatch.setattr("graphprune.passes.latency.source.DeviceClock", lambda environment, **options: PlantedClock())
     result = graphprune.prune(model(), IMAGE, target={"latency": share}, latency=here[2], select=select)
     widths = [after for _, after in result.report.widths.values()]
     reached = planted(*widths) / planted(64, 48)
@@ -116,6 +116,6 @@ def test_a_sweep_of_latency_goes_by_the_predictions(here: tuple[Program, Groups,
 
 def test_without_a_table_the_model_is_measured_first(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("graphprune.passes.latency.source", "graphprune.profiling"):
-        monkeypatch.setattr(f"{module}.DeviceClock", lambda environment: PlantedClock())
+        monkeypatch.setattr(f"{module}.DeviceClock", lambda environment, **options: PlantedClock())
     result = graphprune.prune(model(), IMAGE, target="latency=60%")
     assert 0.5 <= result.plan.achieved["latency"] <= 0.606
