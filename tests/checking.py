@@ -140,12 +140,13 @@ def check_plan(
     other: Any = None,
     zeros: bool = True,
     macs: bool = True,
+    memory: bool = True,
     again: bool = True,
 ) -> Any:
     """Carry out a plan and check everything that must hold of the result; returns the slim model.
 
     other: inputs of another batch size. zeros: the slim model must equal the original with removed slices zeroed.
-    macs: recount with torch's counter. again: prune the result a second time.
+    macs: recount with torch's counter. memory: recount the peak of activations. again: prune the result a second time.
     """
     model, inputs = subject.model, subject.inputs
     before = state_hash(model)
@@ -165,7 +166,7 @@ def check_plan(
         for example in [inputs] if other is None else [inputs, other]:
             assert max_error(run(slim.eval(), example), run(masked, example)) < 1e-10
     if again:
-        _check_again(slim, subject, result, macs=macs)
+        _check_again(slim, subject, result, macs=macs, memory=memory)
     assert state_hash(model) == before, "pruning changed the original model"
     return slim
 
@@ -217,7 +218,7 @@ def _check_life(slim: fx.GraphModule, inputs: Any) -> None:
     assert not any(module.training for module in twin.modules())
 
 
-def _check_again(slim: fx.GraphModule, subject: Analysed, first: graphprune.PruneResult, *, macs: bool) -> None:
+def _check_again(slim: fx.GraphModule, subject: Analysed, first: graphprune.PruneResult, *, macs: bool, memory: bool) -> None:
     """The slim model is a model: captured again it costs what was reported, and it can be cut again, and again."""
     inputs = subject.inputs
     for seed in range(2):
@@ -226,7 +227,8 @@ def _check_again(slim: fx.GraphModule, subject: Analysed, first: graphprune.Prun
         result = graphprune.apply_plan(slim, inputs, plan, verify=False)
         assert result.report.before.parameters == first.report.after.parameters
         assert not macs or result.report.before.macs == first.report.after.macs
-        _check_memory(found, subject, first)
+        if memory:
+            _check_memory(found, subject, first)
         verdict = graphprune.verify(slim, result.model, plan, inputs)
         assert verdict.passed, f"pruning {seed + 2}: {verdict.failure}"
         assert result.report.after.parameters == sum(p.numel() for p in result.model.parameters())
@@ -234,10 +236,11 @@ def _check_again(slim: fx.GraphModule, subject: Analysed, first: graphprune.Prun
 
 
 def _check_memory(found: Analysed, subject: Analysed, first: graphprune.PruneResult) -> None:
-    """What the formulas said of memory is what the slim model has."""
+    """What the formulas said of memory is what the slim model has; less, where with one channel left a copy is needless."""
     kept = np.array([after for _, after in first.report.widths.values()], dtype=np.int64)
     said = CostModel(subject.program, subject.groups).memory(kept)
-    assert float(said) == float(CostModel(found.program, found.groups).memory(found.groups.widths))
+    counted = CostModel(found.program, found.groups).memory(found.groups.widths)
+    assert said == counted or (said > counted and 1 in kept)
 
 
 def slim_model(subject: Analysed, seed: int = 0) -> tuple[fx.GraphModule, Plan]:

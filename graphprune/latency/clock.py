@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter, thread_time
+from timeit import Timer
 from typing import Annotated, Any, Final, Protocol
 
 import numpy as np
@@ -15,12 +16,11 @@ import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt
 from torch import fx
-from torch.utils.benchmark import Timer
 
 from graphprune.latency.environment import Environment
 from graphprune.latency.node_times import cpu_node_times, cuda_node_times, replayed
 
-_TURN: Final = 0.02  # seconds that one turn of one subject lasts at least, so that the clock's own cost does not show
+_TURN: Final = 0.1  # seconds that one turn of one subject lasts at least, so that the clock's own cost does not show
 _MOST_CALLS: Final = 200
 _MORE: Final = 3  # rounds after which spreads are looked at again
 _ERROR: Final = 1.858  # standard error of a median of n values: so many times half of their quartiles' distance, over sqrt(n)
@@ -83,7 +83,8 @@ class DeviceClock:
     node_runs: int = 7
 
     def whole(self, subjects: Sequence[Subject]) -> list[Timing]:
-        """See :class:`Clock`. On the CPU by ``torch.utils.benchmark``, on a GPU by replays of CUDA graphs."""
+        """See :class:`Clock`. On the CPU by ``timeit`` (``torch.utils.benchmark`` loads compilers, and warms up twice in each
+        turn), on a GPU by replays of CUDA graphs."""
         with torch.no_grad():
             calls = [self._prepared(subject) for subject in subjects]
             measure = _cuda_turn if self.environment.device == "cuda" else self._cpu_turn
@@ -105,9 +106,14 @@ class DeviceClock:
         return replayed(subject) if self.environment.device == "cuda" else subject
 
     def _cpu_turn(self, call: Callable[[], Any], count: int) -> float:
-        environment = self.environment
-        timer = Timer("call()", globals={"call": call}, timer=seconds_of(environment), num_threads=environment.threads)
-        return float(timer.timeit(count).mean)
+        """Mean seconds of some calls after one that warms up the caches, which other models have used since."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.environment.threads)
+        try:
+            call()
+            return Timer(call, timer=seconds_of(self.environment)).timeit(count) / count
+        finally:
+            torch.set_num_threads(before)
 
 
 def seconds_of(environment: Environment) -> Callable[[], float]:

@@ -82,7 +82,7 @@ def test_scripted_model_is_refused_with_the_remedy(refused: Refused, folder: Pat
         ("channels=1.5", "over 100 %"),
         ("macs=half", "is no number"),
         ("macs", "has no '='"),
-        ("latency=50%", "no target 'latency'"),
+        ("speed=50%", "no target 'speed'"),
     ],
 )
 def test_target_that_makes_no_sense_is_refused(refused: Refused, target: str, told: str) -> None:
