@@ -20,7 +20,7 @@ from torch import fx
 from graphprune.latency.environment import Environment
 from graphprune.latency.node_times import cpu_node_times, cuda_node_times, replayed
 
-_TURN: Final = 0.1  # seconds that one turn of one subject lasts at least, so that the clock's own cost does not show
+_TURN: Final = 0.02  # seconds that one turn of one subject lasts at least, so that the clock's own cost does not show
 _MOST_CALLS: Final = 200
 _MORE: Final = 3  # rounds after which spreads are looked at again
 _ERROR: Final = 1.858  # standard error of a median of n values: so many times half of their quartiles' distance, over sqrt(n)
@@ -83,8 +83,8 @@ class DeviceClock:
     node_runs: int = 7
 
     def whole(self, subjects: Sequence[Subject]) -> list[Timing]:
-        """See :class:`Clock`. On the CPU by ``timeit`` (``torch.utils.benchmark`` loads compilers, and warms up twice in each
-        turn), on a GPU by replays of CUDA graphs."""
+        """See :class:`Clock`. On the CPU by ``timeit`` (``torch.utils.benchmark`` loads compilers, and runs each
+        turn twice more to warm up), on a GPU by replays of CUDA graphs."""
         with torch.no_grad():
             calls = [self._prepared(subject) for subject in subjects]
             measure = _cuda_turn if self.environment.device == "cuda" else self._cpu_turn
@@ -106,11 +106,10 @@ class DeviceClock:
         return replayed(subject) if self.environment.device == "cuda" else subject
 
     def _cpu_turn(self, call: Callable[[], Any], count: int) -> float:
-        """Mean seconds of some calls after one that warms up the caches, which other models have used since."""
+        """Mean seconds of some calls. Turns are short, so that what a turn of each model has in common can be taken out."""
         before = torch.get_num_threads()
         torch.set_num_threads(self.environment.threads)
         try:
-            call()
             return Timer(call, timer=seconds_of(self.environment)).timeit(count) / count
         finally:
             torch.set_num_threads(before)

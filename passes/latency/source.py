@@ -39,7 +39,7 @@ def latency_from(
             "Give inputs of that size, or measure anew with `graphprune profile`."
         )
     maker = Maker(program, groups, table.environment)
-    timer = clock or DeviceClock(table.environment, turns=9, most_turns=24, precision=0.006)
+    timer = clock or DeviceClock(table.environment, turns=15, most_turns=80, precision=0.004)
     full = groups.widths.tolist()
 
     def timed(widths: Ints) -> Measured:

@@ -127,7 +127,7 @@ class Bench:
 
     def again(self, *slim: nn.Module) -> list[float]:
         """Milliseconds of the original and of slim models, timed by turns."""
-        clock = DeviceClock(self.environment, turns=18, most_turns=36, precision=0.005)
+        clock = DeviceClock(self.environment, turns=40, most_turns=120, precision=0.003)
         timings = clock.whole([Subject(module, (self.inputs,)) for module in (graph(self.model, self.inputs), *slim)])  # type: ignore[arg-type]
         return [timing.median_ms for timing in timings]
 
