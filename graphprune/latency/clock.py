@@ -17,6 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt
 from torch import fx
 
+from graphprune.latency.allocator import steady_allocator
 from graphprune.latency.environment import Environment
 from graphprune.latency.node_times import cpu_node_times, cuda_node_times, replayed
 
@@ -85,14 +86,14 @@ class DeviceClock:
     def whole(self, subjects: Sequence[Subject]) -> list[Timing]:
         """See :class:`Clock`. On the CPU by ``timeit`` (``torch.utils.benchmark`` loads compilers, and runs each
         turn twice more to warm up), on a GPU by replays of CUDA graphs."""
-        with torch.no_grad():
+        with torch.no_grad(), steady_allocator():
             calls = [self._prepared(subject) for subject in subjects]
             measure = _cuda_turn if self.environment.device == "cuda" else self._cpu_turn
             return interleaved([_turn(call, measure) for call in calls], self.turns, self.most_turns, self.precision)
 
     def nodes(self, subject: Subject) -> dict[str, float]:
         """See :class:`Clock`. Nodes run eagerly, whatever the compile mode."""
-        with torch.no_grad():
+        with torch.no_grad(), steady_allocator():
             if self.environment.device == "cuda":
                 return cuda_node_times(subject.module, subject.arguments, self.node_runs)
             return cpu_node_times(subject.module, subject.arguments, self.node_runs, seconds_of(self.environment))
