@@ -5,15 +5,16 @@
     python run.py --peer                   # speed-up for MACs removed against torch-pruning 1.6.1 (which must be installed)
     python run.py --publish                # write the page from what is there, and stop
 
-One thread, batches of :data:`BATCH`, fresh weights (``resnet56`` the trained ones for CIFAR-10, of ``--weights``), criterion l2.
+One thread, batches of :data:`BATCH`, widths in multiples of :data:`ROUND_TO`, criterion l2, fresh weights (``resnet56`` the trained
+ones for CIFAR-10, of ``--weights``).
 For each model:
   - its latency table, as ``graphprune profile`` makes it (kept in ``tables/``; an interrupted run goes on from it);
   - for each of :data:`SHARES` of the latency three slim models of that measured latency: the knapsack's on the latency; a uniform
     one (local ranking); and the knapsack's on MACs, whose target is moved until the latency is reached. What each keeps of the
     score is compared. Selection times slim models itself; the figures here are of another measurement after the rewrite, by turns
     with the original.
-With ``--peer``: torch-pruning's model at half the MACs (local ranking), ours at the same MACs (knapsack, multiples of 8), and
-ours at the peer's latency; all of them timed by turns with the original.
+With ``--peer``: torch-pruning's model at half the MACs (local ranking), ours at the same MACs (knapsack), and ours at the peer's
+latency; all of them timed by turns with the original.
 
 Rows go to ``results.jsonl``, replaced atomically after each; models that have their rows are left. ``README.md`` is made from them.
 """
@@ -55,6 +56,7 @@ from graphprune.plan import kept_units  # noqa: E402
 MODELS = ("resnet18", "mobilenet_v2", "resnet56", "resnet50")
 BATCH = {"resnet56": 16}  # else 1
 SHARES = (0.75, 0.5, 0.35)
+ROUND_TO = 8  # channels: the processor works on eight numbers at a time
 RESULTS, TABLES = HERE / "results.jsonl", HERE / "tables"
 Row = dict[str, Any]
 
@@ -104,7 +106,7 @@ class Bench:
     def by_latency(self, share: float, **how: Any) -> graphprune.PruneResult:
         """A slim model of a share of the latency."""
         return graphprune.prune(
-            self.model, self.inputs, target={"latency": share}, latency=self.table, verify=False, normalise="max", **how
+            self.model, self.inputs, target={"latency": share}, latency=self.table, round_to=ROUND_TO, verify=False, **how
         )
 
     def by_macs(self, share: float) -> graphprune.PruneResult:
@@ -113,7 +115,7 @@ class Bench:
 
         def choose(budget: float) -> Choice:
             result = graphprune.prune(
-                self.model, self.inputs, target={"macs": min(1.0, budget)}, select="knapsack", verify=False, normalise="max"
+                self.model, self.inputs, target={"macs": min(1.0, budget)}, select="knapsack", round_to=ROUND_TO, verify=False
             )
             widths = kept_units(result.plan, result.report.groups).widths()
             made[tuple(widths.tolist())] = result
@@ -179,7 +181,13 @@ def targets(name: str, way: str, weights: Path | None, compiled: bool) -> None:
         try:
             result = WAYS[way](bench, share)
             whole, slim = bench.again(result.graph)
-            row |= {"reached": slim / whole, "whole_ms": whole, "score": bench.score(result), **costs(result)}
+            row |= {
+                "selected": result.plan.achieved.get("latency"),
+                "reached": slim / whole,
+                "whole_ms": whole,
+                "score": bench.score(result),
+                **costs(result),
+            }
         except graphprune.GraphpruneError as error:
             row |= {"refused": str(error)}
         put(row)
@@ -195,7 +203,9 @@ def peer(name: str, weights: Path | None) -> None:
     try:
         theirs = peer_model(bench.model, bench.inputs)
         left = macs(theirs, bench.inputs) / macs(bench.model, bench.inputs)
-        same_macs = graphprune.prune(bench.model, bench.inputs, target={"macs": left}, select="knapsack", round_to=8, verify=False)
+        same_macs = graphprune.prune(
+            bench.model, bench.inputs, target={"macs": left}, select="knapsack", round_to=ROUND_TO, verify=False
+        )
         whole, slim = bench.again(theirs)
         same_time = bench.by_latency(slim / whole, select="knapsack")
         whole, *slims = bench.again(theirs, same_macs.graph, same_time.graph)
