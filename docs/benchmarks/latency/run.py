@@ -189,7 +189,7 @@ def targets(name: str, way: str, weights: Path | None, compiled: bool) -> None:
                 **costs(result),
             }
         except graphprune.GraphpruneError as error:
-            row |= {"refused": str(error)}
+            row |= {"refused": str(error).partition(" In the way")[0]}  # what follows names files of this machine
         put(row)
 
 
