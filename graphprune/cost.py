@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 from graphprune.errors import LatencyError
 from graphprune.groups import Groups
 from graphprune.labels import Field, Value
-from graphprune.measures import Count, Measure, Peak, Products, Total
+from graphprune.measures import Count, Measure, Peak, Products, Total, volume
 from graphprune.program import Program
 from graphprune.rules import tensors_in, views_only
 
@@ -61,7 +61,7 @@ class CostModel:
         self._inside_shuffles = {name for shuffle in groups.trace.shuffles for name in shuffle.interior}
         tensors = _tensors(program)
         known = groups.trace.parameters
-        self._volumes = Products(groups, [_volume(known.get(n, Value(tuple(t.shape)))) for n, t in tensors.items()])
+        self._volumes = Products(groups, [volume(known.get(n, Value(tuple(t.shape)))) for n, t in tensors.items()])
         self._trainable = np.array([isinstance(tensor, torch.nn.Parameter) for tensor in tensors.values()], dtype=np.int64)
         self._itemsizes = np.array([tensor.element_size() for tensor in tensors.values()], dtype=np.int64)
         self._macs = Products(groups, [term.factors for term in groups.trace.macs])
@@ -106,7 +106,7 @@ class CostModel:
         lives = self._lives
         values = [value for life in lives for value in life.values]
         count = np.array([len(life.values) for life in lives], dtype=np.int64)
-        products = Products(self.groups, [[value.itemsize, *_volume(value)] for value in values])
+        products = Products(self.groups, [[value.itemsize, *volume(value)] for value in values])
         spans = [range(life.first, life.last + 1) for life in lives]
         steps = np.concatenate([np.zeros(0, dtype=np.int64), *map(np.array, spans)])
         which = np.repeat(np.arange(len(lives)), [len(span) for span in spans])
@@ -161,15 +161,10 @@ class CostModel:
         return [leaf for leaf in tree_leaves(found) if isinstance(leaf, Value)]
 
 
-def _volume(value: Value) -> list[Field | int]:
-    """Factors of a tensor's number of elements: its axes that cannot shrink as one constant, and its fields."""
-    return [prod(value.shape) // prod(field.size for field in value.fields), *value.fields]
-
-
 def _bytes_of(tensor: torch.Tensor, known: Mapping[int, tuple[torch.Tensor, Value]]) -> list[Field | int]:
     """Factors of a tensor's size in bytes."""
     found = known.get(id(tensor))
-    return [tensor.element_size(), *(_volume(found[1]) if found else [tensor.numel()])]
+    return [tensor.element_size(), *(volume(found[1]) if found else [tensor.numel()])]
 
 
 def _tensors(program: Program) -> dict[str, Any]:

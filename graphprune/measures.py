@@ -17,7 +17,7 @@ import sympy
 from scipy.sparse import csr_array
 
 from graphprune.groups import Groups, Lengths
-from graphprune.labels import Field
+from graphprune.labels import Field, Value
 
 Floats = npt.NDArray[np.float64]
 
@@ -194,6 +194,11 @@ class Count:
         """The measure, for widths of shape (..., groups); shape (...)."""
         total: Floats = self.parts(widths).sum(axis=-1)
         return total
+
+
+def volume(value: Value) -> list[Field | int]:
+    """Factors of a tensor's number of elements: its axes that cannot shrink as one constant, and its fields."""
+    return [prod(value.shape) // prod(field.size for field in value.fields), *value.fields]
 
 
 def _in_steps(function: Callable[[Floats], Floats], widths: npt.ArrayLike, numbers: int) -> Floats:

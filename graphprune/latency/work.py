@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from graphprune.groups import Groups
 from graphprune.labels import Field, Value
 from graphprune.latency.fit import Floats
-from graphprune.measures import Products
+from graphprune.measures import Products, volume
 from graphprune.program import Program
 from graphprune.rules import only_moves
 from graphprune.tape import Step, tape_of
@@ -44,8 +43,8 @@ class Layers:
         nodes = [n for n in program.module.graph.nodes if n.op.startswith("call") and self._values(n)]
         moved = [self._moved(node, steps.get(node.name)) for node in nodes]
         self._macs = _Sums(groups, [macs.get(node.name, []) for node in nodes])
-        self._made = _Sums(groups, [[_volume(v) for v in self._values(n)] if n.name in macs else [] for n in nodes])
-        self._bytes = _Sums(groups, [[[value.itemsize, *_volume(value)] for value in values] for values in moved])
+        self._made = _Sums(groups, [[volume(v) for v in self._values(n)] if n.name in macs else [] for n in nodes])
+        self._bytes = _Sums(groups, [[[value.itemsize, *volume(value)] for value in values] for values in moved])
         owners = zip(self._macs.groups_of, self._made.groups_of, self._bytes.groups_of, strict=True)
         self.groups_of: list[tuple[int, ...]] = [tuple(sorted({*a, *b, *c})) for a, b, c in owners]
 
@@ -91,7 +90,3 @@ class _Sums:
         totals = np.concatenate([np.zeros((*values.shape[:-1], 1)), values.cumsum(axis=-1)], axis=-1)
         result: Floats = totals[..., self._begins[1:]] - totals[..., self._begins[:-1]]
         return result
-
-
-def _volume(value: Value) -> list[Field | int]:
-    return [prod(value.shape) // prod(field.size for field in value.fields), *value.fields]
