@@ -9,7 +9,6 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import isotonic_regression, nnls
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -87,6 +86,8 @@ def _basis(lengths: Floats, granularities: Sequence[int]) -> Floats:
 
 def _solve(basis: Floats, times: Floats, weights: Floats) -> Floats:
     scale = np.maximum(basis.max(axis=0, initial=0.0), 1e-12)
+    from scipy.optimize import nnls  # not before it is needed: it takes long to import
+
     solution, _ = nnls(basis / scale * weights[:, None], times * weights)
     found: Floats = solution / scale
     return found
@@ -128,4 +129,6 @@ def _rising(rows: Floats, times: Floats, weights: Floats) -> RisingTime:
     at, place, count = np.unique(rows[:, 0], return_inverse=True, return_counts=True)
     middle = np.array([np.median(times[place == index]) for index in range(at.size)])
     weight = count * np.array([weights[place == index].mean() for index in range(at.size)]) ** 2
+    from scipy.optimize import isotonic_regression
+
     return RisingTime(tuple(at.tolist()), tuple(isotonic_regression(middle, weights=weight).x.tolist()))

@@ -8,7 +8,6 @@ from typing import ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import nnls
 
 from graphprune.errors import LatencyError
 from graphprune.groups import Ints
@@ -85,6 +84,8 @@ def _layer_parts(table: LatencyTable) -> dict[tuple[int, ...], Part]:
 def _affine(predicted: Floats, measured: Floats, weights: Floats) -> tuple[float, float]:
     """What is outside of the layers, and the factor on their sum: the least relative error with neither negative."""
     basis = np.stack([np.ones_like(predicted), predicted], axis=-1) / measured[:, None]
+    from scipy.optimize import nnls  # not before it is needed: it takes long to import
+
     (offset, scale), _ = nnls(basis * weights[:, None], weights)
     return float(offset), float(scale)
 

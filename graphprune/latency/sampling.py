@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import Final
 
 import numpy as np
-from scipy.stats import qmc
 
 from graphprune.groups import Ints
 from graphprune.latency.fit import Floats
@@ -81,6 +80,8 @@ def spread(full: Ints, count: int, seed: int) -> Ints:
     """Width vectors from 1 to the full widths, spread evenly over each group (a Latin hypercube); (count, groups)."""
     if not full.size or not count:
         return np.ones((0, full.size), dtype=np.int64)
+    from scipy.stats import qmc  # not before it is needed: it takes long to import
+
     places = qmc.LatinHypercube(full.size, rng=np.random.default_rng(seed)).random(count)
     widths: Ints = np.minimum(full, 1 + np.floor(places * full).astype(np.int64))
     return widths
