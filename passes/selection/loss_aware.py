@@ -125,8 +125,8 @@ class _Search:
 
     def __init__(self, options: LossAwarePass, program: Program) -> None:
         self.options = options
-        self.steps = dict(options.steps) or step_sizes(program, options.step)
-        self.floors = dict(options.floors) or least_widths(program, options.max_ratio)
+        self.steps = dict(options.steps) or step_sizes(program, options.step, options.scope)
+        self.floors = dict(options.floors) or least_widths(program, options.max_ratio, options.scope)
         self.work = Work()
         self.done: list[_Step] = []
         self.kept: dict[str, dict[int, list[int]]] = {}
@@ -167,18 +167,22 @@ class _Search:
         return found | {"work": json.dumps(asdict(self.work))}
 
     def _candidates(self, current: _Current) -> list[Candidate]:
-        groups = current.groups
-        layers = find_layers(groups, current.filters, self.options.scope)
+        """Those of all layers that have units left, and whose units take multiply-accumulates."""
+        groups, shares = current.groups, unit_shares(current.cost)
+        layers = [one for one in find_layers(groups, current.filters, self.options.scope) if shares[one.group] > 0]
         self._check_known(layers)
-        floors = highest(self.floors, layers, len(groups.prunable))
-        saves = unit_shares(current.cost) > 0
-        counts = {
-            layer: min(self.steps[layer.name], groups.prunable[layer.group].size - floors[layer.group])
-            for layer in layers
-            if saves[layer.group]
-        }
-        counts = {layer: count for layer, count in counts.items() if count > 0}
-        return find_candidates(current.program, groups, current.filters, counts, self.options.criteria, self.options.seed)
+        floors = highest(self.floors, layers)
+        room = {one: min(self.steps[one.name], groups.prunable[one.group].size - floors[one.group]) for one in layers}
+        counts = {layer: count for layer, count in room.items() if count > 0}
+        options = self.options
+        found = find_candidates(current.program, groups, current.filters, counts, options.criteria, options.seed)
+        silent = set(options.criteria) - {candidate.criterion for candidate in found}
+        if silent and counts and not self.done:
+            raise UsageError(
+                f"The criterion {min(silent)} has nothing to say about any single layer of this model. Choose another one, or "
+                "scope=group."
+            )
+        return found
 
     def _check_known(self, layers: Sequence[Layer]) -> None:
         for option, numbers in (("steps", self.steps), ("floors", self.floors)):

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphprune.criteria import ScoringContext
-from graphprune.errors import UsageError
 from graphprune.filters import Filter
 from graphprune.groups import Groups, Ints
 from graphprune.passes.calibration.collect import collect
@@ -38,20 +37,13 @@ def find_candidates(
     """For each layer, in their order, the candidates of all criteria, in theirs. counts: units to remove, at least one.
 
     A layer's own weights alone rank its units; statistics of activations are those of all layers that read them. A criterion that
-    has nothing to say about enough units of a layer has no candidate there. Raises UsageError for a criterion that has nothing to
-    say about any layer.
+    has nothing to say about enough units of a layer has no candidate there.
     """
     pool = {text: parse_criterion(text) for text in criteria}
     needs = [statistic for terms in pool.values() for term in terms for statistic in term.needs]
     measured = collect(program, groups, filters, program.calibration, needs)
     context = ScoringContext(program, groups, seed=seed, filters=filters, measured=measured)
-    found = [one for layer, count in counts.items() for one in _of_layer(context, layer, count, pool)]
-    silent = next((text for text in pool if counts and all(one.criterion != text for one in found)), None)
-    if silent is not None:
-        raise UsageError(
-            f"The criterion {silent} has nothing to say about any single layer of this model. Choose another one, or scope=group."
-        )
-    return found
+    return [one for layer, count in counts.items() for one in _of_layer(context, layer, count, pool)]
 
 
 def _of_layer(context: ScoringContext, layer: Layer, count: int, pool: Mapping[str, tuple[Term, ...]]) -> Iterator[Candidate]:

@@ -68,35 +68,30 @@ def unit_shares(cost: CostModel) -> Floats:
     return shares
 
 
-def step_sizes(program: Program, step: float = 1.0) -> dict[str, int]:
-    """How many units one cut takes in each layer, and in each group, by name: those of about ``step`` percent of the program's
+def step_sizes(program: Program, step: float = 1.0, scope: str = "layer") -> dict[str, int]:
+    """How many units one cut takes in each layer (or group), by its name: those of about ``step`` percent of the program's
     multiply-accumulates, ``max(1, floor(step / d + 1/2))`` with d the percent that go with one unit.
 
     Compute them once, on the program before anything is cut (Ghimire et al., 2023: they stay as they are for the whole run).
     Layers whose units take no multiply-accumulates have none.
     """
     manager = AnalysisManager()
-    shares = unit_shares(manager.get(program, ModelCost))
-    counts = [max(1, floor(step / (100 * share) + 0.5)) if share > 0 else 0 for share in shares.tolist()]
-    return {name: counts[group] for name, group in _names(program, manager) if counts[group]}
+    shares = unit_shares(manager.get(program, ModelCost)).tolist()
+    layers = find_layers(manager.get(program, ChannelGroups), manager.get(program, Filters), scope)
+    return {layer.name: max(1, floor(step / (100 * shares[layer.group]) + 0.5)) for layer in layers if shares[layer.group] > 0}
 
 
-def least_widths(program: Program, max_ratio: float = 0.75) -> dict[str, int]:
-    """How many units must stay in each layer, and in each group, by name: all but ``max_ratio`` of the program's, at least 1."""
+def least_widths(program: Program, max_ratio: float = 0.75, scope: str = "layer") -> dict[str, int]:
+    """How many units must stay in each layer (or group), by its name: all but ``max_ratio`` of the program's, at least 1."""
     manager = AnalysisManager()
-    widths = manager.get(program, ChannelGroups).widths.tolist()
-    least = [max(1, width - floor(max_ratio * width + 1e-9)) for width in widths]
-    return {name: least[group] for name, group in _names(program, manager)}
+    groups = manager.get(program, ChannelGroups)
+    sizes = {layer.name: groups.prunable[layer.group].size for layer in find_layers(groups, manager.get(program, Filters), scope)}
+    return {name: max(1, size - floor(max_ratio * size + 1e-9)) for name, size in sizes.items()}
 
 
-def _names(program: Program, manager: AnalysisManager) -> list[tuple[str, int]]:
-    groups, filters = manager.get(program, ChannelGroups), manager.get(program, Filters)
-    return [(layer.name, layer.group) for scope in reversed(SCOPES) for layer in find_layers(groups, filters, scope)]
-
-
-def highest(numbers: Mapping[str, int], layers: Sequence[Layer], groups: int) -> list[int]:
-    """For each group, the highest number of its layers."""
-    found = [0] * groups
+def highest(numbers: Mapping[str, int], layers: Sequence[Layer]) -> dict[int, int]:
+    """For each group with a layer, the highest number of its layers."""
+    found: dict[int, int] = {}
     for layer in layers:
-        found[layer.group] = max(found[layer.group], numbers[layer.name])
+        found[layer.group] = max(found.get(layer.group, 0), numbers[layer.name])
     return found

@@ -26,7 +26,7 @@ from tests.checking import analyse, state_hash
 from tests.passes.selection.asking import IMAGE, residual
 from tests.zoo.case import conv, net, pooled
 
-Rows = np.ndarray[Any, Any]
+Rows = Any  # an array, one filter in each row
 
 
 def varied() -> nn.Module:
@@ -165,7 +165,7 @@ def test_dropping_cuts_early_changes_nothing_but_the_work() -> None:
 # -- planted criteria --------------------------------------------------------------------------------------------------------
 
 
-def planted() -> tuple[nn.Module, list[tuple[Tensor, Tensor]]]:
+def planted() -> tuple[Any, list[tuple[Tensor, Tensor]]]:
     """Layer a: filters 1 and 4 are large, equal, and cancel each other; filter 2 is small and matters. Targets: its outputs."""
 
     def forward(self: Any, x: Tensor) -> Any:
@@ -195,8 +195,8 @@ def test_filters_that_replace_each_other_are_found_by_similarity() -> None:
 def test_a_tiny_filter_is_found_by_its_norm() -> None:
     model, data = planted()
     with torch.no_grad():
-        model.a.weight[3] *= 1e-4  # type: ignore[union-attr, operator]
-        model.a.bias[3] *= 1e-4  # type: ignore[union-attr, operator]
+        model.a.weight[3] *= 1e-4
+        model.a.bias[3] *= 1e-4
         data = [(data[0][0], model(data[0][0]))]
     found = cut(program_of(model, data), "macs=90%,steps=[a=1;b=1],floors=[a=1;b=4]")
     (step,) = steps_of(found)
