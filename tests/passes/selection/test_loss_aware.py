@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import graphprune
-from graphprune.calibration import Calibration, default_loss
+from graphprune.calibration import Batch, Calibration, default_loss
 from graphprune.errors import PipelineError, TargetError, UsageError
 from graphprune.groups import Kept
 from graphprune.pass_manager import PassManager
@@ -22,9 +22,12 @@ from graphprune.passes.selection.loss_aware import LossAwarePass
 from graphprune.passes.selection.trials.layers import least_widths, step_sizes
 from graphprune.pipeline_text import format_pipeline, parse_pipeline
 from graphprune.program import Program
-from tests.checking import analyse, state_hash
+from graphprune.tracing import normalise_inputs
+from tests.checking import analyse, run, state_hash
 from tests.passes.selection.asking import IMAGE, residual
+from tests.passes.selection.trials.test_silence import loss
 from tests.zoo.case import conv, net, pooled
+from tests.zoo.test_zoo import subject
 
 Rows = Any  # an array, one filter in each row
 
@@ -337,6 +340,33 @@ def test_the_loss_on_record_is_that_of_the_slim_model(build: Callable[[], nn.Mod
     assert len(steps_of(found)) > 1
 
 
+SHUFFLES = ["shuffle_between_grouped", "shuffle_unit_with_halves", "two_shuffles_in_a_row", "separate_projections"]
+LOOSENED = ["one_dimension", "multi_query", "convolution_from_a_bank", "bilinear_pooling"]
+
+
+@pytest.mark.parametrize("name", [*SHUFFLES, *LOOSENED])
+def test_steps_on_slimmer_models_are_one_plan_of_the_original(name: str) -> None:
+    """Where a single head or channel is left, ties may end that the original has: units that it does not have stay."""
+    case, found = subject(name)
+    batches = [Batch(normalise_inputs(case.inputs(2))) for _ in range(2)]
+    program = found.program.with_(calibration=Calibration(batches, loss=loss), policy=dict(case.policy))
+    pipeline = parse_pipeline("loss-aware{macs=75%,step=12,max_ratio=0.9},rewrite,verify")
+    if name in LOOSENED:
+        with pytest.raises(TargetError, match="no layer has units to remove"):
+            PassManager(pipeline).run(program)
+        return
+    done = PassManager(pipeline).run(program)
+    mean = sum(float(loss(run(done.module.eval(), batch.inputs), None)) for batch in batches) / 2
+    assert steps_of(done)[-1]["loss"] == pytest.approx(mean, rel=1e-10)
+
+
+def test_layers_that_steps_leave_out_stay_whole() -> None:
+    found = cut(program_of(residual(), labelled(classes=2)), "macs=85%,steps=[a=2;d=2],floors=[a=1;d=1]")
+    assert found.record is not None
+    widths = found.record.widths
+    assert widths["c"] == (14, 14) and widths["stem"] == (12, 12) and widths["a"][1] < 10
+
+
 # -- refusals ----------------------------------------------------------------------------------------------------------------
 
 
@@ -356,7 +386,9 @@ def test_a_target_out_of_reach_says_how_far_it_got() -> None:
         ("macs=90%,criteria=[]", "needs criteria"),
         ("macs=90%,criteria=[l3]", "no criterion 'l3'"),
         ("macs=150%", "at most 100 %"),
-        ("macs=90%,steps=[stme=2]", "no entry for 'stem'"),
+        ("macs=90%,steps=[stme=2]", "no layer 'stme'; did you mean 'stem'"),
+        ("macs=90%,floors=[stme=2]", "no layer 'stme'"),
+        ("macs=90%,steps=[stem=2],floors=[a=1]", "floors} says nothing of stem"),
         ("macs=90%,criteria=[bn-scale]", "nothing to say about any single layer"),
     ],
 )
