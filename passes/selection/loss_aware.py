@@ -39,7 +39,7 @@ class LossAwarePass(Pass):
     """Remove units step by step until the target is met. Each step compares, for every layer and criterion, the loss on the
     calibration data without the layer's lowest units, and makes the cut with the least.
 
-    macs: what must remain, as a share of this program's (``98%``) or an amount; it is exceeded by less than one step. criteria: the
+    macs: what must remain, as a share of this program's (``98%``) or an amount; the last step alone may go below it. criteria: the
     pool. steps: units that one cut takes, by layer, of those layers that may be cut; without it, those of about ``step`` percent of
     this program's MACs (:func:`~graphprune.passes.selection.trials.layers.step_sizes`). floors: units that stay, by layer; without
     it, all but ``max_ratio`` of this program's. scope: rank the units of a group by each ``layer`` that makes them, by its weights
