@@ -43,6 +43,10 @@ class LatencyError(UsageError):
     """A latency table cannot be read, is of another model or device, or is not finished."""
 
 
+class DivergedError(UsageError):
+    """A training's loss is NaN or infinite."""
+
+
 class PipelineError(UsageError):
     """A pipeline names an unknown pass or option, or puts passes in an order that cannot work."""
 
