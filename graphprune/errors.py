@@ -43,8 +43,12 @@ class LatencyError(UsageError):
     """A latency table cannot be read, is of another model or device, or is not finished."""
 
 
+class RunError(UsageError):
+    """A run cannot be recorded, or what is recorded is damaged or of another run."""
+
+
 class DivergedError(UsageError):
-    """A training's loss is NaN or infinite."""
+    """Training gave a loss or weights that are infinite or NaN."""
 
 
 class PipelineError(UsageError):

@@ -106,11 +106,10 @@ class Groups:
     FROZEN for units that must stay. prunable: groups by index. frozen: groups that must stay, with reasons.
     """
 
-    def __init__(self, trace: Trace, exclude: Sequence[tuple[str, Reason]] = ()) -> None:
+    def __init__(self, trace: Trace, exclude: Sequence[tuple[Field, Reason]] = ()) -> None:
         self.trace = trace
-        for name, reason in exclude:
-            for labels in trace.parameters[name].fields:
-                trace.space.freeze(labels, reason)
+        for labels, reason in exclude:
+            trace.space.freeze(labels, reason)
         self.vectors = UnitVectors(_all_fields(trace), trace.space)
         self.unit_of, self.unit_count = self.vectors.unit_of, self.vectors.count
         self._decision: tuple[object, Kept] | None = None

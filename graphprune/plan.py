@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from graphprune.errors import PlanError
 from graphprune.files import atomic_write
@@ -66,6 +67,21 @@ class Plan(BaseModel):
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"]) or "the top level"
             raise PlanError(f"{name} is not a valid plan: {first['msg']} at {place}. Write plans with plan.save().") from error
+
+    def then(self, later: Plan) -> Plan:
+        """This plan followed by one for the model that it leaves, as one plan for the original."""
+        kept = {name: {axis: list(indices) for axis, indices in axes.items()} for name, axes in self.kept.items()}
+        for name, axes in later.kept.items():
+            mine = kept.setdefault(name, {})
+            for axis, indices in axes.items():
+                mine[axis] = [mine[axis][index] for index in indices] if axis in mine else list(indices)
+        return later.model_copy(update={"kept": dict(sorted(kept.items())), "model": self.model})
+
+    def slice(self, name: str, tensor: Tensor) -> Tensor:
+        """What the plan leaves of the tensor of this name, or of one of the same shape: its gradient, its momentum."""
+        for axis, indices in self.kept.get(name, {}).items():
+            tensor = tensor.index_select(axis, torch.tensor(indices, device=tensor.device))
+        return tensor
 
     def check_fits(self, module: nn.Module) -> None:
         """Raise PlanError naming the first difference between the model and the one that the plan was made for."""
