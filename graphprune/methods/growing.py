@@ -46,8 +46,8 @@ def growing(bench: Bench, options: GrowingOptions) -> Stage:
 
     After each epoch from ``start`` on, units are selected for the target by their group norms. The L2 penalty of every unit that
     would go grows by ``strength``; that of one that is selected again falls back to zero. When selections of successive epochs
-    agree (intersection over union of what stays, averaged over ``window`` epochs, is at least ``similarity``), or at ``latest``, the
-    cut is made, and the rest of the schedule is trained with the optimiser as it is.
+    agree (intersection over union of what stays, averaged over ``window`` epochs, is at least ``similarity``), or at ``latest``,
+    the cut is made, and the rest of the schedule is trained with the optimiser as it is.
     """
     budget, stage = Budget.of(bench, options.target), bench.dense()
     start = 0 if options.trained else round(options.start * options.epochs)

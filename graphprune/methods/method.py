@@ -19,6 +19,7 @@ from graphprune.plan import Plan, fingerprint
 from graphprune.runs.bench import Bench
 from graphprune.runs.history import Round, Silent, Watch
 from graphprune.runs.loop import Evaluate, Loop, Train
+from graphprune.runs.seeding import own_randomness
 from graphprune.runs.stage import Stage
 from graphprune.runs.task import Task
 from graphprune.sources import load_calibration
@@ -154,18 +155,20 @@ class Method(Generic[Chosen]):
             raise UsageError(f"{self.name}: {name}: {first['msg'].removeprefix('Value error, ')}. Options: {known}.") from error
 
     def run(self, task: Task, options: Chosen) -> MethodResult:
-        """Run the method on a task."""
+        """Run the method on a task. Random generators are left as they were."""
+        with own_randomness():
+            return self._run(task, options)
+
+    def _run(self, task: Task, options: Chosen) -> MethodResult:
         bench = Bench(task, self._about(task, options))
         try:
             stage = self.steps(bench, options)
-            plan = stage.plan or Plan(
-                kept={}, model=fingerprint(bench.program.module), policy=dict(task.policy), scopes=list(task.scopes)
-            )
-            pruned = bench.slim(plan, verify=task.verify)
-            pruned.model.load_state_dict({name: stage.snapshot.load()["weights"][name] for name in pruned.model.state_dict()})
-        except BaseException:
-            bench.store.keep_all()
-            raise
+        finally:
+            bench.store.keep_all()  # for the run to go on, or its result to be read again
+        plan = stage.plan or Plan(kept={}, model=fingerprint(bench.program.module), scopes=list(task.scopes))
+        pruned = bench.slim(plan, verify=task.verify)
+        weights = stage.snapshot.load()["weights"]
+        pruned.model.load_state_dict({name: weights[name] for name in pruned.model.state_dict()})
         return MethodResult(pruned, tuple(bench.rounds))
 
     def _about(self, task: Task, options: Chosen) -> dict[str, str]:
