@@ -49,11 +49,13 @@ class MethodResult:
     """What a method made.
 
     pruned: the slim model, trained, with its plan for the original and the proof of the cut; what :func:`graphprune.save` takes.
-    rounds: what happened, the dense model first. accuracy, dense_accuracy: on validation data, after the last epoch.
+    rounds: what happened, the dense model first. accuracy, dense_accuracy: on validation data, after the last epoch. dense: the
+    model that the rounds began with, trained where the method trained it.
     """
 
     pruned: PruneResult
     rounds: tuple[Round, ...]
+    dense: nn.Module
 
     @property
     def model(self) -> nn.Module:
@@ -162,11 +164,12 @@ class Method(Generic[Chosen]):
                 kept={}, model=fingerprint(bench.program.module), policy=dict(task.policy), scopes=list(task.scopes)
             )
             pruned = bench.slim(plan, verify=task.verify)
-            pruned.model.load_state_dict({name: stage.snapshot.load()["weights"][name] for name in pruned.model.state_dict()})
-        except BaseException:
-            bench.store.keep_all()
-            raise
-        return MethodResult(pruned, tuple(bench.rounds))
+            weights = stage.snapshot.load()["weights"]
+            pruned.model.load_state_dict({name: weights[name] for name in pruned.model.state_dict()})
+            dense = bench.model(bench.first or bench.dense())
+        finally:
+            bench.store.keep_all()  # what the last step left is needed when the same call is made again
+        return MethodResult(pruned, tuple(bench.rounds), dense)
 
     def _about(self, task: Task, options: Chosen) -> dict[str, str]:
         shapes = "\n".join(f"{name} {text}" for name, text in fingerprint(task.model).items())
