@@ -50,11 +50,13 @@ class MethodResult:
     """What a method made.
 
     pruned: the slim model, trained, with its plan for the original and the proof of the cut; what :func:`graphprune.save` takes.
-    rounds: what happened, the dense model first. accuracy, dense_accuracy: on validation data, after the last epoch.
+    rounds: what happened, the dense model first. accuracy, dense_accuracy: on validation data, after the last epoch. dense: the
+    model that the rounds began with, trained where the method trained it.
     """
 
     pruned: PruneResult
     rounds: tuple[Round, ...]
+    dense: nn.Module
 
     @property
     def model(self) -> nn.Module:
@@ -163,13 +165,16 @@ class Method(Generic[Chosen]):
         bench = Bench(task, self._about(task, options))
         try:
             stage = self.steps(bench, options)
+            plan = stage.plan or Plan(
+                kept={}, model=fingerprint(bench.program.module), policy=dict(task.policy), scopes=list(task.scopes)
+            )
+            pruned = bench.slim(plan, verify=task.verify)
+            weights = stage.snapshot.load()["weights"]
+            pruned.model.load_state_dict({name: weights[name] for name in pruned.model.state_dict()})
+            dense = bench.model(stage if bench.first is None else bench.first)
         finally:
-            bench.store.keep_all()  # for the run to go on, or its result to be read again
-        plan = stage.plan or Plan(kept={}, model=fingerprint(bench.program.module), scopes=list(task.scopes))
-        pruned = bench.slim(plan, verify=task.verify)
-        weights = stage.snapshot.load()["weights"]
-        pruned.model.load_state_dict({name: weights[name] for name in pruned.model.state_dict()})
-        return MethodResult(pruned, tuple(bench.rounds))
+            bench.store.keep_all()  # what the last step left is needed when the same call is made again
+        return MethodResult(pruned, tuple(bench.rounds), dense)
 
     def _about(self, task: Task, options: Chosen) -> dict[str, str]:
         shapes = "\n".join(f"{name} {text}" for name, text in fingerprint(task.model).items())

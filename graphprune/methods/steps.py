@@ -55,6 +55,7 @@ def note(
     text: str = "",
 ) -> None:
     """A row for a stage."""
+    bench.first = bench.first or stage
     bench.note(
         Round(
             len(bench.rounds),

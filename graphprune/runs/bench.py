@@ -53,12 +53,13 @@ class Bench:
     """A model on the bench: train, evaluate, choose, cut.
 
     Each of these steps is recorded when it is done. about: what makes the run what it is, for the record; a folder that holds
-    another run is refused.
+    another run is refused. first: the stage of the first round, which the others are compared with.
     """
 
     def __init__(self, task: Task, about: Mapping[str, str]) -> None:
         self.task = task
         self.rounds: list[Round] = []
+        self.first: Stage | None = None
         self.shown: dict[str, dict[str, list[float | None]]] = {}
         writes = ranks.rank() == 0
         folder = task.folder

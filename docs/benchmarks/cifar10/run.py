@@ -27,6 +27,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,7 @@ def finished(row: Row, protocol: Protocol, options: argparse.Namespace, deadline
         epochs=protocol.epochs,
         **row.options,
     )
+    dense = model if row.trained else dense_model(replace(row, trained=True), protocol, options, deadline)
     before, after = result.pruned.report.before, result.pruned.report.after
     last = result.rounds[-1]
     return {
@@ -143,7 +145,7 @@ def finished(row: Row, protocol: Protocol, options: argparse.Namespace, deadline
         "target": row.target,
         "macs": after.macs / before.macs,
         "params": after.parameters / before.parameters,
-        "dense_test": trainer.test(model),
+        "dense_test": trainer.test(dense),
         "test": trainer.test(result.model),
         "validation": last.accuracy,
         "best_validation": last.best,
