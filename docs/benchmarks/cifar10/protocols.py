@@ -96,7 +96,7 @@ _SHORT: Final = Training(epochs=4, lr=0.02, batch_size=128, weight_decay=5e-4, s
 
 PROTOCOLS: Final[Mapping[str, Protocol]] = {
     # 200 epochs for everybody: methods that begin with the trained model retrain for 200 epochs, at the learning rates of the
-    schedule; # LAASP and growing have one training of 200 epochs, and LAASP the ones between its cuts.
+    # schedule; LAASP and growing have one training of 200 epochs, and LAASP the ones between its cuts.
     "full": Protocol(
         "full",
         _FULL,
