@@ -14,6 +14,7 @@ from pydantic import Field
 from graphprune.methods import steps
 from graphprune.methods.budget import Budget
 from graphprune.methods.method import Options, method
+from graphprune.methods.texts import Target
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.threshold import ThresholdPass
 from graphprune.runs.bench import Bench
@@ -23,7 +24,7 @@ from graphprune.runs.stage import Stage
 class AdaptiveOptions(Options):
     """Options of :data:`adaptive`."""
 
-    target: str | None = Field(
+    target: Target | None = Field(
         None,
         description="What must remain of the original, as params=30%; default: as little as the accuracy allows.",
     )
@@ -40,6 +41,10 @@ class AdaptiveOptions(Options):
     max_rounds: int = Field(40, ge=1, description="Rounds at most, without a target.")
     strikes: int = Field(3, ge=1, description="Failures from one model after which it is given up.")
     patience: int = Field(3, ge=1, description="Accepted rounds that change the size by under 0.1 % before the run ends.")
+
+    def expected_rounds(self) -> int | None:
+        """One for each cut to a target."""
+        return None if self.target is None else 1 + self.rounds
 
 
 @dataclass(frozen=True)

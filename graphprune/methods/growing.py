@@ -15,6 +15,7 @@ from torch import Tensor
 from graphprune.methods import steps
 from graphprune.methods.budget import Budget
 from graphprune.methods.method import Options, method
+from graphprune.methods.texts import Criterion, Target
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.select import SelectPass
 from graphprune.plan import Plan
@@ -27,8 +28,8 @@ class GrowingOptions(Options):
     """Options of :data:`growing`."""
 
     trained: bool = Field(False, description="The model comes trained; otherwise the penalty grows in its one training.")
-    target: str = Field("macs=50%", description="What must remain of the original.")
-    criterion: str = Field("l2", description="As for prune.")
+    target: Target = Field("macs=50%", description="What must remain of the original.")
+    criterion: Criterion = Field("l2", description="As for prune.")
     normalise: str = Field("mean", description="As for prune.")
     max_ratio: float = Field(0.95, gt=0, le=1, description="Largest share of a group that may go.")
     start: float = Field(0.1, ge=0, lt=1, description="Part of the schedule after which the penalty begins.")
@@ -38,6 +39,10 @@ class GrowingOptions(Options):
         0.999, gt=0, le=1, description="How far selections of two epochs must agree, on average over `window`."
     )
     window: int = Field(3, ge=1, description="Epochs over which it is averaged.")
+
+    def expected_rounds(self) -> int | None:
+        """Before the penalty, after the cut, and at the end."""
+        return 3
 
 
 @method("growing", GrowingOptions)

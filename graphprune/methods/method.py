@@ -38,6 +38,10 @@ class Options(BaseModel):
     trained: bool = Field(True, description="The model comes trained; otherwise it is first trained for all epochs.")
     distil: bool = Field(False, description="Distil from the dense model in every training after a cut, if the loop can.")
 
+    def expected_rounds(self) -> int | None:
+        """How many rounds there will be, the dense model's included, where that can be said in advance."""
+        return None
+
 
 Chosen = TypeVar("Chosen", bound=Options)
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from graphprune.methods import steps
 from graphprune.methods.budget import Budget
 from graphprune.methods.method import Options, method
+from graphprune.methods.texts import Target
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.knapsack import KnapsackPass
 from graphprune.runs.bench import Bench
@@ -18,7 +19,7 @@ from graphprune.runs.stage import Stage
 class SpLampOptions(Options):
     """Options of :data:`sp_lamp`."""
 
-    target: str = Field("latency=50%", description="What must remain of the original; the paper's is latency.")
+    target: Target = Field("latency=50%", description="What must remain of the original; the paper's is latency.")
     stages: int = Field(5, ge=1, description="Cuts, each an equal part of the way (the paper takes 10).")
     stage_epochs: int = Field(3, ge=0, description="Epochs after each cut but the last, at the end of the schedule.")
     final_epochs: int | None = Field(None, ge=0, description="Epochs after the last cut; default: the whole schedule.")
@@ -26,6 +27,10 @@ class SpLampOptions(Options):
     member_norm: bool = Field(False, description="Give coupled layers equal totals.")
     round_to: int | Literal["auto"] = Field(8, description="Keep channels in multiples of this; 'auto': where the latency steps.")
     min_channels: int = Field(1, ge=1, description="Units that every group keeps at least.")
+
+    def expected_rounds(self) -> int | None:
+        """One for each stage."""
+        return 1 + self.stages
 
 
 @method("sp-lamp", SpLampOptions)

@@ -61,13 +61,10 @@ class Bench:
         self.rounds: list[Round] = []
         self.first: Stage | None = None
         self.shown: dict[str, dict[str, list[float | None]]] = {}
-        writes = ranks.rank() == 0
-        folder = task.folder
-        if folder is not None and writes:
-            folder.mkdir(parents=True, exist_ok=True)
-        ranks.together()
+        folder, writes = task.folder, ranks.rank() == 0
         self._journal = Journal(folder and folder / "journal.jsonl", about, write=writes)
         self.store = Store(folder and folder / "snapshots", write=writes)
+        ranks.together()  # nobody writes before all have read
 
     # -- the model -----------------------------------------------------------------------------------------------------
 
@@ -262,7 +259,7 @@ class Bench:
         self.rounds.append(row)
         if self.task.folder is not None and ranks.rank() == 0 and not self._journal.replaying:
             write_rounds(self.task.folder / "rounds.jsonl", self.rounds)
-        self.task.watch.round(row, repeated=self._journal.replaying)
+        self.task.watch.round(row, repeated=self._journal.recalled)
 
     # -- how ------------------------------------------------------------------------------------------------------------
 

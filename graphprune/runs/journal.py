@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,21 +21,23 @@ _VERSION: Final = 1
 class Journal:
     """The steps of a run.
 
-    path: of the file; None keeps the steps in memory. about: what the run is (method, options, model, seed); a file of another
-        one is refused. write: False for the processes of a distributed run that only read along.
+    path: of the file, made with the first step; None keeps the steps in memory. about: what the run is (method, options, model,
+        seed); a file of another one is refused. write: False for the processes of a distributed run that only read along.
+
+    ``recalled``: whether the last step that was asked for was on record.
 
     Raises RunError for a file that is damaged, or of another run.
     """
 
     def __init__(self, path: Path | None, about: Mapping[str, str], *, write: bool = True) -> None:
         self._path, self._write = path, write
-        lines = _read(path) if path is not None and path.exists() else []
+        lines = _read(path, mend=write) if path is not None and path.exists() else []
+        self._begun = [] if lines else [{"version": _VERSION, **about}]
         self._done = lines[1:]
         self._next = 0
+        self.recalled = False
         if lines:
             _check_same(path, lines[0], about)
-        else:
-            self._append({"version": _VERSION, **about})
 
     @property
     def replaying(self) -> bool:
@@ -49,6 +51,7 @@ class Journal:
 
     def recall(self, step: str, key: str) -> Mapping[str, Any] | None:
         """The result of the next step if it is on record. Raises RunError where the record is of another step."""
+        self.recalled = self.replaying
         if not self.replaying:
             return None
         known = self._done[self._next]
@@ -64,17 +67,19 @@ class Journal:
     def record(self, step: str, key: str, result: Mapping[str, Any]) -> None:
         """Write a finished step; it is on the disk afterwards."""
         line = {"step": step, "key": key, "result": dict(result)}
-        self._append(line)
+        self._append([*self._begun, line])
+        self._begun = []
         self._done.append(line)
         self._next += 1
 
-    def _append(self, line: Mapping[str, Any]) -> None:
+    def _append(self, lines: Sequence[Mapping[str, Any]]) -> None:
         if self._path is None or not self._write:
             return
         size = self._path.stat().st_size if self._path.exists() else 0
         try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
+                stream.write("".join(json.dumps(line) + "\n" for line in lines))
                 stream.flush()
                 os.fsync(stream.fileno())
         except OSError as error:
@@ -83,11 +88,11 @@ class Journal:
             raise RunError(f"Cannot write {self._path}: {error.strerror}. Make room, and run the same command again.") from error
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a journal, without one that was torn when the process was killed (which is taken out of the file)."""
+def _read(path: Path, *, mend: bool) -> list[dict[str, Any]]:
+    """The lines of a journal, without one that was torn when the process was killed. mend: take that out of the file."""
     data = path.read_bytes()
     whole = data.rfind(b"\n") + 1
-    if whole < len(data):
+    if whole < len(data) and mend:
         os.truncate(path, whole)
     try:
         lines = [json.loads(line) for line in data[:whole].decode().splitlines()]

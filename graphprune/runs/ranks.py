@@ -42,5 +42,10 @@ def together() -> None:
         dist.barrier()
 
 
+def lost(error: RuntimeError) -> bool:
+    """Whether an error says that another process went away."""
+    return _distributed() and (isinstance(error, dist.DistError) or "gloo" in str(error) or "closed by peer" in str(error))
+
+
 def _distributed() -> bool:
     return dist.is_available() and dist.is_initialized()

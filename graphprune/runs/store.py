@@ -38,8 +38,6 @@ class Store:
         self._kept: dict[str, bytes] = {}
         self._held: weakref.WeakValueDictionary[str, Snapshot] = weakref.WeakValueDictionary()
         self._forgets = True
-        if folder is not None and write:
-            folder.mkdir(parents=True, exist_ok=True)
 
     def put(self, name: str, content: Mapping[str, Any]) -> Snapshot:
         """Store a content under a name; in a file, atomically. Raises RunError where there is no room."""
@@ -70,6 +68,7 @@ class Store:
             self._kept[name] = stream.getvalue()
         elif self._write:
             try:
+                self._folder.mkdir(parents=True, exist_ok=True)
                 with atomic_write(self._path(name)) as temporary:
                     temporary.write_bytes(stream.getvalue())
             except OSError as error:

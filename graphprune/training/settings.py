@@ -19,19 +19,7 @@ _CYCLE_RISE, _CYCLE_FIRST, _CYCLE_LAST = 0.3, 1 / 25, 1 / 250_000  # torch's One
 
 
 class Training(BaseModel):
-    """How a model is trained; all that the built-in loop needs to know besides the data.
-
-    epochs: length of the whole schedule, also where only a part of it is run. batch_size: of one step, over all processes and
-        accumulated parts together; what is left over in an epoch waits for another order of the samples.
-    optimiser: ``sgd`` (momentum, nesterov) or ``adamw`` (betas). weight_decay: also of vectors, such as the scales of
-        normalisations and biases, unless decay_norms is off.
-    schedule: ``step`` (times gamma at each milestone: an epoch, or below 1 a share of the epochs), ``cosine`` (to 0), ``onecycle``
-        or ``constant``. warmup: epochs in which the learning rate rises to its place in the schedule.
-    label_smoothing, clip (largest norm of all gradients; 0: any). ema: decay of the averaged weights, which the model takes at
-        the end of the schedule; 0: none.
-    precision: ``no``, ``bf16`` or ``fp16``, of matrix products and convolutions. accumulate: parts that a batch is computed in.
-        channels_last: memory format of images. compile: a backend of torch.compile, such as ``inductor``; ``no``: none.
-    distil_weight, temperature: of the loss against a teacher, where there is one (:mod:`graphprune.training.distillation`).
+    """How a model is trained; all that the built-in loop needs to know besides the data. Its fields say what they are.
 
     >>> settings = Training(epochs=100, lr=0.1, schedule="step", milestones=(0.5, 75))
     >>> [round(settings.learning_rate(epoch), 6) for epoch in (0, 49.9, 50, 80)]
@@ -40,28 +28,40 @@ class Training(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    epochs: _Count = 20
-    batch_size: _Count = 128
-    optimiser: Literal["sgd", "adamw"] = "sgd"
-    lr: _Over0 = 0.1
-    momentum: _Share = 0.9
-    nesterov: bool = True
-    betas: tuple[_Share, _Share] = (0.9, 0.999)
-    weight_decay: _AtLeast0 = 5e-4
-    decay_norms: bool = True
-    schedule: Literal["step", "cosine", "onecycle", "constant"] = "cosine"
-    milestones: tuple[_Over0, ...] = ()
-    gamma: _Over0 = 0.1
-    warmup: _AtLeast0 = 0.0
-    label_smoothing: _Share = 0.0
-    clip: _AtLeast0 = 0.0
-    ema: _Share = 0.0
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    accumulate: _Count = 1
-    channels_last: bool = False
-    compile: str = "no"
-    distil_weight: Annotated[float, Field(ge=0, le=1)] = 0.5
-    temperature: _Over0 = 4.0
+    epochs: _Count = Field(default=20, description="Length of the whole schedule, also where only a part of it is run.")
+    batch_size: _Count = Field(
+        default=128,
+        description="Samples of one step, over all processes and accumulated parts together; what is left over in an epoch waits "
+        "for another order of the samples.",
+    )
+    optimiser: Literal["sgd", "adamw"] = Field(default="sgd", description="sgd goes by momentum and nesterov, adamw by betas.")
+    lr: _Over0 = Field(default=0.1, description="Learning rate, the largest of the schedule.")
+    momentum: _Share = Field(default=0.9, description="Of sgd.")
+    nesterov: bool = Field(default=True, description="Of sgd.")
+    betas: tuple[_Share, _Share] = Field(default=(0.9, 0.999), description="Of adamw.")
+    weight_decay: _AtLeast0 = Field(default=5e-4, description="Strength of the decay of weights.")
+    decay_norms: bool = Field(default=True, description="Decay vectors, too, such as the scales of normalisations and biases.")
+    schedule: Literal["step", "cosine", "onecycle", "constant"] = Field(
+        default="cosine", description="step: times gamma at each milestone; cosine: to 0; onecycle: up and down."
+    )
+    milestones: tuple[_Over0, ...] = Field(default=(), description="Of step: epochs, or below 1 shares of the epochs.")
+    gamma: _Over0 = Field(default=0.1, description="Of step.")
+    warmup: _AtLeast0 = Field(default=0.0, description="Epochs in which the learning rate rises to its place in the schedule.")
+    label_smoothing: _Share = Field(default=0.0, description="Share of each target that is spread over all classes.")
+    clip: _AtLeast0 = Field(default=0.0, description="Largest norm of all gradients together; 0: any.")
+    ema: _Share = Field(
+        default=0.0, description="Decay of averaged weights, which the model takes at the end of the schedule; 0: none."
+    )
+    precision: Literal["no", "bf16", "fp16"] = Field(
+        default="no", description="Of matrix products and convolutions; no: that of the model."
+    )
+    accumulate: _Count = Field(default=1, description="Parts that a batch is computed in.")
+    channels_last: bool = Field(default=False, description="Keep images in the channels_last memory format.")
+    compile: str = Field(default="no", description="A backend of torch.compile, such as inductor; no: none.")
+    distil_weight: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5, description="Share of a teacher in the loss, where there is one."
+    )
+    temperature: _Over0 = Field(default=4.0, description="Of the comparison with a teacher.")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
