@@ -71,11 +71,7 @@ class Plan(BaseModel):
 
     def then(self, later: Plan) -> Plan:
         """This plan followed by one for the model that it leaves, as one plan for the original."""
-        kept = {name: {axis: list(indices) for axis, indices in axes.items()} for name, axes in self.kept.items()}
-        for name, axes in later.kept.items():
-            mine = kept.setdefault(name, {})
-            for axis, indices in axes.items():
-                mine[axis] = [mine[axis][index] for index in indices] if axis in mine else list(indices)
+        kept = composed(self.kept, later.kept)
         return later.model_copy(update={"kept": dict(sorted(kept.items())), "model": self.model})
 
     def slice(self, name: str, tensor: Tensor) -> Tensor:
