@@ -153,7 +153,7 @@ class Bench:
             self.task.watch.working(what, number)
             known = self._trained(stage, epochs, name, _How(penalty, teacher, fresh, judge))
             self._record("train", key, known)
-            self.store.drop(f"{name}-partial")
+        self.store.drop(f"{name}-partial")
         if known["diverged"]:
             return Stage(stage.plan, stage.snapshot, stage.costs, stage.epochs, known["diverged"]), []
         return Stage(stage.plan, self.store.known(name), stage.costs, stage.epochs + len(epochs)), known["accuracies"]
