@@ -33,7 +33,7 @@ from graphprune.passes.rewrite.fold_constants import FoldConstantsPass
 from graphprune.passes.rewrite.recalibrate import RecalibratePass
 from graphprune.passes.rewrite.rewrite import RewritePass
 from graphprune.passes.scoring.score import ScorePass
-from graphprune.passes.selection.decision import Budgeted
+from graphprune.passes.selection.decision import Budgeted, budgeted_passes
 from graphprune.passes.selection.select import SelectPass
 from graphprune.passes.selection.target import KINDS, split_target
 from graphprune.passes.verification.verify import VerifyPass, compare
@@ -41,7 +41,7 @@ from graphprune.pipeline_text import format_pipeline, parse_pipeline
 from graphprune.plan import Plan
 from graphprune.profiling import profile
 from graphprune.program import Inputs, Program, Scope
-from graphprune.registry import pass_class, providers
+from graphprune.registry import pass_class
 from graphprune.sources import load_calibration
 from graphprune.tracing import capture, normalise_inputs, put_back
 from graphprune.tracing.scope_data import scope_calibration
@@ -185,7 +185,7 @@ def _selection(name: str, ranking: str, options: Mapping[str, Any]) -> Pass:
     """The selection pass of this name."""
     found = pass_class(name)
     if not issubclass(found, Budgeted):
-        raise UsageError(f"Pass {name!r} does not select by a target; choose from {', '.join(providers('plan'))}.")
+        raise UsageError(f"Pass {name!r} does not select by a target; choose from {', '.join(budgeted_passes())}.")
     if issubclass(found, SelectPass):
         return found(ranking=ranking, **options)
     if ranking != "global":

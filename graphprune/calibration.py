@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -87,7 +87,7 @@ def default_loss(output: Any, target: Any) -> Tensor:
 
     Raises UsageError where there is nothing to compare with.
     """
-    own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    own = _own_loss(output)
     if own is not None:
         return torch.as_tensor(own)
     first = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
@@ -103,6 +103,15 @@ def default_loss(output: Any, target: Any) -> Tensor:
             "Give Calibration(batches, loss=function) for another loss."
         )
     return F.cross_entropy(first, target)
+
+
+def never_negative(loss: Loss, output: Any) -> bool:
+    """Whether a loss of such an output is known to be at least 0: the default one is, unless it is the model's own."""
+    return loss is default_loss and _own_loss(output) is None
+
+
+def _own_loss(output: Any) -> Any:
+    return output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
 
 
 class Calibration:
@@ -181,7 +190,7 @@ class Calibration:
                     have[label] += index.numel()
                     parts[label].append(batch.pick(index))
         for label in sorted(parts):
-            yield label, _joined(parts[label])
+            yield label, joined(parts[label])
 
 
 def run_error(name: str, inputs: Inputs, error: Exception) -> UsageError:
@@ -212,8 +221,8 @@ class _Kept:
             yield self._seen[-1]
 
 
-def _joined(batches: list[Batch]) -> Batch:
-    """Batches of equal structure as one."""
+def joined(batches: Sequence[Batch]) -> Batch:
+    """Batches of equal structure, and samples of equal shapes, as one."""
 
     def join(*leaves: Any) -> Any:
         return torch.cat(leaves) if isinstance(leaves[0], Tensor) else leaves[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias, get_type_hints
 
@@ -34,7 +34,8 @@ class ScoringContext:
     """What a criterion may read.
 
     filters: which parameters make and read the channels of units. measured: totals of the statistics that it declared.
-    reduction: how values of a unit's members are combined (:data:`REDUCTIONS`).
+    reduction: how values of a unit's members are combined (:data:`REDUCTIONS`). maker: the one layer whose weights count, where
+    units are ranked by one layer alone (:meth:`of`); None for all members.
     """
 
     program: Program
@@ -43,6 +44,12 @@ class ScoringContext:
     seed: int = 0
     filters: Sequence[Filter] = ()
     measured: Mapping[Statistic, Totals] = field(default_factory=dict)
+    maker: Filter | None = None
+
+    def of(self, maker: Filter) -> ScoringContext:
+        """The context in which one layer alone makes the channels of its units; those that read them stay."""
+        readers = [f for f in self.filters if not f.makes and np.isin(f.units, maker.units).any()]
+        return replace(self, filters=(maker, *readers), maker=maker)
 
     def taps(self, place: Place) -> tuple[Tap, ...]:
         """The activations that the filters make (``produced``) or read (``consumed``)."""
@@ -61,9 +68,14 @@ class ScoringContext:
         groups = self.groups
         found: dict[str, list[tuple[int, Ints]]] = {}
         for name, axis, vector in groups.axes:
-            if groups.shrinking[vector]:
+            if groups.shrinking[vector] and self._counts(name, axis):
                 found.setdefault(name, []).append((axis, groups.vectors.units[groups.vectors[vector]]))
         return found
+
+    def _counts(self, tensor: str, axis: int) -> bool:
+        """Whether an axis is a member: one of the maker's, if there is one. Of a computed weight, those of its parameter."""
+        maker = self.maker
+        return maker is None or (tensor == maker.tensor and (axis == maker.axis or bool(maker.weight)))
 
     def reduce(self, members: Iterable[tuple[Ints, Floats]], power: float = 1.0) -> Floats:
         """One value for each unit, from members given as (unit of each index, value of each index); shape (units,).

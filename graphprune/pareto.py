@@ -25,10 +25,11 @@ from graphprune.pass_manager import PassManager
 from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
 from graphprune.passes.analysis.cost import ModelCost
 from graphprune.passes.scoring.score import ScorePass, latest
+from graphprune.passes.selection.decision import budgeted_passes
 from graphprune.passes.selection.target import KINDS
 from graphprune.plan import fingerprint, kept_units
 from graphprune.program import Program
-from graphprune.registry import pass_class, providers, unknown
+from graphprune.registry import pass_class, unknown
 from graphprune.scores import Scores
 from graphprune.tracing import capture
 
@@ -115,7 +116,7 @@ class Sweep:
             raise UsageError(unknown("metric", self.metric, KINDS, "Metrics"))
         if self.points < 1 or not (self.least is None or 0 < self.least < 1):
             raise UsageError("A sweep needs at least one point, and a least share over 0 and under 1.")
-        known = list(dict.fromkeys((*WAYS, *(name for name in providers("plan") if name != "select"))))
+        known = list(dict.fromkeys((*WAYS, *(name for name in budgeted_passes() if name != "select"))))
         for way in self.ways:
             if way not in known:
                 raise UsageError(unknown("way to select", way, known, "Ways"))

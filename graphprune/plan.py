@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -148,6 +149,22 @@ def kept_units(plan: Plan, groups: Groups) -> Kept:
     if frozen is not None:
         raise PlanError(f"The plan cuts {frozen.name}, which must stay: {frozen.reason}.")
     return Kept(groups, ~removed)
+
+
+def composed(
+    first: Mapping[str, Mapping[int, list[int]]], then: Mapping[str, Mapping[int, list[int]]]
+) -> dict[str, dict[int, list[int]]]:
+    """Kept indices of a plan (``plan.kept``), and those of another one for the model that it leaves, as one for the original.
+
+    >>> composed({"w": {0: [0, 2, 5]}}, {"w": {0: [1, 2], 1: [0]}})
+    {'w': {0: [2, 5], 1: [0]}}
+    """
+    result = {name: {axis: list(indices) for axis, indices in axes.items()} for name, axes in first.items()}
+    for name, axes in then.items():
+        known = result.setdefault(name, {})
+        for axis, indices in axes.items():
+            known[axis] = [known[axis][index] for index in indices] if axis in known else list(indices)
+    return result
 
 
 def _mask(name: str, axis: int, indices: list[int], shape: tuple[int, ...]) -> Bools:

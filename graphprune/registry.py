@@ -22,6 +22,7 @@ BUILT_IN: Final[Mapping[str, str]] = {
     "knapsack": "graphprune.passes.selection.knapsack:KnapsackPass",
     "greedy": "graphprune.passes.selection.greedy:GreedyPass",
     "threshold": "graphprune.passes.selection.threshold:ThresholdPass",
+    "loss-aware": "graphprune.passes.selection.loss_aware:LossAwarePass",
     "rewrite": "graphprune.passes.rewrite.rewrite:RewritePass",
     "verify": "graphprune.passes.verification.verify:VerifyPass",
     "fold-constants": "graphprune.passes.rewrite.fold_constants:FoldConstantsPass",

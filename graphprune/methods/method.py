@@ -19,6 +19,7 @@ from graphprune.plan import Plan, fingerprint
 from graphprune.runs.bench import Bench
 from graphprune.runs.history import Round, Silent, Watch
 from graphprune.runs.loop import Evaluate, Loop, Train
+from graphprune.runs.seeding import own_randomness
 from graphprune.runs.stage import Stage
 from graphprune.runs.task import Task
 from graphprune.sources import load_calibration
@@ -160,7 +161,11 @@ class Method(Generic[Chosen]):
             raise UsageError(f"{self.name}: {name}: {first['msg'].removeprefix('Value error, ')}. Options: {known}.") from error
 
     def run(self, task: Task, options: Chosen) -> MethodResult:
-        """Run the method on a task."""
+        """Run the method on a task. Random generators are left as they were."""
+        with own_randomness():
+            return self._run(task, options)
+
+    def _run(self, task: Task, options: Chosen) -> MethodResult:
         bench = Bench(task, self._about(task, options))
         try:
             stage = self.steps(bench, options)
@@ -170,7 +175,7 @@ class Method(Generic[Chosen]):
             pruned = bench.slim(plan, verify=task.verify)
             weights = stage.snapshot.load()["weights"]
             pruned.model.load_state_dict({name: weights[name] for name in pruned.model.state_dict()})
-            dense = bench.model(bench.first or bench.dense())
+            dense = bench.model(stage if bench.first is None else bench.first)
         finally:
             bench.store.keep_all()  # what the last step left is needed when the same call is made again
         return MethodResult(pruned, tuple(bench.rounds), dense)

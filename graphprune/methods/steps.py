@@ -64,6 +64,7 @@ def note(
             stage.costs.parameters,
             stage.costs.macs,
             stage.epochs,
+            stage.samples,
             best,
             widths=bench.widths(stage),
             values=values or {},

@@ -6,7 +6,7 @@ import copy
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from math import isnan
 from typing import Any, Final
@@ -155,8 +155,9 @@ class Bench:
             self._record("train", key, known)
         self.store.drop(f"{name}-partial")
         if known["diverged"]:
-            return Stage(stage.plan, stage.snapshot, stage.costs, stage.epochs, known["diverged"]), []
-        return Stage(stage.plan, self.store.known(name), stage.costs, stage.epochs + len(epochs)), known["accuracies"]
+            return replace(stage, diverged=known["diverged"]), []
+        done = replace(stage, snapshot=self.store.known(name), epochs=stage.epochs + len(epochs), diverged="")
+        return done, known["accuracies"]
 
     def evaluate(self, stage: Stage) -> float:
         """How good a stage is, on validation data."""
@@ -202,11 +203,11 @@ class Bench:
             training = content["training"]
             if not self.task.masks:
                 training, dropped = slice_state(training, plan, before, found.model)
-            self._recalibrate(found)
+            samples = self._recalibrate(found)
             self.store.write(name, {"weights": found.model.state_dict(), "training": training})
-            known = {"costs": asdict(found.report.after), "dropped": dropped}
+            known = {"costs": asdict(found.report.after), "dropped": dropped, "samples": samples}
             self._record("cut", stage.snapshot.name, known)
-        return Stage(whole, self.store.known(name), Costs(**known["costs"]), stage.epochs)
+        return Stage(whole, self.store.known(name), Costs(**known["costs"]), stage.epochs, stage.samples + known["samples"])
 
     def prune(self, stage: Stage, passes: Sequence[Pass], *, table: LatencyTable | None = None) -> Stage:
         """:meth:`choose` and :meth:`cut`: the stage itself where there is nothing to remove."""
@@ -219,7 +220,7 @@ class Bench:
         if to.plan is not None:
             raise UsageError("Weights are rewound to the dense model only, which this stage no longer is.")
         cut = self.cut(to, stage.plan)
-        return Stage(cut.plan, cut.snapshot, cut.costs, stage.epochs)
+        return replace(cut, epochs=stage.epochs, samples=stage.samples + cut.samples - to.samples)
 
     def scores(self, stage: Stage, score: ScorePass) -> dict[str, list[float | None]]:
         """The scores of a stage's units by group, for pictures: rounded, None where the criterion has nothing to say."""
@@ -278,15 +279,18 @@ class Bench:
             program = timed(program, table)
         return PassManager([ChannelsPass(task.exclude, dict(task.policy)), *passes]).run(program)
 
-    def _recalibrate(self, found: PruneResult) -> None:
-        """Batch-norm statistics of a model that was just cut."""
+    def _recalibrate(self, found: PruneResult) -> int:
+        """Estimate the batch-norm statistics of a model that was just cut; on how many samples."""
         task = self.task
-        if task.data is None or not task.recalibrate:
-            return
-        program = calibrated(Program(found.graph, normalise_inputs(task.inputs)), task.data)
-        if not found.scopes and find_norms(program):
-            done = PassManager([RecalibratePass()]).run(program)
-            found.model.load_state_dict(done.module.state_dict())
+        if task.data is None or not task.recalibrate or found.scopes:
+            return 0
+        used = [0]
+        program = Program(found.graph, normalise_inputs(task.inputs))
+        if not find_norms(program):
+            return 0
+        program = calibrated(program, task.data.watched(used.append))
+        found.model.load_state_dict(PassManager([RecalibratePass()]).run(program).module.state_dict())
+        return used[-1]
 
     def _fitting(self, stage: Stage, weights: Mapping[str, Tensor]) -> Fitting:
         slim = self.model(stage)

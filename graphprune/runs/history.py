@@ -29,6 +29,7 @@ class Round:
     params: int
     macs: int
     epochs: int
+    samples: int = 0
     best: float | None = None
     latency: float | None = None
     widths: dict[str, int] = field(default_factory=dict)

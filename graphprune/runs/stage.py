@@ -14,7 +14,8 @@ class Stage:
     """A model on its way: what is left of the original, and with which weights.
 
     plan: what stays of the ORIGINAL model; None while all of it does. snapshot: where the weights and the training state are.
-    costs: at the example inputs. epochs: trained so far on the way here, counting every one. diverged: why training stopped where
+    costs: at the example inputs. epochs: trained so far on the way here, counting all. samples: that batch-norm statistics were
+    estimated on after cuts, counting every one. diverged: why training stopped where
     the loss became infinite or NaN; the weights are then those from before.
     """
 
@@ -22,4 +23,5 @@ class Stage:
     snapshot: Snapshot
     costs: Costs
     epochs: int = 0
+    samples: int = 0
     diverged: str = ""

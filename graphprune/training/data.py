@@ -17,8 +17,8 @@ from graphprune.sources.digits import load_digits
 from graphprune.sources.factories import call_named, is_named
 from graphprune.sources.images import Images, load_images
 from graphprune.training import torchvision_data
-from graphprune.training.preparation import Preparation, preparation
-from graphprune.training.samples import ArraySamples, DatasetSamples, Samples, labels_of
+from graphprune.training.preparation import PREPARATIONS, Preparation, preparation
+from graphprune.training.samples import DatasetSamples, Samples, array_samples, labels_of
 
 _BATCH: Final = 128
 _CPU: Final = torch.device("cpu")
@@ -78,9 +78,9 @@ def load_training_data(
 
     text: ``FILE.npz`` (``x_train`` and ``y_train``, or ``x`` and ``y``; ``x_test`` and ``y_test`` for the test), ``digits``,
         ``torchvision:CLASS:ROOT`` (any data set of torchvision with pairs of an image and a label, which must be there already;
-        ``torchvision:FakeData(size=100)``), a folder of images in folders of classes (or with such ``train`` and ``val`` or
-        ``test`` in it), or ``package.module:callable``, which returns TrainingData, a data set, or two or three of them (training,
-        validation, test).
+        ``torchvision:FakeData(size=100)``), a folder of images in folders of classes (or with such ``train``, ``val`` and
+        ``test`` in it; one of the last two alone is the test), or ``package.module:callable``, which returns TrainingData, a data
+        set, or two or three of them (training, validation, test).
     prepare: a name of ``PREPARATIONS`` or a preparation; None: that of the source, such as ``imagenet`` for folders.
     validation: how much of the training samples is set apart, as a share below 1 or a number, with the classes in proportion and
         by the seed; not used where the source brings validation samples. workers: processes that read files.
@@ -98,7 +98,7 @@ def _sources(text: str, given: Preparation | None, workers: int) -> tuple[Sample
     """Training, validation and test samples; None for what the source does not have."""
     if text == "digits":
         train, test = load_digits()
-        return array_samples(train, given), None, array_samples(test, given)
+        return _of_images(train, given), None, _of_images(test, given)
     if text.startswith("torchvision:"):
         return torchvision_data.named(text, given, workers)
     path = Path(text)
@@ -109,23 +109,11 @@ def _sources(text: str, given: Preparation | None, workers: int) -> tuple[Sample
     train = load_images(path, split="train")
     with np.load(path) as arrays:
         tested = {"x_test", "y_test"} <= set(arrays.files)
-    return array_samples(train, given), None, array_samples(load_images(path), given) if tested else None
+    return _of_images(train, given), None, _of_images(load_images(path), given) if tested else None
 
 
-def array_samples(images: Images, given: Preparation | None = None) -> ArraySamples:
-    """Samples of arrays, by default as they are. Raises UsageError where the preparation does not fit them."""
-    prepared = given or Preparation()
-    x = torch.from_numpy(images.x)
-    for values in (prepared.mean, prepared.std):
-        if len(values) not in (0, 1, images.x.shape[1]):
-            raise UsageError(f"The preparation is for {len(values)} channels; {images.name} has images {list(images.shape)}.")
-    if (prepared.flip or prepared.pad) and x.dim() != 4:
-        raise UsageError(
-            f"{images.name} has samples {list(images.shape)}, which cannot be flipped or shifted. Choose another preparation."
-        )
-    if prepared.size and images.shape[1:] != (prepared.size, prepared.size):
-        raise UsageError(f"The preparation makes images of {prepared.size} pixels out of files; {images.name} holds arrays.")
-    return ArraySamples(x, torch.from_numpy(images.y), prepared)
+def _of_images(images: Images, given: Preparation | None) -> Samples:
+    return array_samples(torch.from_numpy(images.x), images.y, given or PREPARATIONS["none"], images.name)
 
 
 def _called(text: str, workers: int) -> tuple[Samples, Samples | None, Samples | None]:
@@ -135,11 +123,9 @@ def _called(text: str, workers: int) -> tuple[Samples, Samples | None, Samples |
     sets = found if isinstance(found, (tuple, list)) else (found,)
     if not 1 <= len(sets) <= 3 or not all(hasattr(item, "__getitem__") and hasattr(item, "__len__") for item in sets):
         raise UsageError(f"{text} returned {type(found).__name__}. Return one to three data sets, or TrainingData.")
-    train, validation, test = [DatasetSamples(item, item, labels_of(item, text), workers) for item in sets] + [None] * (
-        3 - len(sets)
-    )
-    assert train is not None
-    return train, validation, test
+    parts = [DatasetSamples(item, item, labels_of(item, text), workers) for item in sets]
+    others = [*parts[1:], None, None]
+    return parts[0], others[0], others[1]
 
 
 def split(samples: Samples, amount: float, seed: int = 0, name: str = "the data") -> tuple[Samples, Samples]:

@@ -98,7 +98,7 @@ class _Hook:
 class L1:
     """``strength`` times the sum of the absolute values of the parameters (class-aware pruning, arXiv 2312.05875).
 
-    biases: also of vectors: biases and the scales and shifts of normalisations, as the authors do.
+    biases: also of biases, the shifts of normalisations included, as the authors do.
     """
 
     strength: float = 1e-4
@@ -106,7 +106,11 @@ class L1:
 
     def value(self, model: nn.Module) -> Tensor:
         """The sum, in the dtype of the parameters."""
-        chosen: list[Tensor] = [p for p in model.parameters() if p.requires_grad and (self.biases or p.dim() > 1)]
+        chosen: list[Tensor] = [
+            parameter
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and (self.biases or parameter.dim() > 1 or "bias" not in name.rpartition(".")[2])
+        ]
         if not chosen:
             raise UsageError("The L1 penalty finds no parameters that are trained. Leave it out, or unfreeze some.")
         norms = torch._foreach_norm(chosen, 1)  # one kernel for many tensors

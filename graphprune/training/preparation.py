@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
@@ -29,13 +29,18 @@ class Preparation:
     pad: int = 0
     size: int = 0
 
-    def normalised(self, x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Images of shape (n, channels, ...) in a floating dtype; bytes are divided by 255."""
-        x = x.to(dtype).div_(255) if x.dtype == torch.uint8 else x.to(dtype)
-        for values, change in ((self.mean, torch.sub), (self.std, torch.div)):
-            if values:
-                x = change(x, torch.tensor(values, dtype=dtype, device=x.device).view(-1, *[1] * (x.dim() - 2)))
-        return x
+    def normaliser(self, device: torch.device, axes: int) -> Callable[[Tensor], Tensor]:
+        """What makes images of shape (n, channels, ...), with so many axes, float32 and normal; bytes are divided by 255."""
+        shape = (-1, *[1] * (axes - 2))
+        # Made once: a copy to the device in each batch would wait for all that it still computes.
+        mean, std = (torch.tensor(values, device=device).view(shape) if values else None for values in (self.mean, self.std))
+
+        def normalise(x: Tensor) -> Tensor:
+            x = x.float().div_(255) if x.dtype == torch.uint8 else x.float()
+            x = x if mean is None else x - mean
+            return x if std is None else x / std
+
+        return normalise
 
     def augmented(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Images of shape (n, channels, height, width), each changed by a draw of its own. generator: on the device of x."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from graphprune.errors import UsageError
+
+_OTHERS: Final = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  # ways to launch that shard the model
 
 
 class Processes:
@@ -24,12 +26,14 @@ class Processes:
     def __init__(self, device: torch.device | str | None = None) -> None:
         try:
             from accelerate import PartialState
-            from accelerate.utils import DistributedType
         except ModuleNotFoundError as error:
             raise UsageError(
                 "The built-in training loop needs accelerate, which is not installed. "
                 "Install it with: pip install 'graphprune[train]', or give a loop of your own."
             ) from error
+        other = next((name for name in _OTHERS if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"), None)
+        if other is not None:
+            raise UsageError(f"The built-in loop trains data-parallel, and was launched with {other}. Give a loop of your own.")
         on_cpu = not torch.accelerator.is_available() if device is None else torch.device(device).type == "cpu"
         state: Any = PartialState(cpu=on_cpu)
         launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -37,10 +41,6 @@ class Processes:
             raise UsageError(
                 f"{launched} processes were launched, but accelerate was set up before for {state.num_processes}. "
                 "Make the Trainer first, on the same kind of device."
-            )
-        if state.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-            raise UsageError(
-                f"The built-in loop trains data-parallel, not with {state.distributed_type.value}. Give a loop of your own."
             )
         self.count: int = state.num_processes
         self.index: int = state.process_index

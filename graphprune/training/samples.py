@@ -66,10 +66,10 @@ class ArraySamples:
         """As :class:`Samples` says."""
         x, y = self._on(device)
         generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+        normalise = self.preparation.normaliser(device, x.dim())
         for index in order.to(x.device).split(size):
             images, labels = x[index].to(device, non_blocking=True), y[index].to(device, non_blocking=True)
-            images = images if generator is None else self.preparation.augmented(images, generator)
-            yield self.preparation.normalised(images), labels
+            yield normalise(images if generator is None else self.preparation.augmented(images, generator)), labels
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         if self.x.nbytes > _FITS:
@@ -77,6 +77,21 @@ class ArraySamples:
         if device not in self._moved:
             self._moved[device] = self.x.to(device), self.y.to(device)
         return self._moved[device]
+
+
+def array_samples(x: Tensor, y: np.ndarray[Any, Any], preparation: Preparation, name: str) -> ArraySamples:
+    """Samples of arrays, as :class:`ArraySamples` has them. Raises UsageError, naming the data, where they do not fit."""
+    shape = list(x.shape[1:])
+    for values in (preparation.mean, preparation.std):
+        if len(values) not in (0, 1, shape[0]):
+            raise UsageError(f"The preparation is for {len(values)} channels, and {name} has samples {shape}. Choose another one.")
+    if (preparation.flip or preparation.pad) and len(shape) != 3:
+        raise UsageError(f"{name} has samples {shape}, which cannot be flipped or shifted. Choose another preparation.")
+    if preparation.size:
+        raise UsageError(f"The preparation makes images of {preparation.size} pixels out of files, and {name} holds arrays.")
+    if y.min() < 0:
+        raise UsageError(f"{name} has labels below 0. Number the classes from 0.")
+    return ArraySamples(x, torch.from_numpy(y), preparation)
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from torch import Tensor
 from graphprune.errors import UsageError, first_line
 from graphprune.sources.factories import Call, nearest, parse_call
 from graphprune.training.preparation import PREPARATIONS, Preparation
-from graphprune.training.samples import ArraySamples, DatasetSamples, Samples, labels_of
+from graphprune.training.samples import DatasetSamples, Samples, array_samples, labels_of
 
 _NAME: Final = re.compile(r"(torchvision:\w+(?:\(.*?\))?)(?::(.*))?", re.DOTALL)
 
@@ -77,7 +77,10 @@ def _parsed(text: str) -> tuple[Any, Call, str | None]:
 
 
 def folder(path: Path, given: Preparation | None, workers: int) -> Parts:
-    """Images in a folder for each class; or ``train`` and ``test`` or ``val`` with such folders. Raises UsageError for others."""
+    """Images in a folder for each class; or ``train``, ``val`` and ``test`` with such folders (one of the last two alone: the test).
+
+    Raises UsageError for others.
+    """
     from torchvision import datasets
 
     prepared = given or PREPARATIONS["imagenet"]
@@ -91,8 +94,9 @@ def folder(path: Path, given: Preparation | None, workers: int) -> Parts:
 
     if not (path / "train").is_dir():
         return read(path), None, None
-    test = next((path / name for name in ("test", "val") if (path / name).is_dir()), None)
-    return read(path / "train"), None, None if test is None else read(test)
+    train, validation, test = (read(path / name) if (path / name).is_dir() else None for name in ("train", "val", "test"))
+    assert train is not None
+    return (train, validation, test) if test is not None else (train, None, validation)
 
 
 def _samples(make: Callable[[Any], Any], given: Preparation | None, workers: int, name: str) -> Samples:
@@ -101,7 +105,7 @@ def _samples(make: Callable[[Any], Any], given: Preparation | None, workers: int
     plain = make(prepared.transform(augment=False))
     labels, pixels = labels_of(plain, name), _pixels(plain)
     if pixels is not None and not (given and given.size):
-        return ArraySamples(pixels, torch.from_numpy(labels), given or PREPARATIONS["cifar" if pixels.shape[1] == 3 else "none"])
+        return array_samples(pixels, labels, given or PREPARATIONS["cifar" if pixels.shape[1] == 3 else "none"], name)
     return DatasetSamples(make(prepared.transform(augment=True)), plain, labels, workers)
 
 

@@ -123,8 +123,11 @@ class Trainer:
     def scores(self, forward: nn.Module, x: Tensor) -> Tensor:
         """The class scores of a batch. Raises UsageError where there are fewer than the data have classes."""
         logits = logits_of(forward(x))
-        if logits.dim() < 2 or logits.shape[1] < self.classes:
-            raise UsageError(f"The model returns {list(logits.shape)}, and {self.data.name} has {self.classes} classes. Fit them.")
+        if logits.dim() != 2 or logits.shape[1] < self.classes:
+            raise UsageError(
+                f"The model returns {list(logits.shape)} for {len(x)} samples of {self.data.name}, with {self.classes} classes. "
+                f"Give a classifier of {self.classes}, or a loop of your own."
+            )
         return logits
 
     def autocast(self) -> Any:
@@ -140,7 +143,7 @@ class Trainer:
         if self.settings.compile == "no":
             return model
         if isinstance(model, fx.GraphModule):
-            model.recompile()
+            _ = model.code  # generated here, if it is not yet: Dynamo does not trace how
         return cast(nn.Module, torch.compile(model, backend=self.settings.compile))
 
 
@@ -274,14 +277,16 @@ def _mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 def build_optimiser(model: nn.Module, settings: Training) -> torch.optim.Optimizer:
-    """The optimiser of the settings, on named parameters; vectors are a group of their own where they are not decayed."""
+    """The optimiser of the settings, on named parameters; vectors are a group of their own where they are not decayed.
+
+    Raises UsageError where no parameter is trained.
+    """
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if settings.decay_norms:
-        groups: list[dict[str, Any]] = [{"params": named}]
-    else:
-        vectors = [item for item in named if item[1].dim() < 2]
-        matrices = [item for item in named if item[1].dim() >= 2]
-        groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
+    if not named:
+        raise UsageError("The model has no parameters that are trained. Set requires_grad on some.")
+    spared = [item for item in named if item[1].dim() < 2 and not settings.decay_norms]
+    others = [item for item in named if item[1].dim() >= 2 or settings.decay_norms]
+    groups = [group for group in ({"params": others}, {"params": spared, "weight_decay": 0.0}) if group["params"]]
     if settings.optimiser == "adamw":
         return torch.optim.AdamW(groups, settings.lr, betas=settings.betas, weight_decay=settings.weight_decay)
     return torch.optim.SGD(
@@ -290,7 +295,7 @@ def build_optimiser(model: nn.Module, settings: Training) -> torch.optim.Optimiz
 
 
 def logits_of(output: Any) -> Tensor:
-    """The class scores that a model returns, shape (batch, classes, ...): its ``logits`` if it has them, else its first tensor."""
+    """The class scores in what a model returns, shape (batch, classes): its ``logits`` if it has them, else its first tensor."""
     found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if not isinstance(found, Tensor):
         found = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,7 +22,6 @@ from graphprune.passes.scoring.expression import Term, parse_criterion
 from graphprune.passes.scoring.shares import SHARES
 from graphprune.program import Program
 from graphprune.scores import Scores
-from graphprune.statistic import Statistic, Totals
 
 NORMALISATIONS: Mapping[str, Callable[[Floats], Floats]] = {
     "none": lambda x: x,
@@ -89,7 +88,8 @@ class ScorePass(Pass):
         looks = bool(needs) or any(term.criterion.filters for term in terms)
         filters: Sequence[Filter] = analyses.get(Filters) if looks else ()
         measured = collect(program, groups, filters, program.calibration, needs)
-        values = self._combined(terms, program, groups, filters, measured)
+        context = ScoringContext(program, groups, seed=self.seed, filters=filters, measured=measured)
+        values = combined(terms, context, self.reduction, self.normalise)
         if groups.prunable and np.isnan(values[groups.group_of != FROZEN]).all():
             check_finite(program.tensors)
             raise UsageError(
@@ -102,27 +102,24 @@ class ScorePass(Pass):
             provenance["calibration"] = program.calibration.name
         return program.with_(scores={**program.scores, self.criterion: Scores(self.criterion, values, provenance)})
 
-    def _combined(
-        self,
-        terms: tuple[Term, ...],
-        program: Program,
-        groups: Groups,
-        filters: Sequence[Filter],
-        measured: Mapping[Statistic, Totals],
-    ) -> Floats:
-        """The weighted sum of the normalised terms; where some have nothing to say, the others speak for them."""
-        total, weight = np.zeros(groups.unit_count), np.zeros(groups.unit_count)
-        for term in terms:
-            reduction = term.criterion.reduction if self.reduction == "default" else self.reduction
-            context = ScoringContext(program, groups, reduction, self.seed, filters, measured)
-            found = term.score(context)
-            if not np.isfinite(found[groups.group_of != FROZEN]).all():
-                check_finite(program.tensors)
-            values = normalised(found, groups, self.normalise)
-            known = ~np.isnan(values)
-            total[known] += term.weight * values[known]
-            weight[known] += term.weight
-        return np.divide(total * sum(term.weight for term in terms), weight, out=np.full_like(total, np.nan), where=weight > 0)
+
+def combined(terms: Sequence[Term], context: ScoringContext, reduction: str, normalise: str) -> Floats:
+    """The weighted sum of the normalised terms; where some have nothing to say, the others speak for them. Shape (units,).
+
+    reduction, normalise: as of :class:`ScorePass`. Raises UsageError where a value is not finite because a weight is not.
+    """
+    groups = context.groups
+    total, weight = np.zeros(groups.unit_count), np.zeros(groups.unit_count)
+    for term in terms:
+        chosen = term.criterion.reduction if reduction == "default" else reduction
+        found = term.score(replace(context, reduction=chosen))
+        if context.maker is None and not np.isfinite(found[groups.group_of != FROZEN]).all():
+            check_finite(context.program.tensors)
+        values = normalised(found, groups, normalise)
+        known = ~np.isnan(values)
+        total[known] += term.weight * values[known]
+        weight[known] += term.weight
+    return np.divide(total * sum(term.weight for term in terms), weight, out=np.full_like(total, np.nan), where=weight > 0)
 
 
 def check_present(tensors: Mapping[str, torch.Tensor]) -> None:

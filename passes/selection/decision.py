@@ -26,6 +26,7 @@ from graphprune.passes.selection.solvers.problem import Choices
 from graphprune.passes.selection.target import KINDS, Target, parse_target
 from graphprune.plan import make_plan
 from graphprune.program import Program
+from graphprune.registry import pass_class, providers
 from graphprune.scores import Scores
 
 
@@ -101,6 +102,11 @@ class Budgeted(Pass):
         return Question(program, groups, cost, latest(program.scores), bounds, floors, self.round_to)
 
 
+def budgeted_passes() -> list[str]:
+    """Names of the passes that select by the last scores and by targets."""
+    return [name for name in providers("plan") if issubclass(pass_class(name), Budgeted)]
+
+
 @dataclass(frozen=True)
 class Question:
     """A program with scores and bounds, of which some units are to go. floors: units that each group keeps."""
@@ -170,7 +176,7 @@ class Question:
         share = reachable / original if original else 1.0
         return TargetError(
             f"Target {limit.target} cannot be met: with these options the model can go down to {share:.1%} "
-            f"({_amount(reachable)} {limit.measure.unit or limit.target.kind}). In the way: {names}. "
+            f"({amount(reachable)} {limit.measure.unit or limit.target.kind}). In the way: {names}. "
             "Loosen the target, exclude, min_channels, max_ratio or round_to."
         )
 
@@ -198,16 +204,22 @@ class Question:
 
     def _achieved(self, choice: Choice, targets: Sequence[Target]) -> dict[str, float]:
         """Shares of the original that remain; of a latency the measured one, where it was measured."""
-        kinds = dict.fromkeys(("channels", "params", "macs", *(target.kind for target in targets)))
-        measures = self.cost.measures()
-        amounts = {kind: measures[kind](np.stack([choice.widths, self.groups.widths])).tolist() for kind in kinds}
-        shares = {kind: left / original if original else 1.0 for kind, (left, original) in amounts.items()}
+        shares = achieved(self.cost, choice.widths, [target.kind for target in targets])
         if choice.measured is not None:
-            shares["latency"] = choice.measured.share
-        return {kind: round(share, 6) for kind, share in shares.items()}
+            shares["latency"] = round(choice.measured.share, 6)
+        return shares
 
 
-def _amount(value: float) -> str:
+def achieved(cost: CostModel, widths: Ints, kinds: Sequence[str] = ()) -> dict[str, float]:
+    """Shares of the original's channels, parameters, MACs and other kinds of targets that remain at some widths."""
+    measures = cost.measures()
+    every = dict.fromkeys(("channels", "params", "macs", *kinds))
+    amounts = {kind: measures[kind](np.stack([widths, cost.groups.widths])).tolist() for kind in every}
+    return {kind: round(left / original if original else 1.0, 6) for kind, (left, original) in amounts.items()}
+
+
+def amount(value: float) -> str:
+    """A cost in short, for messages."""
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
 
 

@@ -11,8 +11,9 @@ channel which the plan keeps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -42,6 +43,24 @@ class MissingData(TorchDispatchMode):
         if handler is None:
             return func(*args, **(kwargs or {}))
         return handler(func, *args, **(kwargs or {}))
+
+
+# Libraries run these as one kernel, inside of which the mode sees nothing.
+_FUSED: Final = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})
+
+
+@contextmanager
+def taken_apart(target: Any) -> Iterator[None]:
+    """What a graph node calls runs within as operators that the mode knows, whatever libraries offer."""
+    if target not in _FUSED:
+        yield
+        return
+    before = torch.backends.mkldnn.set_flags(_enabled=False)
+    try:
+        with torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        torch.backends.mkldnn.set_flags(_enabled=before[0])
 
 
 def present(tensor: Tensor) -> Tensor:

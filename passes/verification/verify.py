@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from graphprune.analysis_manager import AnalysisView
 from graphprune.pass_base import Pass
-from graphprune.passes.verification.missing import MissingData
+from graphprune.passes.verification.missing import MissingData, taken_apart
 from graphprune.plan import Plan
 from graphprune.program import Inputs, Program, placeholder_values
 from graphprune.twins import named_tensors, twin
@@ -208,20 +207,6 @@ def _present(reference: Tensor, like: Tensor) -> Tensor | None:
     return present.view(like.shape) if present.numel() == like.numel() else None
 
 
-# Libraries run these as one kernel, inside of which the oracle sees nothing.
-_FUSED: Final = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})
-
-
-@contextmanager
-def _taken_apart() -> Iterator[None]:
-    before = torch.backends.mkldnn.set_flags(_enabled=False)
-    try:
-        with torch.backends.cudnn.flags(enabled=False):
-            yield
-    finally:
-        torch.backends.mkldnn.set_flags(_enabled=before[0])
-
-
 class _Steps(fx.Interpreter):
     """Runs a graph one node at a time; what no later node reads is freed. node: the one that runs."""
 
@@ -237,7 +222,7 @@ class _Steps(fx.Interpreter):
 
     def __next__(self) -> tuple[fx.Node, list[Tensor]]:
         node = self.node = next(self._pending)
-        with _taken_apart() if node.target in _FUSED else nullcontext():
+        with taken_apart(node.target):
             result = self.env[node] = self.run_node(node)
         for read in self.user_to_last_uses.get(node, []):
             del self.env[read]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graphprune.calibration import Batch, Calibration, as_batch, default_loss
+from graphprune.calibration import Batch, Calibration, as_batch, default_loss, never_negative
 from graphprune.errors import UsageError
 from graphprune.program import Inputs
 
@@ -129,6 +129,13 @@ def test_losses_are_recognised() -> None:
     assert torch.equal(default_loss(SimpleNamespace(loss=torch.tensor(3.0)), None), torch.tensor(3.0))
     pixels = torch.randn(2, 3, 4, 4)
     assert torch.isfinite(default_loss(pixels, torch.zeros(2, 4, 4, dtype=torch.int64)))
+
+
+def test_only_the_default_loss_is_known_to_be_at_least_zero_and_only_where_the_model_has_none() -> None:
+    scores = torch.randn(6, 3)
+    assert never_negative(default_loss, scores) and never_negative(default_loss, {"logits": scores})
+    assert not never_negative(default_loss, {"logits": scores, "loss": torch.tensor(-1.0)})
+    assert not never_negative(F.cross_entropy, scores)
 
 
 def test_a_loss_without_targets_or_with_unfit_ones_is_refused() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 import graphprune
 from graphprune.errors import PlanError
-from graphprune.plan import Plan, fingerprint, kept_units
+from graphprune.plan import Plan, composed, fingerprint, kept_units
 from tests.checking import Analysed, analyse, state_hash
 from tests.zoo.case import conv
 
@@ -124,6 +124,17 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(PlanError, match="Cannot read"):
         Plan.load(tmp_path / "binary")
+
+
+def test_plans_one_after_the_other_are_one_plan_of_the_original(found: Analysed) -> None:
+    first = found.random_plan(0)
+    once = graphprune.apply_plan(found.model, IMAGE, first).graph
+    then = analyse(once, IMAGE).random_plan(1)
+    twice = graphprune.apply_plan(once, IMAGE, then).model
+    both = Plan(kept=composed(first.kept, then.kept), model=fingerprint(found.program.module))
+    straight = graphprune.apply_plan(found.model, IMAGE, both).model
+    assert all(torch.equal(one, two) for one, two in zip(twice.parameters(), straight.parameters(), strict=True))
+    assert composed({}, first.kept) == composed(first.kept, {}) == first.kept
 
 
 def test_tied_tensors_are_cut_alike_or_not_at_all() -> None:

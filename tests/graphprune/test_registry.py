@@ -48,7 +48,8 @@ def test_every_built_in_pass_loads_under_its_name(name: str) -> None:
 
 
 def test_built_in_passes_are_listed_in_pipeline_order() -> None:
-    assert pass_names()[:8] == ("channels", "score", "select", "knapsack", "greedy", "threshold", "rewrite", "verify")
+    selecting = ("select", "knapsack", "greedy", "threshold", "loss-aware")
+    assert pass_names()[:9] == ("channels", "score", *selecting, "rewrite", "verify")
 
 
 def test_entry_points_add_passes_after_the_built_in_ones(plugin: types.ModuleType) -> None:

@@ -119,7 +119,7 @@ def test_the_cifar_recipe_is_the_usual_one_and_files_are_prepared_alike() -> Non
     cifar = preparation("cifar")
     assert cifar.flip and cifar.pad == 4 and cifar.mean == (0.4914, 0.4822, 0.4465)
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    array = cifar.normalised(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0]
+    array = cifar.normaliser(CPU, 4)(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0]
     torch.testing.assert_close(cifar.transform(augment=False)(Image.fromarray(pixels)), array)
     assert cifar.transform(augment=True)(Image.fromarray(pixels)).shape == (3, 32, 32)
     with pytest.raises(UsageError, match="no preparation of images 'cifra'"):
@@ -183,10 +183,15 @@ def test_a_folder_of_images_with_or_without_parts(tmp_path: Path) -> None:
     _pictures(tmp_path / "one", 5)
     _pictures(tmp_path / "two" / "train", 5)
     _pictures(tmp_path / "two" / "val", 2)
+    _pictures(tmp_path / "three" / "train", 2)
+    _pictures(tmp_path / "three" / "val", 1)
+    _pictures(tmp_path / "three" / "test", 3)
     prepare = Preparation(size=16, flip=True)
     one, two = (load_training_data(str(tmp_path / name), prepare=prepare, validation=0.2, workers=0) for name in ("one", "two"))
     named = load_training_data(f"torchvision:ImageFolder:{tmp_path / 'two'}", prepare=prepare, validation=0.2, workers=0)
     assert [len(part or ()) for part in (one.train, one.validation, one.test, two.test, named.test)] == [8, 2, 0, 4, 4]
+    three = load_training_data(str(tmp_path / "three"), prepare=prepare, workers=0)
+    assert [len(part or ()) for part in (three.train, three.validation, three.test)] == [4, 2, 6]
     assert _all(two.train, seed=1)[0].shape == (8, 3, 16, 16)
 
 
@@ -229,6 +234,15 @@ def test_a_callable_returns_data_sets_or_all_of_it(monkeypatch: pytest.MonkeyPat
 def test_data_that_cannot_be_found_are_named(text: str, words: str) -> None:
     with pytest.raises(UsageError, match=words):
         load_training_data(text)
+
+
+def test_arrays_that_cannot_be_prepared_so_are_refused(tmp_path: Path) -> None:
+    for name, x, y in (("flat", np.zeros((9, 3)), np.arange(9)), ("below", np.zeros((9, 3, 4, 4)), np.arange(9) - 1)):
+        np.savez(tmp_path / f"{name}.npz", x=x, y=y)
+    with pytest.raises(UsageError, match=r"has samples \[3\], which cannot be flipped or shifted"):
+        load_training_data(str(tmp_path / "flat.npz"), prepare=Preparation(flip=True))
+    with pytest.raises(UsageError, match="labels below 0"):
+        load_training_data(str(tmp_path / "below.npz"))
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:

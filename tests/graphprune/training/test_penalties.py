@@ -21,7 +21,7 @@ OPTIMISERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
 }
 PENALTIES: dict[str, Penalty] = {
     "l1": L1(0.01),
-    "l1-matrices": L1(0.01, biases=False),
+    "l1-weights": L1(0.01, biases=False),
     "orthogonality": Orthogonality(0.1),
     "orthogonality-wide": Orthogonality(0.1, padding=2),
     "group": GroupL2({"0.weight": {0: torch.arange(4.0)}, "2.weight": {1: torch.arange(4.0)}, "0.bias": {0: torch.ones(4)}}, 0.3),
@@ -198,6 +198,13 @@ def test_convolutions_are_found_in_modules_and_in_calls_and_nothing_else_is() ->
     assert convolution_weights(model) == [model.last.weight]
     found = convolution_weights(graph)
     assert {id(weight) for weight in found} == {id(model.last.weight), id(model.kernel)}
+
+
+def test_biases_may_be_left_out_of_the_l1_penalty_and_scales_are_not() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, -1.0)
+    assert L1(0.5).value(model).item() == 4.0 and L1(0.5, biases=False).value(model).item() == 2.0
 
 
 def test_a_tied_tensor_under_two_names_counts_once_in_the_group_penalty() -> None:

@@ -294,8 +294,10 @@ def test_data_that_cannot_be_read_name_epoch_and_batch_and_the_cause() -> None:
 
 def test_what_does_not_fit_is_refused_before_the_first_step() -> None:
     trainer = Trainer(DATA, SETTINGS, device=CPU)
-    with pytest.raises(UsageError, match=r"returns \[16, 2\], and the training data has 3 classes"):
+    with pytest.raises(UsageError, match=r"returns \[16, 2\] for 16 samples of the training data, with 3 classes"):
         trainer.train(nn.Sequential(nn.Flatten(), nn.Linear(32, 2)).double(), range(0, 1), None)
+    with pytest.raises(UsageError, match="no parameters that are trained"):
+        trainer.train(_net().requires_grad_(False), range(0, 1), None)
     for epochs in (range(3, 5), range(2, 0, -1)):
         with pytest.raises(UsageError, match="not consecutive ones of the 4"):
             trainer.train(_net(), epochs, None)
@@ -309,7 +311,21 @@ def test_without_accelerate_the_error_says_how_to_install_it(monkeypatch: pytest
         Trainer(DATA, SETTINGS)
 
 
+def test_a_launch_that_shards_the_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UsageError, match="launched with FSDP"):
+        Trainer(DATA, SETTINGS)
+
+
+def test_processes_that_were_launched_but_do_not_know_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    Trainer(DATA, SETTINGS, device=CPU)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="2 processes were launched, but accelerate was set up before for 1"):
+        Trainer(DATA, SETTINGS, device=CPU)
+
+
 def test_vectors_are_a_group_without_decay_where_they_are_not_decayed() -> None:
     groups = build_optimiser(_net(norm=True), SETTINGS.changed(decay_norms=False)).param_groups
     assert [group["weight_decay"] for group in groups] == [5e-4, 0.0]
     assert groups[0]["param_names"] == ["conv.weight", "head.weight"]
+    assert len(build_optimiser(nn.Linear(2, 2, bias=False), SETTINGS.changed(decay_norms=False)).param_groups) == 1

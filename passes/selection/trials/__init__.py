@@ -1,0 +1,1 @@
+"""Trials: what the loss would be without some units, found without rewriting the graph."""
