@@ -105,6 +105,7 @@ def command(
 ) -> None:
     """Prune a model with training in between, by a method or a recipe. A run that was interrupted goes on with the same command."""
     from graphprune.cli.running import Extras, conduct
+    from graphprune.runs import ranks
 
     chosen: dict[str, dict[str, Any]] = {
         "model": {"source": source, "weights": weights, "input": shape, "trust_pickle": trust_pickle or None, "scopes": scope,
@@ -116,7 +117,7 @@ def command(
     }  # fmt: skip
     draft = _draft(what, chosen, settings or [])
     extras = Extras.checked(plot, tensorboard)
-    with Output(as_json, quiet, verbose) as output:
+    with Output(as_json, quiet or ranks.launched() > 0, verbose) as output:
         conduct(draft.checked(), extras, output)
 
 

@@ -35,7 +35,7 @@ from graphprune.training.data import TrainingData, load_training_data
 from graphprune.training.trainer import Trainer
 
 RECIPE: Final = "recipe.toml"
-_JOURNAL: Final = "journal.jsonl"
+_BEGUN: Final = {"journal.jsonl", "snapshots"}  # what a run may leave that was killed before its recipe was written
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,8 @@ def _check_folder(folder: Path, recipe: Recipe) -> None:
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         reason = "is not writable" if nearest.is_dir() else "is a file"
         raise RunError(f"Cannot write to the folder {folder}: {nearest} {reason}. Choose another --out.")
-    if nearest == folder.absolute() and any(nearest.iterdir()) and not (folder / _JOURNAL).exists():
+    others = {path.name for path in nearest.iterdir() if not path.name.startswith(".")} - _BEGUN
+    if nearest == folder.absolute() and others:
         raise RunError(f"The folder {folder} holds other files and no run. Choose another --out.")
 
 
@@ -176,7 +177,10 @@ def _explained(folder: Path) -> Iterator[None]:
     except RuntimeError as error:
         if not ranks.lost(error):
             raise
-        raise RunError(f"Another process of this run ended: {first_line(error)}. {on}, with as many processes.") from error
+        raise RunError(
+            f"Another process of this run went away; its own messages say why. What was done is kept in {folder}: "
+            "run the same command again to go on."
+        ) from error
     finally:
         if main:
             signal.signal(signal.SIGTERM, before)

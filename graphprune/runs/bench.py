@@ -153,7 +153,7 @@ class Bench:
             self.task.watch.working(what, number)
             known = self._trained(stage, epochs, name, _How(penalty, teacher, fresh, judge))
             self._record("train", key, known)
-            self.store.drop(f"{name}-partial")
+        self.store.drop(f"{name}-partial")
         if known["diverged"]:
             return replace(stage, diverged=known["diverged"]), []
         done = replace(stage, snapshot=self.store.known(name), epochs=stage.epochs + len(epochs), diverged="")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -10,6 +11,11 @@ import torch.distributed as dist
 from graphprune.errors import RunError
 
 T = TypeVar("T")
+
+
+def launched() -> int:
+    """The number of this process by what launched it, before the processes have met; 0 for a run that is not distributed."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def rank() -> int:

@@ -38,6 +38,9 @@ class Store:
         self._kept: dict[str, bytes] = {}
         self._held: weakref.WeakValueDictionary[str, Snapshot] = weakref.WeakValueDictionary()
         self._forgets = True
+        if folder is not None and write and folder.is_dir():
+            for left in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+                left.unlink(missing_ok=True)
 
     def put(self, name: str, content: Mapping[str, Any]) -> Snapshot:
         """Store a content under a name; in a file, atomically. Raises RunError where there is no room."""
