@@ -21,7 +21,7 @@ from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
 from graphprune.passes.scoring.score import latest, unit_order
 from graphprune.passes.selection.bounds import Bounds, Limit, Stepped, make_bounds
-from graphprune.passes.selection.settle import Choice, settled
+from graphprune.passes.selection.settle import Choice, Options, settled
 from graphprune.passes.selection.solvers.problem import Choices
 from graphprune.passes.selection.target import KINDS, Target, parse_target
 from graphprune.plan import make_plan
@@ -78,13 +78,12 @@ class Budgeted(Pass):
         if limit is None or program.latency is None or program.latency.measure is None:
             return question.decide(self.choose(question, analyses))
 
-        def within(budget: float) -> Choice:
-            return self.choose(replace(question, bounds=question.bounds.moved("latency", budget)), analyses)
+        def best(model: Measure, most: float) -> Choice:
+            within = question.bounds.but("latency", Limit(limit.target, model, most))
+            return self.choose(replace(question, bounds=within), analyses)
 
-        def spent(widths: Ints) -> float:
-            return float(limit.measure(widths))
-
-        return question.decide(settled(limit.target, limit.most, within, spent, program.latency.measure))
+        options = Options(best, question.between, question.worth, program.latency.measure, question.groups.widths)
+        return question.decide(settled(limit, options))
 
     @property
     def targets(self) -> list[Target]:
@@ -154,6 +153,16 @@ class Question:
         sizes = self.groups.widths + 1
         tables = [w[np.searchsorted(w, np.arange(size))] for w, size in zip(self.widths, sizes.tolist(), strict=True)]
         return np.cumsum(sizes) - sizes, np.concatenate([np.zeros(0, dtype=np.int64), *tables])
+
+    def between(self, one: Ints, other: Ints, share: float) -> Ints | None:
+        """The allowed widths at a share of the way from some widths to others; None where these break another target."""
+        found = self.rounded(one + np.round(share * (other - one)).astype(np.int64))
+        return found if self.bounds.but("latency").met(found) else None
+
+    def worth(self, widths: Ints) -> float:
+        """The sum of the scores of the most important units, of each group as many as it is wide."""
+        kept = self._kept(widths).units
+        return float(np.nan_to_num(self.scores.values[kept], posinf=np.inf, neginf=-np.inf).sum())
 
     def check_reachable(self, least: Ints) -> None:
         """Raise TargetError unless these widths, the least that can be had, meet the bounds; say how far the model can go."""

@@ -50,6 +50,8 @@ def test_slim_models_are_timed_beside_the_whole_one(here: tuple[Program, Groups,
     measured = latency.measure(np.array([20, 10]))
     assert measured.slim == pytest.approx(planted(20, 10)) and measured.whole == pytest.approx(planted(64, 48))
     assert clock.seen == [[20, 10, 5], [64, 48, 5]]
+    assert measured.error == 0 and measured.parts is not None
+    np.testing.assert_allclose(np.nansum(measured.parts), planted(20, 10) - 0.5, rtol=0.05)  # all but the overhead
     assert float(latency.model([20, 10])) == pytest.approx(planted(20, 10), rel=0.05)
 
 
