@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from graphprune.analysis_manager import AnalysisView
 from graphprune.errors import UsageError
@@ -50,6 +50,7 @@ class ChannelsPass(Pass):
 
     name: ClassVar[str] = "channels"
     requires: ClassVar[tuple[type[Analysis[Groups]], ...]] = (ChannelGroups,)
+    preserves: ClassVar[Literal["all"]] = "all"
 
     exclude: tuple[str, ...] = ()
     policy: Mapping[str, str] = field(default_factory=dict)

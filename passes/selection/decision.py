@@ -94,7 +94,7 @@ class Budgeted(Pass):
     def question(self, program: Program, analyses: AnalysisView) -> Question:
         """What is to be decided about a program."""
         groups, cost = analyses.get(ChannelGroups), analyses.get(ModelCost)
-        bounds = make_bounds(self.targets, cost.measures(), groups.widths)
+        bounds = make_bounds(self.targets, cost.measures(program.latency), groups.widths)
         sizes = groups.widths
         floors = np.maximum(self.min_channels, np.ceil(sizes * (1 - self.max_ratio) - 1e-9).astype(np.int64))
         return Question(program, groups, cost, latest(program.scores), bounds, floors, self.round_to)
@@ -208,7 +208,7 @@ class Question:
     def _achieved(self, choice: Choice, targets: Sequence[Target]) -> dict[str, float]:
         """Shares of the original that remain; of a latency the measured one, where it was measured."""
         kinds = dict.fromkeys(("channels", "params", "macs", *(target.kind for target in targets)))
-        measures = self.cost.measures()
+        measures = self.cost.measures(self.program.latency)
         amounts = {kind: measures[kind](np.stack([choice.widths, self.groups.widths])).tolist() for kind in kinds}
         shares = {kind: left / original if original else 1.0 for kind, (left, original) in amounts.items()}
         if choice.measured is not None:
@@ -227,14 +227,9 @@ def _allowed(group: Group, floor: int, round_to: int | Literal["auto"], measures
         stepped = [np.asarray(measure.steps(group.index), dtype=np.int64) for measure in measures if isinstance(measure, Stepped)]
         steps = np.unique(np.concatenate(stepped)) if stepped else np.arange(low, group.size)
     else:
-        step = round_to // gcd(round_to, _channels_per_unit(group))
+        step = round_to // gcd(round_to, group.channels_per_unit)
         steps = np.arange(-(-low // step) * step, group.size, step)
     return np.append(steps[(steps >= low) & (steps < group.size)], group.size)
-
-
-def _channels_per_unit(group: Group) -> int:
-    """Indices that one unit takes on each of its axes, as far as they agree (64 for a head of 64)."""
-    return gcd(*(member.multiplicity for member in group.members))
 
 
 def _slice_count(group: Group) -> int:
