@@ -21,6 +21,7 @@ from graphprune.cost import Costs
 from graphprune.errors import ArtifactError, PipelineError, UsageError
 from graphprune.files import atomic_write, check_writable
 from graphprune.groups import Groups
+from graphprune.latency.clock import Clock
 from graphprune.latency.environment import environment_of
 from graphprune.latency.table import LatencyTable
 from graphprune.observers import Observer
@@ -219,17 +220,23 @@ def calibrated(
 
 
 def timed(
-    program: Program, table: LatencyTable | str | Path, *, measure: bool = True, analyses: AnalysisManager | None = None
+    program: Program,
+    table: LatencyTable | str | Path,
+    *,
+    measure: bool = True,
+    analyses: AnalysisManager | None = None,
+    clock: Clock | None = None,
 ) -> Program:
     """A program whose latency is known from a table, for targets on it; see ``latency`` and ``measure`` of :func:`prune`.
 
-    analyses: results to start from and to leave behind.
+    analyses: results to start from and to leave behind. clock: what slim models are timed with; that of the table's environment by
+    default.
 
     Raises LatencyError where the table is damaged, of another model, or (to measure) of another environment.
     """
     found = table if isinstance(table, LatencyTable) else LatencyTable.load(table)
     groups = (analyses or AnalysisManager()).get(program, ChannelGroups)
-    return program.with_(latency=latency_from(program, groups, found, measure=measure))
+    return program.with_(latency=latency_from(program, groups, found, measure=measure, clock=clock))
 
 
 def run_pipeline(

@@ -115,6 +115,14 @@ class LatencyTable(BaseModel):
         """Median milliseconds of the whole model in each sample."""
         return np.array([sample.whole.median_ms for sample in self.samples], dtype=np.float64)
 
+    @property
+    def full_ms(self) -> float:
+        """Median milliseconds of the model as it is. Raises LatencyError for a table without such a sample."""
+        for sample in self.samples:
+            if sample.widths == tuple(self.groups.values()):
+                return sample.whole.median_ms
+        raise LatencyError("The latency table has no sample of the whole model. Measure anew.")
+
     def first(self, count: int) -> LatencyTable:
         """The table as it was after so many samples."""
         return self.model_copy(update={"samples": self.samples[:count]})
