@@ -10,7 +10,7 @@ import builtins
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from functools import lru_cache, wraps
 from opcode import opmap
@@ -77,6 +77,7 @@ _TWINS: Final[dict[Any, Callable[..., Any]]] = {
     int: _int, float: _remembering(float), len: _len, range: _range, min: _extreme(min), max: _extreme(max),
     **{function: _remembering(function) for function in _MATH},
 }  # fmt: skip
+_BUILT_IN: Final = {function.__name__ for function in _TWINS if function.__module__ == builtins.__name__}
 _NAMES: Final = {id(function): f"_{function.__name__} of sizes" for function in _TWINS}
 
 
@@ -97,7 +98,7 @@ class Conversions:
                 new = _rewritten(item.__code__, _twins_in(names, scope))
                 if new is not item.__code__:
                     self._codes[item] = item.__code__, new
-            self._places += [(item, name, scope[name]) for name in names if type(scope.get(name)) is _CACHE]
+            self._places += [(item, name, scope[name]) for name in names & scope.keys() if type(scope[name]) is _CACHE]
 
     @contextmanager
     def remembered(self) -> Iterator[None]:
@@ -127,10 +128,12 @@ def _put(place: Any, name: str, value: Any) -> None:
         place.__globals__[name] = value
 
 
-def _twins_in(names: Iterable[str], namespace: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+def _twins_in(names: Set[str], namespace: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     """The names by which code calls functions that have twins, with those of the twins."""
-    found = [(name, _NAMES.get(id(namespace.get(name, _BUILTINS.get(name))))) for name in names]
-    return tuple([(name, twin) for name, twin in found if twin])
+    held = names & namespace.keys()
+    found = [(name, _NAMES.get(id(namespace[name]))) for name in held]
+    found += [(name, _NAMES.get(id(_BUILTINS[name]))) for name in (names & _BUILT_IN) - held]
+    return tuple(sorted([(name, twin) for name, twin in found if twin]))
 
 
 @lru_cache(_MOST_CODES)
@@ -159,13 +162,13 @@ def _constant(item: Any, renamed: tuple[tuple[str, str], ...]) -> Any:
     return item if isinstance(new, tuple) and not any(map(is_not, new, item)) else new
 
 
-def _code_of(root: nn.Module) -> list[tuple[Any, Iterable[str]]]:
+def _code_of(root: nn.Module) -> list[tuple[Any, Set[str]]]:
     """The model's classes, and all classes and functions that running them names, outside of torch and the standard library.
 
     Each with the names that it has (a class) or names (a function).
     """
     pending: list[Any] = list({type(module) for module in root.modules()})
-    seen: dict[int, tuple[Any, Iterable[str]]] = {}
+    seen: dict[int, tuple[Any, Set[str]]] = {}
     methods: dict[str, list[Any]] = defaultdict(list)  # those that nothing has named so far
     names = {"forward", "__call__", "__getitem__"}
     while pending:
@@ -173,7 +176,7 @@ def _code_of(root: nn.Module) -> list[tuple[Any, Iterable[str]]]:
         if id(item) in seen or (item.__module__ or "").partition(".")[0] in _FOREIGN:
             continue
         if isinstance(item, type):
-            seen[id(item)] = item, vars(item)
+            seen[id(item)] = item, vars(item).keys()
             pending += item.__bases__
             for name, value in vars(item).items():
                 inner = getattr(value, "fget", None) or getattr(value, "__wrapped__", value)
@@ -192,7 +195,7 @@ def _code_of(root: nn.Module) -> list[tuple[Any, Iterable[str]]]:
 def _reached(function: FunctionType, names: frozenset[str]) -> list[Any]:
     """Classes and functions that a function names or wraps."""
     scope = function.__globals__
-    held = [*_closure(function), *(scope[name] for name in names if name in scope)]
+    held = [*_closure(function), *(scope[name] for name in names & scope.keys())]
     modules = [vars(value) for value in held if isinstance(value, ModuleType)]
     held += [module[name] for module in modules for name in names & module.keys()]
     held = [value.__wrapped__ if isinstance(value, _CACHE) else value for value in held]
