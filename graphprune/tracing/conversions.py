@@ -26,7 +26,7 @@ from graphprune.tracing.sizes import derive, literal, origin_of, settle
 _LOAD_GLOBAL: Final = opmap["LOAD_GLOBAL"]
 _EXTENDED_ARG: Final = opmap["EXTENDED_ARG"]
 _LARGEST_ARGUMENT: Final = 255
-_MOST_CODES: Final = 10_000  # remembered: they are the same in every run of a model
+_MOST_CODES: Final = 10_000  # whose names are remembered
 _BUILTINS: Final = vars(builtins)
 _CACHE: Final = type(lru_cache(len))
 _FOREIGN: Final = sys.stdlib_module_names | {"torch", "numpy", "graphprune"}
@@ -128,20 +128,18 @@ def _put(place: Any, name: str, value: Any) -> None:
         place.__globals__[name] = value
 
 
-def _twins_in(names: Set[str], namespace: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+def _twins_in(names: Set[str], namespace: Mapping[str, Any]) -> dict[str, str]:
     """The names by which code calls functions that have twins, with those of the twins."""
     held = names & namespace.keys()
-    found = [(name, _NAMES.get(id(namespace[name]))) for name in held]
-    found += [(name, _NAMES.get(id(_BUILTINS[name]))) for name in (names & _BUILT_IN) - held]
-    return tuple(sorted([(name, twin) for name, twin in found if twin]))
+    found = {name: _NAMES.get(id(namespace[name])) for name in held}
+    found |= {name: _NAMES.get(id(_BUILTINS[name])) for name in (names & _BUILT_IN) - held}
+    return {name: twin for name, twin in found.items() if twin}
 
 
-@lru_cache(_MOST_CODES)
-def _rewritten(code: CodeType, renamed: tuple[tuple[str, str], ...]) -> CodeType:
+def _rewritten(code: CodeType, renamed: Mapping[str, str]) -> CodeType:
     """The code with calls of the twins; the same object where there are none."""
     constants = tuple([_constant(item, renamed) for item in code.co_consts])
-    twin_of = dict(renamed)
-    twins = {at: twin_of[name] for at, name in enumerate(code.co_names) if name in twin_of}
+    twins = {at: renamed[name] for at, name in enumerate(code.co_names) if name in renamed}
     names = (*code.co_names, *twins.values())
     if 2 * len(names) > _LARGEST_ARGUMENT or not twins:
         return code.replace(co_consts=constants) if any(map(is_not, constants, code.co_consts)) else code
@@ -154,7 +152,7 @@ def _rewritten(code: CodeType, renamed: tuple[tuple[str, str], ...]) -> CodeType
     return code.replace(co_consts=constants, co_names=names, co_code=bytes(text))
 
 
-def _constant(item: Any, renamed: tuple[tuple[str, str], ...]) -> Any:
+def _constant(item: Any, renamed: Mapping[str, str]) -> Any:
     """A constant of rewritten code; the same object where it is no number that sizes are multiplied with."""
     if isinstance(item, CodeType):
         return _rewritten(item, renamed)
