@@ -110,7 +110,7 @@ class Writer:
         if isinstance(tree, torch.Tensor):
             return self.operand(tree)
         if kind is Mode:
-            return int(tree) != 0
+            return tree.plain
         return torch.Size(map(plain, tree)) if kind is Shape else plain(tree)
 
     def operand(self, tensor: torch.Tensor) -> torch.Tensor:
