@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from graphprune import methods
     from graphprune.api import PruneResult, Report, apply_plan, load, prune, run_pipeline, save, verify
     from graphprune.calibration import Calibration
     from graphprune.errors import GraphpruneError
@@ -38,6 +39,7 @@ __all__ = [
     "apply_plan",
     "capture",
     "load",
+    "methods",
     "profile",
     "prune",
     "run_pipeline",
@@ -64,6 +66,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used: the command line prints its help without loading torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "methods":
+        return import_module(f"{__name__}.methods")
     found = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'api')}"), name)
     globals()[name] = found
     return found

@@ -43,6 +43,14 @@ class LatencyError(UsageError):
     """A latency table cannot be read, is of another model or device, or is not finished."""
 
 
+class RunError(UsageError):
+    """A run cannot be recorded, or what is recorded is damaged or of another run."""
+
+
+class DivergedError(UsageError):
+    """Training gave a loss or weights that are infinite or NaN."""
+
+
 class PipelineError(UsageError):
     """A pipeline names an unknown pass or option, or puts passes in an order that cannot work."""
 

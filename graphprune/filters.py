@@ -54,6 +54,23 @@ def taps_of(filters: Iterable[Filter], place: Place) -> tuple[Tap, ...]:
     return tuple(found.values())
 
 
+def coupled_axes(program: Program, groups: Groups, filters: Iterable[Filter]) -> tuple[str, ...]:
+    """For each group whose channels several layers make one by one (a residual stream), one axis of a parameter, ``name[axis]``.
+
+    A layer that gives each channel of its input its own kernel (depthwise) makes none: it goes on with those that it gets.
+    """
+    nodes = {node.name: node for node in program.module.graph.nodes}
+    makers: dict[int, dict[str, str]] = {}
+    for found in filters:
+        read = [groups.trace.values.get(source.name) for source in nodes[found.node].all_input_nodes]
+        fields = [field for value in read if isinstance(value, Value) for field in value.fields]
+        goes_on = any(np.isin(found.units, groups.units_along(field)[1]).any() for field in fields)
+        if found.makes and not goes_on:
+            for group in np.unique(groups.group_of[found.units]).tolist():
+                makers.setdefault(group, {})[found.node] = f"{found.tensor}[{found.axis}]"
+    return tuple(next(iter(axes.values())) for group, axes in makers.items() if group >= 0 and len(axes) > 1)
+
+
 class _Finder:
     def __init__(self, program: Program, groups: Groups) -> None:
         self.groups = groups

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from math import prod
+from math import gcd, prod
 
 import networkx as nx
 import numpy as np
@@ -93,6 +93,11 @@ class Group:
         return int(self.units.size)
 
     @property
+    def channels_per_unit(self) -> int:
+        """Indices that one unit takes on each of its axes, as far as they agree (64 for an attention head of 64)."""
+        return gcd(*(member.multiplicity for member in self.members))
+
+    @property
     def symbol(self) -> sympy.Symbol:
         """The width symbol of the group in symbolic sizes and costs."""
         return sympy.Symbol(f"w{self.index}", integer=True, positive=True)
@@ -106,11 +111,10 @@ class Groups:
     FROZEN for units that must stay. prunable: groups by index. frozen: groups that must stay, with reasons.
     """
 
-    def __init__(self, trace: Trace, exclude: Sequence[tuple[str, Reason]] = ()) -> None:
+    def __init__(self, trace: Trace, exclude: Sequence[tuple[Field, Reason]] = ()) -> None:
         self.trace = trace
-        for name, reason in exclude:
-            for labels in trace.parameters[name].fields:
-                trace.space.freeze(labels, reason)
+        for labels, reason in exclude:
+            trace.space.freeze(labels, reason)
         self.vectors = UnitVectors(_all_fields(trace), trace.space)
         self.unit_of, self.unit_count = self.vectors.unit_of, self.vectors.count
         self._decision: tuple[object, Kept] | None = None

@@ -20,6 +20,8 @@ GATES = (
     "graphprune/pareto.py",
     "graphprune/profiling.py",
     "graphprune/cli/",
+    "graphprune/methods/",
+    "graphprune/runs/",
 )
 
 # The label algebra and what is built on it: operators come to it through the registry, never by name.

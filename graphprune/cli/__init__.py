@@ -1,4 +1,4 @@
-"""The command line: ``graphprune demo | inspect | score | profile | sweep | prune | apply | verify | passes``.
+"""The command line: ``graphprune demo | inspect | score | profile | sweep | prune | run | recipe | apply | verify | passes``.
 
 Nothing here imports torch before a command runs, so that ``--help`` answers at once.
 """
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import typer
 
-from graphprune.cli import apply, demo, inspect, passes, profile, prune, score, sweep, verify
-from graphprune.cli.errors import run
+from graphprune.cli import apply, demo, inspect, passes, profile, prune, recipe, run, score, sweep, verify
+from graphprune.cli.errors import run as answer
 from graphprune.cli.options import Version
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for module in (demo, inspect, score, profile, sweep, prune, apply, verify, passes):
+for module in (demo, inspect, score, profile, sweep, prune, run, recipe, apply, verify, passes):
     app.command(module.__name__.rpartition(".")[2])(module.command)
 
 
@@ -36,4 +36,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     arguments: without the program's name; those of the process by default.
     """
-    return run(app, list(sys.argv[1:] if arguments is None else arguments))
+    return answer(app, list(sys.argv[1:] if arguments is None else arguments))

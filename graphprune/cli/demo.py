@@ -39,7 +39,7 @@ def command(
 ) -> None:
     """Train a small CNN on scikit-learn's digits, prune it, verify it, fine-tune it, and compare. Offline, under a minute."""
     _check_folder(out)
-    from graphprune.cli.digits import load_digits
+    from graphprune.sources.digits import load_digits
 
     with Output(as_json, quiet, verbose) as output:
         training, held_out = load_digits()

@@ -1,17 +1,14 @@
-"""The model and the data of ``graphprune demo``: a small CNN and scikit-learn's handwritten digits (8x8, 10 classes)."""
+"""The model of ``graphprune demo``, a small CNN for images of 8x8 pixels, and its training."""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from graphprune.cli.output import Task
-from graphprune.errors import UsageError
 from graphprune.sources.images import Images
 
-_HELD_OUT = 450
 _BATCH = 64
 
 
@@ -68,26 +65,6 @@ class SmallCNN(nn.Module):
 def small_cnn() -> nn.Module:
     """A freshly initialised :class:`SmallCNN`; a model source, ``graphprune.cli.digits:small_cnn``."""
     return SmallCNN()
-
-
-def load_digits() -> tuple[Images, Images]:
-    """Training and held-out images, float32 of shape (n, 1, 8, 8) between 0 and 1; the split is always the same.
-
-    Raises UsageError when scikit-learn is not installed.
-    """
-    try:
-        from sklearn.datasets import load_digits as bundled
-    except ModuleNotFoundError as error:
-        raise UsageError(
-            "The demo needs scikit-learn for its digits, which is not installed. Install it with: pip install 'graphprune[demo]'."
-        ) from error
-    images, labels = bundled(return_X_y=True)
-    x = (images / 16).astype(np.float32).reshape(-1, 1, 8, 8)
-    order = np.random.default_rng(0).permutation(len(labels))
-    test, train = order[:_HELD_OUT], order[_HELD_OUT:]
-    return Images(x[train], labels[train].astype(np.int64), "digits"), Images(
-        x[test], labels[test].astype(np.int64), "held-out digits"
-    )
 
 
 def train(model: nn.Module, images: Images, epochs: int, rate: float, seed: int, task: Task) -> None:

@@ -40,6 +40,7 @@ class Output:
 
     def __init__(self, as_json: bool = False, quiet: bool = False, verbose: bool = False) -> None:
         self.as_json = as_json
+        self.quiet = quiet
         self.verbose = verbose
         self.errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
         self._stdout = sys.stdout

@@ -43,7 +43,7 @@ _SLOW_INIT = ("googlenet", "inception_v3", "quantized_googlenet", "quantized_inc
 
 
 @dataclass(frozen=True)
-class _Call:
+class Call:
     """``library:name(args)`` taken apart; the arguments are literals."""
 
     library: str
@@ -56,9 +56,9 @@ def from_torchvision(text: str) -> Source:
     """A model of ``torchvision.models.list_models()``, freshly initialised. Raises UsageError for an unknown name."""
     from torchvision import models
 
-    call = _parse(text)
+    call = parse_call(text)
     if call.name not in (names := models.list_models()):
-        raise UsageError(f"torchvision has no model {call.name!r}. {_nearest(call.name, names)}")
+        raise UsageError(f"torchvision has no model {call.name!r}. {nearest(call.name, names)}")
     builder = models.get_model_builder(call.name)
     kwargs = {"weights": None, **call.kwargs}
     if "weights_backbone" in inspect.signature(builder).parameters:
@@ -79,9 +79,9 @@ def from_timm(text: str) -> Source:
         import timm
     except ModuleNotFoundError as error:
         raise UsageError(f'{text} needs timm, which is not installed. Install it with: pip install "graphprune[timm]".') from error
-    call = _parse(text)
+    call = parse_call(text)
     if not timm.is_model(call.name):
-        raise UsageError(f"timm has no model {call.name!r}. {_nearest(call.name, timm.list_models())}")
+        raise UsageError(f"timm has no model {call.name!r}. {nearest(call.name, timm.list_models())}")
     kwargs = {"pretrained": False, **call.kwargs}
     _refuse_downloads(text, kwargs, ("pretrained",))
     model = _build(text, timm.create_model, call.name, *call.args, **kwargs)
@@ -91,7 +91,7 @@ def from_timm(text: str) -> Source:
 
 def from_python(text: str) -> Source:
     """``package.module:attribute``: a callable that returns a module, or a module; the current folder is on the path."""
-    call = _parse(text)
+    call = parse_call(text)
     with _current_folder_on_path():
         state = torch.random.get_rng_state()
         found = _attribute(call)
@@ -110,13 +110,13 @@ def is_named(text: str) -> bool:
 def call_named(text: str) -> Any:
     """What the callable ``package.module:attribute`` returns, or the attribute itself where it is none; the current folder is on
     the path. Raises UsageError where it cannot be found or fails."""
-    call = _parse(text)
+    call = parse_call(text)
     with _current_folder_on_path():
         found = _attribute(call)
         return _build(text, found, *call.args, **call.kwargs) if callable(found) else found
 
 
-def _model(text: str, found: Any, call: _Call) -> Any:
+def _model(text: str, found: Any, call: Call) -> Any:
     if not isinstance(found, nn.Module):
         return _build(text, found, *call.args, **call.kwargs) if callable(found) else found
     if call.args or call.kwargs:
@@ -124,13 +124,14 @@ def _model(text: str, found: Any, call: _Call) -> Any:
     return found
 
 
-def _parse(text: str) -> _Call:
+def parse_call(text: str) -> Call:
+    """Take ``library:name(arguments)`` apart. Raises UsageError where it has another form, or arguments that are no literals."""
     match = _CALL.fullmatch(text)
     if match is None:
         raise UsageError(f"Cannot read the model source {text!r}. Write it as module:name or module:name(argument=value).")
     library, name, arguments = match.group("library"), match.group("name"), match.group("call")
     if arguments is None:
-        return _Call(library, name)
+        return Call(library, name)
     try:
         tree = ast.parse(f"f{arguments}", mode="eval").body
         if (
@@ -145,15 +146,15 @@ def _parse(text: str) -> _Call:
         raise UsageError(
             f"The arguments {arguments} in {text!r} are not literals. Use numbers, strings, tuples, True, False or None."
         ) from error
-    return _Call(library, name, args, kwargs)
+    return Call(library, name, args, kwargs)
 
 
-def _attribute(call: _Call) -> Any:
+def _attribute(call: Call) -> Any:
     found: Any = _import(call.library)
     for part in call.name.split("."):
         if not hasattr(found, part):
             public = [name for name in vars(found) if not name.startswith("_")] if hasattr(found, "__dict__") else []
-            raise UsageError(f"{call.library} has no {call.name!r}. {_nearest(part, public)}")
+            raise UsageError(f"{call.library} has no {call.name!r}. {nearest(part, public)}")
         found = getattr(found, part)
     return found
 
@@ -190,7 +191,8 @@ def _refuse_downloads(text: str, kwargs: dict[str, Any], names: Iterable[str]) -
             raise UsageError(f"{text} asks for {name}, which would download a file. Leave it out and pass the file with --weights.")
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A sentence with the names nearest to one that is unknown."""
     close = difflib.get_close_matches(name, list(names), n=4, cutoff=0.5)
     return f"Nearest names: {', '.join(close)}." if close else "No name is near it; check the spelling."
 

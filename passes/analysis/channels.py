@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import ClassVar
+from typing import ClassVar, Final, Literal
 
 from graphprune.analysis_manager import AnalysisView
 from graphprune.errors import UsageError
 from graphprune.groups import Groups
-from graphprune.labels import Reason
+from graphprune.labels import Field, Reason, axes_of
 from graphprune.pass_base import Analysis, Pass
 from graphprune.policy import CHOICES, Policy
 from graphprune.program import Program
 from graphprune.propagate import Trace, propagate
+
+_AXIS: Final = re.compile(r"(.*)\[(\d+)\]")
 
 
 @dataclass(frozen=True)
@@ -43,13 +46,15 @@ def make_policy(named: Mapping[str, str], sites: Mapping[str, str]) -> Policy:
 class ChannelsPass(Pass):
     """Set the constraints of the channel analysis, and run it.
 
-    exclude: shell-style patterns on parameter or module names (``layer1.*``); what they match stays whole.
+    exclude: shell-style patterns on parameter or module names (``layer1.*``); what they match stays whole. A number in brackets
+        names one axis of parameters: ``layer1.*.conv2.weight[0]`` keeps what these layers make, and not what they read.
     policy: choices at sites where a tensor can stay rectangular in several ways, ``[conv_groups=whole]``; one site only
         with ``[conv_groups@layer3.*=whole]``.
     """
 
     name: ClassVar[str] = "channels"
     requires: ClassVar[tuple[type[Analysis[Groups]], ...]] = (ChannelGroups,)
+    preserves: ClassVar[Literal["all"]] = "all"
 
     exclude: tuple[str, ...] = ()
     policy: Mapping[str, str] = field(default_factory=dict)
@@ -59,14 +64,21 @@ class ChannelsPass(Pass):
         return program.with_(exclude=tuple(self.exclude), policy=dict(self.policy))
 
 
-def excluded(trace: Trace, patterns: tuple[str, ...]) -> list[tuple[str, Reason]]:
-    """Parameters whose name, or the name of a module around them, matches a pattern."""
-    found: list[tuple[str, Reason]] = []
+def excluded(trace: Trace, patterns: tuple[str, ...]) -> list[tuple[Field, Reason]]:
+    """The labels of parameters whose name, or the name of a module around them, matches a pattern, with the reason."""
+    found: list[tuple[Field, Reason]] = []
     for pattern in patterns:
-        names = [name for name in trace.parameters if matches(name, pattern)]
+        part = _AXIS.fullmatch(pattern)
+        name_pattern, axis = (part[1], int(part[2])) if part else (pattern, None)
+        names = [name for name in trace.parameters if matches(name, name_pattern)]
         if not names:
             raise UsageError(f"exclude={pattern!r} matches no parameter of the model; see `graphprune inspect` for the names.")
-        found += [(name, Reason(f"excluded by {pattern!r}", "exclude", name)) for name in names]
+        found += [
+            (field, Reason(f"excluded by {pattern!r}", "exclude", name))
+            for name in names
+            for field in trace.parameters[name].fields
+            if axis is None or axis in axes_of(field)
+        ]
     return found
 
 

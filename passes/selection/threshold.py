@@ -27,7 +27,8 @@ class ThresholdPass(Budgeted):
     threshold: T; without it, the smallest T that meets the targets. share: of the group's layers in all that make prunable
     channels, by ``params`` or ``macs``, or ``none`` for the same threshold everywhere. Scores are compared as they are, across
     layers, so take ``score{normalise=none}``. Units with one score for their share go together, so a target may be exceeded by
-    these. Floors: see :class:`~graphprune.passes.selection.decision.Budgeted`.
+    these. at_most: share of all units that goes, the weakest first, where a threshold would take more. Floors: see
+    :class:`~graphprune.passes.selection.decision.Budgeted`.
     """
 
     name: ClassVar[str] = "threshold"
@@ -35,12 +36,15 @@ class ThresholdPass(Budgeted):
 
     threshold: float | None = None
     share: str = "params"
+    at_most: float = 1.0
 
     def __post_init__(self) -> None:
         if (self.threshold is None) == (not self.targets):
             raise UsageError("threshold needs a threshold or a target, not both: threshold{threshold=0.1} or threshold{macs=50%}.")
         if self.threshold is not None and not isfinite(self.threshold):
             raise UsageError(f"threshold{{threshold={self.threshold}}} is not finite. Give a number on the scale of the scores.")
+        if not 0 < self.at_most <= 1 or (self.at_most < 1 and self.threshold is None):
+            raise UsageError("threshold{at_most=...} is a share over 0 and at most 1, and goes with a threshold.")
         if self.share not in ("none", *SHARES):
             raise UsageError(f"threshold{{share={self.share}}} is not known; choose from none, {', '.join(SHARES)}.")
         self.check_floors()
@@ -54,13 +58,15 @@ class ThresholdPass(Budgeted):
         along = values[ranking.units]
         known = along[~np.isnan(along)]
         threshold = self.threshold if self.threshold is not None else _smallest(np.unique(known), known, ranking, question)
-        widths = _widths(threshold, known, ranking, question)
+        most = int(self.at_most * question.groups.widths.sum())
+        widths = _widths(threshold, known, ranking, question, most)
         return Choice(widths, {"threshold": repr(threshold), "threshold_share": self.share})
 
 
-def _widths(threshold: float, known: Any, ranking: Ranking, question: Question) -> Ints:
-    """Widths without the units whose values, ascending along the ranking, are at most the threshold."""
+def _widths(threshold: float, known: Any, ranking: Ranking, question: Question, most: int | None = None) -> Ints:
+    """Widths without the units whose values, ascending along the ranking, are at most the threshold; without so many at most."""
     count = int(np.searchsorted(known, threshold, side="right"))
+    count = count if most is None else min(count, most)
     return question.rounded(ranking.widths_after(count, question.groups.widths))
 
 

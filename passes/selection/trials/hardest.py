@@ -43,8 +43,8 @@ def _with_a_sample(order: Ints, first: int, size: int) -> Ints:
     """An order in which ``size`` evenly spaced entries of those after the ``first`` come before the others."""
     rest = np.arange(first, order.size)
     spread = rest[np.arange(size) * rest.size // size]
-    found: Ints = order[np.concatenate([np.arange(first), spread, np.setdiff1d(rest, spread)])]
-    return found
+    sampled: Ints = order[np.concatenate([np.arange(first), spread, np.setdiff1d(rest, spread)])]
+    return sampled
 
 
 def _losses(batch: Batch, output: Any, data: Calibration) -> Floats:

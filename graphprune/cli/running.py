@@ -1,0 +1,292 @@
+"""What ``graphprune run`` does once it has a recipe: open what it names, run the method, measure, save, report."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+import graphprune
+from graphprune.cli import run_plots, tables
+from graphprune.cli.loading import parse_policy
+from graphprune.cli.output import Output
+from graphprune.cli.rounds import Several, rounds_table, watching
+from graphprune.errors import ArtifactError, RunError, UsageError, first_line
+from graphprune.files import atomic_write
+from graphprune.methods import MethodResult
+from graphprune.program import Inputs
+from graphprune.recipe import Draft, Recipe
+from graphprune.runs import ranks
+from graphprune.runs.history import Silent, Watch
+from graphprune.sources import example_inputs, load_source
+from graphprune.training.data import TrainingData, load_training_data
+from graphprune.training.trainer import Trainer
+
+RECIPE: Final = "recipe.toml"
+_BEGUN: Final = {"journal.jsonl", "snapshots"}  # what a run may leave that was killed before its recipe was written
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is made besides the slim model. plot: the format of pictures, or none. tensorboard: write its logs."""
+
+    plot: str
+    tensorboard: bool
+
+    @classmethod
+    def checked(cls, plot: str | None, tensorboard: bool) -> Extras:
+        """The extras that are wanted. Raises UsageError for what is unknown or not installed."""
+        if plot not in (None, "none", *run_plots.FORMATS):
+            raise UsageError(f"--plot {plot} is not known; choose from {', '.join(run_plots.FORMATS)} and none.")
+        drawn = find_spec("matplotlib") is not None
+        if plot not in (None, "none") and not drawn:
+            raise UsageError('--plot needs matplotlib. Install it with: pip install "graphprune[plot]".')
+        if tensorboard and find_spec("tensorboard") is None:
+            raise UsageError('--tensorboard needs tensorboard. Install it with: pip install "graphprune[tensorboard]".')
+        return cls(plot or ("png" if drawn else "none"), tensorboard)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a recipe names. model: the original, which stays as it is."""
+
+    model: nn.Module
+    inputs: Inputs
+    data: TrainingData
+    trainer: Trainer
+
+
+def conduct(recipe: Recipe, extras: Extras, output: Output) -> None:
+    """Run a recipe. Nothing is written before all that can be checked is checked.
+
+    Raises UsageError for what is wrong with it, RunError for a folder of another run, or where a process was lost.
+    """
+    policy = parse_policy(recipe.model.policy)
+    with output.task(f"Loading {recipe.model.source}"):
+        opened = _open(recipe)
+    folder = recipe.run.out
+    _check_folder(folder, recipe)
+    _check_fit(opened, recipe)
+    ranks.together()
+    with _explained(folder), watching(output, recipe.options.expected_rounds()) as view:
+        opened.trainer.watch = view.batch
+        watch = Several([_Keeper(recipe, folder), view, *_logs(extras, folder)]) if ranks.rank() == 0 else Silent()
+        result = _run(recipe, opened, policy, watch)
+    _finish(recipe, opened, result, extras, output)
+
+
+def _open(recipe: Recipe) -> Opened:
+    device = None if recipe.run.device == "auto" else recipe.run.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("[run] device = cuda, and there is no GPU here that torch can use. Take auto or cpu.")
+    part, run = recipe.model, recipe.run
+    source = load_source(part.source, weights=part.weights, trust_pickle=part.trust_pickle, seed=run.seed)
+    about = recipe.data
+    data = load_training_data(
+        about.source, prepare=about.prepare, validation=about.validation, seed=run.seed, workers=about.workers
+    )
+    if part.input is None and source.inputs is None:
+        source = replace(source, inputs=Inputs((data.example(),)))
+    return Opened(
+        source.model, example_inputs(source, part.input, seed=run.seed), data, Trainer(data, recipe.training, device=device)
+    )
+
+
+def _check_folder(folder: Path, recipe: Recipe) -> None:
+    """Raise RunError for a folder of another run, or of something else."""
+    known = folder / RECIPE
+    if known.is_file():
+        difference = Draft.load(known).checked().difference(recipe)
+        if difference is not None:
+            raise RunError(f"The run in {folder} has {difference}. Give the same options to go on with it, or another --out.")
+        return
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        reason = "is not writable" if nearest.is_dir() else "is a file"
+        raise RunError(f"Cannot write to the folder {folder}: {nearest} {reason}. Choose another --out.")
+    others = {path.name for path in nearest.iterdir() if not path.name.startswith(".")} - _BEGUN
+    if nearest == folder.absolute() and others:
+        raise RunError(f"The folder {folder} holds other files and no run. Choose another --out.")
+
+
+def _check_fit(opened: Opened, recipe: Recipe) -> None:
+    """Raise UsageError where the model does not take the data, or has too few classes for them."""
+    model, sample = opened.model, opened.data.example()
+    before = [(module, module.training) for module in model.modules()]
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), sample)
+    try:
+        with torch.no_grad():
+            opened.trainer.scores(model.eval(), sample.to(parameter.device, parameter.dtype))
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        raise UsageError(
+            f"{recipe.model.source} does not take the samples {list(sample.shape[1:])} of {recipe.data.source}: "
+            f"{first_line(error).rstrip('.')}. Choose another model, or [data] prepare."
+        ) from error
+    finally:
+        for module, mode in before:
+            module.training = mode
+
+
+class _Keeper(Silent):
+    """Writes the recipe into the folder with the first step that is done there."""
+
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self._recipe, self._path = recipe, folder / RECIPE
+
+    def working(self, what: str, number: int) -> None:
+        """A step begins, so there is a run."""
+        if not self._path.exists():
+            self._recipe.save(self._path)
+
+
+def _logs(extras: Extras, folder: Path) -> list[Watch]:
+    if not extras.tensorboard:
+        return []
+    from graphprune.cli.tensorboard import TensorBoard
+
+    return [TensorBoard(folder / "tensorboard")]
+
+
+@contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+    """An interruption, or the loss of another process, says how to go on."""
+    on = f"Go on with: graphprune run {shlex.quote(str(folder / RECIPE))}"
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if main else None  # as schedulers and torchrun end a process
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        error.add_note(on)
+        raise
+    except RuntimeError as error:
+        if not ranks.lost(error):
+            raise
+        raise RunError(
+            f"Another process of this run went away; its own messages say why. What was done is kept in {folder}: "
+            "run the same command again to go on."
+        ) from error
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _run(recipe: Recipe, opened: Opened, policy: Mapping[str, str], watch: Watch) -> MethodResult:
+    part, run, trainer = recipe.model, recipe.run, opened.trainer
+    return recipe.method(
+        opened.model,
+        opened.inputs,
+        train=trainer.train,
+        evaluate=trainer.evaluate,
+        data=opened.data.calibration(recipe.data.samples, seed=run.seed),
+        folder=run.out,
+        seed=run.seed,
+        exclude=part.exclude,
+        policy=policy,
+        scopes=part.scopes,
+        verify=run.verify,
+        masks=run.masks,
+        recalibrate=run.recalibrate,
+        watch=watch,
+        **recipe.options.model_dump(),
+    )
+
+
+def _finish(recipe: Recipe, opened: Opened, result: MethodResult, extras: Extras, output: Output) -> None:
+    """Save, test once, report. Only the first process of a distributed run writes and says anything."""
+    result = replace(result, pruned=replace(result.pruned, source=recipe.model.source))
+    first, folder = ranks.rank() == 0, recipe.run.out
+    load = _save(result, folder) if first else ""
+    with output.task("Testing"):
+        tested = _tested(opened.trainer, result)
+    if not first:
+        return
+    data = _data(recipe, result, tested)
+    with atomic_write(folder / "result.json") as temporary:
+        temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    drawn = [] if extras.plot == "none" else run_plots.draw(folder, result.rounds, extras.plot)
+    output.data(data | {"out": str(folder), "plots": [str(path) for path in drawn]})
+    output.show(rounds_table(result.rounds), *([tables.widths_table(result.pruned.report.widths)] if output.verbose else []))
+    output.show(_comparison(recipe, result, tested))
+    output.say(tables.verification_line(result.pruned.report.verification))
+    if tested["slim"] is None:
+        output.say(f"{recipe.data.source} has no test samples: the accuracy is that on the samples that all decisions went by.")
+    if drawn:
+        output.say(f"Pictures: {', '.join(str(path) for path in drawn)}.")
+    output.say(f"Written to {folder}. Load the slim model with: {load}")
+
+
+def _save(result: MethodResult, folder: Path) -> str:
+    """Write the slim model and its plan; how to load it. A model that no artifact holds is written as weights."""
+    result.plan.save(folder / "plan.json")
+    path = folder / "slim.safetensors"
+    try:
+        graphprune.save(result.pruned, path)
+    except ArtifactError:
+        from safetensors.torch import save_model
+
+        path = folder / "weights.safetensors"
+        with atomic_write(path) as temporary:
+            save_model(result.model, str(temporary))
+        plan = f'graphprune.apply_plan(original, inputs, "{folder / "plan.json"}")'
+        return f'slim = {plan}.model; safetensors.torch.load_model(slim, "{path}")'
+    return tables.load_hint(str(path), bool(result.pruned.scopes))
+
+
+def _tested(trainer: Trainer, result: MethodResult) -> dict[str, float | None]:
+    """Accuracies on the test samples, which nothing else looks at."""
+    if trainer.data.test is None:
+        return {"dense": None, "slim": None}
+    dense = trainer.test(result.dense) if result.dense_accuracy is not None else None
+    return {"dense": dense, "slim": trainer.test(result.model)}
+
+
+def _best(result: MethodResult) -> float | None:
+    return next((row.best for row in reversed(result.rounds) if row.best is not None), None)
+
+
+def _data(recipe: Recipe, result: MethodResult, tested: Mapping[str, float | None]) -> dict[str, Any]:
+    report = result.pruned.report
+    return {
+        "method": recipe.method.name,
+        "source": recipe.model.source,
+        "inputs": result.pruned.inputs.describe(),
+        "dense": tables.cost_data(report.before)
+        | {"accuracy": {"validation": result.dense_accuracy, "validation_best_epoch": None, "test": tested["dense"]}},
+        "slim": tables.cost_data(report.after)
+        | {"accuracy": {"validation": result.accuracy, "validation_best_epoch": _best(result), "test": tested["slim"]}},
+        "widths": report.widths,
+        "verification": tables.verification_data(report.verification),
+        "rounds": [asdict(row) for row in result.rounds],
+    }
+
+
+def _comparison(recipe: Recipe, result: MethodResult, tested: Mapping[str, float | None]) -> Any:
+    """The costs of both models, and their accuracies."""
+    report = result.pruned.report
+    table = tables.before_after(report.before, report.after, None, result.pruned.inputs.describe())
+    rows = [
+        ("accuracy on validation data", result.dense_accuracy, result.accuracy),
+        ("  of the best epoch", None, _best(result)),
+        ("accuracy on test data", tested["dense"], tested["slim"]),
+    ]
+    for label, old, new in rows:
+        if new is not None:
+            change = f"{100 * (new - old):+.2f} points" if old is not None else "-"
+            table.add_row(label, *("-" if value is None else f"{value:.2%}" for value in (old, new)), change)
+    return table

@@ -1,0 +1,92 @@
+"""One-shot and iterative pruning with any criterion, selection and budget: the baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from graphprune.errors import UsageError
+from graphprune.methods import steps
+from graphprune.methods.budget import Budget
+from graphprune.methods.method import Options, method
+from graphprune.methods.texts import Criterion, Target
+from graphprune.passes.scoring.score import ScorePass
+from graphprune.passes.selection.decision import Budgeted
+from graphprune.passes.selection.select import SelectPass
+from graphprune.registry import pass_class, providers
+from graphprune.runs.bench import Bench
+from graphprune.runs.stage import Stage
+
+
+class IterativeOptions(Options):
+    """Options of :data:`iterative`."""
+
+    target: Target = Field("macs=50%", description="What must remain of the original.")
+    rounds: int = Field(1, ge=1, description="Cuts; 1 is one-shot.")
+    schedule: str = Field("cubic", pattern="cubic|linear", description="How far each cut goes: cubic (AGP) goes far first.")
+    tune_epochs: int = Field(0, ge=0, description="Epochs after each cut but the last, at the end of the schedule.")
+    final_epochs: int | None = Field(None, ge=0, description="Epochs after the last cut; default: the whole schedule.")
+    criterion: Criterion = Field("l2", description="As for prune.")
+    reduction: str = Field("default", description="As for prune.")
+    normalise: str = Field("max", description="As for prune.")
+    share: str = Field("none", description="As for prune.")
+    select: str = Field("select", description="The selection pass.")
+    ranking: str = Field("global", description="As for prune; 'local' cuts all groups alike (uniform).")
+    round_to: int = Field(1, ge=1, description="As for prune.")
+    max_ratio: float = Field(1.0, gt=0, le=1, description="Largest share of a group that goes in one cut.")
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        """What the passes refuse is refused before anything is trained."""
+        try:
+            self.score(0)
+            self.selection({"channels": 1.0})
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def score(self, seed: int) -> ScorePass:
+        """The scoring pass of every cut."""
+        return ScorePass(self.criterion, self.reduction, self.normalise, self.share, seed)
+
+    def selection(self, target: Mapping[str, Any]) -> Budgeted:
+        """The selection pass of a cut."""
+        found = pass_class(self.select)
+        if not issubclass(found, Budgeted):
+            raise UsageError(f"Pass {self.select!r} does not select by a target; choose from {', '.join(providers('plan'))}.")
+        floors: dict[str, Any] = {"round_to": self.round_to, "max_ratio": self.max_ratio}
+        if issubclass(found, SelectPass):
+            floors["ranking"] = self.ranking
+        return found(**floors, **target)
+
+    def expected_rounds(self) -> int | None:
+        """One for each cut."""
+        return 1 + self.rounds
+
+
+@method("iterative", IterativeOptions)
+def iterative(bench: Bench, options: IterativeOptions) -> Stage:
+    """Cut by a criterion in one or several rounds, with training after each: one-shot, AGP, random and uniform baselines.
+
+    The share of the way to the target after round t of n is ``1 - (1 - t/n)^3`` (automated gradual pruning, Zhu and Gupta 2017,
+    arXiv 1710.01878, eq. 1), or ``t/n``. Trainings after a cut take the last epochs of the schedule, so that their learning rate is
+    what it ends with; the final one takes all of it by default, the learning-rate rewinding of Renda et al. 2020 (arXiv
+    2003.02389).
+    """
+    dense, _ = steps.dense(bench, options)
+    budget, stage = Budget.of(bench, options.target), dense
+    for number in range(1, options.rounds + 1):
+        left = 1 - number / options.rounds
+        way = 1 - (left**3 if options.schedule == "cubic" else left)
+        score = options.score(bench.task.seed)
+        selection = options.selection(budget.options(way, stage, bench))
+        stage = bench.prune(stage, [score, selection], table=budget.table(stage, bench))
+        if number < options.rounds:
+            tune = range(max(0, options.epochs - options.tune_epochs), options.epochs) if options.tune_epochs else range(0)
+            stage, _ = steps.tuned(bench, stage, tune, options, dense)
+            steps.check_trained(stage)
+            steps.note(bench, stage, "accepted", bench.evaluate(stage), values={"way": round(way, 4)})
+    last = options.epochs if options.final_epochs is None else min(options.final_epochs, options.epochs)
+    return steps.final(bench, stage, range(options.epochs - last, options.epochs), options, dense, fresh=True)

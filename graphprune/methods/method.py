@@ -1,0 +1,202 @@
+"""What a method is: options, and steps on a bench; and how it is called."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+
+from graphprune.api import PruneResult
+from graphprune.calibration import Calibration
+from graphprune.errors import UsageError
+from graphprune.plan import Plan, fingerprint
+from graphprune.runs.bench import Bench
+from graphprune.runs.history import Round, Silent, Watch
+from graphprune.runs.loop import Evaluate, Loop, Train
+from graphprune.runs.seeding import own_randomness
+from graphprune.runs.stage import Stage
+from graphprune.runs.task import Task
+from graphprune.sources import load_calibration
+
+
+class Options(BaseModel):
+    """Options that all methods have.
+
+    >>> Options(epochs=10).trained
+    True
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epochs: int = Field(ge=1, description="Length of the full training schedule, which learning rates go by.")
+    trained: bool = Field(True, description="The model comes trained; otherwise it is first trained for all epochs.")
+    distil: bool = Field(False, description="Distil from the dense model in every training after a cut, if the loop can.")
+
+    def expected_rounds(self) -> int | None:
+        """How many rounds there will be, the dense model's included, where that can be said in advance."""
+        return None
+
+
+Chosen = TypeVar("Chosen", bound=Options)
+
+#: Methods by name.
+METHODS: Final[dict[str, Method[Any]]] = {}
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """What a method made.
+
+    pruned: the slim model, trained, with its plan for the original and the proof of the cut; what :func:`graphprune.save` takes.
+    rounds: what happened, the dense model first. accuracy, dense_accuracy: on validation data, after the last epoch. dense: the
+    model that the rounds began with, trained where the method trained it.
+    """
+
+    pruned: PruneResult
+    rounds: tuple[Round, ...]
+    dense: nn.Module
+
+    @property
+    def model(self) -> nn.Module:
+        """The slim model."""
+        return self.pruned.model
+
+    @property
+    def plan(self) -> Plan:
+        """What stays of the original."""
+        return self.pruned.plan
+
+    @property
+    def accuracy(self) -> float | None:
+        """Of the slim model; None where no round has one."""
+        return next((row.accuracy for row in reversed(self.rounds) if row.status in ("final", "accepted", "dense")), None)
+
+    @property
+    def dense_accuracy(self) -> float | None:
+        """Of the dense model."""
+        return next((row.accuracy for row in self.rounds if row.status == "dense"), None)
+
+
+@dataclass(frozen=True)
+class Method(Generic[Chosen]):
+    """A method, to be called on a model. steps: from a bench and options to the last stage."""
+
+    name: str
+    options: type[Chosen]
+    steps: Callable[[Bench, Chosen], Stage]
+
+    @property
+    def summary(self) -> str:
+        """The first line of its documentation."""
+        return (inspect.getdoc(self.steps) or "").splitlines()[0]
+
+    def __call__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        *,
+        train: Train,
+        evaluate: Evaluate,
+        data: Calibration | Iterable[Any] | str | None = None,
+        folder: str | Path | None = None,
+        seed: int = 0,
+        exclude: Sequence[str] = (),
+        policy: Mapping[str, str] | None = None,
+        scopes: Sequence[str] = (),
+        verify: bool = True,
+        masks: bool = False,
+        recalibrate: bool = True,
+        watch: Watch | None = None,
+        **options: Any,
+    ) -> MethodResult:
+        """Run the method. The model itself is not changed.
+
+        model, example_inputs, exclude, policy, scopes: as for :func:`graphprune.prune`.
+        train, evaluate: the training loop; see :class:`~graphprune.runs.loop.Train` and :class:`~graphprune.runs.loop.Evaluate`.
+        data: training samples without augmentation, for criteria that look at activations or gradients, and for batch-norm
+            statistics after a cut: a Calibration, or what makes one.
+        folder: where the run is recorded. Called again with the same folder and options, a run that was interrupted, even by
+            ``kill -9``, goes on where it was, and ends with the same result.
+        seed: of every epoch and every choice. verify: prove every cut. masks: train at full shape, with what is removed held at
+        zero,
+            instead of training the smaller model; slower, and the same where mathematics says so. recalibrate: estimate batch-norm
+            statistics anew after each cut, where there are data. watch: is told how it goes.
+        options: of the method; see its ``options``.
+
+        Raises UsageError for options that make no sense, RunError for a folder of another run or one that cannot be written, and
+        what cutting raises.
+        """
+        found = Calibration(data) if data is not None and not isinstance(data, (Calibration, str)) else data
+        task = Task(
+            model,
+            example_inputs,
+            Loop(train, evaluate),
+            load_calibration(found) if isinstance(found, str) else found,
+            tuple(exclude),
+            dict(policy or {}),
+            tuple(scopes),
+            Path(folder) if folder is not None else None,
+            seed,
+            verify,
+            masks,
+            recalibrate,
+            watch or Silent(),
+        )
+        return self.run(task, self.parse(options))
+
+    def parse(self, options: Mapping[str, Any]) -> Chosen:
+        """Options from plain values. Raises UsageError naming the first that is wrong."""
+        try:
+            return self.options.model_validate(dict(options))
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"])) or "options"
+            known = ", ".join(self.options.model_fields)
+            raise UsageError(f"{self.name}: {name}: {first['msg'].removeprefix('Value error, ')}. Options: {known}.") from error
+
+    def run(self, task: Task, options: Chosen) -> MethodResult:
+        """Run the method on a task. Random generators are left as they were."""
+        with own_randomness():
+            return self._run(task, options)
+
+    def _run(self, task: Task, options: Chosen) -> MethodResult:
+        bench = Bench(task, self._about(task, options))
+        try:
+            stage = self.steps(bench, options)
+            plan = stage.plan or Plan(
+                kept={}, model=fingerprint(bench.program.module), policy=dict(task.policy), scopes=list(task.scopes)
+            )
+            pruned = bench.slim(plan, verify=task.verify)
+            weights = stage.snapshot.load()["weights"]
+            pruned.model.load_state_dict({name: weights[name] for name in pruned.model.state_dict()})
+            dense = bench.model(stage if bench.first is None else bench.first)
+        finally:
+            bench.store.keep_all()  # what the last step left is needed when the same call is made again
+        return MethodResult(pruned, tuple(bench.rounds), dense)
+
+    def _about(self, task: Task, options: Chosen) -> dict[str, str]:
+        shapes = "\n".join(f"{name} {text}" for name, text in fingerprint(task.model).items())
+        return {
+            "method": self.name,
+            "options": options.model_dump_json(),
+            "model": hashlib.sha256(shapes.encode()).hexdigest()[:16],
+            "seed": str(task.seed),
+            "settings": f"exclude={list(task.exclude)} policy={dict(task.policy)} scopes={list(task.scopes)} masks={task.masks} "
+            f"recalibrate={task.recalibrate and task.data is not None}",
+        }
+
+
+def method(name: str, options: type[Chosen]) -> Callable[[Callable[[Bench, Chosen], Stage]], Method[Chosen]]:
+    """Register a function from a bench and options to the last stage as a method."""
+
+    def register(steps: Callable[[Bench, Chosen], Stage]) -> Method[Chosen]:
+        found = METHODS[name] = Method(name, options, steps)
+        return found
+
+    return register

@@ -1,0 +1,354 @@
+"""The bench: what a method can do to a model, each step recorded, so that a killed run goes on and ends the same."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from math import isnan
+from typing import Any, Final
+
+from torch import Tensor, nn
+
+from graphprune.analysis_manager import AnalysisManager
+from graphprune.api import PruneResult, calibrated, run_pipeline, timed
+from graphprune.cost import CostModel, Costs
+from graphprune.errors import DivergedError, UsageError
+from graphprune.files import atomic_write
+from graphprune.filters import coupled_axes, find_filters
+from graphprune.groups import Groups, Ints
+from graphprune.latency.table import LatencyTable
+from graphprune.pass_base import Pass
+from graphprune.pass_manager import PassManager
+from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
+from graphprune.passes.analysis.cost import ModelCost
+from graphprune.passes.calibration.consumers import find_norms
+from graphprune.passes.rewrite.recalibrate import RecalibratePass
+from graphprune.passes.rewrite.rewrite import RewritePass
+from graphprune.passes.scoring.score import ScorePass
+from graphprune.passes.selection.target import parse_target
+from graphprune.passes.verification.verify import VerifyPass
+from graphprune.plan import Plan, kept_units
+from graphprune.profiling import profile
+from graphprune.program import Program
+from graphprune.runs import ranks
+from graphprune.runs.fitting import Fitting
+from graphprune.runs.history import Round, write_rounds
+from graphprune.runs.journal import Journal
+from graphprune.runs.seeding import derived, seed_everything
+from graphprune.runs.stage import Stage
+from graphprune.runs.store import Store
+from graphprune.runs.task import Task
+from graphprune.tracing import capture, normalise_inputs
+from graphprune.training.optimiser_state import slice_state
+from graphprune.training.penalties import Penalty
+
+_SAVE_EVERY: Final = 20.0  # seconds between two savings of a training that goes on
+
+
+class Bench:
+    """A model on the bench: train, evaluate, choose, cut.
+
+    Each of these steps is recorded when it is done. about: what makes the run what it is, for the record; a folder that holds
+    another run is refused. first: the stage of the first round, which the others are compared with.
+    """
+
+    def __init__(self, task: Task, about: Mapping[str, str]) -> None:
+        self.task = task
+        self.rounds: list[Round] = []
+        self.first: Stage | None = None
+        self.shown: dict[str, dict[str, list[float | None]]] = {}
+        folder, writes = task.folder, ranks.rank() == 0
+        self._journal = Journal(folder and folder / "journal.jsonl", about, write=writes)
+        self.store = Store(folder and folder / "snapshots", write=writes)
+        ranks.together()  # nobody writes before all have read
+
+    # -- the model -----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def program(self) -> Program:
+        """The original, captured."""
+        task = self.task
+        found = capture(task.model, task.inputs, scopes=task.scopes)
+        return found.with_(exclude=task.exclude, policy=dict(task.policy))
+
+    @cached_property
+    def _facts(self) -> tuple[Groups, CostModel]:
+        """Groups and costs of the original."""
+        analyses, program = AnalysisManager(), self.program
+        return analyses.get(program, ChannelGroups()), analyses.get(program, ModelCost())
+
+    @property
+    def groups(self) -> Groups:
+        """The groups of the original."""
+        return self._facts[0]
+
+    def dense(self) -> Stage:
+        """The original with the weights that it came with."""
+        groups, cost = self._facts
+        known = self._journal.recall("dense", "")
+        if known is None:
+            self.store.write("dense", {"weights": self.task.model.state_dict(), "training": None})
+            self._record("dense", "", {})
+        return Stage(None, self.store.known("dense"), cost.costs(groups.widths))
+
+    def model(self, stage: Stage) -> nn.Module:
+        """A model of its own for a stage, in train mode where the original is."""
+        model = copy.deepcopy(self.task.model) if stage.plan is None else self.slim(stage.plan, verify=False).model
+        model.load_state_dict(stage.snapshot.load()["weights"])
+        return model
+
+    def slim(self, plan: Plan, *, verify: bool) -> PruneResult:
+        """The original cut by a plan, with the original's weights; verify: and proved."""
+        passes: list[Pass] = [RewritePass(), *([VerifyPass(seed=self.task.seed)] if verify else [])]
+        return run_pipeline(self.program.with_(plan=plan, policy=dict(plan.policy)), passes, model=self.task.model)
+
+    @cached_property
+    def coupled(self) -> tuple[str, ...]:
+        """What to exclude for groups that several layers make to stay whole."""
+        return coupled_axes(self.program, self.groups, find_filters(self.program, self.groups))
+
+    def amount(self, kind: str, value: float | str) -> float:
+        """A target on the original as an amount: half of its MACs for ``macs`` and ``50%``. Not for latency."""
+        groups, cost = self._facts
+        return parse_target(kind, value).limit(float(cost.measures()[kind](groups.widths)))
+
+    def measured(self, stage: Stage, kind: str) -> float:
+        """What a stage has of a kind of cost, other than latency."""
+        return float(self._facts[1].measures()[kind](self._widths(stage)))
+
+    def widths(self, stage: Stage) -> dict[str, int]:
+        """Units that a stage has of every prunable group of the original."""
+        return dict(zip((group.name for group in self.groups.prunable), self._widths(stage).tolist(), strict=True))
+
+    def _widths(self, stage: Stage) -> Ints:
+        return self.groups.widths if stage.plan is None else kept_units(stage.plan, self.groups).widths()
+
+    # -- steps ----------------------------------------------------------------------------------------------------------
+
+    def train(
+        self,
+        stage: Stage,
+        epochs: range,
+        *,
+        penalty: Penalty | None = None,
+        teacher: Stage | None = None,
+        fresh: bool = False,
+        judge: bool = False,
+        what: str = "Training",
+    ) -> tuple[Stage, list[float]]:
+        """Train a stage for some epochs of the schedule.
+
+        penalty: added to the loss. teacher: a stage to distil from. fresh: with a new optimiser. judge: evaluate after every epoch;
+        the second result lists these. A loss that is infinite or NaN ends the training: the stage then says so, with the weights
+        from before.
+        """
+        key = f"{stage.snapshot.name} {epochs.start}..{epochs.stop}" + (f" {type(penalty).__name__}" if penalty is not None else "")
+        number, known = self._journal.number, self._journal.recall("train", key)
+        name = f"{number:05d}"
+        if known is None:
+            self.task.watch.working(what, number)
+            known = self._trained(stage, epochs, name, _How(penalty, teacher, fresh, judge))
+            self._record("train", key, known)
+        self.store.drop(f"{name}-partial")
+        if known["diverged"]:
+            return replace(stage, diverged=known["diverged"]), []
+        done = replace(stage, snapshot=self.store.known(name), epochs=stage.epochs + len(epochs), diverged="")
+        return done, known["accuracies"]
+
+    def evaluate(self, stage: Stage) -> float:
+        """How good a stage is, on validation data."""
+        known = self._journal.recall("evaluate", stage.snapshot.name)
+        if known is None:
+            self.task.watch.working("Evaluating", self._journal.number)
+            known = {"accuracy": self._judged(self.model(stage))}
+            self._record("evaluate", stage.snapshot.name, known)
+        return float(known["accuracy"])
+
+    def choose(
+        self, stage: Stage, passes: Sequence[Pass], *, table: LatencyTable | None = None, what: str = "Choosing"
+    ) -> Plan | None:
+        """What scoring and selection passes would remove from a stage, as a plan for its model; None for nothing.
+
+        table: the stage's latency, for targets on it. Raises what the passes raise, such as TargetError; nothing is recorded then.
+        """
+        key = " ".join([stage.snapshot.name, *(f"{step.name}{step}" for step in passes)])
+        number, known = self._journal.number, self._journal.recall("choose", key)
+        if known is None:
+            self.task.watch.working(what, number)
+            seed_everything(derived(self.task.seed, number))
+            plan = self._run(stage, passes, table).plan
+            assert plan is not None, "the last pass selects"
+            known = {"plan": plan.model_dump(mode="json") if plan.kept else None}
+            ranks.agreed(json.dumps(known), "what to remove")
+            self._record("choose", key, known)
+        return None if known["plan"] is None else Plan.model_validate(known["plan"])
+
+    def cut(self, stage: Stage, plan: Plan) -> Stage:
+        """A stage with what a plan for its model leaves: weights and optimiser state are sliced, not thrown away."""
+        number, known = self._journal.number, self._journal.recall("cut", stage.snapshot.name)
+        name = f"{number:05d}"
+        whole = plan if stage.plan is None else stage.plan.then(plan)
+        if known is None:
+            self.task.watch.working("Cutting", number)
+            found = self.slim(whole, verify=self.task.verify)
+            before = self.model(stage)
+            content = stage.snapshot.load()
+            weights = content["weights"]
+            found.model.load_state_dict({key: plan.slice(key, weights[key]) for key in found.model.state_dict()})
+            dropped: list[str] = []
+            training = content["training"]
+            if not self.task.masks:
+                training, dropped = slice_state(training, plan, before, found.model)
+            samples = self._recalibrate(found)
+            self.store.write(name, {"weights": found.model.state_dict(), "training": training})
+            known = {"costs": asdict(found.report.after), "dropped": dropped, "samples": samples}
+            self._record("cut", stage.snapshot.name, known)
+        return Stage(whole, self.store.known(name), Costs(**known["costs"]), stage.epochs, stage.samples + known["samples"])
+
+    def prune(self, stage: Stage, passes: Sequence[Pass], *, table: LatencyTable | None = None) -> Stage:
+        """:meth:`choose` and :meth:`cut`: the stage itself where there is nothing to remove."""
+        plan = self.choose(stage, passes, table=table)
+        if plan is None:
+            return stage
+        share = None if table is None else plan.achieved.get("latency")
+        latency = None if table is None or share is None else share * (stage.latency or table.full_ms)
+        return replace(self.cut(stage, plan), latency=latency)
+
+    def rewind(self, stage: Stage, to: Stage) -> Stage:
+        """What is left of a stage, with the weights and the optimiser that an earlier one, whole or wider, has there."""
+        assert stage.plan is not None, "there is something cut"
+        if to.plan is not None:
+            raise UsageError("Weights are rewound to the dense model only, which this stage no longer is.")
+        cut = self.cut(to, stage.plan)
+        return replace(cut, epochs=stage.epochs, samples=stage.samples + cut.samples - to.samples)
+
+    def scores(self, stage: Stage, score: ScorePass) -> dict[str, list[float | None]]:
+        """The scores of a stage's units by group, for pictures: rounded, None where the criterion has nothing to say."""
+        key = f"{stage.snapshot.name} {score}"
+        number, known = self._journal.number, self._journal.recall("score", key)
+        if known is None:
+            self.task.watch.working("Scoring", number)
+            program = self._run(stage, [score], None)
+            values = next(iter(program.scores.values())).values
+            groups = AnalysisManager().get(program, ChannelGroups()).prunable
+            known = {g.name: [None if isnan(v) else float(f"{v:.5g}") for v in values[g.units].tolist()] for g in groups}
+            self._record("score", key, known)
+        return dict(known)
+
+    def show(self, name: str, scores: Mapping[str, Sequence[float | None]]) -> None:
+        """Keep scores for the pictures of the run."""
+        self.shown[name] = {group: list(values) for group, values in scores.items()}
+        if self.task.folder is not None and ranks.rank() == 0:
+            with atomic_write(self.task.folder / "scores.json") as temporary:
+                temporary.write_text(json.dumps(self.shown), encoding="utf-8")
+
+    def latency_table(self, stage: Stage, **settings: Any) -> LatencyTable:
+        """The latency table of a stage's model, measured here. settings: of :func:`graphprune.profile`."""
+        number, known = self._journal.number, self._journal.recall("profile", stage.snapshot.name)
+        if known is None:
+            self.task.watch.working("Measuring latency", number)
+            path = self.task.folder and self.task.folder / f"latency-{number:05d}.json"
+            task = self.task
+            table = profile(
+                self.model(stage).eval(),
+                task.inputs,
+                exclude=task.exclude,
+                policy=task.policy,
+                path=path,
+                clock=task.clock,
+                **settings,
+            )
+            known = {"table": ranks.shared(table.model_dump(mode="json"))}
+            self._record("profile", stage.snapshot.name, known)
+        return LatencyTable.model_validate(known["table"])
+
+    def note(self, row: Round) -> None:
+        """A round is over."""
+        self.rounds.append(row)
+        if self.task.folder is not None and ranks.rank() == 0 and not self._journal.replaying:
+            write_rounds(self.task.folder / "rounds.jsonl", self.rounds)
+        self.task.watch.round(row, repeated=self._journal.recalled)
+
+    # -- how ------------------------------------------------------------------------------------------------------------
+
+    def _record(self, step: str, key: str, result: Mapping[str, Any]) -> None:
+        self._journal.record(step, key, result)
+        ranks.together()
+
+    def _judged(self, model: nn.Module) -> float:
+        return ranks.shared(float(self.task.loop.evaluate(model)))
+
+    def _run(self, stage: Stage, passes: Sequence[Pass], table: LatencyTable | None) -> Program:
+        task = self.task
+        model = self.model(stage)
+        program = capture(model, task.inputs, scopes=task.scopes).with_(exclude=task.exclude, policy=dict(task.policy))
+        program = calibrated(program, task.data, seed=task.seed, whole=(model, task.inputs))
+        if table is not None:
+            program = timed(program, table, clock=task.clock)
+        return PassManager([ChannelsPass(task.exclude, dict(task.policy)), *passes]).run(program)
+
+    def _recalibrate(self, found: PruneResult) -> int:
+        """Estimate the batch-norm statistics of a model that was just cut; on how many samples."""
+        task = self.task
+        if task.data is None or not task.recalibrate or found.scopes:
+            return 0
+        used = [0]
+        program = Program(found.graph, normalise_inputs(task.inputs))
+        if not find_norms(program):
+            return 0
+        program = calibrated(program, task.data.watched(used.append))
+        found.model.load_state_dict(PassManager([RecalibratePass()]).run(program).module.state_dict())
+        return used[-1]
+
+    def _fitting(self, stage: Stage, weights: Mapping[str, Tensor]) -> Fitting:
+        slim = self.model(stage)
+        slim.load_state_dict(dict(weights))
+        if not self.task.masks or stage.plan is None:
+            return Fitting(slim)
+        statistic = next((group for group in self.groups.prunable if group.statistics is not None), None)
+        if statistic is not None:
+            raise UsageError(
+                f"Masks are not exact here: {statistic.name} takes part in a statistic over channels ({statistic.statistics}). "
+                "Train the smaller model (masks=False)."
+            )
+        return Fitting(slim, copy.deepcopy(self.task.model), stage.plan)
+
+    def _trained(self, stage: Stage, epochs: range, name: str, how: _How) -> dict[str, Any]:
+        """Train, saving now and then; what to record."""
+        partial = f"{name}-partial"
+        content = self.store.read(partial) if self.store.has(partial) else dict(stage.snapshot.load(), done=0, accuracies=[])
+        fitting = self._fitting(stage, content["weights"])
+        state = None if how.fresh and not content["done"] else content["training"]
+        extras = {} if how.teacher is None else {"teacher": self.model(how.teacher).eval()}
+        accuracies, saved = list(content["accuracies"]), time.monotonic()
+        for done, epoch in enumerate(epochs[content["done"] :], content["done"] + 1):
+            seed_everything(derived(self.task.seed, name, epoch))
+            try:
+                with fitting.held(how.penalty):
+                    state = self.task.loop.train(fitting.model, range(epoch, epoch + 1), state, **extras)
+                fitting.check_finite()
+            except DivergedError as error:
+                return {"diverged": str(error), "accuracies": []}
+            if how.judge:
+                accuracies.append(self._judged(fitting.slim()))
+            self.task.watch.epoch(done, len(epochs))
+            if time.monotonic() - saved > _SAVE_EVERY and done < len(epochs):
+                now = {"weights": fitting.weights(), "training": state, "done": done, "accuracies": accuracies}
+                self.store.write(partial, now)
+                saved = time.monotonic()
+        self.store.write(name, {"weights": fitting.weights(), "training": state})
+        return {"diverged": "", "accuracies": accuracies}
+
+
+@dataclass(frozen=True)
+class _How:
+    """How to train."""
+
+    penalty: Penalty | None
+    teacher: Stage | None
+    fresh: bool
+    judge: bool

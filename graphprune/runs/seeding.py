@@ -1,0 +1,36 @@
+"""Random numbers of a run: every epoch has its own seed, so that an epoch is the same whenever it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def derived(*parts: int | str) -> int:
+    """A seed that depends on all parts and nothing else; 0 to 2^31 - 1."""
+    text = "/".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch (on all devices), numpy and random."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+@contextmanager
+def own_randomness() -> Iterator[None]:
+    """Leave the generators of torch, numpy and random as they were before the block."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)

@@ -1,0 +1,103 @@
+"""Snapshots: the weights and the training state of stages, in files or in memory, dropped when no stage refers to them."""
+
+from __future__ import annotations
+
+import io
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graphprune.errors import RunError
+from graphprune.files import atomic_write
+
+
+class Snapshot:
+    """A name in a store, which forgets the content once nothing refers to the snapshot any more.
+
+    This is safe when a run is repeated up to where it was killed: the same code lets go of the same snapshots, and steps that are
+    on record read none.
+    """
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store, self.name = store, name
+        weakref.finalize(self, store.forget, name).atexit = False  # the last stages of an unfinished run are needed again
+
+    def load(self) -> Mapping[str, Any]:
+        """``weights``: a state_dict. ``training``: what the training loop returned last, or None."""
+        return self._store.read(self.name)
+
+
+class Store:
+    """Snapshots by name. folder: where their files go; None keeps them in memory. write: as for a journal."""
+
+    def __init__(self, folder: Path | None, *, write: bool = True) -> None:
+        self._folder, self._write = folder, write
+        self._kept: dict[str, bytes] = {}
+        self._held: weakref.WeakValueDictionary[str, Snapshot] = weakref.WeakValueDictionary()
+        self._forgets = True
+        if folder is not None and write and folder.is_dir():
+            for left in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+                left.unlink(missing_ok=True)
+
+    def put(self, name: str, content: Mapping[str, Any]) -> Snapshot:
+        """Store a content under a name; in a file, atomically. Raises RunError where there is no room."""
+        self.write(name, content)
+        return self.known(name)
+
+    def known(self, name: str) -> Snapshot:
+        """The snapshot of a name that was put before, perhaps by an earlier process; always the same object while there is one."""
+        found = self._held.get(name)
+        if found is None:
+            found = self._held[name] = Snapshot(self, name)
+        return found
+
+    def keep_all(self) -> None:
+        """From now on snapshots are kept when nothing refers to them: the run has failed, and is to go on later."""
+        self._forgets = False
+
+    def forget(self, name: str) -> None:
+        """Drop what no stage refers to any more."""
+        if self._forgets and name not in self._held:
+            self.drop(name)
+
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        """Store a content until :meth:`drop`."""
+        stream = io.BytesIO()  # in memory first: torch aborts the process on a full disk
+        torch.save(dict(content), stream)
+        if self._folder is None:
+            self._kept[name] = stream.getvalue()
+        elif self._write:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                with atomic_write(self._path(name)) as temporary:
+                    temporary.write_bytes(stream.getvalue())
+            except OSError as error:
+                raise RunError(
+                    f"Cannot write {self._path(name)}: {error.strerror}. Make room, and run the same command again."
+                ) from error
+
+    def has(self, name: str) -> bool:
+        """Whether there is a content under this name."""
+        return name in self._kept if self._folder is None else self._path(name).exists()
+
+    def read(self, name: str) -> Mapping[str, Any]:
+        """A content. Raises RunError where it is missing or damaged."""
+        source = io.BytesIO(self._kept[name]) if self._folder is None else self._path(name)
+        try:
+            found: Mapping[str, Any] = torch.load(source, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise RunError(f"{source} is missing or damaged: {error}. Start anew in another folder.") from error
+        return found
+
+    def drop(self, name: str) -> None:
+        """Forget a content, if it is there."""
+        self._kept.pop(name, None)
+        if self._folder is not None and self._write:
+            self._path(name).unlink(missing_ok=True)
+
+    def _path(self, name: str) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{name}.pt"

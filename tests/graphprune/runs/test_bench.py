@@ -1,0 +1,209 @@
+"""A run that is interrupted anywhere and started again ends exactly as one that was not."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from graphprune.errors import DivergedError, RunError, UsageError
+from graphprune.methods import MethodResult, adaptive, iterative
+from graphprune.runs import Round, bench
+from graphprune.runs.history import Silent
+from tests.loops import INPUT, DigitsLoop, Residual
+
+
+class Killed(BaseException):
+    """Stands for whatever ends a process."""
+
+
+class Interrupting(DigitsLoop):
+    """A loop in which the process ends at a given call of train or evaluate."""
+
+    def __init__(self, epochs: int, at: int) -> None:
+        super().__init__(epochs, count=300)
+        self.at, self.calls = at, 0
+
+    def _count(self) -> None:
+        self.calls += 1
+        if self.calls == self.at:
+            raise Killed
+
+    def train(self, model: nn.Module, epochs: range, state: Any, /, **extras: nn.Module) -> Any:
+        self._count()
+        return super().train(model, epochs, state, **extras)
+
+    def evaluate(self, model: nn.Module, /) -> float:
+        self._count()
+        return super().evaluate(model)
+
+
+def _run(loop: DigitsLoop, folder: Path | None, **options: Any) -> MethodResult:
+    torch.manual_seed(5)
+    model = Residual()
+    how: dict[str, Any] = {"train": loop.train, "evaluate": loop.evaluate, "data": loop.data, "folder": folder, "epochs": 3}
+    return iterative(model, torch.zeros(INPUT), rounds=2, tune_epochs=2, trained=False, **how, **options)
+
+
+def _same(first: MethodResult, second: MethodResult) -> None:
+    assert first.plan == second.plan
+    assert first.rounds == second.rounds
+    for name, tensor in first.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("save_every", "at"),
+    [
+        (0.0, 3),  # an epoch and its evaluation fit into a process
+        (0.0, 4),
+        (1e9, 7),  # nothing is saved within a training, so a whole one must
+    ],
+)
+def test_a_run_interrupted_everywhere_ends_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save_every: float, at: int
+) -> None:
+    monkeypatch.setattr(bench, "_SAVE_EVERY", save_every)
+    whole = _run(DigitsLoop(3, count=300), None)
+    done, kills = None, 0
+    while done is None:
+        try:
+            done = _run(Interrupting(3, at), tmp_path)
+        except Killed:
+            kills += 1
+        assert kills < 20
+    assert kills > 1
+    _same(done, whole)
+
+
+def test_a_finished_run_is_read_and_not_done_again(tmp_path: Path) -> None:
+    first = _run(DigitsLoop(3, count=300), tmp_path)
+    loop = DigitsLoop(3, count=300)
+    _same(first, _run(loop, tmp_path))
+    assert loop.trained == []
+
+
+def test_an_epoch_is_not_trained_twice_after_its_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "_SAVE_EVERY", 0.0)
+    with pytest.raises(Killed):
+        _run(Interrupting(3, at=3), tmp_path)
+    loop = DigitsLoop(3, count=300)
+    _run(loop, tmp_path)
+    assert loop.trained[0] == 2
+
+
+def test_a_folder_of_another_run_is_refused_and_left_alone(tmp_path: Path) -> None:
+    _run(DigitsLoop(3, count=300), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(RunError, match="has options"):
+        _run(DigitsLoop(3, count=300), tmp_path, target="macs=40%")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_only_the_snapshots_that_are_needed_stay(tmp_path: Path) -> None:
+    result = _run(DigitsLoop(3, count=300), tmp_path)
+    assert result.rounds[-1].status == "final"
+    assert len(list((tmp_path / "snapshots").iterdir())) <= 2
+
+
+def test_rounds_are_in_the_folder_and_told_once(tmp_path: Path) -> None:
+    class Told(Silent):
+        def __init__(self) -> None:
+            self.rows: list[tuple[Round, bool]] = []
+
+        def round(self, row: Round, *, repeated: bool) -> None:
+            self.rows.append((row, repeated))
+
+    first, second = Told(), Told()
+    result = _run(DigitsLoop(3, count=300), tmp_path, watch=first)
+    _run(DigitsLoop(3, count=300), tmp_path, watch=second)
+    lines = [json.loads(line) for line in (tmp_path / "rounds.jsonl").read_text().splitlines()]
+    assert [line["accuracy"] for line in lines] == [row.accuracy for row in result.rounds]
+    assert [row for row, _ in first.rows] == [row for row, _ in second.rows] == list(result.rounds)
+    assert not any(repeated for _, repeated in first.rows)
+    assert all(repeated for _, repeated in second.rows[:-1])
+
+
+def test_the_users_generators_and_model_are_left_as_they_were() -> None:
+    loop = DigitsLoop(3, count=300)
+    model = Residual()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.get_rng_state()
+    iterative(model, torch.zeros(INPUT), train=loop.train, evaluate=loop.evaluate, epochs=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_momentum_goes_on_over_a_cut_as_that_of_the_kept_slices() -> None:
+    seen: list[Any] = []
+
+    class Watching(DigitsLoop):
+        def train(self, model: nn.Module, epochs: range, state: Any, /, **extras: nn.Module) -> Any:
+            seen.append((copy.deepcopy(state), model))  # before it is trained in place
+            result = super().train(model, epochs, state, **extras)
+            seen.append((copy.deepcopy(result), model))
+            return result
+
+    loop = Watching(2, count=300)
+    how: dict[str, Any] = {"train": loop.train, "evaluate": loop.evaluate, "epochs": 2, "trained": False}
+    iterative(Residual(), torch.zeros(INPUT), rounds=2, tune_epochs=1, final_epochs=0, target="macs=60%", **how)
+    after_dense, before_tuning = seen[3], seen[4]
+    wide = after_dense[0]["optimiser"]
+    slim = before_tuning[0]["optimiser"]
+    names = wide["param_groups"][0]["param_names"]
+    moments = {name: wide["state"][index]["momentum_buffer"] for index, name in enumerate(names)}
+    narrowed = 0
+    for index, (name, parameter) in enumerate(before_tuning[1].named_parameters()):
+        momentum = slim["state"][index]["momentum_buffer"]
+        assert momentum.shape == parameter.shape
+        narrowed += momentum.numel() < moments[name].numel()
+        assert set(momentum.flatten().tolist()) <= set(moments[name].flatten().tolist())
+    assert narrowed > 4
+
+
+class Diverging(DigitsLoop):
+    """A loop whose loss goes to NaN from a given call on."""
+
+    def __init__(self, epochs: int, calls: range, *, raises: bool) -> None:
+        super().__init__(epochs, count=300)
+        self.bad, self.calls, self.raises = calls, 0, raises
+
+    def train(self, model: nn.Module, epochs: range, state: Any, /, **extras: nn.Module) -> Any:
+        self.calls += 1
+        if self.calls - 1 not in self.bad:
+            return super().train(model, epochs, state, **extras)
+        if self.raises:
+            raise DivergedError("The loss is NaN in epoch 1, batch 2.")
+        with torch.no_grad():
+            next(model.parameters()).fill_(float("nan"))
+        return None
+
+
+@pytest.mark.parametrize("raises", [True, False])
+def test_a_training_that_diverges_is_rolled_back_and_the_step_is_halved(raises: bool) -> None:
+    loop = Diverging(2, range(2, 3), raises=raises)
+    how: dict[str, Any] = {"train": loop.train, "evaluate": loop.evaluate, "data": loop.data, "epochs": 2, "trained": False}
+    result = adaptive(Residual(), torch.zeros(INPUT), tolerance=1.0, max_rounds=2, rewind=0.0, first_step=4.0, **how)
+    _, first, second = result.rounds
+    assert first.status == "rolled back" and "NaN" in first.note and first.accuracy is None
+    assert second.status == "accepted"
+    assert second.values["step"] == first.values["step"] / 2
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in result.model.state_dict().values())
+
+
+def test_a_method_that_cannot_go_on_stops_with_the_reason(tmp_path: Path) -> None:
+    loop = Diverging(2, range(0, 9), raises=True)
+    how: dict[str, Any] = {"train": loop.train, "evaluate": loop.evaluate, "epochs": 2, "trained": False}
+    with pytest.raises(Exception, match="The loss is NaN in epoch 1, batch 2"):
+        iterative(Residual(), torch.zeros(INPUT), folder=tmp_path, **how)
+
+
+def test_an_unknown_option_is_named_with_those_there_are() -> None:
+    loop = DigitsLoop(1)
+    with pytest.raises(UsageError, match=r"adaptive: tolerence: .*Options: .*tolerance"):
+        adaptive(Residual(), torch.zeros(INPUT), train=loop.train, evaluate=loop.evaluate, epochs=1, tolerence=0.1)
