@@ -122,7 +122,7 @@ class AnalysisView:
 
 
 def _same_subject(first: Program, second: Program) -> bool:
-    same_graph = first.module is second.module and first.inputs is second.inputs and first.latency is second.latency
+    same_graph = first.module is second.module and first.inputs is second.inputs
     return same_graph and first.exclude == second.exclude and first.policy == second.policy
 
 

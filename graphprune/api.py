@@ -21,6 +21,8 @@ from graphprune.cost import Costs
 from graphprune.errors import ArtifactError, PipelineError, UsageError
 from graphprune.files import atomic_write, check_writable
 from graphprune.groups import Groups
+from graphprune.latency.clock import Clock
+from graphprune.latency.environment import environment_of
 from graphprune.latency.table import LatencyTable
 from graphprune.observers import Observer
 from graphprune.pass_base import Pass
@@ -39,7 +41,7 @@ from graphprune.passes.selection.target import KINDS, split_target
 from graphprune.passes.verification.verify import VerifyPass, compare
 from graphprune.pipeline_text import format_pipeline, parse_pipeline
 from graphprune.plan import Plan
-from graphprune.profiling import profile
+from graphprune.profiling import profile_program
 from graphprune.program import Inputs, Program, Scope
 from graphprune.registry import pass_class
 from graphprune.sources import load_calibration
@@ -173,12 +175,15 @@ def prune(
         raise no_data(f"Pass {asking!r}")
     captured = capture(model, example_inputs, scopes=scopes, source=source)
     program = calibrated(captured, data, seed=seed, whole=(model, example_inputs))
+    program = program.with_(exclude=tuple(exclude), policy=dict(policy or {}))
+    analyses = AnalysisManager()
     if "latency" in targets and latency is None:
         device = next((parameter.device.type for parameter in model.parameters()), "cpu")
-        latency = profile(model, example_inputs, device=device, exclude=exclude, policy=policy, scopes=scopes)
+        groups = analyses.get(program, ChannelGroups)
+        latency = profile_program(program, groups, environment_of(program.module, device))
     if latency is not None:
-        program = timed(program.with_(exclude=tuple(exclude), policy=dict(policy or {})), latency, measure=measure)
-    return run_pipeline(program, passes, observers=observers, model=model)
+        program = timed(program, latency, measure=measure, analyses=analyses)
+    return run_pipeline(program, passes, observers=observers, model=model, analyses=analyses)
 
 
 def _selection(name: str, ranking: str, options: Mapping[str, Any]) -> Pass:
@@ -214,14 +219,24 @@ def calibrated(
     return program.with_(calibration=found)
 
 
-def timed(program: Program, table: LatencyTable | str | Path, *, measure: bool = True) -> Program:
+def timed(
+    program: Program,
+    table: LatencyTable | str | Path,
+    *,
+    measure: bool = True,
+    analyses: AnalysisManager | None = None,
+    clock: Clock | None = None,
+) -> Program:
     """A program whose latency is known from a table, for targets on it; see ``latency`` and ``measure`` of :func:`prune`.
+
+    analyses: results to start from and to leave behind. clock: what slim models are timed with; that of the table's environment by
+    default.
 
     Raises LatencyError where the table is damaged, of another model, or (to measure) of another environment.
     """
     found = table if isinstance(table, LatencyTable) else LatencyTable.load(table)
-    groups = AnalysisManager().get(program, ChannelGroups())
-    return program.with_(latency=latency_from(program, groups, found, measure=measure))
+    groups = (analyses or AnalysisManager()).get(program, ChannelGroups)
+    return program.with_(latency=latency_from(program, groups, found, measure=measure, clock=clock))
 
 
 def run_pipeline(
@@ -230,17 +245,18 @@ def run_pipeline(
     *,
     observers: Sequence[Observer] = (),
     model: nn.Module | None = None,
+    analyses: AnalysisManager | None = None,
 ) -> PruneResult:
     """Run a pipeline (objects, or text such as ``channels,score,select{macs=50%},rewrite,verify``) that ends in a rewrite.
 
-    model: the module that was captured, to report what its forward leaves unused. Raises PipelineError for a pipeline
-    without a rewrite, and whatever its passes raise.
+    model: the module that was captured, to report what its forward leaves unused. analyses: results to start from. Raises
+    PipelineError for a pipeline without a rewrite, and whatever its passes raise.
     """
     steps = parse_pipeline(passes) if isinstance(passes, str) else list(passes)
     if not any(isinstance(step, RewritePass) for step in steps):
         raise PipelineError("The pipeline does not rewrite the model; add 'rewrite' after 'select'.")
     with collector_paused():
-        done = PassManager(steps, observers).run(program)
+        done = PassManager(steps, observers).run(program, analyses)
         assert done.plan is not None
         plan = done.plan if program.plan else done.plan.model_copy(update={"pipeline": format_pipeline(steps, defaults=True)})
         return _result(done, plan, model)

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from graphprune.errors import LatencyError
 from graphprune.groups import Groups
 from graphprune.labels import Field, Value
+from graphprune.latency.source import Latency
 from graphprune.measures import Count, Measure, Peak, Products, Total, volume
 from graphprune.program import Program
 from graphprune.rules import tensors_in, views_only
@@ -65,10 +66,11 @@ class CostModel:
         self._itemsizes = np.array([tensor.element_size() for tensor in tensors.values()], dtype=np.int64)
         self._macs = Products(groups, [term.factors for term in groups.trace.macs])
 
-    def measures(self) -> Mapping[str, Measure]:
-        """What a target can be set on, by its kind. Raises LatencyError where the program's latency is of other groups."""
+    def measures(self, latency: Latency | None = None) -> Mapping[str, Measure]:
+        """What a target can be set on, by its kind. latency: where it is known from. Raises LatencyError where that is of other
+        groups."""
         known: list[Measure] = [Count(self.groups), self.parameters, self.macs, self.flops, self.weight_bytes, self.memory]
-        if (latency := self._program.latency) is not None:
+        if latency is not None:
             if dict(latency.groups) != {group.name: group.size for group in self.groups.prunable}:
                 raise LatencyError(
                     "The latency table is of other groups: it was measured with another exclude or policy. Measure anew."

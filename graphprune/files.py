@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old content or the new, never a part of either."""
+"""Writing files so that a reader sees the old content or the new, never a part of either; reading them with errors that help."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-from graphprune.errors import UsageError
+from pydantic import BaseModel, ValidationError
+
+from graphprune.errors import GraphpruneError, UsageError
+
+Data = TypeVar("Data", bound=BaseModel)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -42,6 +47,34 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         _sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_json(data: BaseModel, path: str | os.PathLike[str]) -> None:
+    """Write data as JSON, atomically. Raises UsageError where the path cannot be written."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(data.model_dump_json(indent=1), encoding="utf-8")
+
+
+def load_json(kind: type[Data], path: str | os.PathLike[str], what: str, remedy: str, raises: type[GraphpruneError]) -> Data:
+    """Read data that was written as JSON. what, remedy, raises: as for :func:`parse_json`, also for files that cannot be read."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise raises(f"Cannot read the {what} {path}: {error}.") from error
+    return parse_json(kind, text, str(path), what, remedy, raises)
+
+
+def parse_json(kind: type[Data], text: str, name: str, what: str, remedy: str, raises: type[GraphpruneError]) -> Data:
+    """Data from JSON text. name: of the text. what: it should be, such as ``plan``. remedy: a sentence.
+
+    Raises the error that is given, naming the first thing that is wrong.
+    """
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the top level"
+        raise raises(f"{name} is no valid {what}: {first['msg']} at {place}. {remedy}") from error
 
 
 def _create(temporary: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from math import prod
+from math import gcd, prod
 
 import networkx as nx
 import numpy as np
@@ -91,6 +91,11 @@ class Group:
     def size(self) -> int:
         """Number of units (the group's full width)."""
         return int(self.units.size)
+
+    @property
+    def channels_per_unit(self) -> int:
+        """Indices that one unit takes on each of its axes, as far as they agree (64 for an attention head of 64)."""
+        return gcd(*(member.multiplicity for member in self.members))
 
     @property
     def symbol(self) -> sympy.Symbol:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from graphprune.analysis_manager import AnalysisManager
@@ -17,7 +17,7 @@ from graphprune.api import calibrated, timed
 from graphprune.calibration import Calibration
 from graphprune.collector import collector_paused
 from graphprune.errors import TargetError, UsageError
-from graphprune.files import atomic_write
+from graphprune.files import load_json, save_json
 from graphprune.groups import Bools, Groups
 from graphprune.latency.table import LatencyTable
 from graphprune.pass_base import Pass
@@ -65,20 +65,12 @@ class Front(BaseModel):
 
     def save(self, path: str | Path) -> None:
         """Write the front as JSON, atomically."""
-        with atomic_write(path) as temporary:
-            temporary.write_text(self.model_dump_json(indent=1), encoding="utf-8")
+        save_json(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Front:
         """Read a front. Raises UsageError when the file cannot be read or is none."""
-        try:
-            return cls.model_validate_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"Cannot read the front {path}: {error}.") from error
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"])) or "the top level"
-            raise UsageError(f"{path} is no front of `graphprune sweep`: {first['msg']} at {place}. Remove it.") from error
+        return load_json(cls, path, "front", "Remove it, or write to another file.", UsageError)
 
     @property
     def best(self) -> list[Point]:
@@ -163,23 +155,30 @@ def sweep(
         program = calibrated(
             capture(model, example_inputs, scopes=scopes, source=source), data, seed=seed, whole=(model, example_inputs)
         )
+        program, manager = program.with_(exclude=tuple(exclude), policy=dict(policy or {})), AnalysisManager()
         scoring: list[Pass] = [
             ChannelsPass(exclude=tuple(exclude), policy=dict(policy or {})),
             ScorePass(criterion=criterion, reduction=reduction, normalise=normalise, seed=seed),
         ]
         if latency is not None:
-            program = timed(program.with_(exclude=tuple(exclude), policy=dict(policy or {})), latency, measure=False)
-        scored = PassManager(scoring).run(program)
+            program = timed(program, latency, measure=False, analyses=manager)
+        scored = PassManager(scoring).run(program, manager)
         options = {"criterion": criterion, "reduction": reduction, "normalise": normalise, "seed": str(seed)}
-        return _run(scored, task, options, known, save)
+        return _run(scored, manager, task, options, known, save)
 
 
-def _run(program: Program, task: Sweep, options: dict[str, str], known: Front | None, save: Callable[[Front], None]) -> Front:
-    manager = AnalysisManager()
+def _run(
+    program: Program,
+    manager: AnalysisManager,
+    task: Sweep,
+    options: dict[str, str],
+    known: Front | None,
+    save: Callable[[Front], None],
+) -> Front:
     groups, cost = manager.get(program, ChannelGroups), manager.get(program, ModelCost)
     if not groups.prunable:
         raise UsageError("The model has no prunable group; `graphprune inspect` says what freezes them.")
-    measures = cost.measures()
+    measures = cost.measures(program.latency)
     if task.metric not in measures:
         raise UsageError(
             "A sweep of latency needs the model's table. Measure it with `graphprune profile`, and give it as latency=."
@@ -226,8 +225,9 @@ def _point(program: Program, manager: AnalysisManager, step: Pass, full: Mapping
     groups, cost = manager.get(program, ChannelGroups), manager.get(program, ModelCost)
     kept = kept_units(plan, groups)
     widths = kept.widths()
+    measures = cost.measures(program.latency)
     return {
-        "shares": {kind: float(measure(widths)) / full[kind] if full[kind] else 1.0 for kind, measure in cost.measures().items()},
+        "shares": {kind: float(measure(widths)) / full[kind] if full[kind] else 1.0 for kind, measure in measures.items()},
         "score": kept_score(groups, latest(program.scores), kept.units),
         "widths": {group.name: width for group, width in zip(groups.prunable, widths.tolist(), strict=True)},
     }

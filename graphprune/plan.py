@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from graphprune.errors import PlanError
-from graphprune.files import atomic_write
+from graphprune.files import load_json, parse_json, save_json
 from graphprune.groups import Bools, Groups, Ints, Kept
 from graphprune.twins import named_tensors
+
+_REMEDY: Final = "Write plans with plan.save()."
 
 Index = Annotated[int, Field(ge=0)]
 
@@ -47,35 +49,21 @@ class Plan(BaseModel):
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, atomically."""
-        with atomic_write(Path(path)) as temporary:
-            temporary.write_text(self.model_dump_json(indent=1), encoding="utf-8")
+        save_json(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
         """Read a plan. Raises PlanError when the file cannot be read or is no plan."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PlanError(f"Cannot read the plan {path}: {error}.") from error
-        return cls.parse(text, str(path))
+        return load_json(cls, path, "plan", _REMEDY, PlanError)
 
     @classmethod
     def parse(cls, text: str, name: str = "the plan") -> Plan:
         """Read a plan from JSON text. Raises PlanError naming the first thing that is wrong."""
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "the top level"
-            raise PlanError(f"{name} is not a valid plan: {first['msg']} at {place}. Write plans with plan.save().") from error
+        return parse_json(cls, text, name, "plan", _REMEDY, PlanError)
 
     def then(self, later: Plan) -> Plan:
         """This plan followed by one for the model that it leaves, as one plan for the original."""
-        kept = {name: {axis: list(indices) for axis, indices in axes.items()} for name, axes in self.kept.items()}
-        for name, axes in later.kept.items():
-            mine = kept.setdefault(name, {})
-            for axis, indices in axes.items():
-                mine[axis] = [mine[axis][index] for index in indices] if axis in mine else list(indices)
+        kept = composed(self.kept, later.kept)
         return later.model_copy(update={"kept": dict(sorted(kept.items())), "model": self.model})
 
     def slice(self, name: str, tensor: Tensor) -> Tensor:

@@ -9,12 +9,13 @@ from typing import Any
 from torch import nn
 
 from graphprune.analysis_manager import AnalysisManager
+from graphprune.groups import Groups
 from graphprune.latency.clock import Clock, DeviceClock
-from graphprune.latency.environment import environment_of
+from graphprune.latency.environment import Environment, environment_of
 from graphprune.latency.table import LatencyTable, Settings
-from graphprune.pass_manager import PassManager
-from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
+from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.latency.profile import profile_latency
+from graphprune.program import Program
 from graphprune.tracing import capture
 
 #: Slim models that are measured in mode ``layers``, by whether each is compiled.
@@ -53,14 +54,29 @@ def profile(
     environment = environment_of(model, device, compile=compile)
     count = SAMPLES[compile] if samples is None else samples
     settings = Settings.model_validate({"mode": mode, "samples": count, "step": step})
-    known = LatencyTable.load(path) if path is not None and Path(path).exists() else None
     program = capture(model, example_inputs, scopes=scopes, source=source)
-    program = PassManager([ChannelsPass(tuple(exclude), dict(policy or {}))]).run(program)
-    groups = AnalysisManager().get(program, ChannelGroups())
+    program = program.with_(exclude=tuple(exclude), policy=dict(policy or {}))
+    groups = AnalysisManager().get(program, ChannelGroups)
+    return profile_program(program, groups, environment, settings, path=path, clock=clock, progress=progress)
+
+
+def profile_program(
+    program: Program,
+    groups: Groups,
+    environment: Environment,
+    settings: Settings | None = None,
+    *,
+    path: str | Path | None = None,
+    clock: Clock | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> LatencyTable:
+    """The same for a model that was captured and analysed."""
+    found = settings or Settings(samples=SAMPLES[environment.compile == "compile"])
+    known = LatencyTable.load(path) if path is not None and Path(path).exists() else None
 
     def save(table: LatencyTable) -> None:
         if path is not None:
             table.save(path)
 
     timer = clock or DeviceClock(environment)
-    return profile_latency(program, groups, environment, timer, settings, known=known, save=save, progress=progress)
+    return profile_latency(program, groups, environment, timer, found, known=known, save=save, progress=progress)

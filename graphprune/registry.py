@@ -42,7 +42,7 @@ def pass_class(name: str) -> type[Pass]:
     Raises PipelineError, with the nearest name and the list, when there is none or it cannot be imported, and
     PassContractError when what is found is no pass of that name.
     """
-    entries = _entries()
+    entries = BUILT_IN if name in BUILT_IN else _entries()  # those of other packages take long to look up
     if name not in entries:
         raise PipelineError(unknown("pass", name, entries, "Passes"))
     target = entries[name]

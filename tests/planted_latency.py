@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 from torch import fx, nn
 
 from graphprune.latency.clock import Subject, Timing
@@ -61,6 +62,39 @@ class PlantedClock:
         if isinstance(layer, nn.Conv2d):
             return conv_ms(layer.out_channels, layer.in_channels)
         return 0.001 * sum(parameter.numel() for parameter in layer.parameters())
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The latency of a chain of layers whose widths are the groups': a term for each, of its own width and the one before.
+
+    factors: on the terms, the first of which is what is outside of the layers. block: of output channels. sizes: full widths.
+    It serves as a model that predicts, and as the truth that this is wrong about.
+    """
+
+    sizes: tuple[int, ...]
+    factors: tuple[float, ...]
+    block: int = 1
+    name: str = "latency"
+    unit: str = "ms"
+    rows: None = None
+
+    @property
+    def terms(self) -> Sequence[tuple[int, ...]]:
+        """Nothing, the first group, and pairs of neighbours."""
+        return [(), (0,), *((group - 1, group) for group in range(1, len(self.sizes)))]
+
+    def parts(self, widths: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Milliseconds of the terms for widths of shape (..., groups); each is 1 at full width but for its factor."""
+        given = np.asarray(widths, dtype=np.float64)
+        left = np.ceil(given / self.block) * self.block / np.array(self.sizes)
+        before = np.concatenate([np.ones((*left.shape[:-1], 1)), left[..., :-1]], axis=-1)
+        terms = np.concatenate([np.ones((*left.shape[:-1], 1)), 0.2 * left + 0.8 * left * before], axis=-1)
+        return np.asarray(terms * np.array(self.factors))
+
+    def __call__(self, widths: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Milliseconds for widths of shape (..., groups)."""
+        return np.asarray(self.parts(widths).sum(axis=-1))
 
 
 def empty_table(groups: dict[str, int], *, nodes: dict[str, NodeInfo] | None = None, **settings: object) -> LatencyTable:

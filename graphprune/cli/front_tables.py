@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from graphprune.cli import tables
-from graphprune.files import atomic_write
+from graphprune.cli.pictures import picture
 from graphprune.pareto import Front, Point
 
 
@@ -45,27 +45,20 @@ def _key(point: Point) -> tuple[str, float]:
 
 def plot_front(front: Front, path: Path) -> None:
     """Draw the share of the score that is kept against the share of the metric: a line for each way, the front's points filled."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panel = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    best = {_key(point) for point in front.best}
-    for way in dict.fromkeys(point.way for point in front.points):
-        found = sorted(
-            (p.shares[front.metric], p.score or 0.0, _key(p) in best) for p in front.points if p.way == way and p.reached
-        )
-        (line,) = panel.plot(
-            [1.0, *(x for x, _, _ in found[::-1])], [1.0, *(y for _, y, _ in found[::-1])], label=way, linewidth=1.5
-        )
-        for x, y, filled in found:
-            panel.plot(x, y, "o", color=line.get_color(), markerfacecolor=line.get_color() if filled else "white", markersize=5)
-    panel.set_xlabel(f"{front.metric} that remain (share of the original)")
-    panel.set_ylabel(f"score kept ({front.settings['criterion']})")
-    panel.grid(alpha=0.3)
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.legend(frameon=False, title="filled: on the Pareto front")
-    with atomic_write(path) as temporary, temporary.open("wb") as stream:
-        figure.savefig(stream, format=path.suffix[1:], dpi=130)
-    pyplot.close(figure)
+    with picture(path, 1, 1, (7, 4.5)) as (_, axes):
+        panel = axes[0][0]
+        best = {_key(point) for point in front.best}
+        for way in dict.fromkeys(point.way for point in front.points):
+            found = sorted(
+                (p.shares[front.metric], p.score or 0.0, _key(p) in best) for p in front.points if p.way == way and p.reached
+            )
+            (line,) = panel.plot(
+                [1.0, *(x for x, _, _ in found[::-1])], [1.0, *(y for _, y, _ in found[::-1])], label=way, linewidth=1.5
+            )
+            for x, y, filled in found:
+                panel.plot(x, y, "o", color=line.get_color(), markerfacecolor=line.get_color() if filled else "white", markersize=5)
+        panel.set_xlabel(f"{front.metric} that remain (share of the original)")
+        panel.set_ylabel(f"score kept ({front.settings['criterion']})")
+        panel.grid(alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.legend(frameon=False, title="filled: on the Pareto front")

@@ -14,10 +14,10 @@ from graphprune.api import calibrated
 from graphprune.cli import tables
 from graphprune.cli.loading import Job
 from graphprune.cli.output import Output
+from graphprune.cli.pictures import picture
 from graphprune.cli.watching import PassProgress, shown
 from graphprune.criteria import Floats
 from graphprune.errors import UsageError
-from graphprune.files import atomic_write
 from graphprune.pass_manager import PassManager
 from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass, matches
 from graphprune.passes.scoring.score import ScorePass
@@ -25,7 +25,6 @@ from graphprune.tracing import capture
 
 _BARS: Final = " ▁▂▃▄▅▆▇█"
 _BINS: Final = 16
-_PICTURES: Final = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -110,40 +109,22 @@ def _data(one: Importance) -> dict[str, Any]:
     return {name: {"units": int(scores.size), "scores": scores.tolist()} for name, scores in one.groups.items()}
 
 
-def check_plot(path: Path) -> None:
-    """Raise UsageError where a picture cannot be drawn, before anything is computed."""
-    if path.suffix not in _PICTURES:
-        raise UsageError(f"Cannot draw {path}: its name ends in none of {', '.join(_PICTURES)}. Choose another name.")
-    try:
-        import matplotlib  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise UsageError('--plot needs matplotlib. Install it with: pip install "graphprune[plot]".') from error
-
-
 def plot_scores(found: Sequence[Importance], path: Path) -> None:
     """Draw the sorted scores of every group: one column of panels for each criterion, one line for each group."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     names = list(found[0].groups)
     size = 1.5 + 3.2 * len(found), 0.8 + min(0.55 * len(names), 200)  # inches; a picture has a largest height
-    figure, axes = pyplot.subplots(len(names), len(found), figsize=size, squeeze=False, layout="constrained")
-    for column, one in enumerate(found):
-        scores = [values[np.isfinite(values)] for values in one.groups.values()]
-        known = np.concatenate(scores) if scores else np.zeros(0)
-        low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
-        for row, (name, values) in enumerate(zip(names, scores, strict=True)):
-            panel = axes[row][column]
-            panel.hist(values, bins=40, range=(low, high if high > low else low + 1), color="#3b6fb6")
-            panel.set_yticks([])
-            panel.spines[["top", "right", "left"]].set_visible(False)
-            if column == 0:
-                panel.set_ylabel(f"{name} ({values.size})", rotation=0, ha="right", va="center", fontsize=8)
-            panel.tick_params(labelbottom=row == len(names) - 1, labelsize=8)
-        axes[0][column].set_title(one.criterion, fontsize=10)
-        axes[-1][column].set_xlabel("score", fontsize=8)
-    with atomic_write(path) as temporary, temporary.open("wb") as stream:
-        figure.savefig(stream, format=path.suffix[1:], dpi=130)
-    pyplot.close(figure)
+    with picture(path, len(names), len(found), size) as (_, axes):
+        for column, one in enumerate(found):
+            scores = [values[np.isfinite(values)] for values in one.groups.values()]
+            known = np.concatenate(scores) if scores else np.zeros(0)
+            low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+            for row, (name, values) in enumerate(zip(names, scores, strict=True)):
+                panel = axes[row][column]
+                panel.hist(values, bins=40, range=(low, high if high > low else low + 1), color="#3b6fb6")
+                panel.set_yticks([])
+                panel.spines[["top", "right", "left"]].set_visible(False)
+                if column == 0:
+                    panel.set_ylabel(f"{name} ({values.size})", rotation=0, ha="right", va="center", fontsize=8)
+                panel.tick_params(labelbottom=row == len(names) - 1, labelsize=8)
+            axes[0][column].set_title(one.criterion, fontsize=10)
+            axes[-1][column].set_xlabel("score", fontsize=8)

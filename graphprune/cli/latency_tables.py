@@ -9,8 +9,8 @@ import numpy as np
 
 from graphprune.cli import tables
 from graphprune.cli.output import Output
+from graphprune.cli.pictures import picture
 from graphprune.cli.profiling import Found
-from graphprune.files import atomic_write
 from graphprune.latency.model import Accuracy, LatencyModel, additivity, held_out_accuracy
 from graphprune.latency.roofline import RooflineModel
 from graphprune.latency.staircase import curve, edges
@@ -120,33 +120,24 @@ def _error_data(error: Accuracy | None) -> dict[str, Any] | None:
 
 def plot_latency(found: Found, path: Path) -> None:
     """Draw the staircase of every group, and the model's predictions against what was measured."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     groups = found.groups.prunable
     panels = len(groups) + (found.table is not None)
     height = -(-panels // _COLUMNS)
-    figure, axes = pyplot.subplots(
-        height, _COLUMNS, figsize=(13, 0.6 + min(2.1 * height, 200)), squeeze=False, layout="constrained"
-    )
-    places = list(axes.flat)
-    for group, panel in zip(groups, places, strict=False):
-        widths = np.unique(np.linspace(1, group.size, _POINTS).round().astype(np.int64))
-        times = curve(found.model, found.groups.widths, group.index, widths)
-        panel.step(widths, times, where="pre", color="#3b6fb6", linewidth=1.2)
-        panel.set_title(group.name, fontsize=8)
-        panel.set_ylim(0, 1.08 * times.max())
-        panel.tick_params(labelsize=7)
-    if found.table is not None:
-        _scatter(found, places[len(groups)])
-    for panel in places[panels:]:
-        panel.set_axis_off()
-    figure.suptitle(f"Milliseconds of the whole model by units of one group ({label(found)})", fontsize=10)
-    with atomic_write(path) as temporary, temporary.open("wb") as stream:
-        figure.savefig(stream, format=path.suffix[1:], dpi=110)
-    pyplot.close(figure)
+    size = 13, 0.6 + min(2.1 * height, 200)  # inches; a picture has a largest height
+    with picture(path, height, _COLUMNS, size, dpi=110) as (figure, axes):
+        places = list(axes.flat)
+        for group, panel in zip(groups, places, strict=False):
+            widths = np.unique(np.linspace(1, group.size, _POINTS).round().astype(np.int64))
+            times = curve(found.model, found.groups.widths, group.index, widths)
+            panel.step(widths, times, where="pre", color="#3b6fb6", linewidth=1.2)
+            panel.set_title(group.name, fontsize=8)
+            panel.set_ylim(0, 1.08 * times.max())
+            panel.tick_params(labelsize=7)
+        if found.table is not None:
+            _scatter(found, places[len(groups)])
+        for panel in places[panels:]:
+            panel.set_axis_off()
+        figure.suptitle(f"Milliseconds of the whole model by units of one group ({label(found)})", fontsize=10)
 
 
 def _scatter(found: Found, panel: Any) -> None:

@@ -81,9 +81,9 @@ def command(
     debug: options.Debug = False,
 ) -> None:
     """Measure how long a model takes at different widths, group by group, for targets on latency."""
-    from graphprune.cli.importance import check_plot
     from graphprune.cli.latency_tables import plot_latency, show
     from graphprune.cli.loading import Request, check_outputs, parse_policy
+    from graphprune.cli.pictures import check_plot
     from graphprune.cli.profiling import Wish, check, find_latency
 
     request = Request(source, weights, trust_pickle, shape, seed, scopes=scope)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,11 +18,10 @@ from graphprune.latency.environment import Environment, environment_of
 from graphprune.latency.model import LatencyModel
 from graphprune.latency.roofline import RooflineModel, measure_roofline
 from graphprune.latency.table import LatencyTable, Settings
-from graphprune.pass_manager import PassManager
-from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
-from graphprune.passes.latency.profile import Maker, profile_latency
-from graphprune.profiling import SAMPLES
-from graphprune.program import Inputs, Program
+from graphprune.passes.analysis.channels import ChannelGroups
+from graphprune.passes.latency.profile import Maker
+from graphprune.profiling import SAMPLES, profile_program
+from graphprune.program import Inputs
 from graphprune.tracing import capture
 
 
@@ -84,7 +83,9 @@ def find_latency(job: Job, wish: Wish, output: Output) -> Found:
     with output.task("Choosing the batch") as task:
         job, batches = _with_batch(job, wish, environment, clock, task, known)
     with output.task("Following channels"):
-        program, groups = _analysed(job, wish)
+        program = capture(job.source.model, job.inputs, scopes=job.scopes, source=job.source.text)
+        program = program.with_(exclude=wish.exclude, policy=dict(wish.policy or {}))
+        groups = AnalysisManager().get(program, ChannelGroups)
     scopes = tuple(scope.path for scope in program.scopes)
     if wish.predict:
         with output.task("Measuring a few layers"):
@@ -92,28 +93,9 @@ def find_latency(job: Job, wish: Wish, output: Output) -> Found:
         model = RooflineModel(program, groups, roofline)
         return Found(model, groups, environment, job.inputs.describe(), scopes, None, batches)
     with output.task("Measuring", total=1.0) as task:
-        table = profile_latency(
-            program,
-            groups,
-            environment,
-            clock,
-            wish.settings(),
-            known=known,
-            save=_saver(wish.out),
-            progress=counted(task, "Measuring"),
-        )
+        progress = counted(task, "Measuring")
+        table = profile_program(program, groups, environment, wish.settings(), path=wish.out, clock=clock, progress=progress)
     return Found(LatencyModel(table), groups, environment, job.inputs.describe(), scopes, table, batches)
-
-
-def _analysed(job: Job, wish: Wish) -> tuple[Program, Groups]:
-    program = capture(job.source.model, job.inputs, scopes=job.scopes, source=job.source.text)
-    program = PassManager([ChannelsPass(wish.exclude, wish.policy or {})]).run(program)
-    return program, AnalysisManager().get(program, ChannelGroups)
-
-
-def _saver(out: Path | None) -> Callable[[LatencyTable], None]:
-    assert out is not None
-    return lambda table: table.save(out)
 
 
 def _batch_or_one(inputs: Inputs) -> int:

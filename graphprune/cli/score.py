@@ -12,6 +12,7 @@ from graphprune.cli.output import Output
 
 if TYPE_CHECKING:
     from graphprune.cli.importance import Importance
+    from graphprune.cli.pictures import check_plot
 
 _HOW = "How to score"
 
@@ -53,7 +54,7 @@ def command(
     debug: options.Debug = False,
 ) -> None:
     """Score every channel by a criterion, and show how the scores of each group are distributed."""
-    from graphprune.cli.importance import check_plot, plot_scores, score_all, show
+    from graphprune.cli.importance import plot_scores, score_all, show
     from graphprune.cli.loading import Request, check_outputs, parse_policy
 
     request = Request(source, weights, trust_pickle, shape, seed, mean=mean, std=std, calibrate=calibrate, samples=samples)

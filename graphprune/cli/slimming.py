@@ -93,6 +93,8 @@ def _print(job: Job, result: PruneResult, accuracy: dict[str, Any] | None, disk:
         output.say(tables.scopes_line(report.scopes, bool(job.scopes)))
     if report.unused:
         output.say(f"Left out, for the forward pass does not use them: {tables.listed(report.unused)}.")
+    for note in (scores["latency"] for scores in result.plan.scores.values() if "latency" in scores):
+        output.say(f"Latency: {note}.")
     output.say(tables.verification_line(report.verification))
     if report.compensation:
         output.say(tables.compensation_line(report.compensation))

@@ -6,7 +6,6 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from math import gcd
 
 import numpy as np
 
@@ -79,11 +78,6 @@ def names_of(group: Group) -> set[str]:
     """The group's name, its tensors and the modules that hold them."""
     tensors = {member.tensor for member in group.members}
     return {group.name, *tensors, *(tensor.rpartition(".")[0] for tensor in tensors)} - {""}
-
-
-def per_unit(group: Group) -> int:
-    """Channels that go with one unit (64 for an attention head of 64)."""
-    return gcd(*(member.multiplicity for member in group.members))
 
 
 def survey(job: Job, exclude: tuple[str, ...], policy: Mapping[str, str]) -> Survey:

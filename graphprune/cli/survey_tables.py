@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graphprune.cli import tables
-from graphprune.cli.survey import KERNEL_EXTENT, Survey, per_unit
+from graphprune.cli.survey import KERNEL_EXTENT, Survey
 from graphprune.groups import Group
 from graphprune.labels import Reason
 
@@ -80,7 +80,7 @@ def _prunable_table(survey: Survey, groups: Sequence[Group]) -> Table:
     table = tables.plain_table(*headings, title="Prunable groups")
     for group in groups:
         share = f"{survey.parameter_shares[group.index]:.1%}"
-        table.add_row(tables.folded(group.name), str(group.size), str(per_unit(group)), str(len(group.members)), share)
+        table.add_row(tables.folded(group.name), str(group.size), str(group.channels_per_unit), str(len(group.members)), share)
     return table
 
 
@@ -156,7 +156,7 @@ def _group_data(survey: Survey, group: Group) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "name": group.name,
         "units": group.size,
-        "channels_per_unit": per_unit(group),
+        "channels_per_unit": group.channels_per_unit,
         "members": [{"tensor": m.tensor, "axis": m.axis, "indices_per_unit": m.multiplicity} for m in group.members],
         "statistics": _reason_data(group.statistics),
         "reason": _reason_data(group.reason),

@@ -77,8 +77,8 @@ def command(
 ) -> None:
     """Select at many budgets, without training, and show how much importance remains at what cost."""
     from graphprune.cli import front_tables
-    from graphprune.cli.importance import check_plot
     from graphprune.cli.loading import Request, check_outputs, parse_policy
+    from graphprune.cli.pictures import check_plot
     from graphprune.pareto import Front, Sweep
 
     task = Sweep(metric, points, least, tuple(way or ["global"]), {"round_to": round_to})

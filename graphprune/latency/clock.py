@@ -32,7 +32,8 @@ Positive = Annotated[FiniteFloat, Field(gt=0)]
 
 
 class Timing(BaseModel):
-    """Milliseconds of one call: the median, the quartiles around it, and the number of calls that were timed."""
+    """Milliseconds of one call: the median, the quartiles around it, the number of calls that were timed, and of the turns that
+    these were made in."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,6 +41,12 @@ class Timing(BaseModel):
     low_ms: Positive
     high_ms: Positive
     runs: PositiveInt
+    turns: PositiveInt = 1
+
+    @property
+    def error(self) -> float:
+        """The median's standard error, as a share of it."""
+        return float(_ERROR * self.spread / self.turns**0.5)
 
     @property
     def spread(self) -> float:
@@ -153,19 +160,15 @@ def interleaved(turns: Sequence[Turn], rounds: int, most: int, precision: float)
     share of it), up to ``most`` times. What slows all of a round alike, such as a clock that changes, is taken out."""
     seconds: list[list[float]] = []
     found: list[Timing] = []
-    while len(seconds) < rounds or (len(seconds) < most and not _settled(found, len(seconds), precision)):
+    while len(seconds) < rounds or (len(seconds) < most and any(one.error > precision for one in found)):
         more = rounds if not seconds else _MORE
         seconds += [[turn.run() for turn in turns] for _ in range(more)]
         quartiles = np.quantile(without_drift(np.array(seconds)) * 1000, (0.25, 0.5, 0.75), axis=0).T.tolist()
         found = [
-            Timing(median_ms=median, low_ms=low, high_ms=high, runs=len(seconds) * turn.count)
+            Timing(median_ms=median, low_ms=low, high_ms=high, runs=len(seconds) * turn.count, turns=len(seconds))
             for turn, (low, median, high) in zip(turns, quartiles, strict=True)
         ]
     return found
-
-
-def _settled(timings: Sequence[Timing], count: int, precision: float) -> bool:
-    return all(_ERROR * timing.spread / count**0.5 <= precision for timing in timings)
 
 
 def without_drift(seconds: Floats) -> Floats:

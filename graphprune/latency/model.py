@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -11,13 +11,12 @@ import numpy.typing as npt
 
 from graphprune.errors import LatencyError
 from graphprune.groups import Ints
-from graphprune.latency.fit import Floats, LayerTime, RisingTime, fit_layer
+from graphprune.latency.fit import Floats
+from graphprune.latency.layer_times import fit_families
 from graphprune.latency.staircase import stairs
-from graphprune.latency.table import LatencyTable, Length, NodeInfo
+from graphprune.latency.table import LatencyTable
 
 _LEAST_SPREAD: Final = 0.02  # samples count by their relative spread, but none for more than this one
-
-Part = Callable[[Floats], Floats]
 
 
 @dataclass(frozen=True)
@@ -50,15 +49,16 @@ class LatencyModel:
         if len(table.samples) < 2:
             raise LatencyError("The latency table is not finished; run the same `graphprune profile` again to go on.")
         self.table = table
-        build = _layer_parts if table.settings.mode == "layers" else _group_parts
-        found = build(table)
-        self.terms: Sequence[tuple[int, ...]] = tuple(found)
-        self._parts = [found[term] for term in self.terms]
+        self._sum = _LayerSum(table) if table.settings.mode == "layers" else _StairSum(table)
+        self.terms: Sequence[tuple[int, ...]] = self._sum.terms
 
     def parts(self, widths: npt.ArrayLike) -> Floats:
         """Milliseconds of every term for widths of shape (..., groups); shape (..., terms)."""
-        given = np.asarray(widths, dtype=np.float64)
-        return np.stack([part(given) for part in self._parts], axis=-1)
+        return self._sum.parts(np.asarray(widths, dtype=np.float64))
+
+    def parts_of(self, nodes: Mapping[str, float]) -> Floats:
+        """The terms by measured milliseconds of each layer; NaN for those that no layers make up."""
+        return self._sum.parts_of(nodes)
 
     def __call__(self, widths: npt.ArrayLike) -> Floats:
         """Milliseconds for widths of shape (..., groups)."""
@@ -70,15 +70,25 @@ class LatencyModel:
         return stairs(self, self.table.full, group)
 
 
-def _layer_parts(table: LatencyTable) -> dict[tuple[int, ...], Part]:
-    layers = fit_families(table)
-    predicted = sum((layers[name](table.widths) for name in table.nodes), np.zeros(len(table.samples)))
-    spreads = np.array([sample.whole.spread for sample in table.samples])
-    offset, scale = _affine(predicted, table.whole_ms, 1 / (_LEAST_SPREAD + spreads))
-    members: dict[tuple[int, ...], list[NodeTime]] = {(): []}
-    for name in table.nodes:
-        members.setdefault(layers[name].groups, []).append(layers[name])
-    return {term: _Sum(tuple(nodes), scale, 0.0 if term else offset) for term, nodes in members.items()}
+class _LayerSum:
+    """Layers that depend on the same groups are a term; the first one is what is outside of them all."""
+
+    def __init__(self, table: LatencyTable) -> None:
+        self._layers = fit_families(table)
+        predicted = self._layers(table.widths.astype(np.float64))
+        spreads = np.array([sample.whole.spread for sample in table.samples])
+        offset, self._scale = _affine(predicted.sum(axis=-1), table.whole_ms, 1 / (_LEAST_SPREAD + spreads))
+        self.terms = list(dict.fromkeys([(), *self._layers.owners]))
+        self._offsets = np.where([bool(term) for term in self.terms], 0.0, offset)
+        self._members = np.array([[term == owner for term in self.terms] for owner in self._layers.owners], dtype=np.float64)
+
+    def parts(self, widths: Floats) -> Floats:
+        result: Floats = self._scale * (self._layers(widths) @ self._members) + self._offsets
+        return result
+
+    def parts_of(self, nodes: Mapping[str, float]) -> Floats:
+        times = np.array([nodes.get(name, 0.0) for name in self._layers.names])
+        return np.where([bool(term) for term in self.terms], self._scale * (times @ self._members), np.nan)
 
 
 def _affine(predicted: Floats, measured: Floats, weights: Floats) -> tuple[float, float]:
@@ -88,63 +98,6 @@ def _affine(predicted: Floats, measured: Floats, weights: Floats) -> tuple[float
 
     (offset, scale), _ = nnls(basis * weights[:, None], weights)
     return float(offset), float(scale)
-
-
-@dataclass(frozen=True)
-class NodeTime:
-    """A node's time: its family's, at the node's lengths. groups: indices of those that it depends on."""
-
-    time: LayerTime | RisingTime
-    lengths: tuple[Length, ...]
-    groups: tuple[int, ...]
-
-    def __call__(self, widths: npt.ArrayLike) -> Floats:
-        """Milliseconds for widths of shape (..., groups)."""
-        return self.time(lengths_at(self.lengths, np.asarray(widths, dtype=np.float64)))
-
-
-@dataclass(frozen=True)
-class _Sum:
-    nodes: tuple[NodeTime, ...]
-    scale: float
-    offset: float
-
-    def __call__(self, widths: Floats) -> Floats:
-        result = np.full(widths.shape[:-1], self.offset)
-        for node in self.nodes:
-            result += self.scale * node(widths)
-        return result
-
-
-def lengths_at(lengths: Sequence[Length], widths: Floats) -> Floats:
-    """Lengths for widths of shape (..., groups); shape (..., number of lengths)."""
-    found = np.empty((*widths.shape[:-1], len(lengths)))
-    for place, length in enumerate(lengths):
-        found[..., place] = length.constant
-        for group, coefficient in length.by_group.items():
-            found[..., place] += coefficient * widths[..., group]
-    return found
-
-
-def groups_of(info: NodeInfo) -> tuple[int, ...]:
-    """Indices of the groups that a node's time depends on, ascending."""
-    return tuple(sorted({group for length in info.lengths for group in length.by_group}))
-
-
-def fit_families(table: LatencyTable) -> dict[str, NodeTime]:
-    """The time of each node, fitted to the measurements of all nodes of its family."""
-    families: dict[tuple[str, int], list[str]] = {}
-    for name, info in table.nodes.items():
-        families.setdefault((info.family, len(info.lengths)), []).append(name)
-    widths = table.widths.astype(np.float64)
-    found = {}
-    for names in families.values():
-        rows = np.concatenate([lengths_at(table.nodes[name].lengths, widths) for name in names])
-        # A node that the rewriter drops at some widths takes no time there.
-        ms = np.array([sample.nodes.get(name, 0.0) for name in names for sample in table.samples])
-        time = fit_layer(rows, ms)
-        found.update({name: NodeTime(time, table.nodes[name].lengths, groups_of(table.nodes[name])) for name in names})
-    return found
 
 
 @dataclass(frozen=True)
@@ -178,22 +131,22 @@ def staircases(table: LatencyTable) -> list[Staircase]:
     return found
 
 
-def _group_parts(table: LatencyTable) -> dict[tuple[int, ...], Part]:
-    stairs = staircases(table)
-    least = float(table.whole_ms[1])
-    total = sum(float(one.ms[-1]) for one in stairs)
-    scale = max(0.0, float(table.whole_ms[0]) - least) / total if total else 0.0
-    parts: dict[tuple[int, ...], Part] = {(): _Sum((), scale, least)}
-    return parts | {(one.group,): _Scaled(one, scale) for one in stairs}
+class _StairSum:
+    """Each group's staircase is a term; the first one is the least model's time, which all others come on top of."""
 
+    def __init__(self, table: LatencyTable) -> None:
+        self._stairs = staircases(table)
+        self._least = float(table.whole_ms[1])
+        total = sum(float(one.ms[-1]) for one in self._stairs)
+        self._scale = max(0.0, float(table.whole_ms[0]) - self._least) / total if total else 0.0
+        self.terms: list[tuple[int, ...]] = [(), *((one.group,) for one in self._stairs)]
 
-@dataclass(frozen=True)
-class _Scaled:
-    stairs: Staircase
-    scale: float
+    def parts(self, widths: Floats) -> Floats:
+        least = np.full(widths.shape[:-1], self._least)
+        return np.stack([least, *(self._scale * stairs(widths) for stairs in self._stairs)], axis=-1)
 
-    def __call__(self, widths: Floats) -> Floats:
-        return self.scale * self.stairs(widths)
+    def parts_of(self, nodes: Mapping[str, float]) -> Floats:
+        return np.full(len(self.terms), np.nan)
 
 
 def held_out_accuracy(table: LatencyTable) -> Accuracy | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from graphprune.groups import Ints
 from graphprune.latency.fit import Floats
-from graphprune.latency.model import fit_families, groups_of
+from graphprune.latency.layer_times import fit_families
 from graphprune.latency.table import LatencyTable, Sample
 
 _SEED: Final = 0
@@ -111,12 +111,11 @@ def layers_design(table: LatencyTable) -> list[Wanted]:
 def unexplained(table: LatencyTable) -> Floats:
     """What the fits leave of the layers' times, for each sample and group, in milliseconds: (samples, groups)."""
     layers = fit_families(table)
+    measured = np.array([[sample.nodes.get(name, 0.0) for name in layers.names] for sample in table.samples])
+    rest = measured - layers(table.widths.astype(np.float64))
     result = np.zeros((len(table.samples), table.full.size))
-    for name, info in table.nodes.items():
-        measured = np.array([sample.nodes.get(name, 0.0) for sample in table.samples])
-        rest = measured - layers[name](table.widths)
-        for group in groups_of(info):
-            result[:, group] += rest
+    for column, groups in zip(rest.T, layers.owners, strict=True):
+        result[:, list(groups)] += column[:, None]
     return result
 
 

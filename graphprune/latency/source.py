@@ -4,22 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from graphprune.groups import Ints
+import numpy as np
+
+from graphprune.groups import Floats, Ints
 from graphprune.measures import Measure
 
 
-class Measured(NamedTuple):
-    """Milliseconds of a slim model and of the whole one, timed by turns."""
+@dataclass(frozen=True)
+class Measured:
+    """Milliseconds of a slim model and of the whole one, timed by turns.
+
+    error: relative standard error of their ratio. parts: milliseconds of the slim model that each term of the latency model stands
+    for, NaN where it was not timed; empty where none was.
+    """
 
     slim: float
     whole: float
+    error: float = 0.0
+    parts: Floats | None = None
 
     @property
     def share(self) -> float:
         """What remains of the whole's."""
         return self.slim / self.whole
+
+    def pooled(self, again: Measured) -> Measured:
+        """Both measurements of the same models as one: the surer one counts more."""
+        least = 1e-9  # so that two exact ones have a mean
+        mine, theirs = (1 / (one.error**2 + least**2) for one in (self, again))
+        weight = theirs / (mine + theirs)
+
+        def mean(one: float, other: float) -> float:
+            return float(one ** (1 - weight) * other**weight)
+
+        parts = self.parts if self.parts is None or again.parts is None else (self.parts + again.parts) / 2
+        return Measured(mean(self.slim, again.slim), mean(self.whole, again.whole), float(np.sqrt(1 / (mine + theirs))), parts)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from graphprune.errors import LatencyError
-from graphprune.files import atomic_write
+from graphprune.files import load_json, save_json
 from graphprune.groups import Groups, Ints
 from graphprune.latency.clock import Timing
 from graphprune.latency.environment import Environment
@@ -115,6 +115,14 @@ class LatencyTable(BaseModel):
         """Median milliseconds of the whole model in each sample."""
         return np.array([sample.whole.median_ms for sample in self.samples], dtype=np.float64)
 
+    @property
+    def full_ms(self) -> float:
+        """Median milliseconds of the model as it is. Raises LatencyError for a table without such a sample."""
+        for sample in self.samples:
+            if sample.widths == tuple(self.groups.values()):
+                return sample.whole.median_ms
+        raise LatencyError("The latency table has no sample of the whole model. Measure anew.")
+
     def first(self, count: int) -> LatencyTable:
         """The table as it was after so many samples."""
         return self.model_copy(update={"samples": self.samples[:count]})
@@ -129,24 +137,12 @@ class LatencyTable(BaseModel):
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON, atomically."""
-        with atomic_write(Path(path)) as temporary:
-            temporary.write_text(self.model_dump_json(indent=1), encoding="utf-8")
+        save_json(self, path)
 
     @classmethod
     def load(cls, path: str | Path) -> LatencyTable:
         """Read a table. Raises LatencyError naming the first thing that is wrong."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise LatencyError(f"Cannot read the latency table {path}: {error}.") from error
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "the top level"
-            raise LatencyError(
-                f"{path} is no valid latency table: {first['msg']} at {place}. Measure again with `graphprune profile`."
-            ) from error
+        return load_json(cls, path, "latency table", "Measure again with `graphprune profile`.", LatencyError)
 
     def check_fits(self, model: Mapping[str, str], groups: Groups, environment: Environment | None = None) -> None:
         """Raise LatencyError naming the first difference between what was measured and what is at hand.

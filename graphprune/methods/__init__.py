@@ -10,7 +10,8 @@ from graphprune.methods.adaptive import adaptive
 from graphprune.methods.class_aware import class_aware
 from graphprune.methods.growing import growing
 from graphprune.methods.iterative import iterative
+from graphprune.methods.laasp import laasp
 from graphprune.methods.method import METHODS, Method, MethodResult, Options
 from graphprune.methods.sp_lamp import sp_lamp
 
-__all__ = ["METHODS", "Method", "MethodResult", "Options", "adaptive", "class_aware", "growing", "iterative", "sp_lamp"]
+__all__ = ["METHODS", "Method", "MethodResult", "Options", "adaptive", "class_aware", "growing", "iterative", "laasp", "sp_lamp"]

@@ -14,7 +14,7 @@ from pydantic import Field
 from graphprune.methods import steps
 from graphprune.methods.budget import Budget
 from graphprune.methods.method import Options, method
-from graphprune.methods.texts import Target
+from graphprune.methods.texts import Criterion, Target
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.threshold import ThresholdPass
 from graphprune.runs.bench import Bench
@@ -31,6 +31,7 @@ class AdaptiveOptions(Options):
     tolerance: float = Field(0.0, ge=0, description="Accuracy that may be lost, as a share, without a target.")
     statistic: Literal["mean", "max", "sum"] = Field("mean", description="Attention of a channel over its positions.")
     p: Literal[1, 2, 4] = Field(1, description="Power of the activations.")
+    criterion: Criterion | None = Field(None, description="Another criterion instead of the attention, as for prune.")
     share: Literal["params", "macs", "none"] = Field("params", description="What a layer's part of the threshold goes by.")
     first_step: float | Literal["auto"] = Field(
         "auto", description="Step of the threshold; auto: what removes 2 % of the parameters (the authors' scripts have 1)."
@@ -99,9 +100,10 @@ def _retrained(bench: Bench, options: AdaptiveOptions, cut: Stage, dense: Stage,
     return steps.tuned(bench, cut, range(_back(options), options.epochs), options, dense, fresh=True)[0]
 
 
-def _score(options: AdaptiveOptions) -> ScorePass:
-    criterion = f"attention(statistic={options.statistic}, p={options.p})"
-    return ScorePass(criterion, reduction="max", normalise="none")
+def _score(bench: Bench, options: AdaptiveOptions) -> ScorePass:
+    if options.criterion is not None:
+        return ScorePass(options.criterion, normalise="none", seed=bench.task.seed)
+    return ScorePass(f"attention(statistic={options.statistic}, p={options.p})", reduction="max", normalise="none")
 
 
 def _to_target(bench: Bench, options: AdaptiveOptions, dense: Stage, early: Stage | None) -> Stage:
@@ -110,7 +112,7 @@ def _to_target(bench: Bench, options: AdaptiveOptions, dense: Stage, early: Stag
     for number in range(1, options.rounds + 1):
         target = budget.options(number / options.rounds, stage, bench)
         threshold = ThresholdPass(share=options.share, **target)
-        cut = bench.prune(stage, [_score(options), threshold], table=budget.table(stage, bench))
+        cut = bench.prune(stage, [_score(bench, options), threshold], table=budget.table(stage, bench))
         stage = _retrained(bench, options, cut, dense, early)
         steps.check_trained(stage)
         last = number == options.rounds
@@ -159,7 +161,7 @@ def _next_cut(bench: Bench, options: AdaptiveOptions, top: _Accepted, step: floa
     threshold = top.threshold
     for _ in range(_RAISES if grow else 1):
         threshold += step
-        cut = bench.prune(top.stage, [_score(options), ThresholdPass(threshold=threshold, share=options.share)])
+        cut = bench.prune(top.stage, [_score(bench, options), ThresholdPass(threshold=threshold, share=options.share)])
         if cut is not top.stage:
             return cut, threshold
     return None, threshold
@@ -171,6 +173,8 @@ _RAISES = 20
 def _first_step(bench: Bench, options: AdaptiveOptions, dense: Stage) -> float:
     if options.first_step != "auto":
         return options.first_step
-    plan = bench.choose(dense, [_score(options), ThresholdPass(share=options.share, params=0.98)], what="Finding the first step")
+    plan = bench.choose(
+        dense, [_score(bench, options), ThresholdPass(share=options.share, params=0.98)], what="Finding the first step"
+    )
     assert plan is not None, "a model of less than all parameters lost something"
     return float(next(iter(plan.scores.values()))["threshold"])

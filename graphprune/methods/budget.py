@@ -27,11 +27,7 @@ class Budget:
         """A budget from ``macs=50%``, a part of the ORIGINAL. Raises UsageError for text that is no target."""
         kind, value = split_target(text)
         target = parse_target(kind, value)
-        if kind == "latency":
-            table = bench.latency_table(bench.dense())
-            whole = float(next(ms for ms, full in zip(table.whole_ms, (table.widths == table.full).all(1), strict=True) if full))
-        else:
-            whole = bench.amount(kind, 1.0)
+        whole = bench.latency_table(bench.dense()).full_ms if kind == "latency" else bench.amount(kind, 1.0)
         return cls(kind, whole, target.limit(whole))
 
     def after(self, share: float) -> float:
@@ -41,9 +37,9 @@ class Budget:
     def options(self, share: float, stage: Stage, bench: Bench) -> dict[str, Any]:
         """The option of a selection pass that takes a stage this share of the way."""
         most = self.after(share)
-        if self.kind == "latency":
-            return {"latency": f"{most:.9g}ms"}
-        return {self.kind: min(1.0, most / bench.measured(stage, self.kind))}
+        # Of a latency it is the shares that count, which are measured by turns: milliseconds of different hours do not compare.
+        have = (stage.latency or self.whole) if self.kind == "latency" else bench.measured(stage, self.kind)
+        return {self.kind: min(1.0, most / have)}
 
     def table(self, stage: Stage, bench: Bench) -> LatencyTable | None:
         """The stage's latency, where the budget is one."""

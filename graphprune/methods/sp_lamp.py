@@ -9,7 +9,7 @@ from pydantic import Field
 from graphprune.methods import steps
 from graphprune.methods.budget import Budget
 from graphprune.methods.method import Options, method
-from graphprune.methods.texts import Target
+from graphprune.methods.texts import Criterion, Target
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.knapsack import KnapsackPass
 from graphprune.runs.bench import Bench
@@ -25,6 +25,7 @@ class SpLampOptions(Options):
     final_epochs: int | None = Field(None, ge=0, description="Epochs after the last cut; default: the whole schedule.")
     bn_fold: bool = Field(False, description="Count the batch norm's scale with the weights that it follows.")
     member_norm: bool = Field(False, description="Give coupled layers equal totals.")
+    criterion: Criterion | None = Field(None, description="Another criterion instead of SP-LAMP's score, as for prune.")
     round_to: int | Literal["auto"] = Field(8, description="Keep channels in multiples of this; 'auto': where the latency steps.")
     min_channels: int = Field(1, ge=1, description="Units that every group keeps at least.")
 
@@ -45,13 +46,12 @@ def sp_lamp(bench: Bench, options: SpLampOptions) -> Stage:
     dense, _ = steps.dense(bench, options)
     budget, stage = Budget.of(bench, options.target), dense
     for number in range(1, options.stages + 1):
-        score = ScorePass(f"sp-lamp(bn_fold={options.bn_fold}, member_norm={options.member_norm})", normalise="none")
         knapsack = KnapsackPass(
             round_to=options.round_to,
             min_channels=options.min_channels,
             **budget.options(number / options.stages, stage, bench),
         )
-        stage = bench.prune(stage, [score, knapsack], table=budget.table(stage, bench))
+        stage = bench.prune(stage, [_score(bench, options), knapsack], table=budget.table(stage, bench))
         if number < options.stages:
             first = max(0, options.epochs - options.stage_epochs) if options.stage_epochs else options.epochs
             stage, _ = steps.tuned(bench, stage, range(first, options.epochs), options, dense)
@@ -59,3 +59,9 @@ def sp_lamp(bench: Bench, options: SpLampOptions) -> Stage:
             steps.note(bench, stage, "accepted", bench.evaluate(stage), values={"stage": number})
     last = options.epochs if options.final_epochs is None else min(options.final_epochs, options.epochs)
     return steps.final(bench, stage, range(options.epochs - last, options.epochs), options, dense, fresh=True)
+
+
+def _score(bench: Bench, options: SpLampOptions) -> ScorePass:
+    if options.criterion is not None:
+        return ScorePass(options.criterion, seed=bench.task.seed)
+    return ScorePass(f"sp-lamp(bn_fold={options.bn_fold}, member_norm={options.member_norm})", normalise="none")

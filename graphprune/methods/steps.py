@@ -66,6 +66,7 @@ def note(
             stage.epochs,
             stage.samples,
             best,
+            stage.latency,
             widths=bench.widths(stage),
             values=values or {},
             note=text or stage.diverged,

@@ -212,7 +212,11 @@ class Bench:
     def prune(self, stage: Stage, passes: Sequence[Pass], *, table: LatencyTable | None = None) -> Stage:
         """:meth:`choose` and :meth:`cut`: the stage itself where there is nothing to remove."""
         plan = self.choose(stage, passes, table=table)
-        return stage if plan is None else self.cut(stage, plan)
+        if plan is None:
+            return stage
+        share = None if table is None else plan.achieved.get("latency")
+        latency = None if table is None or share is None else share * (stage.latency or table.full_ms)
+        return replace(self.cut(stage, plan), latency=latency)
 
     def rewind(self, stage: Stage, to: Stage) -> Stage:
         """What is left of a stage, with the weights and the optimiser that an earlier one, whole or wider, has there."""
@@ -249,7 +253,15 @@ class Bench:
             self.task.watch.working("Measuring latency", number)
             path = self.task.folder and self.task.folder / f"latency-{number:05d}.json"
             task = self.task
-            table = profile(self.model(stage).eval(), task.inputs, exclude=task.exclude, policy=task.policy, path=path, **settings)
+            table = profile(
+                self.model(stage).eval(),
+                task.inputs,
+                exclude=task.exclude,
+                policy=task.policy,
+                path=path,
+                clock=task.clock,
+                **settings,
+            )
             known = {"table": ranks.shared(table.model_dump(mode="json"))}
             self._record("profile", stage.snapshot.name, known)
         return LatencyTable.model_validate(known["table"])
@@ -276,7 +288,7 @@ class Bench:
         program = capture(model, task.inputs, scopes=task.scopes).with_(exclude=task.exclude, policy=dict(task.policy))
         program = calibrated(program, task.data, seed=task.seed, whole=(model, task.inputs))
         if table is not None:
-            program = timed(program, table)
+            program = timed(program, table, clock=task.clock)
         return PassManager([ChannelsPass(task.exclude, dict(task.policy)), *passes]).run(program)
 
     def _recalibrate(self, found: PruneResult) -> int:

@@ -15,7 +15,8 @@ class Stage:
 
     plan: what stays of the ORIGINAL model; None while all of it does. snapshot: where the weights and the training state are.
     costs: at the example inputs. epochs: trained so far on the way here, counting all. samples: that batch-norm statistics were
-    estimated on after cuts, counting every one. diverged: why training stopped where
+    estimated on after cuts, counting every one. latency: milliseconds, as those of the original
+    times the measured shares of all cuts; None where a cut was not measured. diverged: why training stopped where
     the loss became infinite or NaN; the weights are then those from before.
     """
 
@@ -24,4 +25,5 @@ class Stage:
     costs: Costs
     epochs: int = 0
     samples: int = 0
+    latency: float | None = None
     diverged: str = ""

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from graphprune.calibration import Calibration
+from graphprune.latency.clock import Clock
 from graphprune.runs.history import Silent, Watch
 from graphprune.runs.loop import Loop
 
@@ -22,6 +23,7 @@ class Task:
     activations or gradients, and for recalibration. exclude, policy, scopes: as for :func:`graphprune.prune`. folder: where the run
     is recorded; None keeps it in memory. verify: prove every cut. masks: train at full shape, with what is removed held at zero,
     instead of training the smaller model. recalibrate: estimate batch-norm statistics anew after each cut, where there are data.
+    clock: what latencies are measured with; that of the device by default.
     """
 
     model: nn.Module
@@ -37,3 +39,4 @@ class Task:
     masks: bool = False
     recalibrate: bool = True
     watch: Watch = field(default_factory=Silent)
+    clock: Clock | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +17,11 @@ from graphprune.graph_module import adopt
 from graphprune.program import Inputs, Program, Scope
 from graphprune.tape import Step, run_error
 from graphprune.tracing.inputs import ModuleCall, argument_names, check_inputs, holds_tensor, normalise_inputs
+from graphprune.tracing.rehearsal import rehearse
 from graphprune.tracing.scopes import find_scopes, named_scopes, outside, record_calls, scope_of
 from graphprune.tracing.source import error_line
 from graphprune.tracing.tracer import Tracer
-from graphprune.tracing.training import Mode, follow_mode
+from graphprune.tracing.training import Change, Differs, Mode, changes, follow_mode
 from graphprune.twins import named_tensors
 
 
@@ -48,7 +50,7 @@ def capture(model: nn.Module, example_inputs: Any, *, scopes: Sequence[str] = ()
     with collector_paused():
         trace = _scoped(root, inputs, scopes) if scopes else _whole(root, inputs)
         tracer = trace.tracer
-        if tracer.mode.consulted:
+        if tracer.mode.consulted or tracer.questions:
             _follow_training_mode(trace, root)
         module = _graph_module(root, tracer)
         tracer.release()
@@ -158,6 +160,9 @@ def _trace(root: nn.Module, calls: tuple[ModuleCall, ...], mode: Mode, *, announ
             results.append(tracer.run(call, placeholders, announced=announced))
         except Exception as error:
             raise _trace_error(root, call, tracer, error) from error
+        except Differs:
+            tracer.release()
+            raise
     tracer.finish(tuple(results) if scopes else results[0])
     return _Trace(tracer, calls, given, tuple(scopes), announced)
 
@@ -176,12 +181,20 @@ def _trace_error(root: nn.Module, call: ModuleCall, tracer: Tracer, error: Excep
 def _follow_training_mode(trace: _Trace, root: nn.Module) -> None:
     """A model whose Python asks for its mode is traced in train mode too; train mode need not trace."""
     try:
-        other = _trace(root, trace.calls, Mode(True), announced=trace.announced, earlier=trace.tracer).tracer
-    except CaptureError:
+        found = _in_train_mode(trace, root)
+    except (CaptureError, Differs):
         return
-    tape = trace.tracer.writer.tape
-    tape.steps[:0] = [Step(node.name, result=value) for node, value in follow_mode(trace.tracer.writer.graph, other.writer.graph)]
+    trace.tracer.writer.tape.steps[:0] = [Step(node.name, result=value) for node, value in follow_mode(found)]
+
+
+def _in_train_mode(trace: _Trace, root: nn.Module) -> list[Change]:
+    """The constants that differ in train mode. Raises Differs, or CaptureError where it does not trace."""
+    if not trace.tracer.mode.consulted:
+        with suppress(Differs):
+            return rehearse(root, trace.tracer, trace.announced)
+    other = _trace(root, trace.calls, Mode(True), announced=trace.announced, earlier=trace.tracer).tracer
     other.release()
+    return changes(list(trace.tracer.writer.graph.nodes), list(other.writer.graph.nodes))
 
 
 def _graph_module(root: nn.Module, tracer: Tracer) -> fx.GraphModule:

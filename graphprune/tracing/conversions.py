@@ -26,6 +26,7 @@ from graphprune.tracing.sizes import derive, literal, origin_of, settle
 _LOAD_GLOBAL: Final = opmap["LOAD_GLOBAL"]
 _EXTENDED_ARG: Final = opmap["EXTENDED_ARG"]
 _LARGEST_ARGUMENT: Final = 255
+_MOST_CODES: Final = 10_000  # remembered: they are the same in every run of a model
 _BUILTINS: Final = vars(builtins)
 _CACHE: Final = type(lru_cache(len))
 _FOREIGN: Final = sys.stdlib_module_names | {"torch", "numpy", "graphprune"}
@@ -93,7 +94,7 @@ class Conversions:
             scope = vars(item)
             if isinstance(item, FunctionType):
                 scope = item.__globals__
-                new = _rewritten(item.__code__, scope)
+                new = _rewritten(item.__code__, _twins_in(names, scope))
                 if new is not item.__code__:
                     self._codes[item] = item.__code__, new
             self._places += [(item, name, scope[name]) for name in names if type(scope.get(name)) is _CACHE]
@@ -126,11 +127,18 @@ def _put(place: Any, name: str, value: Any) -> None:
         place.__globals__[name] = value
 
 
-def _rewritten(code: CodeType, namespace: Mapping[str, Any]) -> CodeType:
+def _twins_in(names: Iterable[str], namespace: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """The names by which code calls functions that have twins, with those of the twins."""
+    found = [(name, _NAMES.get(id(namespace.get(name, _BUILTINS.get(name))))) for name in names]
+    return tuple([(name, twin) for name, twin in found if twin])
+
+
+@lru_cache(_MOST_CODES)
+def _rewritten(code: CodeType, renamed: tuple[tuple[str, str], ...]) -> CodeType:
     """The code with calls of the twins; the same object where there are none."""
-    constants = tuple([_constant(item, namespace) for item in code.co_consts])
-    found = [id(namespace.get(name, _BUILTINS.get(name))) for name in code.co_names]
-    twins = {at: _NAMES[value] for at, value in enumerate(found) if value in _NAMES}
+    constants = tuple([_constant(item, renamed) for item in code.co_consts])
+    twin_of = dict(renamed)
+    twins = {at: twin_of[name] for at, name in enumerate(code.co_names) if name in twin_of}
     names = (*code.co_names, *twins.values())
     if 2 * len(names) > _LARGEST_ARGUMENT or not twins:
         return code.replace(co_consts=constants) if any(map(is_not, constants, code.co_consts)) else code
@@ -143,10 +151,10 @@ def _rewritten(code: CodeType, namespace: Mapping[str, Any]) -> CodeType:
     return code.replace(co_consts=constants, co_names=names, co_code=bytes(text))
 
 
-def _constant(item: Any, namespace: Mapping[str, Any]) -> Any:
+def _constant(item: Any, renamed: tuple[tuple[str, str], ...]) -> Any:
     """A constant of rewritten code; the same object where it is no number that sizes are multiplied with."""
     if isinstance(item, CodeType):
-        return _rewritten(item, namespace)
+        return _rewritten(item, renamed)
     new = literal(item)
     return item if isinstance(new, tuple) and not any(map(is_not, new, item)) else new
 
@@ -172,7 +180,7 @@ def _code_of(root: nn.Module) -> list[tuple[Any, Iterable[str]]]:
                 if isinstance(inner, FunctionType):
                     (pending if name in names else methods[name]).append(inner)
         else:
-            named = set(_names(item.__code__))
+            named = _names(item.__code__)
             seen[id(item)] = item, named
             pending += _reached(item, named)
             new = named - names
@@ -181,7 +189,7 @@ def _code_of(root: nn.Module) -> list[tuple[Any, Iterable[str]]]:
     return list(seen.values())
 
 
-def _reached(function: FunctionType, names: set[str]) -> list[Any]:
+def _reached(function: FunctionType, names: frozenset[str]) -> list[Any]:
     """Classes and functions that a function names or wraps."""
     scope = function.__globals__
     held = [*_closure(function), *(scope[name] for name in names if name in scope)]
@@ -191,11 +199,9 @@ def _reached(function: FunctionType, names: set[str]) -> list[Any]:
     return [value for value in held if isinstance(value, (type, FunctionType))]
 
 
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for item in code.co_consts:
-        if isinstance(item, CodeType):
-            yield from _names(item)
+@lru_cache(_MOST_CODES)
+def _names(code: CodeType) -> frozenset[str]:
+    return frozenset(code.co_names).union(*[_names(item) for item in code.co_consts if isinstance(item, CodeType)])
 
 
 def _closure(function: FunctionType) -> Iterator[Any]:

@@ -12,7 +12,8 @@ not checked for it. They select shortcuts and broadcasts, where the general code
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections import ChainMap
+from collections.abc import Callable, MutableMapping
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -56,10 +57,16 @@ class Guards:
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
-        self._checks: dict[Any, fx.Node] = {}
+        self._checks: MutableMapping[Any, fx.Node] = {}
         self._makers: dict[int, Operation] = {}  # the operation behind a tensor, by identity
         self._known: dict[tuple[int, int], tuple[torch.Tensor, Any]] = {}  # the sizes of tensors, resolved; they stay alive
         self._last: Step | None = None
+
+    def go_on_from(self, earlier: Guards) -> None:
+        """Know what those of a finished run know, whose tensors are the same."""
+        earlier._read_tape()
+        self._makers, self._known = earlier._makers, earlier._known
+        self._checks = ChainMap({}, earlier._checks)
 
     def note(self, function: Callable[..., Any], numbers: tuple[Any, ...], outcome: bool) -> None:
         """A comparison that the model's Python made, and what came out."""
@@ -70,7 +77,7 @@ class Guards:
             if not any(map(origin_of, found)) or keys[0] == keys[1] or _tells_one_from_many(holds, *found):
                 return
             known = self._checks.get((holds, *keys))
-            if known is None or known._erased:
+            if known is None or not self._writer.stands(known):
                 self._checks[(holds, *keys)] = self._check(holds, found)
 
     def note_places(self, tensor: torch.Tensor, axis: int) -> None:

@@ -52,6 +52,11 @@ class Results:
         """Number of calls so far."""
         return len(self._calls)
 
+    def go_to(self, count: int) -> None:
+        """Make the next call the one after the first ``count`` calls of the earlier run."""
+        self._calls = self._earlier[:count]
+        self._together = len(self._earlier)
+
     def take_back(self, count: int) -> None:
         """Forget all calls but the first ``count``: the run tries something else."""
         del self._calls[count:]

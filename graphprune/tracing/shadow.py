@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, Final
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from graphprune.tape import stand_in
 from graphprune.tracing.sizes import literal
+from graphprune.twins import named_tensors
 
 _INTERNAL: Final = frozenset(nn.Module().__dict__) | {"_compiled_call_impl"}
 _HOOKS: Final = tuple(key for key in nn.Module().__dict__ if "forward" in key)
@@ -23,22 +25,34 @@ class Shadow:
 
     call: gets the module, its path, and the arguments of the call, and returns its result. earlier: another copy of the same
     model, whose stand-ins are used.
-    Modules that appear twice stay one module, tied tensors one tensor. Lists and dicts that modules keep as attributes are
-    copied, and those in them, so that a model that writes caches in its forward leaves nothing of the trace behind.
+    It is made where it is first asked for. Modules that appear twice stay one module, tied tensors one tensor. Lists and dicts that
+    modules keep as attributes are copied, and those in them, so that a model that writes caches in its forward leaves nothing of
+    the trace behind.
     """
 
     def __init__(self, root: nn.Module, call: Callable[..., Any], mode: Any, earlier: Shadow | None = None) -> None:
         self.real: dict[int, torch.Tensor] = dict(earlier.real) if earlier else {}  # by identity of the stand-in
-        self.tensors: dict[str, torch.Tensor] = {}  # stand-ins of parameters and buffers by name, parameters first
+        self._source = root
         self._call = call
         self._mode = mode
         self._stand_ins: dict[int, torch.Tensor] = dict(earlier._stand_ins) if earlier else {}  # by identity of the real tensor
         self._modules: dict[int, nn.Module] = {}
         self._kept: list[Any] = []
         self._containers: dict[int, Any] = {}  # copies by identity of the original
-        self._buffers: dict[str, torch.Tensor] = {}
-        self.root = self._copy(root, "")
-        self.tensors |= self._buffers
+
+    @cached_property
+    def root(self) -> nn.Module:
+        """The copy of the whole model."""
+        return self.part("")
+
+    def part(self, path: str) -> nn.Module:
+        """The copy of a submodule."""
+        return self._copy(self._source.get_submodule(path), path)
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Stand-ins of parameters and buffers by name, parameters first."""
+        return {name: self.of(tensor) for name, tensor in named_tensors(self._source).items()}
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """The stand-in of a real tensor."""
@@ -64,28 +78,24 @@ class Shadow:
 
     def _copy(self, source: nn.Module, path: str) -> nn.Module:
         known = self._modules.get(id(source))
-        prefix = f"{path}." if path else ""
-        if known is None:
-            known = self._modules[id(source)] = object.__new__(type(source))  # GraphModule.__new__ would make a new class
-            state = known.__dict__
-            state.update(source.__dict__)
-            for key, value in source.__dict__.items():
-                if key not in _INTERNAL and type(value) not in _PLAIN:
-                    state[key] = self._attribute(value)
-            state.update([(key, state[key].copy()) for key in _HOOKS])
-            state["training"] = self._mode
-            state["_compiled_call_impl"] = lambda *args, **kwargs: self._call(known, path, args, kwargs)
-            state["_modules"] = {}
-            for store in ("_parameters", "_buffers"):
-                entries = source.__dict__[store]
-                state[store] = {key: None if value is None else self.of(value) for key, value in entries.items()}
-        for entries, found in ((known._parameters, self.tensors), (known._buffers, self._buffers)):
-            for key, value in entries.items():
-                if value is not None:
-                    found[prefix + key] = value
+        if known is not None:
+            return known
+        result = self._modules[id(source)] = object.__new__(type(source))  # GraphModule.__new__ would make a new class
+        state = result.__dict__
+        state.update(source.__dict__)
+        for key, value in source.__dict__.items():
+            if key not in _INTERNAL and type(value) not in _PLAIN:
+                state[key] = self._attribute(value)
+        state.update([(key, state[key].copy()) for key in _HOOKS])
+        state["training"] = self._mode
+        state["_compiled_call_impl"] = lambda *args, **kwargs: self._call(result, path, args, kwargs)
+        for store in ("_parameters", "_buffers"):
+            entries = source.__dict__[store]
+            state[store] = {key: None if value is None else self.of(value) for key, value in entries.items()}
+        children = state["_modules"] = {}
         for name, child in source._modules.items():
-            known._modules[name] = None if child is None else self._copy(child, prefix + name)
-        return known
+            children[name] = None if child is None else self._copy(child, f"{path}.{name}" if path else name)
+        return result
 
     def _attribute(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):

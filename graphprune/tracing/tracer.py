@@ -30,14 +30,15 @@ from graphprune.tracing.results import Results
 from graphprune.tracing.shadow import Shadow
 from graphprune.tracing.sizes import NOTING, Shape, shape_of
 from graphprune.tracing.targets import opened, spell
-from graphprune.tracing.training import Mode
+from graphprune.tracing.training import Mode, Question, can_ask_again
 from graphprune.tracing.writer import Mark, Untraceable, Writer
 
 
 class Tracer(TorchFunctionMode):
     """Runs a model, and has the graph and the tape of the run written.
 
-    mode: what ``self.training`` is for the model. earlier: a finished run of the model in the other mode, which this one repeats.
+    mode: what ``self.training`` is for the model; its ``consulted`` says whether the whole must run in the other mode too, after
+    the calls of modules in :attr:`questions`. earlier: a finished run of the model in the other mode, which this one repeats.
     writer: has the graph and the tape. opaque: modules that do not trace, with the reason. failed: the innermost module that a
     run has failed in.
     """
@@ -47,16 +48,21 @@ class Tracer(TorchFunctionMode):
         self.opaque: dict[str, str] = {}
         self.failed = ""
         self.mode = mode
+        self.questions: list[Question] = []
         self._root = root
+        self._taking_bool: set[str] = earlier._taking_bool if earlier else set()  # modules that pass their mode to C functions
         self._code: Conversions = earlier._code if earlier else Conversions(root)
         self._recording = Recording()
         self._results: Results = Results(self._recording, earlier._results if earlier else None)
         self._shadow: Shadow = Shadow(root, self._call_module, mode, earlier._shadow if earlier else None)
-        self.writer = Writer(self._recording, self._results, self._shadow)
+        self.writer = self._new_writer(earlier)
         self._guards = Guards(self.writer)
         self._constants = Constants()
         self._device = next((tensor.device for tensor in self._shadow.real.values()), torch.device("cpu"))
         self._in_layer = False
+
+    def _new_writer(self, earlier: Tracer | None) -> Writer:
+        return Writer(self._recording, self._results, self._shadow, earlier.writer if earlier else None)
 
     # -- one run ---------------------------------------------------------------------------------------------------------
 
@@ -74,11 +80,17 @@ class Tracer(TorchFunctionMode):
         names = argument_names(module)
         args = tuple(placeholders.get(name, value) for name, value in zip(names, call.inputs.args, strict=False))
         kwargs = {name: placeholders.get(name, value) for name, value in call.inputs.kwargs.items()}
+        with self.running(announced):
+            return self._run(module, call.path, self.writer.mark(), args, kwargs)
+
+    @contextmanager
+    def running(self, announced: bool) -> Iterator[None]:
+        """What is called within is traced."""
         modes = (torch.no_grad(), _compiling(announced), self._code.remembered(), without_hints(), self._recording, self)
         with ExitStack() as within:
             for mode in (*modes, _noting(self._guards)):
                 within.enter_context(mode)
-            return self._run(module, self.writer.mark(), args, kwargs)
+            yield
 
     def finish(self, result: Any) -> None:
         """Write the output node."""
@@ -178,34 +190,40 @@ class Tracer(TorchFunctionMode):
         if isinstance(module, torch.jit.ScriptModule):
             return self._call_opaque(module, path, args, kwargs, Untraceable("scripted (TorchScript), it has no Python to trace"))
         before = self.writer.mark()
-        consulted = self.mode.consulted
+        consulted, asked = self.mode.consulted, len(self.questions)
         self.mode.consulted = False
         try:
-            result = self._run(module, before, args, kwargs)
-            bare = self.mode.consulted and _is_bare(module)
+            result = self._run(module, path, before, args, kwargs)
+            asks = self.mode.consulted
         except Exception as error:
             self.failed = self.failed or path
             self.writer.discard_after(before)
+            del self.questions[asked:]
             return self._call_opaque(module, path, args, kwargs, error)
         finally:
             self.mode.consulted |= consulted
-        if not bare:
-            return result
-        # Nothing but a change of behaviour between modes (stochastic depth): it stays a module, which knows both.
-        self.mode.consulted = consulted
-        self.writer.discard_after(before)
-        return self._call_layer(module, path, args, kwargs)
+        if asks and _is_bare(module):
+            # Nothing but a change of behaviour between modes (stochastic depth): it stays a module, which knows both.
+            self.mode.consulted = consulted
+            self.writer.discard_after(before)
+            return self._call_layer(module, path, args, kwargs)
+        if asks and can_ask_again((*args, *kwargs.values(), result)):
+            self.mode.consulted = consulted
+            self.questions[asked:] = [Question(path, args, kwargs, result, before, self.writer.mark())]
+        return result
 
-    def _run(self, module: nn.Module, before: Mark, args: Any, kwargs: Any) -> Any:
+    def _run(self, module: nn.Module, path: str, before: Mark, args: Any, kwargs: Any) -> Any:
         """Run a module's own code."""
-        try:
-            return module._call_impl(*args, **kwargs)
-        except TypeError as error:
-            if Mode.__name__ not in str(error):
-                raise error from None
+        if path not in self._taking_bool:
+            try:
+                return module._call_impl(*args, **kwargs)
+            except TypeError as error:
+                if Mode.__name__ not in str(error):
+                    raise error from None
+            self._taking_bool.add(path)
+            self.writer.discard_after(before)
         # C functions take nothing but a bool for the mode.
         module.__dict__["training"] = bool(self.mode)
-        self.writer.discard_after(before)
         return module._call_impl(*args, **kwargs)
 
     def _call_layer(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

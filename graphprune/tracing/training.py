@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
 
+import torch
 from torch import fx
+
+_LASTING: Final = (int, float, str, type(None), torch.dtype, torch.device)
 
 
 class Mode(int):
@@ -22,26 +25,70 @@ class Mode(int):
         return int(self) != 0
 
 
-def follow_mode(graph: fx.Graph, other: fx.Graph) -> Iterator[tuple[fx.Node, Any]]:
-    """Make the constants that differ between the graphs of eval mode and of train mode follow the graph module's mode.
+class Differs(BaseException):
+    """What runs in train mode is not what runs in eval mode with other constants. No error: a model's code must not catch it."""
 
-    ``False`` and ``True`` become the mode; 0 and a rate become the mode times the rate. Graphs that differ otherwise stay
-    as they are, in eval mode. Yields the nodes that it makes, with their values in eval mode.
-    """
-    nodes, others = list(graph.nodes), list(other.nodes)
-    if [(n.op, str(n.target)) for n in nodes] != [(n.op, str(n.target)) for n in others]:
-        return
+
+class Change(NamedTuple):
+    """An argument of a node, by its index or name, that is a constant with another value in train mode."""
+
+    node: fx.Node
+    place: int | str
+    then: Any
+
+
+class Question(NamedTuple):
+    """A call of a module whose own code asked for the mode: what it got and gave, and where the run was before and after it."""
+
+    path: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    result: Any
+    start: Any
+    end: Any
+
+
+def can_ask_again(values: Any) -> bool:
+    """Whether a call with these values, or a result of them, can be repeated later: nothing in them has changed by then."""
+    return all(can_ask_again(value) if isinstance(value, tuple) else _lasts(value) for value in values)
+
+
+def _lasts(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.is_meta
+    return isinstance(value, _LASTING) and not isinstance(value, Mode)
+
+
+def same_call(node: fx.Node, other: fx.Node) -> bool:
+    """Whether two nodes call the same thing, whatever with."""
+    return node.op == other.op and str(node.target) == str(other.target)
+
+
+def changes(nodes: Sequence[fx.Node], others: Sequence[fx.Node]) -> list[Change]:
+    """The constants that differ between nodes of eval mode and of train mode. Raises Differs where anything else does."""
+    if len(nodes) != len(others) or not all(map(same_call, nodes, others)):
+        raise Differs
+    found: list[Change] = []
     for node, twin in zip(nodes, others, strict=True):
-        for index, (now, then) in enumerate(zip(node.args, twin.args, strict=False)):
-            if _differ(now, then):
-                made = _followed(node, now, then)
-                node.update_arg(index, made[-1])
-                yield from ((new, now) for new in made)
-        for key, now in list(node.kwargs.items()):
-            if _differ(now, twin.kwargs.get(key)):
-                made = _followed(node, now, twin.kwargs[key])
-                node.update_kwarg(key, made[-1])
-                yield from ((new, now) for new in made)
+        pairs = enumerate(zip(node.args, twin.args, strict=False))
+        found += [Change(node, index, then) for index, (now, then) in pairs if _differ(now, then)]
+        found += [Change(node, key, twin.kwargs[key]) for key, now in node.kwargs.items() if _differ(now, twin.kwargs.get(key))]
+    return found
+
+
+def follow_mode(changes: Iterable[Change]) -> Iterator[tuple[fx.Node, Any]]:
+    """Make constants follow the graph module's mode: ``False`` becomes the mode, 0 the mode times the rate.
+
+    Yields the nodes that it makes, with their values in eval mode.
+    """
+    for node, place, then in changes:
+        now = node.args[place] if isinstance(place, int) else node.kwargs[place]
+        made = _followed(node, now, then)
+        if isinstance(place, int):
+            node.update_arg(place, made[-1])
+        else:
+            node.update_kwarg(place, made[-1])
+        yield from ((new, now) for new in made)
 
 
 def _differ(now: Any, then: Any) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import fields, is_dataclass
 from itertools import count
 from typing import Any, Final, NamedTuple
@@ -18,13 +19,15 @@ from graphprune.tracing.results import Results
 from graphprune.tracing.shadow import Shadow
 from graphprune.tracing.sizes import Origin, Shape, origin_of, plain
 from graphprune.tracing.source import source_line
-from graphprune.tracing.training import Mode
+from graphprune.tracing.training import Differs, Mode, same_call
 
 
 class Untraceable(Exception):
     """Something that a graph cannot say."""
 
 
+_OF_PATHS: Final = frozenset({"call_module", "get_attr"})
+_NEVER: Final = sys.maxsize
 _LITERALS: Final = frozenset({int, float, bool, str, type(None), torch.dtype})
 
 
@@ -37,21 +40,21 @@ class _Place(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A place in a run: the last node, and the number of calls so far."""
+    """A place in a run: the numbers of nodes and of calls so far."""
 
-    last: fx.Node | None
+    nodes: int
     calls: int
 
 
 class Writer:
     """Writes the graph and the tape of one run.
 
-    recording: what writes down the operators of the run. results: its calls. shadow: the model that runs.
-    constants: tensors that are no parameter or buffer, by the name under which the graph reads them. left_out: parts of the
-    model's output that a graph cannot hold.
+    recording: what writes down the operators of the run. results: its calls. shadow: the model that runs. earlier: the writer of
+    a finished run that this one repeats: a node that is not the same raises Differs. constants: tensors that are no parameter or
+    buffer, by the name under which the graph reads them. left_out: parts of the model's output that a graph cannot hold.
     """
 
-    def __init__(self, recording: Recording, results: Results, shadow: Shadow) -> None:
+    def __init__(self, recording: Recording, results: Results, shadow: Shadow, earlier: Writer | None = None) -> None:
         self.graph = fx.Graph()
         self.tape = Tape()
         self.constants: dict[str, torch.Tensor] = {}
@@ -59,13 +62,19 @@ class Writer:
         self._recording = recording
         self._results = results
         self._shadow = shadow
-        self._names = {id(tensor): name for name, tensor in reversed(shadow.tensors.items())}
+        if earlier is None:
+            self._names = {id(tensor): name for name, tensor in reversed(shadow.tensors.items())}
+        else:
+            self._names = {tensor: name for tensor, name in earlier._names.items() if name not in earlier.constants}
         self._autocast = torch._C._is_any_autocast_enabled()
-        self._places: dict[int, _Place] = {}
-        self._held: dict[fx.Node, Any] = {}
+        self._places: MutableMapping[int, _Place] = {}
+        self._held: MutableMapping[fx.Node, Any] = {}
         self._devices: dict[int, tuple[torch.device, torch.Tensor]] = {}
-        self._made: dict[Any, tuple[fx.Node, Any]] = {}
-        self._numbers: dict[fx.Node, Any] = {}
+        self._made: MutableMapping[Any, tuple[fx.Node, Any]] = {}
+        self._numbers: MutableMapping[fx.Node, Any] = {}
+        self._wanted = list(earlier.graph.nodes) if earlier else None
+        self._offset = 0  # of the graph's nodes among the wanted
+        self._strayed = _NEVER  # number of nodes before the first of those that differ, and will be taken back
 
     def last_node(self) -> fx.Node | None:
         """The last node so far."""
@@ -77,15 +86,17 @@ class Writer:
 
     def mark(self) -> Mark:
         """Where the run is, for :meth:`discard_after`."""
-        return Mark(self.last_node(), self._results.count)
+        return Mark(len(self.graph.nodes), self._results.count)
 
     def discard_after(self, mark: Mark) -> None:
         """Take back what was written since."""
         self._results.take_back(mark.calls)
         self._recording.take()
-        while (node := self.last_node()) is not mark.last and node is not None:
+        while (node := self.last_node()) is not None and len(self.graph.nodes) > mark.nodes:
             self.graph.erase_node(node)
-            self.tape.steps.pop()
+        del self.tape.steps[mark.nodes :]
+        if self._offset + mark.nodes <= self._strayed:
+            self._strayed = _NEVER
 
     # -- what goes into a call -------------------------------------------------------------------------------------------
 
@@ -123,7 +134,7 @@ class Writer:
         if isinstance(tree, slice):
             return slice(self.argument(tree.start), self.argument(tree.stop), self.argument(tree.step))
         if isinstance(tree, Mode):
-            return self._once("training", lambda: self.graph.get_attr("training"), False)
+            return self._once("training", lambda: self.node("get_attr", "training"), False)
         if isinstance(tree, torch.device) and id(tree) in self._devices:
             tensor = self._devices[id(tree)][1]
             key = ("device", id(tensor))
@@ -145,7 +156,7 @@ class Writer:
             return self._part(found.node, found.path)
         if id(tensor) not in self._shadow.real:
             raise Untraceable("a tensor appears that no call of torch has made")
-        return self._once(id(tensor), lambda: self.graph.get_attr(self._attribute(tensor)), tensor)
+        return self._once(id(tensor), lambda: self.node("get_attr", self._attribute(tensor)), tensor)
 
     def _part(self, node: fx.Node, path: tuple[Any, ...]) -> fx.Node:
         if not path:
@@ -180,20 +191,31 @@ class Writer:
         if torch._C._is_any_autocast_enabled() and not self._autocast:
             raise Untraceable("it runs under autocast, which a graph cannot say")
         # The name that fx gives: the dots of a path cost it three regular expressions.
-        name = target.replace(".", "_") if op == "call_module" and target.islower() else None
+        name = target.replace(".", "_") if op in _OF_PATHS and target.islower() else None
         node = self.graph.create_node(op, target, name=name)
+        if self._wanted is not None:
+            self._compare(node, self._offset + len(self.graph.nodes) - 1)
         if args:
             node.args = args
         if kwargs:
             node.kwargs = kwargs
         return node
 
+    def _compare(self, node: fx.Node, at: int) -> None:
+        """Raise Differs for a node that is not the one of the earlier run, unless it is within what became a leaf there."""
+        assert self._wanted is not None
+        if at > self._strayed or (at < len(self._wanted) and same_call(node, self._wanted[at])):
+            return
+        if at == len(self._wanted) or self._wanted[at].op != "call_module":
+            raise Differs
+        self._strayed = at
+
     # -- what comes out of a call ----------------------------------------------------------------------------------------
 
     def _once(self, key: Any, make: Callable[[], fx.Node], value: Any) -> fx.Node:
         """A node that is made where it is first needed (and again if that was taken back), with its value."""
         known = self._made.get(key)
-        if known is not None and not known[0]._erased:
+        if known is not None and self.stands(known[0]):
             return known[0]
         operations = self._recording.take()  # of the call whose argument this is
         node = make()
@@ -268,6 +290,10 @@ class Writer:
     def number_of(self, node: fx.Node) -> Any:
         """The number that a node computes, with its origin; None for nodes that the model's calls have made."""
         return self._numbers.get(node)
+
+    def stands(self, node: fx.Node) -> bool:
+        """Whether a node that was written is in the graph; if not, it was taken back."""
+        return not node._erased
 
     def name_of(self, tensor: torch.Tensor) -> str:
         """The name of the node that has made a tensor."""

@@ -77,7 +77,7 @@ def _parsed(text: str) -> tuple[Any, Call, str | None]:
 
 
 def folder(path: Path, given: Preparation | None, workers: int) -> Parts:
-    """Images in a folder for each class; or ``train``, ``val`` and ``test`` with such folders (one of the last two alone: the test).
+    """Images in a folder for each class; or ``train``, ``val`` and ``test`` with such folders (one of the last two: the test).
 
     Raises UsageError for others.
     """

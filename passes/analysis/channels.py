@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Literal
 
 from graphprune.analysis_manager import AnalysisView
 from graphprune.errors import UsageError
@@ -54,6 +54,7 @@ class ChannelsPass(Pass):
 
     name: ClassVar[str] = "channels"
     requires: ClassVar[tuple[type[Analysis[Groups]], ...]] = (ChannelGroups,)
+    preserves: ClassVar[Literal["all"]] = "all"
 
     exclude: tuple[str, ...] = ()
     policy: Mapping[str, str] = field(default_factory=dict)

@@ -40,10 +40,13 @@ def latency_from(
         )
     maker = Maker(program, groups, table.environment)
     timer = clock or DeviceClock(table.environment, turns=15, most_turns=80, precision=0.004)
-    full = groups.widths.tolist()
+    full, layers = groups.widths.tolist(), table.settings.mode == "layers"
 
     def timed(widths: Ints) -> Measured:
-        slim, whole = timer.whole([maker.subject(np.asarray(widths).tolist()), maker.subject(full)])
-        return Measured(slim.median_ms, whole.median_ms)
+        subject = maker.subject(np.asarray(widths).tolist())
+        slim, whole = timer.whole([subject, maker.subject(full)])
+        parts = model.parts_of(maker.by_origin(subject.module, timer.nodes(subject)) if layers else {})
+        # What the turns of two models have in common was taken out, so that the errors of one are those of the other reversed.
+        return Measured(slim.median_ms, whole.median_ms, slim.error + whole.error, parts)
 
     return Latency(model, known, timed)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from typing import Protocol, runtime_checkable
@@ -51,9 +51,9 @@ class Bounds:
         """The limit of a kind of target."""
         return next((limit for limit in self.limits if limit.target.kind == kind), None)
 
-    def moved(self, kind: str, most: float) -> Bounds:
-        """Bounds with another limit for a kind of target."""
-        return Bounds(tuple(replace(one, most=most) if one.target.kind == kind else one for one in self.limits), self.full)
+    def but(self, kind: str, *instead: Limit) -> Bounds:
+        """Bounds with other limits, or none, for a kind of target."""
+        return Bounds((*(one for one in self.limits if one.target.kind != kind), *instead), self.full)
 
     def met(self, widths: npt.ArrayLike) -> Bools:
         """Whether widths of shape (..., groups) meet all limits; shape (...)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd
@@ -21,7 +21,7 @@ from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
 from graphprune.passes.scoring.score import latest, unit_order
 from graphprune.passes.selection.bounds import Bounds, Limit, Stepped, make_bounds
-from graphprune.passes.selection.settle import Choice, settled
+from graphprune.passes.selection.settle import Choice, Options, settled
 from graphprune.passes.selection.solvers.problem import Choices
 from graphprune.passes.selection.target import KINDS, Target, parse_target
 from graphprune.plan import make_plan
@@ -79,13 +79,12 @@ class Budgeted(Pass):
         if limit is None or program.latency is None or program.latency.measure is None:
             return question.decide(self.choose(question, analyses))
 
-        def within(budget: float) -> Choice:
-            return self.choose(replace(question, bounds=question.bounds.moved("latency", budget)), analyses)
+        def best(model: Measure, most: float) -> Choice:
+            within = question.bounds.but("latency", Limit(limit.target, model, most))
+            return self.choose(replace(question, bounds=within), analyses)
 
-        def spent(widths: Ints) -> float:
-            return float(limit.measure(widths))
-
-        return question.decide(settled(limit.target, limit.most, within, spent, program.latency.measure))
+        options = Options(best, question.between, question.worth, program.latency.measure, question.groups.widths)
+        return question.decide(settled(limit, options))
 
     @property
     def targets(self) -> list[Target]:
@@ -96,7 +95,7 @@ class Budgeted(Pass):
     def question(self, program: Program, analyses: AnalysisView) -> Question:
         """What is to be decided about a program."""
         groups, cost = analyses.get(ChannelGroups), analyses.get(ModelCost)
-        bounds = make_bounds(self.targets, cost.measures(), groups.widths)
+        bounds = make_bounds(self.targets, cost.measures(program.latency), groups.widths)
         sizes = groups.widths
         floors = np.maximum(self.min_channels, np.ceil(sizes * (1 - self.max_ratio) - 1e-9).astype(np.int64))
         return Question(program, groups, cost, latest(program.scores), bounds, floors, self.round_to)
@@ -161,6 +160,16 @@ class Question:
         tables = [w[np.searchsorted(w, np.arange(size))] for w, size in zip(self.widths, sizes.tolist(), strict=True)]
         return np.cumsum(sizes) - sizes, np.concatenate([np.zeros(0, dtype=np.int64), *tables])
 
+    def between(self, one: Ints, other: Ints, share: float) -> Ints | None:
+        """The allowed widths at a share of the way from some widths to others; None where these break another target."""
+        found = self.rounded(one + np.round(share * (other - one)).astype(np.int64))
+        return found if self.bounds.but("latency").met(found) else None
+
+    def worth(self, widths: Ints) -> float:
+        """The sum of the scores of the most important units, of each group as many as it is wide."""
+        kept = self._kept(widths).units
+        return float(np.nan_to_num(self.scores.values[kept], posinf=np.inf, neginf=-np.inf).sum())
+
     def check_reachable(self, least: Ints) -> None:
         """Raise TargetError unless these widths, the least that can be had, meet the bounds; say how far the model can go."""
         for limit in self.bounds.limits:
@@ -204,17 +213,17 @@ class Question:
 
     def _achieved(self, choice: Choice, targets: Sequence[Target]) -> dict[str, float]:
         """Shares of the original that remain; of a latency the measured one, where it was measured."""
-        shares = achieved(self.cost, choice.widths, [target.kind for target in targets])
+        measures = self.cost.measures(self.program.latency)
+        shares = achieved(measures, choice.widths, self.groups.widths, [target.kind for target in targets])
         if choice.measured is not None:
             shares["latency"] = round(choice.measured.share, 6)
         return shares
 
 
-def achieved(cost: CostModel, widths: Ints, kinds: Sequence[str] = ()) -> dict[str, float]:
+def achieved(measures: Mapping[str, Measure], widths: Ints, full: Ints, kinds: Sequence[str] = ()) -> dict[str, float]:
     """Shares of the original's channels, parameters, MACs and other kinds of targets that remain at some widths."""
-    measures = cost.measures()
     every = dict.fromkeys(("channels", "params", "macs", *kinds))
-    amounts = {kind: measures[kind](np.stack([widths, cost.groups.widths])).tolist() for kind in every}
+    amounts = {kind: measures[kind](np.stack([widths, full])).tolist() for kind in every}
     return {kind: round(left / original if original else 1.0, 6) for kind, (left, original) in amounts.items()}
 
 
@@ -230,14 +239,9 @@ def _allowed(group: Group, floor: int, round_to: int | Literal["auto"], measures
         stepped = [np.asarray(measure.steps(group.index), dtype=np.int64) for measure in measures if isinstance(measure, Stepped)]
         steps = np.unique(np.concatenate(stepped)) if stepped else np.arange(low, group.size)
     else:
-        step = round_to // gcd(round_to, _channels_per_unit(group))
+        step = round_to // gcd(round_to, group.channels_per_unit)
         steps = np.arange(-(-low // step) * step, group.size, step)
     return np.append(steps[(steps >= low) & (steps < group.size)], group.size)
-
-
-def _channels_per_unit(group: Group) -> int:
-    """Indices that one unit takes on each of its axes, as far as they agree (64 for a head of 64)."""
-    return gcd(*(member.multiplicity for member in group.members))
 
 
 def _slice_count(group: Group) -> int:

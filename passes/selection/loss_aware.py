@@ -99,7 +99,7 @@ class LossAwarePass(Pass):
             policy=dict(program.policy),
             scores={self.name: search.provenance()},
             target={"macs": str(self.macs)},
-            achieved=achieved(cost, kept.widths()),
+            achieved=achieved(cost.measures(), kept.widths(), groups.widths),
         )
         return program.with_(plan=plan)
 

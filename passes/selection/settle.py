@@ -1,24 +1,33 @@
-"""Targets on latency are met as measured: what is chosen by predictions is timed, and the budget is put right until it fits.
+"""Targets on latency are met as measured: what is chosen by predictions is timed, and that puts the predictions right.
 
-The latency of layers is not additive, and a fit is not exact. So the budget that the predictions get is moved by the secant rule
-until the measured latency of the slim model is the target's (SP-LAMP, section on stages; there with a table's sum calibrated to
-the whole model once for each stage).
+The latency of layers is not additive, and a fit is not exact. So each slim model that was timed corrects the model by which the
+next one is chosen (:mod:`graphprune.latency.correction`). Choosing takes what looks cheap, and so what is predicted too low: how
+far choices of a corrected model were off lowers the budget of the next. Where that does not settle it, what lies between a choice
+that is too slow and one that is fast enough is tried. (SP-LAMP, section on stages, calibrates a table's sum to the whole model once
+for each stage.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
+
+import numpy as np
 
 from graphprune.errors import TargetError
 from graphprune.groups import Ints
+from graphprune.latency.correction import Corrected, Seen, corrected
 from graphprune.latency.source import Measured
-from graphprune.passes.selection.target import Target
+from graphprune.measures import Measure
+from graphprune.passes.selection.bounds import Limit
 
-_MEASUREMENTS: Final = 6
+_MODELS: Final = 8  # slim models that are timed at most
+_REPEATS: Final = 4  # times that one is measured at most, until it is clear whether it is close
 _CLOSE: Final = 0.01  # of the target: a measured latency this near is the target's
-_STEEPEST: Final = 3.0  # a budget moves by this factor at most, in one try
+_SURE: Final = 2.0  # standard errors
+_BY_MODEL: Final = 4  # tries from which on every other one lies between two others
+_BUDGETS: Final = 8  # that a pass is asked about for one new choice
 _LESS: Final = 1e-6  # share by which a budget is lowered so that it no longer allows what it did
 
 
@@ -32,73 +41,184 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Options:
+    """What there is to choose from.
+
+    best: the best choice within milliseconds by a model of the latency; raises TargetError where none is so fast. between: the
+    allowed widths at a share of the way between two others, None where they break another target. worth: the importance that widths
+    keep. measure: times a slim model and the whole one. full: widths of the whole.
+    """
+
+    best: Callable[[Measure, float], Choice]
+    between: Callable[[Ints, Ints, float], Ints | None]
+    worth: Callable[[Ints], float]
+    measure: Callable[[Ints], Measured]
+    full: Ints
+
+
+def settled(limit: Limit, options: Options) -> Choice:
+    """Of the choices that were timed and are at most 1 % above the target, the one that keeps the most importance.
+
+    limit: the target, the model that predicts, and the predicted milliseconds that the target amounts to. It stops at the first
+    choice within 1 %, or when nothing new is allowed nearer, which the choice's notes tell. A slim model that is no faster than a
+    wider one is never returned. Raises TargetError where all that were tried are slower.
+    """
+    return _Settling(limit, options).run()
+
+
+@dataclass(frozen=True)
 class _Try:
-    spent: float
     choice: Choice
+    measured: Measured
     reached: float  # the measured latency as a share of the target's
+    surprise: float | None  # by how much it exceeds what the model said that chose it, as a logarithm
+
+    @property
+    def off(self) -> float:
+        return abs(self.reached - 1)
 
     @property
     def fits(self) -> bool:
         return self.reached <= 1 + _CLOSE
 
 
-def settled(
-    target: Target,
-    budget: float,
-    choose: Callable[[float], Choice],
-    spent: Callable[[Ints], float],
-    measure: Callable[[Ints], Measured],
-) -> Choice:
-    """The choice whose measured latency is within 1 % of the target, or else the nearest one below it.
+class _Settling:
+    """The state of one search."""
 
-    budget: to begin with, such as the predicted milliseconds that the target amounts to. choose: the best choice for a budget;
-    raises TargetError where none is so low. spent: what widths take of a budget. Raises TargetError where all that were tried are
-    slower.
-    """
-    tries: list[_Try] = []
-    while len(tries) < _MEASUREMENTS:
-        try:
-            chosen = choose(budget)
-        except TargetError:
-            if not tries:
-                raise
-            break
-        known = next((one for one in tries if (one.choice.widths == chosen.widths).all()), None)
-        if known is None:
-            measured = measure(chosen.widths)
-            reached = measured.slim / target.limit(measured.whole)
-            tries.append(_Try(spent(chosen.widths), Choice(chosen.widths, chosen.notes, measured), reached))
-            if abs(reached - 1) <= _CLOSE:
+    def __init__(self, limit: Limit, options: Options) -> None:
+        self._limit = limit
+        self._options = options
+        self._tries: list[_Try] = []
+
+    def run(self) -> Choice:
+        while len(self._tries) < _MODELS and not any(one.off <= _CLOSE for one in self._tries):
+            model = self._model()
+            chosen = self._next(model)
+            if chosen is None:
                 break
-            budget = _next(tries)
-        elif known.fits or budget < known.spent:  # nothing lies between what fits and what does not
-            break
-        else:
-            budget = known.spent * (1 - _LESS)
-    return _best(tries, target)
+            self._tries.append(self._timed(chosen, float(model(chosen.widths))))
+        return self._best()
 
+    # ------------------------------------------------------------------------------------------------ what is known
 
-def _next(tries: list[_Try]) -> float:
-    """The next budget: by the line through the two tries nearest to the target, or in proportion."""
-    near = sorted(tries, key=lambda one: abs(one.reached - 1))[:2]
-    best = near[0]
-    if len(near) == 2 and near[0].reached != near[1].reached:
-        slope = (near[1].spent - near[0].spent) / (near[1].reached - near[0].reached)
-        if slope > 0:
-            found = best.spent + slope * (1 - best.reached)
-            return min(best.spent * _STEEPEST, max(best.spent / _STEEPEST, found))
-    return best.spent / best.reached
+    def _model(self) -> Corrected:
+        """The model after all that was measured, in which the target is still the milliseconds that the limit says."""
+        seen = []
+        for one in self._tries:
+            measured, scale = one.measured, self._limit.most * one.reached / one.measured.slim
+            parts = np.full(len(self._limit.measure.terms), np.nan) if measured.parts is None else measured.parts
+            seen.append(Seen(one.choice.widths, measured.slim * scale, measured.error, parts * scale))
+        return corrected(self._limit.measure, seen, self._options.full, self._limit.most)
 
+    def _timed(self, chosen: Choice, predicted: float) -> _Try:
+        """The choice measured, again while its error leaves open whether it is close to the target."""
+        measured = self._options.measure(chosen.widths)
+        for _ in range(_REPEATS - 1):
+            if abs(abs(self._reached(measured) - 1) - _CLOSE) > _SURE * measured.error:
+                break
+            measured = measured.pooled(self._options.measure(chosen.widths))
+        reached = self._reached(measured)
+        surprise = float(np.log(reached * self._limit.most / predicted)) if self._tries else None
+        return _Try(replace(chosen, measured=measured), measured, reached, surprise)
 
-def _best(tries: list[_Try], target: Target) -> Choice:
-    fitting = [one for one in tries if one.fits]
-    if fitting:
-        return max(fitting, key=lambda one: one.reached).choice
-    least = min(tries, key=lambda one: one.reached)
-    measured = least.choice.measured
-    assert measured is not None
-    raise TargetError(
-        f"Target {target} cannot be met: the fastest slim model that these options give takes {measured.slim:.4g} ms, "
-        f"{measured.share:.1%} of the original's {measured.whole:.4g} ms. "
-        "Loosen the target, exclude, min_channels, max_ratio or round_to."
-    )
+    def _reached(self, measured: Measured) -> float:
+        return measured.slim / self._limit.target.limit(measured.whole)
+
+    def _known(self, widths: Ints) -> _Try | None:
+        return next((one for one in self._tries if np.array_equal(one.choice.widths, widths)), None)
+
+    @property
+    def _bracket(self) -> tuple[_Try | None, _Try | None]:
+        """The slowest that is fast enough and the fastest that is not."""
+        fast = [one for one in self._tries if one.fits]
+        slow = [one for one in self._tries if not one.fits]
+        return max(fast, key=lambda t: t.reached, default=None), min(slow, key=lambda t: t.reached, default=None)
+
+    # ------------------------------------------------------------------------------------------------ what to try next
+
+    def _next(self, model: Measure) -> Choice | None:
+        """A choice that was not timed yet; None where there is none."""
+        ways = [self._by_model, self._between]
+        if len(self._tries) >= _BY_MODEL and len(self._tries) % 2 == 0:
+            ways.reverse()
+        for way in ways:
+            chosen = way(model)
+            if chosen is not None:
+                return chosen
+        return None
+
+    def _by_model(self, model: Measure) -> Choice | None:
+        """The model's choice for the target; where that was timed, those of budgets around it, by bisection."""
+        surprises = [one.surprise for one in self._tries if one.surprise is not None] or [0.0]
+        usual = np.mean(surprises) if any(one.fits for one in self._tries) else max(surprises)
+        budget = self._limit.most / float(np.exp(usual))
+        low, high = 0.0, float("inf")  # budgets that give what is fast enough, or nothing; and what is too slow
+        for _ in range(_BUDGETS):
+            chosen = self._within(model, budget)
+            known = None if chosen is None else self._known(chosen.widths)
+            if chosen is not None and known is None:
+                return chosen
+            if known is not None and not known.fits:
+                high = min(budget, float(model(known.choice.widths)) * (1 - _LESS))
+            else:
+                low = budget
+            if known is None:
+                high = min(high, *(float(model(one.choice.widths)) for one in self._tries))
+            elif high == float("inf"):
+                high = low / min(known.reached, 1 - _CLOSE) ** 2
+            budget = (low * high) ** 0.5 if low else high
+        return None
+
+    def _within(self, model: Measure, budget: float) -> Choice | None:
+        """The model's choice for a budget; None where nothing is so fast, unless nothing was tried yet."""
+        try:
+            return self._options.best(model, budget)
+        except TargetError:
+            if not self._tries:
+                raise
+            return None
+
+    def _between(self, model: Measure) -> Choice | None:
+        """Widths between the two tries around the target, where a straight line between them would have it, or halfway."""
+        fast, slow = self._bracket
+        if fast is None or slow is None:
+            return None
+        line = (1 - fast.reached) / (slow.reached - fast.reached)
+        for share in (line, 0.5, 0.25, 0.75):
+            widths = self._options.between(fast.choice.widths, slow.choice.widths, share)
+            if widths is not None and self._known(widths) is None:
+                return Choice(widths, fast.choice.notes)
+        return None
+
+    # ------------------------------------------------------------------------------------------------ what to return
+
+    def _best(self) -> Choice:
+        fitting = [one for one in self._tries if one.fits and not self._outdone(one)]
+        if not fitting:
+            raise self._too_slow()
+        found = max(fitting, key=lambda one: (self._options.worth(one.choice.widths), -one.reached))
+        return replace(found.choice, notes={**found.choice.notes, "latency": self._told(found)})
+
+    def _outdone(self, one: _Try) -> bool:
+        """Whether a wider model was no slower."""
+        widths = one.choice.widths
+        wider = (other for other in self._tries if other is not one and (other.choice.widths >= widths).all())
+        return any(other.reached <= one.reached for other in wider)
+
+    def _told(self, found: _Try) -> str:
+        text = (
+            f"{found.measured.share:.1%} measured, within {_SURE * found.measured.error:.1%}; {len(self._tries)} slim models timed"
+        )
+        _, slow = self._bracket
+        if found.reached >= 1 - _CLOSE:
+            return text
+        above = f", the next slower one at {slow.measured.share:.1%}" if slow is not None else ""
+        return f"{text}{above}: none was found nearer to the target"
+
+    def _too_slow(self) -> TargetError:
+        measured = min(self._tries, key=lambda one: one.reached).measured
+        return TargetError(
+            f"Target {self._limit.target} cannot be met: the fastest slim model that these options give takes "
+            f"{measured.slim:.4g} ms, {measured.share:.1%} of the original's {measured.whole:.4g} ms. "
+            "Loosen the target, exclude, min_channels, max_ratio or round_to."
+        )

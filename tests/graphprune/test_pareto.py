@@ -120,7 +120,7 @@ def test_sweeps_that_make_no_sense(options: dict[str, Any]) -> None:
 def test_a_file_that_is_no_front(tmp_path: Path, text: str) -> None:
     path = tmp_path / "front.json"
     path.write_text(text)
-    with pytest.raises(UsageError, match="no front"):
+    with pytest.raises(UsageError, match="no valid front"):
         Front.load(path)
 
 

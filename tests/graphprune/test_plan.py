@@ -99,9 +99,9 @@ def test_another_model_is_refused_naming_the_first_difference(found: Analysed, o
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is not a valid plan"),
-        ("{", "is not a valid plan"),
-        ("[]", "is not a valid plan"),
+        ("", "is no valid plan"),
+        ("{", "is no valid plan"),
+        ("[]", "is no valid plan"),
         ('{"kept": {}}', "model"),
         ('{"kept": {}, "model": {}, "surprise": 1}', "surprise"),
         ('{"kept": {"a": {"0": [-1]}}, "model": {}}', "kept.a"),

@@ -1,10 +1,10 @@
-"""Which of many cuts has the least loss: all of them on the first batch, and on the others those that can still win."""
+"""Which of many cuts has the least loss: all of them on the first two batches, and on the others those that can still win."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from graphprune.groups import Floats
 from graphprune.passes.selection.trials.silence import Silenced
 from graphprune.passes.selection.trials.sweep import Sweep
 from graphprune.statistic import gathered
+
+_FAVOURITES: Final = 3
 
 #: What is minimised: of summed losses, the program's own, and the multiply-accumulates that cuts save. It grows with the loss.
 Objective: TypeAlias = Callable[[Floats, float, Floats], Floats]
@@ -41,6 +43,14 @@ class Winner:
     before: float
 
 
+class _Totals(NamedTuple):
+    """Sums of the cuts' losses, of the program's own, and of samples."""
+
+    sums: Floats
+    base: float
+    samples: float
+
+
 class Race:
     """One comparison of cuts on all batches.
 
@@ -63,51 +73,59 @@ class Race:
         Raises UsageError where the program's own loss, or that of all cuts, is not finite.
         """
         everyone = list(range(len(self._trials)))
-        first, *others = batches
-        self._see(first, everyone, own=True)
         alive = everyone
+        self._see(batches[:1], everyone, own=True)
+        first = self._totals()
+        self._see(batches[1:2], everyone, own=True)
         if self._sweep.bounded:
-            favourite = int(np.argmin(self._keys(*self._totals())))
-            for batch in others:
-                self._see(batch, [favourite], own=True)
-            alive = self._finish(others, favourite)
+            favourites = self._favourites(first, self._totals(), sum(batch.size for batch in batches))
+            alive = self._narrowed(batches[2:], favourites)
         else:
-            for batch in others:
-                self._see(batch, everyone, own=True)
+            self._see(batches[2:], everyone, own=True)
         sums, base, samples = self._totals()
-        best = int(np.argmin(self._keys(sums, base, samples)))
+        best = int(np.argmin(self._keys(sums, base)))
         self._check(base, sums[best])
         return Winner(best, float(sums[best] / samples), base / samples), len(everyone) - len(alive)
 
-    def _finish(self, batches: Sequence[Batch], favourite: int) -> list[int]:
-        """Run the cuts that can still win; those that cannot get an infinite loss."""
-        sums, base, samples = self._totals()
-        bound = self._keys(sums, base, samples)[favourite]
-        alive = list(range(len(sums)))
-        for batch in batches:
-            keys = self._objective(self._sums, base, self._saved)
-            alive = [index for index in alive if index == favourite or keys[index] <= bound]
-            self._see(batch, [index for index in alive if index != favourite], own=False)
-        dropped = np.ones(len(sums), dtype=bool)
-        dropped[alive] = False
-        self._sums[dropped] = np.inf
-        return alive
+    def _favourites(self, first: _Totals, both: _Totals, size: int) -> list[int]:
+        """The cuts that seem best, if the samples after the first batch are like those of the second."""
+        weight = (sum(gathered(size)) - first.samples) / max(1, both.samples - first.samples)
+        with np.errstate(invalid="ignore"):
+            sums = first.sums + (both.sums - first.sums) * weight
+        keys = self._keys(sums, first.base + (both.base - first.base) * weight)
+        found: list[int] = np.argsort(keys, kind="stable")[:_FAVOURITES].tolist()
+        return found
 
-    def _see(self, batch: Batch, chosen: Sequence[int], *, own: bool) -> None:
-        """Add the losses of some cuts, and the program's own, on a batch."""
-        if chosen or own:
+    def _narrowed(self, batches: Sequence[Batch], favourites: Sequence[int]) -> list[int]:
+        """Run the favourites to the end, then the cuts that can still win; those that cannot get an infinite loss."""
+        self._see(batches, favourites, own=True)
+        sums, base, _ = self._totals()
+        bound = self._keys(sums, base)[favourites].min()
+        alive = [index for index in range(len(sums)) if index not in favourites]
+        for batch in batches:
+            keys = self._keys(self._sums, base)
+            alive = [index for index in alive if keys[index] <= bound]
+            self._see([batch], alive, own=False)
+        dropped = np.ones(len(sums), dtype=bool)
+        dropped[[*favourites, *alive]] = False
+        self._sums[dropped] = np.inf
+        return [*favourites, *alive]
+
+    def _see(self, batches: Sequence[Batch], chosen: Sequence[int], *, own: bool) -> None:
+        """Add the losses of some cuts, and the program's own, on some batches."""
+        for batch in batches if chosen else ():
             losses, base = self._sweep.run(batch, [self._trials[index] for index in chosen], whole=own)
             self._sums[list(chosen)] += np.array(losses) * batch.size
             if own:
                 self._base += base * batch.size
                 self._samples += batch.size
 
-    def _totals(self) -> tuple[Floats, float, float]:
-        """Sums over all processes: of the cuts' losses, of the program's own, and of samples."""
+    def _totals(self) -> _Totals:
+        """Sums over all processes."""
         totals = np.sum(gathered(np.append(self._sums, [self._base, self._samples])), axis=0)
-        return totals[:-2], float(totals[-2]), float(totals[-1])
+        return _Totals(totals[:-2], float(totals[-2]), float(totals[-1]))
 
-    def _keys(self, sums: Floats, base: float, samples: float) -> Floats:
+    def _keys(self, sums: Floats, base: float) -> Floats:
         return np.nan_to_num(self._objective(sums, base, self._saved), nan=np.inf, posinf=np.inf)
 
     def _check(self, base: float, best: float) -> None:

@@ -45,6 +45,7 @@ def test_an_uncertain_median_asks_for_more_turns_up_to_the_most() -> None:
     unsteady = interleaved([Turn(lambda: next(values), 1)], 4, 16, 0.03)[0]
     assert (steady.runs, unsteady.runs) == (4, 16)
     assert steady.spread == 0 and unsteady.spread > 0.05
+    assert steady.error == 0 and unsteady.error == pytest.approx(1.858 * unsteady.spread / 4), "of 16 turns"
     close = iter([1.0, 1.02] * 50)
     assert interleaved([Turn(lambda: next(close), 1)], 4, 100, 0.002)[0].runs < 100, "until it is certain enough"
 

@@ -80,6 +80,20 @@ def test_a_term_depends_on_its_groups_only(table: LatencyTable) -> None:
         assert {place for place, term in enumerate(model.terms) if group in term} == set(changed.tolist())
 
 
+def test_measured_layers_add_up_to_the_terms(table: LatencyTable) -> None:
+    """On the scale of the whole model; what is outside of the layers was not measured."""
+    model, widths = LatencyModel(table), [20, 32, 12]
+    measured = model.parts_of(_nodes(widths))
+    assert [bool(np.isnan(part)) for part in measured] == [term == () for term in model.terms]
+    np.testing.assert_allclose(measured[1:], model.parts(widths)[1:], rtol=0.02)
+    alone = LatencyModel(empty_table({"a": 4}, mode="model").plus([_sample((4,), 2.0), _sample((1,), 1.0)]))
+    assert np.isnan(alone.parts_of({})).all()
+
+
+def _sample(widths: tuple[int, ...], ms: float) -> Sample:
+    return Sample(widths=widths, whole=exactly(ms))
+
+
 @pytest.mark.parametrize("block", [1, 4, 16])
 def test_the_block_that_a_device_works_in_is_found(block: int) -> None:
     random = np.random.default_rng(0)

@@ -20,6 +20,7 @@ from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.latency.profile import profile_latency
 from graphprune.passes.latency.source import latency_from
 from graphprune.program import Program
+from graphprune.propagate import propagate
 from tests.planted_latency import PlantedClock, conv_ms
 
 IMAGE = torch.zeros(1, 3, 4, 4)
@@ -50,6 +51,8 @@ def test_slim_models_are_timed_beside_the_whole_one(here: tuple[Program, Groups,
     measured = latency.measure(np.array([20, 10]))
     assert measured.slim == pytest.approx(planted(20, 10)) and measured.whole == pytest.approx(planted(64, 48))
     assert clock.seen == [[20, 10, 5], [64, 48, 5]]
+    assert measured.error == 0 and measured.parts is not None
+    np.testing.assert_allclose(np.nansum(measured.parts), planted(20, 10) - 0.5, rtol=0.05)  # all but the overhead
     assert float(latency.model([20, 10])) == pytest.approx(planted(20, 10), rel=0.05)
 
 
@@ -112,6 +115,23 @@ def test_a_sweep_of_latency_goes_by_the_predictions(here: tuple[Program, Groups,
     assert all(point.reached and point.shares["latency"] <= point.asked + 1e-6 for point in front.points)
     by_way = {way: [p.score or 0.0 for p in front.points if p.way == way] for way in task.ways}
     assert all(best >= plain - 1e-9 for best, plain in zip(by_way["knapsack"], by_way["global"], strict=True))
+
+
+def test_the_channels_are_followed_once(here: tuple[Program, Groups, LatencyTable], monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the table's check and for the passes alike; and for the table itself where there is none."""
+    traced: list[Program] = []
+
+    def counted(program: Program, policy: Any) -> Any:
+        traced.append(program)
+        return propagate(program, policy)
+
+    monkeypatch.setattr("graphprune.passes.analysis.channels.propagate", counted)
+    graphprune.prune(model(), IMAGE, target="latency=60%", latency=here[2], measure=False, exclude=(), verify=False)
+    assert len(traced) == 1
+    for module in ("graphprune.passes.latency.source", "graphprune.profiling"):
+        monkeypatch.setattr(f"{module}.DeviceClock", lambda environment, **options: PlantedClock())
+    graphprune.prune(model(), IMAGE, target="latency=60%", verify=False)
+    assert len(traced) == 2
 
 
 def test_without_a_table_the_model_is_measured_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,11 +27,13 @@ def order(batches: Any) -> list[int]:
 
 
 def test_samples_are_sorted_across_batches_whose_sizes_stay() -> None:
-    batches = batches_of([3, 3, 1])
-    found = hardest_first(batches, OUTPUTS.split([3, 3, 1]), Calibration(batches))
-    losses = F.cross_entropy(OUTPUTS, LABELS, reduction="none")
-    assert order(found) == torch.argsort(losses, descending=True).tolist() != list(range(7))
-    assert [batch.size for batch in found] == [3, 3, 1]
+    """The second batch is a sample of what is behind the first."""
+    sizes = [2, 2, 2, 1]
+    batches = batches_of(sizes)
+    found = hardest_first(batches, OUTPUTS.split(sizes), Calibration(batches))
+    ranked = torch.argsort(F.cross_entropy(OUTPUTS, LABELS, reduction="none"), descending=True).tolist()
+    assert order(found) == [ranked[place] for place in (0, 1, 2, 4, 3, 5, 6)] != list(range(7))
+    assert [batch.size for batch in found] == sizes
     assert torch.cat([batch.target for batch in found]).tolist() == LABELS[order(found)].tolist()
 
 

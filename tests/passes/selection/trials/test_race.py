@@ -68,12 +68,22 @@ def test_the_first_of_equals_wins() -> None:
 
 
 def test_a_cut_is_dropped_once_it_cannot_win() -> None:
-    """On the first batch it loses more than another does on all; that is only known to be the end where losses are not negative."""
-    losses = np.array([[9.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0]])
+    """Two cuts lose more on the first batches than others do on all. That is only known to be the end where no loss is negative."""
+    losses = np.ones((5, 6))
+    losses[0, 3:5] = 9.0
+    losses[1:, 3:5] = 0.5
     planted = Planted(losses)
-    assert raced(planted, [1, 1, 1], [1.0, 1.0])[0].index == 1 and planted.runs == 4
-    losses[1:, 0] = -9.0
-    assert raced(Planted(losses, bounded=False), [1, 1, 1], [1.0, 1.0])[0].index == 0
+    winner, dropped = raced(planted, [1] * 5, [1.0] * 5)
+    assert winner.index == 0 and dropped == 2 and planted.runs == 2 * 5 + 3 * 3
+    losses[4, 3] = -9.0
+    assert raced(Planted(losses, bounded=False), [1] * 5, [1.0] * 5)[0].index == 3
+
+
+def test_those_that_can_still_win_are_run_to_the_end() -> None:
+    """Three cuts seem best, and are not."""
+    losses = np.array([[1.0, 1.0, 1.0, 2.0, 0.0], [1.0, 1.0, 1.0, 2.0, 0.0], [9.0, 9.0, 9.0, 0.0, 0.0]])
+    winner, dropped = raced(Planted(losses), [1] * 3, [1.0] * 4)
+    assert winner.index == 3 and not dropped
 
 
 def test_a_loss_that_is_not_finite_never_wins_and_is_refused_where_all_are() -> None:
@@ -90,6 +100,6 @@ def test_processes_with_a_part_of_the_data_each_agree(monkeypatch: pytest.Monkey
     """Another process has the other part: here cut 0 is best, in all data cut 1."""
     mine, other = np.array([[1.0, 2.0, 1.0], [1.0, 2.0, 1.0]]), np.array([8.0, 2.0, 2.0, 2.0])
     assert raced(Planted(mine), [1, 1], [1.0, 1.0])[0].index == 0
-    monkeypatch.setattr(race, "gathered", lambda item: [item, other])
+    monkeypatch.setattr(race, "gathered", lambda item: [item, 2 if isinstance(item, int) else other])
     winner, _ = raced(Planted(mine), [1, 1], [1.0, 1.0])
     assert winner.index == 1 and winner.loss == pytest.approx((4.0 + 2.0) / (2 + 2))
