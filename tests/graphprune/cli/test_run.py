@@ -149,7 +149,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "source": (("run", "iterative", "torchvision:resnet81", *SHORT, "-o", "run"), "resnet81"),
     "policy": ((*RUN, "-o", "run", "--policy", "heads"), "--policy heads has no '='"),
     "exclude": ((*RUN, "-o", "run", "--exclude", "nothing.*"), "matches no parameter"),
-    "channels": (("run", "iterative", "torchvision:resnet18", *SHORT, "-o", "run"), "does not take the samples [1, 8, 8] of digits"),
+    "channels": (("run", "iterative", "torchvision:resnet18", *SHORT, "-o", "run"), "does not take the samples [1, 8, 8]"),
     "classes": (("run", "iterative", f"{MODEL}", *SHORT[2:], "--data", "many.npz", "-o", "run"), "with 12 classes"),
     "data": ((*RUN, "-o", "run", "--data", "no.npz"), "no.npz"),
     "plot": ((*RUN, "-o", "run", "--plot", "gif"), "--plot gif is not known"),
