@@ -28,19 +28,12 @@ def run(app: typer.Typer, arguments: Sequence[str]) -> int:
     command = typer.main.get_command(app)
     try:
         return int(command.main(list(arguments), prog_name="graphprune", standalone_mode=False) or DONE)
-    except (KeyboardInterrupt, typer.Abort) as error:
-        return _interrupted(error)
+    except (KeyboardInterrupt, typer.Abort):
+        return INTERRUPTED
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
         return _answer(error)
-
-
-def _interrupted(error: BaseException) -> int:
-    """Say how to go on, if the command knows."""
-    for note in getattr(error.__cause__ or error, "__notes__", ()):  # typer aborts because of an interruption
-        _say(f"interrupted. {note}", INTERRUPTED)
-    return INTERRUPTED
 
 
 def _answer(error: Exception) -> int:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 
-from graphprune.files import atomic_write
+from graphprune.cli.pictures import picture
 from graphprune.runs.history import Round
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+
+Scores: TypeAlias = Mapping[str, Mapping[str, Sequence[float | None]]]
 
 FORMATS: Final = ("png", "svg", "pdf")
 
@@ -31,100 +32,96 @@ _LOOKS: Final[dict[str, dict[str, Any]]] = {
 
 def draw(folder: Path, rounds: Sequence[Round], kind: str) -> list[Path]:
     """Draw what there is to draw into ``folder/plots``, and return the files."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     (folder / "plots").mkdir(exist_ok=True)
-    made = []
-    for name, figure in _figures(folder, rounds):
-        path = folder / "plots" / f"{name}.{kind}"
-        with atomic_write(path) as temporary, temporary.open("wb") as stream:
-            figure.savefig(stream, format=kind, dpi=130)
-        pyplot.close(figure)
-        made.append(path)
-    return made
+    made = [folder / "plots" / f"{name}.{kind}" for name in ("rounds", "widths", "scores")]
+    drawn = [_draw_rounds(made[0], rounds), _draw_widths(made[1], rounds), _draw_scores(made[2], folder / "scores.json")]
+    return [path for path, there in zip(made, drawn, strict=True) if there]
 
 
-def _figures(folder: Path, rounds: Sequence[Round]) -> Iterator[tuple[str, Figure]]:
-    if any(row.accuracy is not None for row in rounds):
-        yield "rounds", _rounds(rounds)
-    if rounds and rounds[0].widths:
-        yield "widths", _widths(rounds)
-    scores = folder / "scores.json"
-    if scores.is_file():
-        yield "scores", _scores(json.loads(scores.read_text(encoding="utf-8")))
+def _draw_rounds(path: Path, rounds: Sequence[Round]) -> bool:
+    if all(row.accuracy is None for row in rounds):
+        return False
+    with picture(path, 1, 2, (10, 4.2)) as (_, axes):
+        axes[0, 1].sharey(axes[0, 0])
+        for panel, kind, title in zip(axes[0], ("params", "macs"), ("parameters", "MACs"), strict=True):
+            fill_rounds(panel, rounds, kind)
+            panel.set_xlabel(f"{title} that remain")
+        axes[0, 0].set_ylabel("accuracy on validation data")
+        axes[0, 1].tick_params(labelleft=False)
+        axes[0, 1].legend(frameon=False, loc="best")
+    return True
 
 
-def _rounds(rounds: Sequence[Round]) -> Figure:
-    """Accuracy against parameters and against MACs, round by round; rounds that were taken back are off the line."""
-    from matplotlib import pyplot
+def fill_rounds(panel: Axes, rounds: Sequence[Round], kind: str) -> None:
+    """Accuracy against a cost, ``params`` or ``macs``, round by round; rounds that were taken back are off the line."""
     from matplotlib.ticker import PercentFormatter
 
-    known = [row for row in rounds if row.accuracy is not None]
-    figure, panels = pyplot.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
-    for panel, kind, title in zip(panels, ("params", "macs"), ("parameters", "MACs"), strict=True):
-        sizes = [getattr(row, kind) / getattr(rounds[0], kind) for row in known]
-        stayed = [(size, row.accuracy) for size, row in zip(sizes, known, strict=True) if row.status != "rolled back"]
-        panel.axhline(known[0].accuracy, color=_GREY, linestyle=":", linewidth=1, zorder=0)
-        panel.plot(*zip(*stayed, strict=True), color=_LIGHT, linewidth=2, zorder=1)
-        for status, look in _LOOKS.items():
-            at = [(size, row.accuracy) for size, row in zip(sizes, known, strict=True) if row.status == status]
-            if at:
-                panel.plot(*zip(*at, strict=True), linestyle="none", label=status, zorder=2, **look)
-        panel.invert_xaxis()
-        panel.set_xlabel(f"{title} that remain")
-        panel.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        _plain(panel)
-    panels[0].set_ylabel("accuracy on validation data")
-    panels[0].yaxis.set_major_formatter(PercentFormatter(1.0))
-    panels[1].legend(frameon=False, loc="best")
-    return figure
+    known = [
+        (getattr(row, kind) / getattr(rounds[0], kind), row.accuracy, row.status) for row in rounds if row.accuracy is not None
+    ]
+    panel.axhline(known[0][1], color=_GREY, linestyle=":", linewidth=1, zorder=0)
+    stayed = [(size, accuracy) for size, accuracy, status in known if status != "rolled back"]
+    panel.plot(*np.transpose(stayed), color=_LIGHT, linewidth=2, zorder=1)
+    for status, look in _LOOKS.items():
+        at = [(size, accuracy) for size, accuracy, other in known if other == status]
+        if at:
+            panel.plot(*np.transpose(at), linestyle="none", label=status, zorder=2, **look)
+    panel.invert_xaxis()
+    panel.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    panel.yaxis.set_major_formatter(PercentFormatter(1.0))
+    _plain(panel)
 
 
-def _widths(rounds: Sequence[Round]) -> Figure:
+def _draw_widths(path: Path, rounds: Sequence[Round]) -> bool:
+    if not rounds or not rounds[0].widths:
+        return False
+    with picture(path, 1, 1, (8, 1.2 + 0.26 * min(len(rounds[0].widths), _MOST))) as (figure, axes):
+        fill_widths(axes[0, 0], rounds)
+        above = 1.0 + 0.5 / figure.get_size_inches()[1]
+        axes[0, 0].legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, above), ncols=2)
+    return True
+
+
+def fill_widths(panel: Axes, rounds: Sequence[Round]) -> None:
     """Units of every group in the first round and in the last that stayed, as bars; of many groups those that lost most."""
-    from matplotlib import pyplot
-
-    last = next((row for row in reversed(rounds) if row.status != "rolled back"), rounds[0])
-    names = list(rounds[0].widths)
-    if len(names) > _MOST:
-        lost = sorted(names, key=lambda name: last.widths[name] - rounds[0].widths[name])[:_MOST]
-        names = [name for name in names if name in lost]
-    before, after = ([row.widths[name] for name in names] for row in (rounds[0], last))
-    figure, panel = pyplot.subplots(figsize=(8, 1.2 + 0.26 * len(names)), layout="constrained")
+    first, last = rounds[0].widths, next((row for row in reversed(rounds) if row.status != "rolled back"), rounds[0]).widths
+    lost = sorted(first, key=lambda name: last[name] - first[name])[:_MOST]
+    names = [name for name in first if name in lost]
     places = np.arange(len(names))
-    panel.barh(places, before, color=_LIGHT, label="before", height=0.8)
-    panel.barh(places, after, color=_BLUE, label="after", height=0.8)
-    for place, old, new in zip(places, before, after, strict=True):
-        panel.annotate(f"{new} of {old}", (old, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+    panel.barh(places, [first[name] for name in names], color=_LIGHT, label="before", height=0.8)
+    panel.barh(places, [last[name] for name in names], color=_BLUE, label="after", height=0.8)
+    for place, name in enumerate(names):
+        at, text = (first[name], place), f"{last[name]} of {first[name]}"
+        panel.annotate(text, at, (4, 0), textcoords="offset points", va="center", fontsize=8)
     panel.set_yticks(places, names, fontsize=8)
     panel.invert_yaxis()
-    panel.set_xlim(right=max(before) * 1.12)
-    panel.set_xlabel("units" if len(names) == len(rounds[0].widths) else f"units of the {len(names)} groups that lost most")
+    panel.set_xlim(right=1.12 * max(first.values()))
+    panel.set_xlabel("units" if len(names) == len(first) else f"units of the {len(names)} groups that lost most")
     panel.spines[["top", "right"]].set_visible(False)
-    panel.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.5 / figure.get_size_inches()[1]), ncols=2)
-    return figure
 
 
-def _scores(shown: dict[str, dict[str, list[float | None]]]) -> Figure:
+def _draw_scores(path: Path, scores: Path) -> bool:
+    if not scores.is_file():
+        return False
+    shown: Scores = json.loads(scores.read_text(encoding="utf-8"))
+    with picture(path, len(shown), 1, (7, 0.6 + 2.2 * len(shown))) as (_, axes):
+        fill_scores(axes[:, 0].tolist(), shown)
+    return True
+
+
+def fill_scores(panels: Sequence[Axes], shown: Scores) -> None:
     """Histograms of the scores of all units, one below the other, on one scale."""
-    from matplotlib import pyplot
-
     found = {name: [value for values in groups.values() for value in values if value is not None] for name, groups in shown.items()}
     every = [value for values in found.values() for value in values] or [0.0]
     low, high = min(every), max(every)
-    figure, panels = pyplot.subplots(
-        len(found), 1, figsize=(7, 0.6 + 2.2 * len(found)), sharex=True, sharey=True, squeeze=False, layout="constrained"
-    )
-    for panel, (name, values) in zip(panels[:, 0], found.items(), strict=True):
+    for panel, (name, values) in zip(panels, found.items(), strict=True):
+        if panel is not panels[0]:
+            panel.sharey(panels[0])
         panel.hist(values, bins=40, range=(low, high if high > low else low + 1), color=_BLUE)
         panel.set_title(f"{name} ({len(values):,} units)", loc="left", fontsize=10)
         panel.set_ylabel("units")
         _plain(panel)
-    panels[-1, 0].set_xlabel("score")
-    return figure
+    panels[-1].set_xlabel("score")
 
 
 def _plain(panel: Axes) -> None:

@@ -80,7 +80,7 @@ def conduct(recipe: Recipe, extras: Extras, output: Output) -> None:
     _check_folder(folder, recipe)
     _check_fit(opened, recipe)
     ranks.together()
-    with _explained(folder), watching(output, recipe.options.expected_rounds()) as view:
+    with _explained(folder, output), watching(output, recipe.options.expected_rounds()) as view:
         opened.trainer.watch = view.batch
         watch = Several([_Keeper(recipe, folder), view, *_logs(extras, folder)]) if ranks.rank() == 0 else Silent()
         result = _run(recipe, opened, policy, watch)
@@ -160,9 +160,8 @@ def _logs(extras: Extras, folder: Path) -> list[Watch]:
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def _explained(folder: Path, output: Output) -> Iterator[None]:
     """An interruption, or the loss of another process, says how to go on."""
-    on = f"Go on with: graphprune run {shlex.quote(str(folder / RECIPE))}"
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -171,8 +170,10 @@ def _explained(folder: Path) -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, stop) if main else None  # as schedulers and torchrun end a process
     try:
         yield
-    except KeyboardInterrupt as error:
-        error.add_note(on)
+    except KeyboardInterrupt:
+        if ranks.rank() == 0 and (folder / RECIPE).exists():
+            go_on = f"graphprune run {shlex.quote(str(folder / RECIPE))}"
+            output.errors.print(f"graphprune: interrupted. Go on with: {go_on}", soft_wrap=True)
         raise
     except RuntimeError as error:
         if not ranks.lost(error):
