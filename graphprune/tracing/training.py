@@ -9,6 +9,8 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import fx
 
+from graphprune.tracing.results import Mark
+
 _LASTING: Final = (int, float, str, type(None), torch.dtype, torch.device)
 
 
@@ -36,35 +38,10 @@ def _consulting(name: str) -> Callable[..., Any]:
     return method
 
 
-for _name in [
-    "bool",
-    "int",
-    "float",
-    "index",
-    "hash",
-    "eq",
-    "ne",
-    "lt",
-    "le",
-    "gt",
-    "ge",
-    "neg",
-    "invert",
-    "add",
-    "radd",
-    "sub",
-    "rsub",
-    "mul",
-    "rmul",
-    "truediv",
-    "rtruediv",
-    "and",
-    "rand",
-    "or",
-    "ror",
-    "xor",
-    "rxor",
-]:
+for _name in (
+    "bool", "int", "float", "index", "hash", "eq", "ne", "lt", "le", "gt", "ge", "neg", "invert", "add", "radd", "sub", "rsub",
+    "mul", "rmul", "truediv", "rtruediv", "and", "rand", "or", "ror", "xor", "rxor",
+):  # fmt: skip
     setattr(Mode, f"__{_name}__", _consulting(f"__{_name}__"))
 
 
@@ -87,8 +64,8 @@ class Question(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     result: Any
-    start: Any
-    end: Any
+    start: Mark
+    end: Mark
 
 
 def can_ask_again(values: Any) -> bool:
