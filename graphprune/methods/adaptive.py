@@ -7,10 +7,11 @@ Zhao, Jain and Zhao, "Adaptive activation-based structured pruning" (arXiv 2201.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal
 
 from pydantic import Field
 
+from graphprune.errors import TargetError
 from graphprune.methods import steps
 from graphprune.methods.budget import Budget
 from graphprune.methods.method import Options, method
@@ -33,8 +34,16 @@ class AdaptiveOptions(Options):
     p: Literal[1, 2, 4] = Field(1, description="Power of the activations.")
     criterion: Criterion | None = Field(None, description="Another criterion instead of the attention, as for prune.")
     share: Literal["params", "macs", "none"] = Field("params", description="What a layer's part of the threshold goes by.")
-    first_step: float | Literal["auto"] = Field(
-        "auto", description="Step of the threshold; auto: what removes 2 % of the parameters (the authors' scripts have 1)."
+    step_share: float = Field(
+        0.02,
+        gt=0,
+        lt=1,
+        description="Share of the parameters (MACs, if `share` goes by them) that the threshold of a round removes.",
+    )
+    first_step: float | None = Field(
+        None,
+        gt=0,
+        description="Step of the threshold itself, instead (the authors' scripts have 1); both are halved where it fails.",
     )
     rewind: float = Field(0.6, ge=0, lt=1, description="Part of the schedule to which every retraining goes back.")
     rewind_weights: bool = Field(False, description="Go back to the weights of that epoch, too; for models that are trained here.")
@@ -46,6 +55,9 @@ class AdaptiveOptions(Options):
     def expected_rounds(self) -> int | None:
         """One for each cut to a target."""
         return None if self.target is None else 1 + self.rounds
+
+
+_RAISES: Final = 20  # steps that are added at most until something goes
 
 
 @dataclass(frozen=True)
@@ -122,16 +134,18 @@ def _to_target(bench: Bench, options: AdaptiveOptions, dense: Stage, early: Stag
 
 def _by_accuracy(bench: Bench, options: AdaptiveOptions, dense: Stage, base: float, early: Stage | None) -> Stage:
     """Algorithm 2 of the paper, as corrected in the method's documentation."""
-    step = _first_step(bench, options, dense)
-    accepted, best = [_Accepted(dense, 0.0, step)], dense
+    next_cut, first = (_cut_by_size, options.step_share) if options.first_step is None else (_cut_by_threshold, options.first_step)
+    accepted, best = [_Accepted(dense, 0.0, first)], dense
     failures = settled = 0
+    last: object = None  # what the last cut kept
     for _ in range(options.max_rounds):
         top = accepted[-1]
         step = top.step / 2**failures
-        cut, threshold = _next_cut(bench, options, top, step, grow=not failures)
-        if cut is None:  # so small a step removes nothing: there is nothing between what failed and what was accepted
+        cut, threshold = next_cut(bench, options, top, step, failures)
+        kept = None if cut is None or cut.plan is None else cut.plan.kept
+        if cut is None or (failures and kept == last):  # nothing lies between what was accepted and what failed
             return best
-        tried = _retrained(bench, options, cut, dense, early)
+        tried, last = _retrained(bench, options, cut, dense, early), kept
         accuracy = None if tried.diverged else bench.evaluate(tried)
         good = accuracy is not None and base - accuracy <= options.tolerance
         steps.note(bench, tried, "accepted" if good else "rolled back", accuracy, values={"threshold": threshold, "step": step})
@@ -156,10 +170,15 @@ def _cost(options: AdaptiveOptions, stage: Stage) -> int:
     return stage.costs.macs if options.share == "macs" else stage.costs.parameters
 
 
-def _next_cut(bench: Bench, options: AdaptiveOptions, top: _Accepted, step: float, *, grow: bool) -> tuple[Stage | None, float]:
-    """The cut at the next threshold, and the threshold; grow: raised by steps until it removes something."""
+def _cut_by_threshold(
+    bench: Bench, options: AdaptiveOptions, top: _Accepted, step: float, failures: int
+) -> tuple[Stage | None, float]:
+    """The cut at the threshold of an accepted model plus a step, and that threshold.
+
+    After an accepted round steps are added until something goes: a round that removes nothing tells nothing.
+    """
     threshold = top.threshold
-    for _ in range(_RAISES if grow else 1):
+    for _ in range(1 if failures else _RAISES):
         threshold += step
         cut = bench.prune(top.stage, [_score(bench, options), ThresholdPass(threshold=threshold, share=options.share)])
         if cut is not top.stage:
@@ -167,14 +186,14 @@ def _next_cut(bench: Bench, options: AdaptiveOptions, top: _Accepted, step: floa
     return None, threshold
 
 
-_RAISES = 20
-
-
-def _first_step(bench: Bench, options: AdaptiveOptions, dense: Stage) -> float:
-    if options.first_step != "auto":
-        return options.first_step
-    plan = bench.choose(
-        dense, [_score(bench, options), ThresholdPass(share=options.share, params=0.98)], what="Finding the first step"
-    )
-    assert plan is not None, "a model of less than all parameters lost something"
-    return float(next(iter(plan.scores.values()))["threshold"])
+def _cut_by_size(bench: Bench, options: AdaptiveOptions, top: _Accepted, step: float, failures: int) -> tuple[Stage | None, float]:
+    """The cut at the smallest threshold that removes this share of the original's parameters (or MACs), and that threshold."""
+    kind = "macs" if options.share == "macs" else "params"
+    have, whole = bench.measured(top.stage, kind), bench.amount(kind, 1.0)
+    remains = {kind: max(have - step * whole, 1.0) / have}
+    try:
+        plan = bench.choose(top.stage, [_score(bench, options), ThresholdPass(share=options.share, **remains)])
+    except TargetError:  # nothing more can go
+        return None, top.threshold
+    assert plan is not None, "less than all remains"
+    return bench.cut(top.stage, plan), float(next(iter(plan.scores.values()))["threshold"])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from graphprune.analysis_manager import AnalysisManager
 from graphprune.api import PruneResult, calibrated, run_pipeline, timed
 from graphprune.cost import CostModel, Costs
-from graphprune.errors import DivergedError, UsageError
+from graphprune.errors import DivergedError, TargetError, UsageError
 from graphprune.files import atomic_write
 from graphprune.filters import coupled_axes, find_filters
 from graphprune.groups import Groups, Ints
@@ -173,18 +173,23 @@ class Bench:
     ) -> Plan | None:
         """What scoring and selection passes would remove from a stage, as a plan for its model; None for nothing.
 
-        table: the stage's latency, for targets on it. Raises what the passes raise, such as TargetError; nothing is recorded then.
+        table: the stage's latency, for targets on it. Raises what the passes raise; a TargetError is recorded as well.
         """
         key = " ".join([stage.snapshot.name, *(f"{step.name}{step}" for step in passes)])
         number, known = self._journal.number, self._journal.recall("choose", key)
         if known is None:
             self.task.watch.working(what, number)
             seed_everything(derived(self.task.seed, number))
-            plan = self._run(stage, passes, table).plan
-            assert plan is not None, "the last pass selects"
-            known = {"plan": plan.model_dump(mode="json") if plan.kept else None}
+            try:
+                plan = self._run(stage, passes, table).plan
+                assert plan is not None, "the last pass selects"
+                known = {"plan": plan.model_dump(mode="json") if plan.kept else None}
+            except TargetError as error:
+                known = {"refused": str(error)}
             ranks.agreed(json.dumps(known), "what to remove")
             self._record("choose", key, known)
+        if "refused" in known:
+            raise TargetError(known["refused"])
         return None if known["plan"] is None else Plan.model_validate(known["plan"])
 
     def cut(self, stage: Stage, plan: Plan) -> Stage:

@@ -80,6 +80,20 @@ def test_a_rejected_round_leaves_no_trace_in_the_weights() -> None:
     assert torch.equal(dense["2.weight"], torch.ones(512))
 
 
+def test_steps_by_size_remove_a_share_of_the_parameters_and_halve_where_they_fail() -> None:
+    result, _ = _search([0.9, 0.9, 0.5, 0.9], max_rounds=3, first_step=None, step_share=0.1)
+    dense, first, second, third = (row.params for row in result.rounds)
+    unit = dense / 512
+    assert first == pytest.approx(0.9 * dense, abs=2 * unit)
+    assert second == pytest.approx(first - 0.1 * dense, abs=2 * unit)
+    assert third == pytest.approx(first - 0.05 * dense, abs=2 * unit)
+
+
+def test_the_search_ends_where_a_smaller_step_is_the_same_cut() -> None:
+    result, _ = _search([0.9, 0.5, 0.5], max_rounds=9, first_step=None, step_share=1e-4)
+    assert [row.status for row in result.rounds] == ["dense", "rolled back"]
+
+
 def test_nothing_is_removed_where_every_cut_costs_too_much() -> None:
     result, _ = _search([0.9, *[0.5] * 9], max_rounds=9)
     assert result.plan.kept == {}

@@ -188,7 +188,7 @@ class Diverging(DigitsLoop):
 def test_a_training_that_diverges_is_rolled_back_and_the_step_is_halved(raises: bool) -> None:
     loop = Diverging(2, range(2, 3), raises=raises)
     how: dict[str, Any] = {"train": loop.train, "evaluate": loop.evaluate, "data": loop.data, "epochs": 2, "trained": False}
-    result = adaptive(Residual(), torch.zeros(INPUT), tolerance=1.0, max_rounds=2, rewind=0.0, first_step=4.0, **how)
+    result = adaptive(Residual(), torch.zeros(INPUT), tolerance=1.0, max_rounds=2, rewind=0.0, step_share=0.2, **how)
     _, first, second = result.rounds
     assert first.status == "rolled back" and "NaN" in first.note and first.accuracy is None
     assert second.status == "accepted"
