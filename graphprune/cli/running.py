@@ -29,7 +29,7 @@ from graphprune.methods import MethodResult
 from graphprune.program import Inputs
 from graphprune.recipe import Draft, Recipe
 from graphprune.runs import ranks
-from graphprune.runs.history import Silent, Watch
+from graphprune.runs.history import Round, Silent, Watch
 from graphprune.sources import example_inputs, load_source
 from graphprune.training.data import TrainingData, load_training_data
 from graphprune.training.trainer import Trainer
@@ -82,8 +82,8 @@ def conduct(recipe: Recipe, extras: Extras, output: Output) -> None:
     ranks.together()
     with _explained(folder, output), watching(output, recipe.options.expected_rounds()) as view:
         opened.trainer.watch = view.batch
-        watch = Several([_Keeper(recipe, folder), view, *_logs(extras, folder)]) if ranks.rank() == 0 else Silent()
-        result = _run(recipe, opened, policy, watch)
+        watches = [_Keeper(recipe, folder), view, _Warner(opened.data.classes, output), *_logs(extras, folder)]
+        result = _run(recipe, opened, policy, Several(watches) if ranks.rank() == 0 else Silent())
     _finish(recipe, opened, result, extras, output)
 
 
@@ -149,6 +149,21 @@ class _Keeper(Silent):
         """A step begins, so there is a run."""
         if not self._path.exists():
             self._recipe.save(self._path)
+
+
+class _Warner(Silent):
+    """Says so where a model that should come trained knows no more than chance."""
+
+    def __init__(self, classes: int, output: Output) -> None:
+        self._chance, self._output = 1 / classes, output
+
+    def round(self, row: Round, *, repeated: bool) -> None:
+        """Look at the dense model."""
+        if row.status == "dense" and row.accuracy is not None and row.accuracy < 1.5 * self._chance and not self._output.quiet:
+            self._output.errors.print(
+                "graphprune: warning: the model is hardly better than chance. Give --weights, or train it first: --set trained=false.",
+                soft_wrap=True,
+            )
 
 
 def _logs(extras: Extras, folder: Path) -> list[Watch]:

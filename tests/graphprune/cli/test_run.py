@@ -199,6 +199,13 @@ def test_an_interruption_says_how_to_go_on_and_the_same_command_does(
     assert again.data["rounds"] == cli(*RUN, "-o", "other", "--json", "--plot", "none").data["rounds"]
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_model_that_comes_untrained_is_warned_about(trained: bool, cli: Cli) -> None:
+    options = ("--set", f"trained={str(trained).lower()}", "--set", "rounds=1", "--epochs", "1", "--plot", "none")
+    ran = cli(*RUN, *options, "-o", "run")
+    assert ran.code == 0 and ("the model is hardly better than chance" in ran.err) is trained
+
+
 def test_a_model_that_no_artifact_holds_is_kept_as_weights(done: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise ArtifactError("a class of its own")
