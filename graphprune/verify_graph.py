@@ -86,7 +86,7 @@ def _target_problems(module: fx.GraphModule, modules: Mapping[str, nn.Module], n
         for check, message in _layer_problems(layer):
             yield check, f"calls {node.target}, whose {message}"
     elif node.op in ("get_attr", "call_module"):
-        found, value = _lookup(module, str(node.target))
+        found, value = _lookup(module, modules, str(node.target))
         if not found:
             yield "target", f"({node.op}) refers to {node.target}, which the module does not have"
         elif node.op == "call_module" and not isinstance(value, nn.Module):
@@ -95,9 +95,11 @@ def _target_problems(module: fx.GraphModule, modules: Mapping[str, nn.Module], n
         yield "target", f"calls {node.target!r}, which is no function"
 
 
-def _lookup(module: nn.Module, path: str) -> tuple[bool, Any]:
-    value: Any = module
-    for name in path.split("."):
+def _lookup(module: nn.Module, modules: Mapping[str, nn.Module], path: str) -> tuple[bool, Any]:
+    holder, _, last = path.rpartition(".")
+    known = modules.get(holder)
+    value: Any = module if known is None else known
+    for name in path.split(".") if known is None else [last]:
         if not hasattr(value, name):
             return False, None
         value = getattr(value, name)

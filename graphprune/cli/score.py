@@ -12,7 +12,6 @@ from graphprune.cli.output import Output
 
 if TYPE_CHECKING:
     from graphprune.cli.importance import Importance
-    from graphprune.cli.pictures import check_plot
 
 _HOW = "How to score"
 
@@ -56,6 +55,7 @@ def command(
     """Score every channel by a criterion, and show how the scores of each group are distributed."""
     from graphprune.cli.importance import plot_scores, score_all, show
     from graphprune.cli.loading import Request, check_outputs, parse_policy
+    from graphprune.cli.pictures import check_plot
 
     request = Request(source, weights, trust_pickle, shape, seed, mean=mean, std=std, calibrate=calibrate, samples=samples)
     how: dict[str, Any] = {"reduction": reduction, "normalise": normalise, "seed": seed}

@@ -10,7 +10,7 @@ import builtins
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from functools import lru_cache, wraps
 from opcode import opmap
@@ -26,7 +26,7 @@ from graphprune.tracing.sizes import derive, literal, origin_of, settle
 _LOAD_GLOBAL: Final = opmap["LOAD_GLOBAL"]
 _EXTENDED_ARG: Final = opmap["EXTENDED_ARG"]
 _LARGEST_ARGUMENT: Final = 255
-_MOST_CODES: Final = 10_000  # remembered: they are the same in every run of a model
+_MOST_CODES: Final = 10_000  # whose names are remembered
 _BUILTINS: Final = vars(builtins)
 _CACHE: Final = type(lru_cache(len))
 _FOREIGN: Final = sys.stdlib_module_names | {"torch", "numpy", "graphprune"}
@@ -77,6 +77,7 @@ _TWINS: Final[dict[Any, Callable[..., Any]]] = {
     int: _int, float: _remembering(float), len: _len, range: _range, min: _extreme(min), max: _extreme(max),
     **{function: _remembering(function) for function in _MATH},
 }  # fmt: skip
+_BUILT_IN: Final = {function.__name__ for function in _TWINS if function.__module__ == builtins.__name__}
 _NAMES: Final = {id(function): f"_{function.__name__} of sizes" for function in _TWINS}
 
 
@@ -97,7 +98,7 @@ class Conversions:
                 new = _rewritten(item.__code__, _twins_in(names, scope))
                 if new is not item.__code__:
                     self._codes[item] = item.__code__, new
-            self._places += [(item, name, scope[name]) for name in names if type(scope.get(name)) is _CACHE]
+            self._places += [(item, name, scope[name]) for name in names & scope.keys() if type(scope[name]) is _CACHE]
 
     @contextmanager
     def remembered(self) -> Iterator[None]:
@@ -127,18 +128,18 @@ def _put(place: Any, name: str, value: Any) -> None:
         place.__globals__[name] = value
 
 
-def _twins_in(names: Iterable[str], namespace: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+def _twins_in(names: Set[str], namespace: Mapping[str, Any]) -> dict[str, str]:
     """The names by which code calls functions that have twins, with those of the twins."""
-    found = [(name, _NAMES.get(id(namespace.get(name, _BUILTINS.get(name))))) for name in names]
-    return tuple([(name, twin) for name, twin in found if twin])
+    held = names & namespace.keys()
+    found = {name: _NAMES.get(id(namespace[name])) for name in held}
+    found |= {name: _NAMES.get(id(_BUILTINS[name])) for name in (names & _BUILT_IN) - held}
+    return {name: twin for name, twin in found.items() if twin}
 
 
-@lru_cache(_MOST_CODES)
-def _rewritten(code: CodeType, renamed: tuple[tuple[str, str], ...]) -> CodeType:
+def _rewritten(code: CodeType, renamed: Mapping[str, str]) -> CodeType:
     """The code with calls of the twins; the same object where there are none."""
     constants = tuple([_constant(item, renamed) for item in code.co_consts])
-    twin_of = dict(renamed)
-    twins = {at: twin_of[name] for at, name in enumerate(code.co_names) if name in twin_of}
+    twins = {at: renamed[name] for at, name in enumerate(code.co_names) if name in renamed}
     names = (*code.co_names, *twins.values())
     if 2 * len(names) > _LARGEST_ARGUMENT or not twins:
         return code.replace(co_consts=constants) if any(map(is_not, constants, code.co_consts)) else code
@@ -151,7 +152,7 @@ def _rewritten(code: CodeType, renamed: tuple[tuple[str, str], ...]) -> CodeType
     return code.replace(co_consts=constants, co_names=names, co_code=bytes(text))
 
 
-def _constant(item: Any, renamed: tuple[tuple[str, str], ...]) -> Any:
+def _constant(item: Any, renamed: Mapping[str, str]) -> Any:
     """A constant of rewritten code; the same object where it is no number that sizes are multiplied with."""
     if isinstance(item, CodeType):
         return _rewritten(item, renamed)
@@ -159,13 +160,13 @@ def _constant(item: Any, renamed: tuple[tuple[str, str], ...]) -> Any:
     return item if isinstance(new, tuple) and not any(map(is_not, new, item)) else new
 
 
-def _code_of(root: nn.Module) -> list[tuple[Any, Iterable[str]]]:
+def _code_of(root: nn.Module) -> list[tuple[Any, Set[str]]]:
     """The model's classes, and all classes and functions that running them names, outside of torch and the standard library.
 
     Each with the names that it has (a class) or names (a function).
     """
     pending: list[Any] = list({type(module) for module in root.modules()})
-    seen: dict[int, tuple[Any, Iterable[str]]] = {}
+    seen: dict[int, tuple[Any, Set[str]]] = {}
     methods: dict[str, list[Any]] = defaultdict(list)  # those that nothing has named so far
     names = {"forward", "__call__", "__getitem__"}
     while pending:
@@ -173,7 +174,7 @@ def _code_of(root: nn.Module) -> list[tuple[Any, Iterable[str]]]:
         if id(item) in seen or (item.__module__ or "").partition(".")[0] in _FOREIGN:
             continue
         if isinstance(item, type):
-            seen[id(item)] = item, vars(item)
+            seen[id(item)] = item, vars(item).keys()
             pending += item.__bases__
             for name, value in vars(item).items():
                 inner = getattr(value, "fget", None) or getattr(value, "__wrapped__", value)
@@ -192,7 +193,7 @@ def _code_of(root: nn.Module) -> list[tuple[Any, Iterable[str]]]:
 def _reached(function: FunctionType, names: frozenset[str]) -> list[Any]:
     """Classes and functions that a function names or wraps."""
     scope = function.__globals__
-    held = [*_closure(function), *(scope[name] for name in names if name in scope)]
+    held = [*_closure(function), *(scope[name] for name in names & scope.keys())]
     modules = [vars(value) for value in held if isinstance(value, ModuleType)]
     held += [module[name] for module in modules for name in names & module.keys()]
     held = [value.__wrapped__ if isinstance(value, _CACHE) else value for value in held]

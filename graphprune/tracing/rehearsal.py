@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
+from graphprune.tape import Step
 from graphprune.tracing.sizes import plain
 from graphprune.tracing.tracer import Tracer
 from graphprune.tracing.training import Change, Differs, Mode, Question, changes
@@ -73,7 +74,7 @@ class _PartWriter(Writer):
         self._start = start
         self.graph = fx.Graph()
         self._rest = self.graph.placeholder("rest")
-        self.tape.steps.clear()
+        self.tape.steps[:] = [Step(self._rest.name)]
         self._offset = start - 1
         first = self._first
         self._places, self._held = ChainMap({}, first._places), ChainMap({}, first._held)

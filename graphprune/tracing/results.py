@@ -8,6 +8,13 @@ from typing import Any, NamedTuple
 from graphprune.tape import Operation, Recording
 
 
+class Mark(NamedTuple):
+    """A place in a run: the numbers of nodes and of calls so far."""
+
+    nodes: int
+    calls: int
+
+
 class _Call(NamedTuple):
     """A call of a function, or of the layer at a path: its result, and the operators that it ran."""
 

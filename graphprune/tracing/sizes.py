@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from graphprune.tracing.training import Mode
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -140,6 +142,8 @@ def _binary(function: Callable[..., Any], swapped: bool) -> Callable[[Any, Any],
             if isinstance(other, (list, tuple, str)):  # as many copies
                 settle(self)
             return NotImplemented
+        if isinstance(other, Mode):
+            other = int(other)  # floats would take it without asking
         return derive(function, other, self) if swapped else derive(function, self, other)
 
     return method

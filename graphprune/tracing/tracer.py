@@ -26,12 +26,12 @@ from graphprune.tracing.conversions import Conversions
 from graphprune.tracing.guards import Guards
 from graphprune.tracing.hints import without_hints
 from graphprune.tracing.inputs import ModuleCall, argument_names
-from graphprune.tracing.results import Results
+from graphprune.tracing.results import Mark, Results
 from graphprune.tracing.shadow import Shadow
 from graphprune.tracing.sizes import NOTING, Shape, shape_of
 from graphprune.tracing.targets import opened, spell
 from graphprune.tracing.training import Mode, Question, can_ask_again
-from graphprune.tracing.writer import Mark, Untraceable, Writer
+from graphprune.tracing.writer import Untraceable, Writer
 
 
 class Tracer(TorchFunctionMode):

@@ -3,26 +3,46 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch import fx
 
+from graphprune.tracing.results import Mark
+
 _LASTING: Final = (int, float, str, type(None), torch.dtype, torch.device)
 
 
 class Mode(int):
-    """What ``self.training`` is while a model is traced: as an argument it is recorded, as a condition it is 0 or 1.
+    """What ``self.training`` is while a model is traced: as an argument it is recorded, for anything else it is 0 or 1.
 
-    consulted: whether Python code asked for its truth, so that the trace depends on it.
+    consulted: whether Python code looked at its value, so that the trace depends on it.
     """
 
     consulted: bool = False
 
-    def __bool__(self) -> bool:
+    @property
+    def plain(self) -> bool:
+        """The mode, looked at by ourselves."""
+        return int.__bool__(self)
+
+
+def _consulting(name: str) -> Callable[..., Any]:
+    usual = getattr(int, name)
+
+    def method(self: Mode, *others: Any) -> Any:
         self.consulted = True
-        return int(self) != 0
+        return usual(self, *others)
+
+    return method
+
+
+for _name in (
+    "bool", "int", "float", "index", "hash", "eq", "ne", "lt", "le", "gt", "ge", "neg", "invert", "add", "radd", "sub", "rsub",
+    "mul", "rmul", "truediv", "rtruediv", "and", "rand", "or", "ror", "xor", "rxor",
+):  # fmt: skip
+    setattr(Mode, f"__{_name}__", _consulting(f"__{_name}__"))
 
 
 class Differs(BaseException):
@@ -44,8 +64,8 @@ class Question(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     result: Any
-    start: Any
-    end: Any
+    start: Mark
+    end: Mark
 
 
 def can_ask_again(values: Any) -> bool:

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from graphprune.rules import tensors_in
 from graphprune.tape import Recording, Step, Tape
-from graphprune.tracing.results import Results
+from graphprune.tracing.results import Mark, Results
 from graphprune.tracing.shadow import Shadow
 from graphprune.tracing.sizes import Origin, Shape, origin_of, plain
 from graphprune.tracing.source import source_line
@@ -37,13 +37,6 @@ class _Place(NamedTuple):
     tensor: torch.Tensor
     node: fx.Node
     path: tuple[Any, ...]
-
-
-class Mark(NamedTuple):
-    """A place in a run: the numbers of nodes and of calls so far."""
-
-    nodes: int
-    calls: int
 
 
 class Writer:
@@ -110,7 +103,7 @@ class Writer:
         if isinstance(tree, torch.Tensor):
             return self.operand(tree)
         if kind is Mode:
-            return int(tree) != 0
+            return tree.plain
         return torch.Size(map(plain, tree)) if kind is Shape else plain(tree)
 
     def operand(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -53,8 +53,8 @@ class KnapsackPass(Budgeted):
         choices = question.choices()
         found = Search(choices, question.bounds, self.solver, self.pairwise, self.buckets).run()
         # Never less than what any order of removal keeps: costs that were taken apart are an approximation.
-        others = (polished(choices, question.bounds, items) for items in _ranked(choices, question))
-        return Choice(choices.at(max((found, *others), key=choices.value)))
+        other = polished(choices, question.bounds, max(_ranked(choices, question), key=choices.value))
+        return Choice(choices.at(max(found, other, key=choices.value)))
 
 
 def _ranked(choices: Choices, question: Question) -> Iterator[Ints]:

@@ -23,9 +23,9 @@ from graphprune.passes.selection.solvers import chain, dynamic, mixed_integer
 from graphprune.passes.selection.solvers.problem import Choices, Constraint
 
 _ROUNDS: Final = 4  # anchors at most
-_WEIGHINGS: Final = 5  # of several bounds against each other
+_WEIGHINGS: Final = 6  # of several bounds against each other
 _CHAIN_CELLS: Final = 25_000_000  # of 8 bytes, in the tables of the dynamic programme over pairs
-_SHARPNESS: Final = 4.0  # how fast their weights follow how full they are
+_SHARPNESS: Final = 4.0  # how fast their weights follow how full they are: the n-th time by an n-th of this, or they swing
 _FEW_PAIRS: Final = 2_000  # pairs of candidates up to which pairwise=auto takes them together
 _FEW: Final = 2_000  # candidates up to which solver=auto takes several bounds to HiGHS
 _LARGE: Final = 5_000  # candidates and pairs from which HiGHS may stop within a hundred-thousandth of the optimum
@@ -104,13 +104,13 @@ class Search:
         alone = [change / np.where(self.bounds.most > 0, self.bounds.most, 1) for change in alone]
         weights = np.full(count, 1 / max(1, count))
         found: list[Ints] = []
-        for _ in range(_WEIGHINGS):
+        for weighing in range(1, _WEIGHINGS + 1):
             items = self._swept(alone, weights)
             if found and np.array_equal(items, found[-1]):
                 break
             found.append(items)
             loads = self.bounds.loads(self.choices.at(items))
-            weights = weights * loads**_SHARPNESS
+            weights = weights * loads ** (_SHARPNESS / weighing)
             weights = weights / (weights.sum() or 1.0)
         return max(found, key=self.choices.value)
 

@@ -187,7 +187,7 @@ class _Settling:
         for share in (line, 0.5, 0.25, 0.75):
             widths = self._options.between(fast.choice.widths, slow.choice.widths, share)
             if widths is not None and self._known(widths) is None:
-                return Choice(widths, fast.choice.notes)
+                return Choice(widths)
         return None
 
     # ------------------------------------------------------------------------------------------------ what to return
@@ -206,12 +206,13 @@ class _Settling:
         return any(other.reached <= one.reached for other in wider)
 
     def _told(self, found: _Try) -> str:
-        text = (
-            f"{found.measured.share:.1%} measured, within {_SURE * found.measured.error:.1%}; {len(self._tries)} slim models timed"
-        )
-        _, slow = self._bracket
+        count, error = len(self._tries), _SURE * found.measured.error
+        text = f"{found.measured.share:.1%} measured, within {error:.1%}; {count} slim model{'s' * (count > 1)} timed"
+        fast, slow = self._bracket
         if found.reached >= 1 - _CLOSE:
             return text
+        if fast is not None and fast.reached > found.reached:
+            return f"{text}; one at {fast.measured.share:.1%} keeps no more"
         above = f", the next slower one at {slow.measured.share:.1%}" if slow is not None else ""
         return f"{text}{above}: none was found nearer to the target"
 

@@ -47,6 +47,11 @@ def test_every_built_in_pass_loads_under_its_name(name: str) -> None:
     assert pass_class(name).name == name
 
 
+def test_a_built_in_pass_is_found_without_looking_at_other_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "entry_points", lambda group: pytest.fail("looked up"))
+    assert pass_class("score").name == "score"
+
+
 def test_built_in_passes_are_listed_in_pipeline_order() -> None:
     selecting = ("select", "knapsack", "greedy", "threshold", "loss-aware")
     assert pass_names()[:9] == ("channels", "score", *selecting, "rewrite", "verify")

@@ -84,6 +84,7 @@ METHOD_ROWS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     "random": ("iterative", {"criterion": "random"}),
     "uniform l2": ("iterative", {"criterion": "l2", "ranking": "local"}),
     "global l2": ("iterative", {"criterion": "l2"}),
+    "global l2, distilled": ("iterative", {"criterion": "l2", "distil": True}),
     "global taylor": ("iterative", {"criterion": "taylor"}),
     "adaptive": ("adaptive", {"share": "macs", "rounds": 3}),
     "sp-lamp": ("sp-lamp", {"stages": 3, "round_to": 1}),

@@ -26,7 +26,7 @@ from graphprune.twins import twin
 class Work:
     """What trials cost. candidates: cuts that were compared. trials: different ones among them. abandoned: trials that were not
     run to the end. forwards: images that ran through the network, those that ran through a part of it by its share of the
-    multiply-accumulates of the network as wide as it then was."""
+    multiply-accumulates of the network as wide as it then was. What criteria measure on the data is not among them."""
 
     candidates: int = 0
     trials: int = 0

@@ -117,3 +117,15 @@ def test_caches_of_functions_keep_nothing_of_a_trace_and_give_it_nothing() -> No
     run(model, short)
     found, _ = check(model, short, long)
     assert not found.program.scopes
+
+
+def test_equal_code_of_two_files_says_where_it_is() -> None:
+    """Python takes code objects for equal whatever their file, and the source lines of nodes are read off them."""
+    layers = []
+    for name in ("one.py", "two.py"):
+        scope: dict[str, Any] = {}
+        exec(compile("def forward(self, x):\n    return self.inner(x)[:int(x.shape[0])]", name, "exec"), scope)
+        layers.append(net(scope["forward"], inner=nn.Linear(4, 4)))
+    program = graphprune.capture(nn.Sequential(*layers), double(2, 4))
+    found = [node.meta["source"] for node in program.module.graph.nodes if node.op == "call_module"]
+    assert found == ["one.py:2", "two.py:2"]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import graphprune
+from graphprune.tracing.sizes import literal
 from graphprune.tracing.training import Mode
 from tests.checking import run
 from tests.graphprune.tracing.forwards import check, double, same
@@ -23,9 +24,20 @@ def layers(**more: Any) -> dict[str, Any]:
 
 
 def test_a_mode_is_a_number_that_notes_questions() -> None:
-    mode = Mode(False)
-    assert not mode.consulted and mode == 0
-    assert not mode and mode.consulted
+    mode = Mode(True)
+    assert mode.plain and not mode.consulted
+    half = literal(0.5)
+    for ask in (
+        bool,
+        int,
+        float,
+        lambda mode: mode == 1,
+        lambda mode: half * mode,
+        lambda mode: mode * 0.5,
+        lambda mode: {1: 1}[mode],
+    ):
+        mode = Mode(True)
+        assert ask(mode) and mode.consulted
 
 
 def dropout(self: Any, x: Tensor) -> Any:
@@ -34,6 +46,10 @@ def dropout(self: Any, x: Tensor) -> Any:
 
 def dropout_by_a_rate(self: Any, x: Tensor) -> Any:
     return F.dropout(x, 0.5 if self.training else 0.0)
+
+
+def dropout_by_a_product(self: Any, x: Tensor) -> Any:
+    return F.dropout(x, 0.5 * self.training)
 
 
 def dropout_under_a_condition(self: Any, x: Tensor) -> Any:
@@ -66,7 +82,10 @@ def stochastic_depth(self: Any, x: Tensor) -> Any:
     return self.path(x)
 
 
-FOLLOWED = [dropout, dropout_by_a_rate, dropout_under_a_condition, dropout_of_features, attention, module_dropout, stochastic_depth]
+FOLLOWED = [
+    dropout, dropout_by_a_rate, dropout_by_a_product, dropout_under_a_condition, dropout_of_features, attention, module_dropout,
+    stochastic_depth,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("forward", FOLLOWED, ids=lambda forward: forward.__name__)

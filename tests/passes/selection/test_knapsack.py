@@ -209,7 +209,7 @@ def test_auto_rounding_takes_the_steps_of_the_measure(monkeypatch: pytest.Monkey
             return [3, 7, 9]
 
     assert ask(residual(), "knapsack{macs=50%,round_to=auto}").widths[0].tolist() == list(range(1, 13))
-    monkeypatch.setattr(CostModel, "measures", lambda self: {**plain(self), "macs": WithSteps(plain(self)["macs"])})
+    monkeypatch.setattr(CostModel, "measures", lambda self, latency: {**plain(self), "macs": WithSteps(plain(self)["macs"])})
     for step in ("knapsack{macs=50%,round_to=auto}", "select{macs=50%,round_to=auto}", "greedy{macs=50%,round_to=auto}"):
         sizes = [12, 10, 14, 16]
         found = widths_by(residual(), step)
