@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from graphprune.training.trainer import Progress as Batches
 
 _SHOWN = 14  # rounds of the live table
+_PACE = 86_400.0  # seconds of the past that the time left is reckoned by: a round can take hours
 
 
 class View(Watch, Protocol):
@@ -103,7 +104,7 @@ class Screen:
         self._rows: list[Round] = []
         self._bars = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            TextColumn("left"), TimeRemainingColumn(), console=console,
+            TextColumn("left"), TimeRemainingColumn(), console=console, speed_estimate_period=_PACE,
         )  # fmt: skip
         self._step = self._bars.add_task("Starting", total=rounds)
         self._epochs: TaskID | None = None

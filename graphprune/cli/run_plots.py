@@ -94,7 +94,7 @@ def fill_widths(panel: Axes, rounds: Sequence[Round]) -> None:
         at, text = (first[name], place), f"{last[name]} of {first[name]}"
         panel.annotate(text, at, (4, 0), textcoords="offset points", va="center", fontsize=8)
     panel.set_yticks(places, names, fontsize=8)
-    panel.invert_yaxis()
+    panel.set_ylim(len(names) - 0.4, -0.6)  # the first group on top
     panel.set_xlim(right=1.12 * max(first.values()))
     panel.set_xlabel("units" if len(names) == len(first) else f"units of the {len(names)} groups that lost most")
     panel.spines[["top", "right"]].set_visible(False)

@@ -22,6 +22,7 @@ import graphprune
 from graphprune.cli import run_plots, tables
 from graphprune.cli.loading import parse_policy
 from graphprune.cli.output import Output
+from graphprune.cli.pictures import check_plot
 from graphprune.cli.rounds import Several, rounds_table, watching
 from graphprune.errors import ArtifactError, RunError, UsageError, first_line
 from graphprune.files import atomic_write
@@ -29,7 +30,7 @@ from graphprune.methods import MethodResult
 from graphprune.program import Inputs
 from graphprune.recipe import Draft, Recipe
 from graphprune.runs import ranks
-from graphprune.runs.history import Silent, Watch
+from graphprune.runs.history import Round, Silent, Watch
 from graphprune.sources import example_inputs, load_source
 from graphprune.training.data import TrainingData, load_training_data
 from graphprune.training.trainer import Trainer
@@ -50,12 +51,11 @@ class Extras:
         """The extras that are wanted. Raises UsageError for what is unknown or not installed."""
         if plot not in (None, "none", *run_plots.FORMATS):
             raise UsageError(f"--plot {plot} is not known; choose from {', '.join(run_plots.FORMATS)} and none.")
-        drawn = find_spec("matplotlib") is not None
-        if plot not in (None, "none") and not drawn:
-            raise UsageError('--plot needs matplotlib. Install it with: pip install "graphprune[plot]".')
+        if plot in run_plots.FORMATS:
+            check_plot(Path(f"rounds.{plot}"))
         if tensorboard and find_spec("tensorboard") is None:
             raise UsageError('--tensorboard needs tensorboard. Install it with: pip install "graphprune[tensorboard]".')
-        return cls(plot or ("png" if drawn else "none"), tensorboard)
+        return cls(plot or ("png" if find_spec("matplotlib") is not None else "none"), tensorboard)
 
 
 @dataclass(frozen=True)
@@ -80,17 +80,18 @@ def conduct(recipe: Recipe, extras: Extras, output: Output) -> None:
     _check_folder(folder, recipe)
     _check_fit(opened, recipe)
     ranks.together()
-    with _explained(folder, output), watching(output, recipe.options.expected_rounds()) as view:
-        opened.trainer.watch = view.batch
-        watch = Several([_Keeper(recipe, folder), view, *_logs(extras, folder)]) if ranks.rank() == 0 else Silent()
-        result = _run(recipe, opened, policy, watch)
-    _finish(recipe, opened, result, extras, output)
+    with _explained(folder, output):
+        with watching(output, recipe.options.expected_rounds()) as view:
+            opened.trainer.watch = view.batch
+            watches = [_Keeper(recipe, folder), view, _Warner(opened.data.classes, output), *_logs(extras, folder)]
+            result = _run(recipe, opened, policy, Several(watches) if ranks.rank() == 0 else Silent())
+        _finish(recipe, opened, result, extras, output)
 
 
 def _open(recipe: Recipe) -> Opened:
-    device = None if recipe.run.device == "auto" else recipe.run.device
-    if device == "cuda" and not torch.cuda.is_available():
+    if recipe.run.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("[run] device = cuda, and there is no GPU here that torch can use. Take auto or cpu.")
+    device = "cpu" if recipe.run.device == "cpu" else None  # else each process takes a GPU of its own
     part, run = recipe.model, recipe.run
     source = load_source(part.source, weights=part.weights, trust_pickle=part.trust_pickle, seed=run.seed)
     about = recipe.data
@@ -151,6 +152,22 @@ class _Keeper(Silent):
             self._recipe.save(self._path)
 
 
+class _Warner(Silent):
+    """Says so where a model that should come trained knows no more than chance."""
+
+    def __init__(self, classes: int, output: Output) -> None:
+        self._chance, self._output = 1 / classes, output
+
+    def round(self, row: Round, *, repeated: bool) -> None:
+        """Look at the dense model."""
+        if row.status == "dense" and row.accuracy is not None and row.accuracy < 1.5 * self._chance and not self._output.quiet:
+            self._output.errors.print(
+                "graphprune: warning: the model is hardly better than chance. Give --weights, or have it trained first with "
+                "--set trained=false.",
+                soft_wrap=True,
+            )
+
+
 def _logs(extras: Extras, folder: Path) -> list[Watch]:
     if not extras.tensorboard:
         return []
@@ -172,8 +189,8 @@ def _explained(folder: Path, output: Output) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if ranks.rank() == 0 and (folder / RECIPE).exists():
-            go_on = f"graphprune run {shlex.quote(str(folder / RECIPE))}"
-            output.errors.print(f"graphprune: interrupted. Go on with: {go_on}", soft_wrap=True)
+            again = f"graphprune run {shlex.quote(str(folder / RECIPE))}"
+            output.errors.print(f"graphprune: interrupted. Go on with the same command, or with: {again}", soft_wrap=True)
         raise
     except RuntimeError as error:
         if not ranks.lost(error):

@@ -35,19 +35,23 @@ def _scattered(tensor: Tensor, shape: torch.Size, kept: Mapping[int, list[int]])
 def masked(model: nn.Module, plan: Plan) -> Iterator[None]:
     """Within, optimisers keep what the plan removes of the model at zero, and its gradients count for nothing."""
     tensors = named_tensors(model)
-    masks = {id(tensors[name]): (tensors[name], _mask(tensors[name], kept)) for name, kept in plan.kept.items()}
+    masks = {id(tensors[name]): _mask(tensors[name], kept) for name, kept in plan.kept.items()}
+
+    def mask(tensor: Tensor) -> Tensor:
+        """The tensor's mask, which follows it to the device that the loop moves the model to."""
+        found = masks[id(tensor)] = masks[id(tensor)].to(tensor.device)
+        return found
 
     def hold(optimiser: Optimizer, args: Any, kwargs: Any) -> None:
         with torch.no_grad():
             for group in optimiser.param_groups:
                 for parameter in group["params"]:
                     if id(parameter) in masks:  # old momentum moves it, and decays
-                        parameter.mul_(masks[id(parameter)][1])
+                        parameter.mul_(mask(parameter))
 
     with ExitStack() as stack:
-        for tensor, mask in masks.values():
-            if tensor.requires_grad:
-                stack.callback(tensor.register_hook(mask.mul).remove)
+        for tensor in (tensors[name] for name in plan.kept if tensors[name].requires_grad):
+            stack.callback(tensor.register_hook(lambda gradient, tensor=tensor: gradient * mask(tensor)).remove)
         stack.callback(register_optimizer_step_post_hook(hold).remove)
         yield
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import tomllib
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, load_model
 
 import graphprune
-from graphprune.cli import main, running
+from graphprune.cli import main
 from graphprune.cli.digits import small_cnn
 from graphprune.errors import ArtifactError
 from graphprune.methods import METHODS
@@ -175,7 +175,7 @@ def test_bad_input_changes_nothing_on_disk(case: str, refused: Callable[..., str
 def test_a_package_that_is_missing_is_named_with_its_extra(
     missing: str, option: str, extra: str, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "find_spec", lambda name: None if name == missing else find_spec(name))
+    monkeypatch.setitem(sys.modules, missing, None)
     assert f'pip install "graphprune[{extra}]"' in refused(*RUN, "-o", "run", option)
 
 
@@ -193,10 +193,19 @@ def test_an_interruption_says_how_to_go_on_and_the_same_command_does(
         patch.setattr(Trainer, "train", interrupted)
         ran = cli(*RUN, "-o", "run")
     assert ran.code == 130
-    assert ran.err.splitlines()[-1] == "graphprune: interrupted. Go on with: graphprune run run/recipe.toml"
+    assert (
+        ran.err.splitlines()[-1] == "graphprune: interrupted. Go on with the same command, or with: graphprune run run/recipe.toml"
+    )
     again = cli("run", "run/recipe.toml", "--json", "--plot", "none")
     assert again.code == 0 and again.err.count("(done before)") == 2
     assert again.data["rounds"] == cli(*RUN, "-o", "other", "--json", "--plot", "none").data["rounds"]
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_model_that_comes_untrained_is_warned_about(trained: bool, cli: Cli) -> None:
+    options = ("--set", f"trained={str(trained).lower()}", "--set", "rounds=1", "--epochs", "1", "--plot", "none")
+    ran = cli(*RUN, *options, "-o", "run")
+    assert ran.code == 0 and ("the model is hardly better than chance" in ran.err) is trained
 
 
 def test_a_model_that_no_artifact_holds_is_kept_as_weights(done: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
