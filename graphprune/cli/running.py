@@ -100,9 +100,12 @@ def _open(recipe: Recipe) -> Opened:
     )
     if part.input is None and source.inputs is None:
         source = replace(source, inputs=Inputs((data.example(),)))
-    return Opened(
-        source.model, example_inputs(source, part.input, seed=run.seed), data, Trainer(data, recipe.training, device=device)
+    trainer = Trainer(data, recipe.training, device=device)
+    where = trainer.processes.device  # cuts are chosen and proved where the model trains
+    inputs = example_inputs(source, part.input, seed=run.seed).map(
+        lambda leaf: leaf.to(where) if isinstance(leaf, torch.Tensor) else leaf
     )
+    return Opened(source.model.to(where), inputs, data, trainer)
 
 
 def _check_folder(folder: Path, recipe: Recipe) -> None:

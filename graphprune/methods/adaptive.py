@@ -7,7 +7,7 @@ Zhao, Jain and Zhao, "Adaptive activation-based structured pruning" (arXiv 2201.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field
 
@@ -190,7 +190,7 @@ def _cut_by_size(bench: Bench, options: AdaptiveOptions, top: _Accepted, step: f
     """The cut at the smallest threshold that removes this share of the original's parameters (or MACs), and that threshold."""
     kind = "macs" if options.share == "macs" else "params"
     have, whole = bench.measured(top.stage, kind), bench.amount(kind, 1.0)
-    remains = {kind: max(have - step * whole, 1.0) / have}
+    remains: dict[str, Any] = {kind: max(have - step * whole, 1.0) / have}
     try:
         plan = bench.choose(top.stage, [_score(bench, options), ThresholdPass(share=options.share, **remains)])
     except TargetError:  # nothing more can go

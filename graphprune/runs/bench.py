@@ -258,9 +258,11 @@ class Bench:
             self.task.watch.working("Measuring latency", number)
             path = self.task.folder and self.task.folder / f"latency-{number:05d}.json"
             task = self.task
+            model = self.model(stage).eval()
             table = profile(
-                self.model(stage).eval(),
+                model,
                 task.inputs,
+                device=next((parameter.device.type for parameter in model.parameters()), "cpu"),
                 exclude=task.exclude,
                 policy=task.policy,
                 path=path,

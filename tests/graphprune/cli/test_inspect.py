@@ -139,7 +139,7 @@ def test_tables_fit_the_terminal_and_cut_nothing_off(cli: Cli, monkeypatch: pyte
 
 def test_passes_lists_passes_options_criteria_and_policies(cli: Cli) -> None:
     data = cli("passes", "--json").data
-    pruning = ["channels", "score", "select", "knapsack", "greedy", "threshold", "rewrite", "verify"]
+    pruning = ["channels", "score", "select", "knapsack", "greedy", "threshold", "loss-aware", "rewrite", "verify"]
     assert list(data["passes"]) == [*pruning, "fold-constants", "compensate", "recalibrate"]
     assert data["passes"]["score"]["options"]["criterion"] == {"type": "str", "default": "l2"}
     assert {"l1", "l2", "random"} <= set(data["criteria"]) and all(about["doc"] for about in data["criteria"].values())
