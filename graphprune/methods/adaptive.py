@@ -109,7 +109,7 @@ def _retrained(bench: Bench, options: AdaptiveOptions, cut: Stage, dense: Stage,
     """A stage after a cut, trained from the epoch that learning rates, and weights if wanted, are rewound to."""
     if early is not None and cut.plan is not None:
         cut = bench.rewind(cut, early)
-    return steps.tuned(bench, cut, range(_back(options), options.epochs), options, dense, fresh=True)[0]
+    return steps.tuned(bench, cut, range(_back(options), options.epochs), steps.teacher_of(bench, options, dense), fresh=True)[0]
 
 
 def _score(bench: Bench, options: AdaptiveOptions) -> ScorePass:

@@ -50,6 +50,7 @@ def class_aware(bench: Bench, options: ClassAwareOptions) -> Stage:
     """
     steps.need_data(bench, "class-aware")
     dense, trained = steps.dense(bench, options)
+    teacher = steps.teacher_of(bench, options, dense)
     penalty = Sum((L1(options.l1), Orthogonality(options.orthogonality, padding=options.orth_padding)))
     first = options.epochs if options.regularise_epochs is None else min(options.regularise_epochs, options.epochs)
     stage, accuracy, base = dense, trained, trained
@@ -63,11 +64,11 @@ def class_aware(bench: Bench, options: ClassAwareOptions) -> Stage:
         base = max(base, accuracy)
         steps.note(bench, stage, "accepted", accuracy, text="regularised")
         bench.show("scores after regularisation", bench.scores(stage, _score(options)))
-    stage = _rounds(bench, options, stage, base - options.tolerance, penalty, dense)
-    return steps.final(bench, stage, range(options.epochs - options.final_epochs, options.epochs), options, dense)
+    stage = _rounds(bench, options, stage, base - options.tolerance, penalty, teacher)
+    return steps.final(bench, stage, range(options.epochs - options.final_epochs, options.epochs), teacher)
 
 
-def _rounds(bench: Bench, options: ClassAwareOptions, stage: Stage, floor: float, penalty: Penalty, dense: Stage) -> Stage:
+def _rounds(bench: Bench, options: ClassAwareOptions, stage: Stage, floor: float, penalty: Penalty, teacher: Stage | None) -> Stage:
     """Rounds until one finds nothing, or loses too much."""
     assert bench.task.data is not None
     classes = sum(1 for _ in bench.task.data.by_class(1))
@@ -83,7 +84,7 @@ def _rounds(bench: Bench, options: ClassAwareOptions, stage: Stage, floor: float
         tried = bench.prune(stage, passes)
         if tried is stage:
             return stage
-        tried, _ = steps.tuned(bench, tried, tune, options, dense, penalty=penalty)
+        tried, _ = steps.tuned(bench, tried, tune, teacher, penalty=penalty)
         accuracy = None if tried.diverged else bench.evaluate(tried)
         if accuracy is None or accuracy < floor:
             steps.note(bench, tried, "rolled back", accuracy)

@@ -59,7 +59,7 @@ def growing(bench: Bench, options: GrowingOptions) -> Stage:
     if start:
         stage, _ = bench.train(stage, range(start), what="Training before the penalty")
         steps.check_trained(stage)
-    begun = stage
+    teacher = steps.teacher_of(bench, options, stage, finished=options.trained)
     steps.note(bench, stage, "dense" if options.trained else "begun", bench.evaluate(stage))
     passes = [
         ScorePass(options.criterion, normalise=options.normalise, seed=bench.task.seed),
@@ -85,7 +85,7 @@ def growing(bench: Bench, options: GrowingOptions) -> Stage:
     reached = start + len(agreements) + 1
     cut = bench.prune(stage, passes, table=table)
     steps.note(bench, cut, "accepted", bench.evaluate(cut), values={"agreement": agreements[-1] if agreements else 1.0})
-    return steps.final(bench, cut, range(min(reached, options.epochs - 1), options.epochs), options, begun)
+    return steps.final(bench, cut, range(min(reached, options.epochs - 1), options.epochs), teacher)
 
 
 def grown(

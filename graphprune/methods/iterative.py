@@ -76,6 +76,7 @@ def iterative(bench: Bench, options: IterativeOptions) -> Stage:
     2003.02389).
     """
     dense, _ = steps.dense(bench, options)
+    teacher = steps.teacher_of(bench, options, dense)
     budget, stage = Budget.of(bench, options.target), dense
     for number in range(1, options.rounds + 1):
         left = 1 - number / options.rounds
@@ -85,8 +86,8 @@ def iterative(bench: Bench, options: IterativeOptions) -> Stage:
         stage = bench.prune(stage, [score, selection], table=budget.table(stage, bench))
         if number < options.rounds:
             tune = range(max(0, options.epochs - options.tune_epochs), options.epochs) if options.tune_epochs else range(0)
-            stage, _ = steps.tuned(bench, stage, tune, options, dense)
+            stage, _ = steps.tuned(bench, stage, tune, teacher)
             steps.check_trained(stage)
             steps.note(bench, stage, "accepted", bench.evaluate(stage), values={"way": round(way, 4)})
     last = options.epochs if options.final_epochs is None else min(options.final_epochs, options.epochs)
-    return steps.final(bench, stage, range(options.epochs - last, options.epochs), options, dense, fresh=True)
+    return steps.final(bench, stage, range(options.epochs - last, options.epochs), teacher, fresh=True)

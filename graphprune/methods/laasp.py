@@ -56,7 +56,7 @@ def laasp(bench: Bench, options: LaaspOptions) -> Stage:
     budget = Budget.of(bench, options.target)
     removes = step_sizes(bench.program, options.step, options.scope)
     floors = least_widths(bench.program, options.max_ratio, options.scope)
-    begun, done = stage, 0.0
+    teacher, done = steps.teacher_of(bench, options, stage, finished=options.trained), 0.0
     again = range(start, min(start + options.delta_epochs, options.epochs))
     whole_way = 1 - budget.most / budget.whole
     while done < whole_way:
@@ -72,7 +72,7 @@ def laasp(bench: Bench, options: LaaspOptions) -> Stage:
         )
         cut = bench.prune(stage, [search])
         done = 1 - cut.costs.macs / budget.whole
-        stage, _ = steps.tuned(bench, cut, again if done < whole_way else range(0), options, begun, fresh=True)
+        stage, _ = steps.tuned(bench, cut, again if done < whole_way else range(0), teacher, fresh=True)
         steps.check_trained(stage)
         steps.note(bench, stage, "accepted", bench.evaluate(stage), values={"removed": round(done, 4)})
-    return steps.final(bench, stage, range(start, options.epochs), options, begun, fresh=True)
+    return steps.final(bench, stage, range(start, options.epochs), teacher, fresh=True)

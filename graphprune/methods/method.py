@@ -36,7 +36,10 @@ class Options(BaseModel):
 
     epochs: int = Field(ge=1, description="Length of the full training schedule, which learning rates go by.")
     trained: bool = Field(True, description="The model comes trained; otherwise it is first trained for all epochs.")
-    distil: bool = Field(False, description="Distil from the dense model in every training after a cut, if the loop can.")
+    distil: bool | None = Field(
+        None,
+        description="Distil from the dense model in trainings after a cut; default: where it is trained, and the loop takes one.",
+    )
 
     def expected_rounds(self) -> int | None:
         """How many rounds there will be, the dense model's included, where that can be said in advance."""

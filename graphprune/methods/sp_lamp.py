@@ -44,6 +44,7 @@ def sp_lamp(bench: Bench, options: SpLampOptions) -> Stage:
     stage's. The optimiser state is cut with the weights.
     """
     dense, _ = steps.dense(bench, options)
+    teacher = steps.teacher_of(bench, options, dense)
     budget, stage = Budget.of(bench, options.target), dense
     for number in range(1, options.stages + 1):
         knapsack = KnapsackPass(
@@ -54,11 +55,11 @@ def sp_lamp(bench: Bench, options: SpLampOptions) -> Stage:
         stage = bench.prune(stage, [_score(bench, options), knapsack], table=budget.table(stage, bench))
         if number < options.stages:
             first = max(0, options.epochs - options.stage_epochs) if options.stage_epochs else options.epochs
-            stage, _ = steps.tuned(bench, stage, range(first, options.epochs), options, dense)
+            stage, _ = steps.tuned(bench, stage, range(first, options.epochs), teacher)
             steps.check_trained(stage)
             steps.note(bench, stage, "accepted", bench.evaluate(stage), values={"stage": number})
     last = options.epochs if options.final_epochs is None else min(options.final_epochs, options.epochs)
-    return steps.final(bench, stage, range(options.epochs - last, options.epochs), options, dense, fresh=True)
+    return steps.final(bench, stage, range(options.epochs - last, options.epochs), teacher, fresh=True)
 
 
 def _score(bench: Bench, options: SpLampOptions) -> ScorePass:

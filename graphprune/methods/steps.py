@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 from graphprune.errors import CheckError, UsageError
@@ -28,16 +29,29 @@ def check_trained(stage: Stage) -> None:
         raise CheckError(f"{stage.diverged} The weights from before are kept in the run's folder.")
 
 
-def tuned(bench: Bench, stage: Stage, epochs: range, options: Options, teacher: Stage, **how: Any) -> tuple[Stage, list[float]]:
-    """A stage after training that follows a cut; distilled from the teacher where that is asked for."""
-    if not epochs:
-        return stage, []
-    return bench.train(stage, epochs, teacher=teacher if options.distil else None, **how)
+def teacher_of(bench: Bench, options: Options, dense: Stage, *, finished: bool = True) -> Stage | None:
+    """The stage to distil from in trainings after cuts, if any. finished: whether the dense model's training is over.
+
+    Raises UsageError where distillation is asked for, and the loop or the model is not made for it.
+    """
+    takes = "teacher" in signature(bench.task.loop.train).parameters
+    if options.distil is None:
+        return dense if takes and finished else None
+    if options.distil and not finished:
+        raise UsageError("Distillation needs a trained model, and this method cuts before the training is over. Give trained=True.")
+    if options.distil and not takes:
+        raise UsageError("Distillation needs a loop that takes a teacher: train(model, epochs, state, teacher=None).")
+    return dense if options.distil else None
 
 
-def final(bench: Bench, stage: Stage, epochs: range, options: Options, teacher: Stage, **how: Any) -> Stage:
+def tuned(bench: Bench, stage: Stage, epochs: range, teacher: Stage | None, **how: Any) -> tuple[Stage, list[float]]:
+    """A stage after training that follows a cut, distilled from a teacher if there is one."""
+    return bench.train(stage, epochs, teacher=teacher, **how) if epochs else (stage, [])
+
+
+def final(bench: Bench, stage: Stage, epochs: range, teacher: Stage | None, **how: Any) -> Stage:
     """The last training, evaluated after every epoch, and its round."""
-    done, accuracies = tuned(bench, stage, epochs, options, teacher, judge=True, what="Final training", **how)
+    done, accuracies = tuned(bench, stage, epochs, teacher, judge=True, what="Final training", **how)
     check_trained(done)
     accuracy = accuracies[-1] if accuracies else bench.evaluate(done)
     note(bench, done, "final", accuracy, best=max(accuracies, default=accuracy))

@@ -72,11 +72,11 @@ class Protocol:
                 scratch = method in ("laasp", "growing")
                 if scratch and not self.from_scratch:
                     options = {**options, "trained": True}
-                given = {**options, **self.options.get(title, {}), "target": target}
+                given = {"distil": False, **options, **self.options.get(title, {}), "target": target}
                 if title == "class-aware":
                     continue  # it has no target; see the row below
                 yield Row(model, method, title, seed, target, given, trained=not (scratch and self.from_scratch))
-        yield Row(model, "class-aware", "class-aware", seed, "tolerance", {**self.options.get("class-aware", {})})
+        yield Row(model, "class-aware", "class-aware", seed, "tolerance", {"distil": False, **self.options.get("class-aware", {})})
 
 
 #: Title in the table, and the method with what makes it this row.

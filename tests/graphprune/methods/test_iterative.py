@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from graphprune.errors import UsageError
-from graphprune.methods import MethodResult, iterative
+from graphprune.methods import MethodResult, growing, iterative
 from tests.loops import INPUT, DigitsLoop, Residual
 
 
@@ -40,16 +41,34 @@ def test_any_criterion_and_selection_meets_the_budget(options: dict[str, str]) -
     assert result.pruned.report.after.parameters <= 0.5 * result.pruned.report.before.parameters
 
 
-def test_distillation_gives_the_loop_the_dense_model() -> None:
-    seen: list[bool] = []
+class _Taught(DigitsLoop):
+    """A loop that takes a teacher, and notes whether it got one, in eval mode."""
 
-    class Watching(DigitsLoop):
-        def train(self, model: torch.nn.Module, epochs: range, state: Any, /, **extras: torch.nn.Module) -> Any:
-            seen.append("teacher" in extras and not extras["teacher"].training)
-            return super().train(model, epochs, state, **extras)
+    def __init__(self) -> None:
+        super().__init__(1, count=200)
+        self.seen: list[bool] = []
 
-    _run(Watching(1, count=200), distil=True, trained=False)
-    assert seen == [False, True]
+    def train(self, model: nn.Module, epochs: range, state: Any, /, teacher: nn.Module | None = None) -> Any:  # type: ignore[override]
+        self.seen.append(teacher is not None and not teacher.training)
+        return super().train(model, epochs, state)
+
+
+@pytest.mark.parametrize(("options", "seen"), [({}, [False, True]), ({"distil": False}, [False, False])])
+def test_a_loop_that_takes_a_teacher_gets_the_trained_dense_model_unless_told_not_to(
+    options: dict[str, Any], seen: list[bool]
+) -> None:
+    loop = _Taught()
+    _run(loop, trained=False, **options)
+    assert loop.seen == seen
+
+
+def test_distillation_that_is_not_possible_is_refused() -> None:
+    with pytest.raises(UsageError, match="loop that takes a teacher"):
+        _run(DigitsLoop(1, count=200), distil=True)
+    loop = _Taught()
+    how: dict[str, Any] = {"train": loop.train, "evaluate": loop.evaluate, "data": loop.data, "epochs": 2}
+    with pytest.raises(UsageError, match="needs a trained model"):
+        growing(Residual(), torch.zeros(INPUT), distil=True, **how)
 
 
 def test_the_best_epoch_is_reported_beside_the_last() -> None:
