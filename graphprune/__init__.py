@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from graphprune import methods
     from graphprune.api import PruneResult, Report, apply_plan, load, prune, run_pipeline, save, verify
     from graphprune.calibration import Calibration
+    from graphprune.compiling import Backend, compile_backend
     from graphprune.errors import GraphpruneError
     from graphprune.pareto import Front, Sweep, sweep
     from graphprune.plan import Plan
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Backend",
     "Calibration",
     "Front",
     "GraphpruneError",
@@ -38,6 +40,7 @@ __all__ = [
     "Verification",
     "apply_plan",
     "capture",
+    "compile_backend",
     "load",
     "methods",
     "profile",
@@ -49,6 +52,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Backend": "compiling",
     "Calibration": "calibration",
     "Front": "pareto",
     "GraphpruneError": "errors",
@@ -57,6 +61,7 @@ _HOMES = {
     "Sweep": "pareto",
     "Verification": "verification",
     "capture": "tracing",
+    "compile_backend": "compiling",
     "profile": "profiling",
     "sweep": "pareto",
 }

@@ -20,6 +20,7 @@ GATES = (
     "graphprune/pareto.py",
     "graphprune/profiling.py",
     "graphprune/cli/",
+    "graphprune/compiling/",
     "graphprune/methods/",
     "graphprune/runs/",
 )
