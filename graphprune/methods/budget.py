@@ -30,6 +30,11 @@ class Budget:
         whole = bench.latency_table(bench.dense()).full_ms if kind == "latency" else bench.amount(kind, 1.0)
         return cls(kind, whole, target.limit(whole))
 
+    @property
+    def latency(self) -> float | None:
+        """Milliseconds of the original, where the budget is of these."""
+        return self.whole if self.kind == "latency" else None
+
     def after(self, share: float) -> float:
         """What may remain once this share of the way is done, in the budget's unit."""
         return self.whole - share * (self.whole - self.most)

@@ -75,9 +75,10 @@ def iterative(bench: Bench, options: IterativeOptions) -> Stage:
     what it ends with; the final one takes all of it by default, the learning-rate rewinding of Renda et al. 2020 (arXiv
     2003.02389).
     """
-    dense, _ = steps.dense(bench, options)
+    budget = Budget.of(bench, options.target)
+    dense, _ = steps.dense(bench, options, latency=budget.latency)
     teacher = steps.teacher_of(bench, options, dense)
-    budget, stage = Budget.of(bench, options.target), dense
+    stage = dense
     for number in range(1, options.rounds + 1):
         left = 1 - number / options.rounds
         way = 1 - (left**3 if options.schedule == "cubic" else left)

@@ -43,9 +43,10 @@ def sp_lamp(bench: Bench, options: SpLampOptions) -> Stage:
     printed is wrong on a quarter of random instances), and corrects the budget until the measured latency of the slim model is the
     stage's. The optimiser state is cut with the weights.
     """
-    dense, _ = steps.dense(bench, options)
+    budget = Budget.of(bench, options.target)
+    dense, _ = steps.dense(bench, options, latency=budget.latency)
     teacher = steps.teacher_of(bench, options, dense)
-    budget, stage = Budget.of(bench, options.target), dense
+    stage = dense
     for number in range(1, options.stages + 1):
         knapsack = KnapsackPass(
             round_to=options.round_to,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from inspect import signature
 from typing import Any
 
@@ -12,11 +13,11 @@ from graphprune.runs.history import Round, Status
 from graphprune.runs.stage import Stage
 
 
-def dense(bench: Bench, options: Options, **training: Any) -> tuple[Stage, float]:
-    """The dense model, trained unless it comes so, and its accuracy; the first round. training: as for :meth:`Bench.train`."""
-    stage = bench.dense()
+def dense(bench: Bench, options: Options, *, latency: float | None = None) -> tuple[Stage, float]:
+    """The dense model, trained unless it comes so, and its accuracy; the first round. latency: where it is known."""
+    stage = replace(bench.dense(), latency=latency)
     if not options.trained:
-        stage, _ = bench.train(stage, range(options.epochs), what="Training the dense model", **training)
+        stage, _ = bench.train(stage, range(options.epochs), what="Training the dense model")
         check_trained(stage)
     accuracy = bench.evaluate(stage)
     note(bench, stage, "dense", accuracy)
