@@ -33,7 +33,7 @@ Positive = Annotated[FiniteFloat, Field(gt=0)]
 
 class Timing(BaseModel):
     """Milliseconds of one call: the median, the quartiles around it, the number of calls that were timed, and of the turns that
-    these were made in."""
+    these were made in. p95_ms: what 95 % of the turns stay below, where it was noted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,6 +42,7 @@ class Timing(BaseModel):
     high_ms: Positive
     runs: PositiveInt
     turns: PositiveInt = 1
+    p95_ms: Positive | None = None
 
     @property
     def error(self) -> float:
@@ -163,10 +164,10 @@ def interleaved(turns: Sequence[Turn], rounds: int, most: int, precision: float)
     while len(seconds) < rounds or (len(seconds) < most and any(one.error > precision for one in found)):
         more = rounds if not seconds else _MORE
         seconds += [[turn.run() for turn in turns] for _ in range(more)]
-        quartiles = np.quantile(without_drift(np.array(seconds)) * 1000, (0.25, 0.5, 0.75), axis=0).T.tolist()
+        quartiles = np.quantile(without_drift(np.array(seconds)) * 1000, (0.25, 0.5, 0.75, 0.95), axis=0).T.tolist()
         found = [
-            Timing(median_ms=median, low_ms=low, high_ms=high, runs=len(seconds) * turn.count, turns=len(seconds))
-            for turn, (low, median, high) in zip(turns, quartiles, strict=True)
+            Timing(median_ms=median, low_ms=low, high_ms=high, p95_ms=p95, runs=len(seconds) * turn.count, turns=len(seconds))
+            for turn, (low, median, high, p95) in zip(turns, quartiles, strict=True)
         ]
     return found
 

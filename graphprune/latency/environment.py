@@ -49,12 +49,17 @@ class Environment(BaseModel):
         return ""
 
 
-def environment_of(module: nn.Module, device: str = "cpu", *, compile: bool = False) -> Environment:
-    """The environment that a model would run in. Raises UsageError for a device that does not exist here."""
+def check_device(device: str) -> None:
+    """Raise UsageError for a device that does not exist here."""
     if device not in ("cpu", "cuda"):
         raise UsageError(f"There is no device {device!r} to measure on; choose cpu or cuda.")
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("There is no CUDA device here that torch can use. Measure with --device cpu, or on another machine.")
+
+
+def environment_of(module: nn.Module, device: str = "cpu", *, compile: bool = False) -> Environment:
+    """The environment that a model would run in. Raises UsageError for a device that does not exist here."""
+    check_device(device)
     return Environment(
         device="cuda" if device == "cuda" else "cpu",
         name=torch.cuda.get_device_name() if device == "cuda" else _processor(),
