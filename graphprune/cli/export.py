@@ -1,0 +1,59 @@
+"""``graphprune export``: a model for another runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graphprune.cli import options
+from graphprune.cli.output import Output
+
+
+def command(
+    source: options.SourceText,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="What to write: .pt2 (torch.export), .onnx (needs graphprune[onnx]), .safetensors (graphprune's own).",
+            rich_help_panel="Result",
+        ),
+    ],
+    static: Annotated[
+        bool,
+        typer.Option("--static", help="For the sizes of the example inputs alone. Default: any batch.", rich_help_panel="Result"),
+    ] = False,
+    shape: options.Shape = None,
+    weights: options.Weights = None,
+    trust_pickle: options.TrustPickle = False,
+    seed: options.Seed = 0,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Write a slim model, or any other, for another runtime, for any batch, and check that it computes the same there."""
+    from graphprune import capture
+    from graphprune.artifact import read_artifact
+    from graphprune.cli.loading import Request, check_outputs
+    from graphprune.errors import UsageError
+    from graphprune.export import FORMATS, export_model
+
+    request = Request(source, weights, trust_pickle, shape, seed)
+    if out.suffix not in FORMATS:
+        raise UsageError(f"Cannot tell the format of {out} from its name. End it in {', '.join(FORMATS)}.")
+    check_outputs([out], request.files)
+    with Output(as_json, quiet, verbose) as output:
+        job = request.open(output)
+        with output.task(f"Writing {out}"):
+            program = capture(job.source.model, job.inputs, source=source)
+            if program.scopes:
+                raise UsageError(f"{source} does not trace as a whole, and export takes models that do.")
+            plan = read_artifact(source).plan if Path(source).suffix == ".safetensors" else None
+            checked = export_model(program.module, program.inputs, out, dynamic=not static, plan=plan)
+        output.data({"source": source, "out": str(out), "inputs": job.inputs.describe(), "dynamic": not static, "checked": checked})
+        output.say(f"Written to {out}. {checked}.")

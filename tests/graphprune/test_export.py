@@ -1,0 +1,130 @@
+"""Exported files compute what the model computes, at any batch; what cannot be exported is refused and leaves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import graphprune
+from graphprune import export
+from graphprune.errors import UsageError, VerificationError
+from graphprune.export import export_model
+from graphprune.program import Inputs
+
+
+class Net(nn.Module):
+    """Views that name the batch, a batch norm, and an input by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        y = self.norm(self.conv(x)).relu()
+        y = y.reshape(x.shape[0], y.shape[1], -1).mean(2)
+        return self.head(y) * scale  # type: ignore[no-any-return]
+
+
+class Fixed(nn.Module):
+    """Takes the example's batch and no other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x).reshape(2, 8)  # type: ignore[no-any-return]
+
+
+INPUTS = Inputs((torch.randn(1, 3, 6, 6), torch.ones(1, 1)))
+
+
+def _slim() -> fx.GraphModule:
+    torch.manual_seed(0)
+    return graphprune.prune(Net(), INPUTS, target="channels=50%").graph
+
+
+def test_a_program_of_torch_export_runs_at_any_batch(tmp_path: Path) -> None:
+    slim = _slim()
+    said = export_model(slim, INPUTS, tmp_path / "m.pt2", plan="{}")
+    loaded = torch.export.load(tmp_path / "m.pt2").module()
+    for batch in (1, 5):
+        given = torch.randn(batch, 3, 6, 6), torch.rand(batch, 1)
+        torch.testing.assert_close(loaded(*given), slim.eval()(*given))
+    assert "1, 2, 3" in said
+
+
+def test_the_mode_of_the_model_stays(tmp_path: Path) -> None:
+    slim = _slim().train()
+    export_model(slim, INPUTS, tmp_path / "m.pt2")
+    assert slim.training and slim.get_submodule("norm").training
+
+
+@pytest.mark.skipif(find_spec("onnxscript") is None or find_spec("onnxruntime") is None, reason="needs onnxscript and onnxruntime")
+def test_onnx_runs_at_any_batch(tmp_path: Path) -> None:
+    import onnxruntime
+
+    slim = _slim()
+    said = export_model(slim, INPUTS, tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    x, scale = torch.randn(5, 3, 6, 6), torch.rand(5, 1)
+    names = [each.name for each in session.get_inputs()]
+    (found,) = session.run(None, dict(zip(names, (x.numpy(), scale.numpy()), strict=True)))
+    torch.testing.assert_close(torch.from_numpy(found), slim.eval()(x, scale).detach(), rtol=1e-4, atol=1e-5)
+    assert "1, 2, 3" in said
+
+
+def test_onnx_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"onnx and onnxscript. Install graphprune\[onnx\]"):
+        export_model(_slim(), INPUTS, tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_artifact_keeps_its_plan(tmp_path: Path) -> None:
+    result = graphprune.prune(Net(), INPUTS, target="channels=50%")
+    export_model(result.graph, INPUTS, tmp_path / "m.safetensors", plan=result.plan.model_dump_json())
+    found = graphprune.verify(Net(), graphprune.load(tmp_path / "m.safetensors"), result.plan, INPUTS, weights=False)
+    assert found.passed
+
+
+def test_sizes_of_the_example_alone_where_the_model_takes_no_others(tmp_path: Path) -> None:
+    module, inputs = graphprune.capture(Fixed(), torch.randn(2, 4)).module, Inputs((torch.randn(2, 4),))
+    with pytest.raises(UsageError, match="--static"):
+        export_model(module, inputs, tmp_path / "m.pt2")
+    assert list(tmp_path.iterdir()) == []
+    export_model(module, inputs, tmp_path / "m.pt2", dynamic=False)
+    assert torch.export.load(tmp_path / "m.pt2").module()(torch.ones(2, 4)).shape == (2, 8)
+
+
+def test_a_file_that_computes_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original: Callable[..., Any] = export._exported
+
+    def damaged(module: fx.GraphModule, inputs: Inputs, dynamic: bool) -> Any:
+        program = original(module, inputs, dynamic)
+        program.state_dict["head.bias"] = nn.Parameter(program.state_dict["head.bias"] + 1)
+        return program
+
+    monkeypatch.setattr(export, "_exported", damaged)
+    with pytest.raises(VerificationError, match="is not written: its outputs are off"):
+        export_model(_slim(), INPUTS, tmp_path / "m.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("inputs", "name", "says"),
+    [
+        (INPUTS, "m.tflite", "End it in .pt2"),
+        (Inputs((torch.randn(1, 3, 6, 6), torch.ones(3, 1))), "m.pt2", "leading size"),
+        (INPUTS, "missing/m.pt2", "does not exist"),
+    ],
+)
+def test_bad_input_is_refused(tmp_path: Path, inputs: Inputs, name: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        export_model(_slim(), inputs, tmp_path / name)
