@@ -63,7 +63,8 @@ class Report:
     analysis that it rests on. verification: the proof, None if it was skipped. opaque: modules that did not trace, with
     the reason. unused: tensors of the model that its forward does not use; the slim model does not carry them.
     scopes: the submodules that were pruned in place, where the model as a whole does not trace; costs are theirs.
-    compensation: what a compensation did, for every layer that it looked at.
+    compensation: what a compensation did, for every layer that it looked at. eval_only: modules whose own code
+    keeps its behaviour of eval mode when the slim model is trained, with the reason.
     """
 
     before: Costs
@@ -75,6 +76,7 @@ class Report:
     unused: tuple[str, ...]
     scopes: tuple[str, ...] = ()
     compensation: tuple[Compensated, ...] = ()
+    eval_only: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -392,5 +394,6 @@ def _result(done: Program, plan: Plan, model: nn.Module | None) -> PruneResult:
         unused,
         scopes,
         done.compensation,
+        done.eval_only,
     )
     return PruneResult(slim, done.module, plan, report, done.inputs, done.source, done.scopes)

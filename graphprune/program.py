@@ -100,6 +100,8 @@ class Program:
     plan: the decision of a selection pass, not yet carried out.
     original, record: the graph before the rewrite and what was cut, once a rewrite has been done.
     verification: the proof of the last rewrite.
+    eval_only: modules whose own code keeps its behaviour of eval mode in train mode, with the reason: it does more there than
+        the graph can follow. Layers in them follow. A name that is no path is the model's class.
     compensation: how far each consumer of removed channels was off before and after its weights made up for them.
     """
 
@@ -118,6 +120,7 @@ class Program:
     original: fx.GraphModule | None = None
     record: Record | None = None
     verification: Verification | None = None
+    eval_only: Mapping[str, str] = field(default_factory=dict)
     compensation: tuple[Compensated, ...] = ()
 
     @cached_property

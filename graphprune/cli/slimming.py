@@ -73,6 +73,7 @@ def _data(
         "after": tables.cost_data(report.after) | {"disk_bytes": new},
         "widths": report.widths,
         "opaque": report.opaque,
+        "eval_only": report.eval_only,
         "unused": report.unused,
         "verification": tables.verification_data(report.verification),
         "compensation": [asdict(one) for one in report.compensation],
@@ -89,6 +90,8 @@ def _print(job: Job, result: PruneResult, accuracy: dict[str, Any] | None, disk:
         output.show(tables.widths_table(report.widths))
     if report.opaque:
         output.show(tables.notes_table("Not traced into, so left as they are", report.opaque, "module", "reason"))
+    if report.eval_only:
+        output.show(tables.eval_only_table(report.eval_only))
     if report.scopes:
         output.say(tables.scopes_line(report.scopes, bool(job.scopes)))
     if report.unused:

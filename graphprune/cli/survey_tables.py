@@ -23,6 +23,8 @@ def overview(survey: Survey, groups: Sequence[Group], verbose: bool) -> Iterator
     yield _captured(survey)
     if survey.program.opaque:
         yield tables.notes_table("Not traced into, so left as they are", survey.program.opaque, "module", "reason")
+    if survey.program.eval_only:
+        yield tables.eval_only_table(survey.program.eval_only)
     if survey.missing:
         rules = {name: tables.listed(nodes) for name, nodes in survey.missing.items()}
         yield tables.notes_table("Operators without a rule, whose inputs are frozen", rules, "operator", "called by")
@@ -143,6 +145,7 @@ def as_data(survey: Survey, groups: Sequence[Group]) -> dict[str, Any]:
         "graph_nodes": len(survey.program.module.graph.nodes),
         "operator_calls": survey.groups.trace.operators,
         "opaque": survey.program.opaque,
+        "eval_only": survey.program.eval_only,
         "without_rule": survey.missing,
         "cost": tables.cost_data(survey.costs),
         "parameters_outside": survey.outside,

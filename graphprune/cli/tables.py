@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +140,15 @@ def notes_table(title: str, notes: Mapping[str, str], *headings: str) -> Table:
     for name, note in notes.items():
         table.add_row(folded(name), note)
     return table
+
+
+def eval_only_table(reasons: Mapping[str, str]) -> Table:
+    """What does not follow train mode, a row for each reason."""
+    together: dict[str, list[str]] = defaultdict(list)
+    for name, reason in reasons.items():
+        together[reason].append(name)
+    rows = {listed(names): reason for reason, names in together.items()}
+    return notes_table("In eval behaviour also when trained", rows, "module", "reason")
 
 
 def folded(name: str) -> Text:

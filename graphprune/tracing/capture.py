@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from graphprune.tracing.rehearsal import rehearse
 from graphprune.tracing.scopes import find_scopes, named_scopes, outside, record_calls, scope_of
 from graphprune.tracing.source import error_line
 from graphprune.tracing.tracer import Tracer
-from graphprune.tracing.training import Change, Differs, Mode, changes, follow_mode
+from graphprune.tracing.training import Addition, Change, Differs, Mode, changes, follow_mode, keep_still
 from graphprune.twins import named_tensors
 
 
@@ -29,7 +28,7 @@ def capture(model: nn.Module, example_inputs: Any, *, scopes: Sequence[str] = ()
     """Capture a model as a program.
 
     model: any ``nn.Module``; never modified. It is traced in eval mode, and the graph follows ``train()`` and
-        ``eval()`` as the original does where its layers and functional calls say so.
+        ``eval()`` as the original does; ``program.eval_only`` says where it cannot.
     example_inputs: a tensor, a tuple or list of positional arguments, or a dict of keyword arguments. They decide control
         flow that depends on shapes; sizes that are only data stay variable.
     scopes: submodules to capture instead of the whole. Where none are named and the whole does not trace, the largest
@@ -50,14 +49,13 @@ def capture(model: nn.Module, example_inputs: Any, *, scopes: Sequence[str] = ()
     with collector_paused():
         trace = _scoped(root, inputs, scopes) if scopes else _whole(root, inputs)
         tracer = trace.tracer
-        if tracer.mode.consulted or tracer.questions:
-            _follow_training_mode(trace, root)
+        eval_only = _follow_training_mode(trace, root) if tracer.mode.consulted or tracer.questions else {}
         module = _graph_module(root, tracer)
         tracer.release()
     # What was no tensor is part of the graph now.
     given = trace.given
     left = Inputs((), given) if inputs.kwargs and not inputs.args and not trace.scopes else Inputs(tuple(given.values()))
-    return Program(module, left, dict(tracer.opaque), source, trace.scopes, tracer.writer.tape)
+    return Program(module, left, dict(tracer.opaque), source, trace.scopes, tracer.writer.tape, eval_only=eval_only)
 
 
 def _unwrap(model: Any) -> nn.Module:
@@ -138,8 +136,16 @@ def _best_trace(root: nn.Module, calls: tuple[ModuleCall, ...]) -> _Trace:
     return min(knowing, unknowing, key=lambda found: len(found.tracer.opaque))
 
 
-def _trace(root: nn.Module, calls: tuple[ModuleCall, ...], mode: Mode, *, announced: bool, earlier: Tracer | None = None) -> _Trace:
-    tracer = Tracer(root, mode, earlier)
+def _trace(
+    root: nn.Module,
+    calls: tuple[ModuleCall, ...],
+    mode: Mode,
+    *,
+    announced: bool,
+    earlier: Tracer | None = None,
+    still: Iterable[str] = (),
+) -> _Trace:
+    tracer = Tracer(root, mode, earlier, still)
     given: dict[str, Any] = {}
     scopes, results = [], []
     for call in calls:
@@ -178,23 +184,50 @@ def _trace_error(root: nn.Module, call: ModuleCall, tracer: Tracer, error: Excep
     )
 
 
-def _follow_training_mode(trace: _Trace, root: nn.Module) -> None:
-    """A model whose Python asks for its mode is traced in train mode too; train mode need not trace."""
-    try:
-        found = _in_train_mode(trace, root)
-    except (CaptureError, Differs):
-        return
+def _follow_training_mode(trace: _Trace, root: nn.Module) -> dict[str, str]:
+    """Make the graph follow the mode. Returns the modules whose own code does what it does in eval mode, with the reason."""
+    found, stays = _train_mode(trace, root)
+    nodes = list(trace.tracer.writer.graph.nodes)
+    for question in trace.tracer.questions:
+        if question.path in stays:
+            keep_still(nodes[question.start.nodes : question.end.nodes])
     trace.tracer.writer.tape.steps[:0] = [Step(node.name, result=value) for node, value in follow_mode(found)]
+    return stays
 
 
-def _in_train_mode(trace: _Trace, root: nn.Module) -> list[Change]:
-    """The constants that differ in train mode. Raises Differs, or CaptureError where it does not trace."""
-    if not trace.tracer.mode.consulted:
-        with suppress(Differs):
-            return rehearse(root, trace.tracer, trace.announced)
-    other = _trace(root, trace.calls, Mode(True), announced=trace.announced, earlier=trace.tracer).tracer
+def _train_mode(trace: _Trace, root: nn.Module) -> tuple[list[Change | Addition], dict[str, str]]:
+    """What is different in train mode, and what cannot follow it."""
+    tracer = trace.tracer
+    if not tracer.mode.consulted:
+        found, stays = rehearse(root, tracer, trace.announced)
+        if not stays:
+            return found, {}
+    try:
+        return _run_in_train_mode(trace, root), {}
+    except Differs as differs:
+        reason = str(differs)
+    if not tracer.mode.consulted:
+        return found, stays
+    # Code besides the modules that can be asked alone asks for the mode too. It follows at most where those follow.
+    found, stays = rehearse(root, tracer, trace.announced)
+    if stays:
+        try:
+            return _run_in_train_mode(trace, root, stays), stays
+        except Differs as differs:
+            reason = str(differs)
+    return found, {type(root).__name__: reason} | stays
+
+
+def _run_in_train_mode(trace: _Trace, root: nn.Module, still: Iterable[str] = ()) -> list[Change | Addition]:
+    """What differs where all but the modules in ``still`` run in train mode. Raises Differs where the graph cannot follow."""
+    earlier = trace.tracer
+    try:
+        other = _trace(root, trace.calls, Mode(True), announced=trace.announced, earlier=earlier, still=still).tracer
+    except CaptureError as error:
+        raise Differs(str(error)) from error
     other.release()
-    return changes(list(trace.tracer.writer.graph.nodes), list(other.writer.graph.nodes))
+    nodes, others = list(earlier.writer.graph.nodes), list(other.writer.graph.nodes)
+    return [*changes(nodes, others, {}), *other.writer.additions]
 
 
 def _graph_module(root: nn.Module, tracer: Tracer) -> fx.GraphModule:

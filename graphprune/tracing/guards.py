@@ -15,7 +15,6 @@ import operator
 from collections import ChainMap
 from collections.abc import Callable, MutableMapping
 from itertools import takewhile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -24,7 +23,7 @@ from torch import fx
 from graphprune.rules import keeps_sizes, tensors_in
 from graphprune.tape import Operation, Step
 from graphprune.tracing.sizes import Origin, origin_of, plain, size_of, with_origin
-from graphprune.tracing.source import source_line
+from graphprune.tracing.source import in_brackets, source_line
 
 if TYPE_CHECKING:
     from graphprune.tracing.writer import Writer
@@ -92,8 +91,7 @@ class Guards:
     def _check(self, holds: Callable[..., Any], numbers: list[Any]) -> fx.Node:
         call = self._writer.write_call
         sides = [self._text(number) for number in numbers]
-        line = source_line()
-        place = f" ({'/'.join(Path(line).parts[-2:])})" if line else ""
+        place = in_brackets(source_line())
         message = (
             f"These inputs take another branch than the example inputs of the capture, where {sides[0]} {_SIGNS[holds]} {sides[1]}"
             f"{place}. Capture the model with example inputs of this kind for them."

@@ -1,31 +1,57 @@
 """Train mode without a second run: modules whose own code asked for the mode are run again, each by itself.
 
 All else does in train mode what it did in eval mode, given that those modules make the same calls, with other constants at
-most, and give the same results. Where they do not, or this is not certain, the whole model has to run again.
+most, add numbers to buffers at most, and give the same results. A module that does more stays as it is in eval mode.
 """
 
 from __future__ import annotations
 
-from collections import ChainMap
+from collections import ChainMap, defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
 
-from graphprune.tape import Step
+from graphprune.errors import first_line
 from graphprune.tracing.sizes import plain
+from graphprune.tracing.source import error_line, in_brackets
 from graphprune.tracing.tracer import Tracer
-from graphprune.tracing.training import Change, Differs, Mode, Question, changes
+from graphprune.tracing.training import Addition, Change, Differs, Mode, Question, changes
 from graphprune.tracing.writer import Writer
 
 
-def rehearse(root: nn.Module, first: Tracer, announced: bool) -> list[Change]:
-    """The constants of a finished run in eval mode that differ in train mode. Raises Differs where only a whole run can tell."""
+def rehearse(root: nn.Module, first: Tracer, announced: bool) -> tuple[list[Change | Addition], dict[str, str]]:
+    """What is different in train mode from a finished run in eval mode, and the modules that cannot follow, with the reason."""
+    answers: dict[str, list[Change | Addition]] = defaultdict(list)
+    stays: dict[str, str] = {}
+    questions: Iterator[Question] = iter(first.questions)
+    while (question := next(questions, None)) is not None:
+        _ask(root, first, announced, chain((question,), questions), answers, stays)
+    return [one for path, found in answers.items() if path not in stays for one in found], stays
+
+
+def _ask(
+    root: nn.Module,
+    first: Tracer,
+    announced: bool,
+    questions: Iterable[Question],
+    answers: dict[str, list[Change | Addition]],
+    stays: dict[str, str],
+) -> None:
+    """Ask all, or up to the first that cannot follow: what its run has left behind is not to be used again."""
     rehearsal = _Rehearsal(root, first)
+    path = ""
     try:
         with rehearsal.running(announced):
-            return [change for question in first.questions for change in rehearsal.answer(question)]
+            for question in questions:
+                path = question.path
+                if path not in stays:
+                    answers[path] += rehearsal.answer(question)
+    except Differs as differs:
+        stays[path] = str(differs)
     finally:
         rehearsal.release()
 
@@ -43,47 +69,52 @@ class _Rehearsal(Tracer):
         assert earlier is not None
         return _PartWriter(self._recording, self._results, self._shadow, earlier.writer)
 
-    def answer(self, question: Question) -> list[Change]:
-        """What differs in the nodes of a call."""
+    def answer(self, question: Question) -> list[Change | Addition]:
+        """What differs in the nodes of a call. Raises Differs where the graph cannot follow."""
         self._results.go_to(question.start.calls)
         self.writer.go_to(question.start.nodes)
         module = self._shadow.part(question.path)
         try:
             result = self._run(module, question.path, self.writer.mark(), question.args, question.kwargs)
         except Exception as error:
-            raise Differs from error
+            place = in_brackets(error_line(error))
+            raise Differs(f"it does not trace in train mode{place}: {type(error).__name__}: {first_line(error)}") from error
+        found = self.writer.changes(question.start.nodes, question.end.nodes)
         if not _same(result, question.result):
-            raise Differs
-        return self.writer.changes(question.start.nodes, question.end.nodes)
+            raise Differs("it returns something else in train mode")
+        return found
 
     def _call_opaque(self, module: nn.Module, path: str, args: Any, kwargs: Any, error: Exception) -> Any:
-        raise Differs from error
+        raise Differs(f"{path} does not trace in train mode: {first_line(error)}") from error
 
 
 class _PartWriter(Writer):
-    """Writes a part of a graph again, apart from it; what that part reads of the rest is one node."""
+    """Writes a part of a graph again, apart from it; what it reads of the rest is in a graph of its own."""
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
         self._first: Writer = parts[-1]
         self._place = {node: place for place, node in enumerate(self._first.graph.nodes)}
         self._names |= self._first._names
+        self._rest: dict[fx.Node, fx.Node] = {}
+        self._rest_graph = fx.Graph()
 
     def go_to(self, start: int) -> None:
         """Start a part with the node that has so many before it."""
         self._start = start
         self.graph = fx.Graph()
-        self._rest = self.graph.placeholder("rest")
-        self.tape.steps[:] = [Step(self._rest.name)]
-        self._offset = start - 1
+        self.tape.steps.clear()
+        self.additions.clear()
+        self._offset = start
         first = self._first
         self._places, self._held = ChainMap({}, first._places), ChainMap({}, first._held)
         self._made, self._numbers = ChainMap({}, first._made), ChainMap({}, first._numbers)
 
-    def changes(self, start: int, end: int) -> list[Change]:
-        """The constants of that part that differ. Raises Differs where anything else does."""
+    def changes(self, start: int, end: int) -> list[Change | Addition]:
+        """What differs in that part. Raises Differs where the graph cannot follow."""
         assert self._wanted is not None
-        return changes(self._wanted[start:end], list(self.graph.nodes)[1:])
+        outer = {stand_in: node for node, stand_in in self._rest.items()}
+        return [*changes(self._wanted[start:end], list(self.graph.nodes), outer), *self.additions]
 
     def stands(self, node: fx.Node) -> bool:
         """Whether a node is in this part, or before it."""
@@ -94,7 +125,11 @@ class _PartWriter(Writer):
         """A node at the end."""
 
         def here(node: fx.Node) -> fx.Node:
-            return node if node.graph is self.graph else self._rest
+            if node.graph is self.graph:
+                return node
+            if node not in self._rest:
+                self._rest[node] = self._rest_graph.placeholder(node.name)
+            return self._rest[node]
 
         return super().node(op, target, map_arg(args, here), map_arg(kwargs or {}, here))
 

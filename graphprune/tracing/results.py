@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from graphprune.rules import tensors_in
 from graphprune.tape import Operation, Recording
 
 
 class Mark(NamedTuple):
-    """A place in a run: the numbers of nodes and of calls so far."""
+    """A place in a run: the numbers of nodes, of calls and of additions so far."""
 
     nodes: int
     calls: int
+    additions: int
 
 
 class _Call(NamedTuple):
@@ -42,17 +44,27 @@ class Results:
     def of(self, what: Any, run: Callable[[], Any]) -> Any:
         """The result of a call: from the earlier run, or by running it."""
         place = len(self._calls)
-        if place < self._together and self._earlier[place].what == what:
+        if self.expects(what):
             call = self._earlier[place]
             self._calls.append(call)
             self._recording.operations += call.operations
             return call.result
-        self._together = min(self._together, place)
+        together, self._together = self._together, min(self._together, place)
         self._calls.append(_FAILED)  # unless it succeeds
         before = len(self._recording.operations)
         result = run()
-        self._calls[place] = _Call(what, result, self._recording.operations[before:])
+        operations = self._recording.operations[before:]
+        if operations or tensors_in((result,)):
+            self._calls[place] = _Call(what, result, operations)
+        else:  # a question (how many axes?), which runs may ask or not
+            del self._calls[place]
+            self._together = together
         return result
+
+    def expects(self, what: Any) -> bool:
+        """Whether the earlier run makes this call next."""
+        place = len(self._calls)
+        return place < self._together and bool(self._earlier[place].what == what)
 
     @property
     def count(self) -> int:

@@ -27,6 +27,15 @@ def source_line() -> str:
     return ""
 
 
+def in_brackets(line: str) -> str:
+    """A line for the end of a message, with its file's folder; empty where there is none.
+
+    >>> in_brackets("/home/me/models/net.py:12")
+    ' (models/net.py:12)'
+    """
+    return f" ({'/'.join(Path(line).parts[-2:])})" if line else ""
+
+
 def error_line(error: BaseException) -> str:
     """The innermost line outside of torch and graphprune that an error passed through, or empty."""
     place = ""

@@ -8,7 +8,7 @@ iteration and assertions need nothing of us.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
@@ -38,18 +38,20 @@ class Tracer(TorchFunctionMode):
     """Runs a model, and has the graph and the tape of the run written.
 
     mode: what ``self.training`` is for the model; its ``consulted`` says whether the whole must run in the other mode too, after
-    the calls of modules in :attr:`questions`. earlier: a finished run of the model in the other mode, which this one repeats.
+    the calls of modules in :attr:`questions`. earlier: a finished run of the model in eval mode, which this one repeats in train
+    mode. still: paths of modules that are in eval mode all the same, with all that is in them.
     writer: has the graph and the tape. opaque: modules that do not trace, with the reason. failed: the innermost module that a
     run has failed in.
     """
 
-    def __init__(self, root: nn.Module, mode: Mode, earlier: Tracer | None = None) -> None:
+    def __init__(self, root: nn.Module, mode: Mode, earlier: Tracer | None = None, still: Iterable[str] = ()) -> None:
         super().__init__()
         self.opaque: dict[str, str] = {}
         self.failed = ""
         self.mode = mode
         self.questions: list[Question] = []
         self._root = root
+        self._still = {f"{path}.{name}".removesuffix(".") for path in still for name, _ in root.get_submodule(path).named_modules()}
         self._taking_bool: set[str] = earlier._taking_bool if earlier else set()  # modules that pass their mode to C functions
         self._code: Conversions = earlier._code if earlier else Conversions(root)
         self._recording = Recording()
@@ -117,6 +119,8 @@ class Tracer(TorchFunctionMode):
             self._unfold(written)
         elif constant:
             return self._constants.compute(func, args, kwargs)
+        if func is torch.Tensor.add_ and self._adds_in_train_mode(args, kwargs):
+            return args[0]
         result = self._results.of(func, lambda: self._call(func, args, kwargs))
         if not tensors_in((result,)) and func is not torch.Tensor.__setitem__:
             self._recording.take()
@@ -136,6 +140,12 @@ class Tracer(TorchFunctionMode):
     def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
         given, named = self.writer.operands(args), self.writer.operands(kwargs)
         return self.writer.apart(func(*given, **named), (given, named))
+
+    def _adds_in_train_mode(self, args: Any, kwargs: Any) -> bool:
+        """Whether a call of ``add_``, also as ``+=``, is one of train mode alone that adds a constant to a buffer: it is noted."""
+        if not self.mode.plain or len(args) != 2 or kwargs or self._results.expects(torch.Tensor.add_):
+            return False
+        return self.writer.adds(*args)
 
     def _unfold(self, family: list[torch.Tensor]) -> None:
         """A constant that is written into is made anew in every call, with those that share its memory."""
@@ -214,6 +224,9 @@ class Tracer(TorchFunctionMode):
 
     def _run(self, module: nn.Module, path: str, before: Mark, args: Any, kwargs: Any) -> Any:
         """Run a module's own code."""
+        mode = self.mode
+        if path in self._still:
+            mode = module.__dict__["training"] = Mode(False)
         if path not in self._taking_bool:
             try:
                 return module._call_impl(*args, **kwargs)
@@ -223,7 +236,7 @@ class Tracer(TorchFunctionMode):
             self._taking_bool.add(path)
             self.writer.discard_after(before)
         # C functions take nothing but a bool for the mode.
-        module.__dict__["training"] = bool(self.mode)
+        module.__dict__["training"] = bool(mode)
         return module._call_impl(*args, **kwargs)
 
     def _call_layer(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

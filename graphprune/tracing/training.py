@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 
 from graphprune.tracing.results import Mark
+from graphprune.tracing.source import in_brackets
+from graphprune.train_mode import add_in_train_mode
 
 _LASTING: Final = (int, float, str, type(None), torch.dtype, torch.device)
 
@@ -46,7 +50,10 @@ for _name in (
 
 
 class Differs(BaseException):
-    """What runs in train mode is not what runs in eval mode with other constants. No error: a model's code must not catch it."""
+    """What runs in train mode is more than a graph of eval mode can follow; its text says what it is.
+
+    No error: a model's code must not catch it.
+    """
 
 
 class Change(NamedTuple):
@@ -55,6 +62,40 @@ class Change(NamedTuple):
     node: fx.Node
     place: int | str
     then: Any
+
+    def follow(self) -> Iterator[tuple[fx.Node, Any]]:
+        """Make the constant follow the mode: ``False`` becomes the mode, 0 the mode times the rate."""
+        now = self.node.args[self.place] if isinstance(self.place, int) else self.node.kwargs[self.place]
+        graph = self.node.graph
+        with graph.inserting_before(self.node):
+            made = [graph.get_attr("training")]
+            if now is not False:
+                made.append(graph.call_function(operator.mul, (made[0], self.then)))
+        if isinstance(self.place, int):
+            self.node.update_arg(self.place, made[-1])
+        else:
+            self.node.update_kwarg(self.place, made[-1])
+        yield from ((new, now) for new in made)
+
+
+class Addition(NamedTuple):
+    """A number that is added to a scalar buffer in train mode alone, before a node.
+
+    name: the buffer's. tensor: its stand-in.
+    """
+
+    node: fx.Node
+    name: str
+    tensor: torch.Tensor
+    amount: float
+
+    def follow(self) -> Iterator[tuple[fx.Node, Any]]:
+        """Make the graph add it in train mode."""
+        graph = self.node.graph
+        with graph.inserting_before(self.node):
+            buffer, mode = graph.get_attr(self.name), graph.get_attr("training")
+            adding = graph.call_function(add_in_train_mode, (buffer, self.amount, mode))
+        yield from ((buffer, self.tensor), (mode, False), (adding, None))
 
 
 class Question(NamedTuple):
@@ -84,39 +125,58 @@ def same_call(node: fx.Node, other: fx.Node) -> bool:
     return node.op == other.op and str(node.target) == str(other.target)
 
 
-def changes(nodes: Sequence[fx.Node], others: Sequence[fx.Node]) -> list[Change]:
-    """The constants that differ between nodes of eval mode and of train mode. Raises Differs where anything else does."""
-    if len(nodes) != len(others) or not all(map(same_call, nodes, others)):
-        raise Differs
+def changes(nodes: Sequence[fx.Node], others: Sequence[fx.Node], outer: Mapping[fx.Node, fx.Node]) -> list[Change]:
+    """The constants that differ between nodes of eval mode and of train mode. Raises Differs where anything else does.
+
+    outer: what the latter read besides one another, with the nodes of eval mode that it stands for.
+    """
+    twins = {**outer}
     found: list[Change] = []
-    for node, twin in zip(nodes, others, strict=True):
-        pairs = enumerate(zip(node.args, twin.args, strict=False))
-        found += [Change(node, index, then) for index, (now, then) in pairs if _differ(now, then)]
-        found += [Change(node, key, twin.kwargs[key]) for key, now in node.kwargs.items() if _differ(now, twin.kwargs.get(key))]
+    for node, other in zip_longest(nodes, others):
+        if node is None or other is None or not same_call(node, other):
+            raise Differs(other_call(other or node, (other or node).meta.get("source", "")))
+        twins[other] = node
+        pairs = zip_longest(_arguments(node, {}), _arguments(other, twins), fillvalue=("", None))
+        for (place, now), (other_place, then) in pairs:
+            if place == other_place and _follows(now, then):
+                found.append(Change(node, place, then))
+            elif place != other_place or now != then:
+                raise Differs(f"in train mode {_called(node)} gets other arguments{in_brackets(node.meta.get('source', ''))}")
     return found
 
 
-def follow_mode(changes: Iterable[Change]) -> Iterator[tuple[fx.Node, Any]]:
-    """Make constants follow the graph module's mode: ``False`` becomes the mode, 0 the mode times the rate.
-
-    Yields the nodes that it makes, with their values in eval mode.
-    """
-    for node, place, then in changes:
-        now = node.args[place] if isinstance(place, int) else node.kwargs[place]
-        made = _followed(node, now, then)
-        if isinstance(place, int):
-            node.update_arg(place, made[-1])
-        else:
-            node.update_kwarg(place, made[-1])
-        yield from ((new, now) for new in made)
+def other_call(node: fx.Node, line: str) -> str:
+    """Why a graph cannot follow a mode in which this node is, or is not, called."""
+    return f"in train mode it makes other calls from {_called(node)} on{in_brackets(line)}"
 
 
-def _differ(now: Any, then: Any) -> bool:
+def follow_mode(found: Iterable[Change | Addition]) -> Iterator[tuple[fx.Node, Any]]:
+    """Make a graph follow the mode of its module; yields the nodes that it makes, with their values in eval mode."""
+    found = list(found)
+    places = {node: place for place, node in enumerate(found[0].node.graph.nodes)} if found else {}
+    for one in sorted(found, key=lambda one: places[one.node]):
+        yield from one.follow()
+
+
+def keep_still(nodes: Iterable[fx.Node]) -> None:
+    """Make nodes that were given the mode do what they do in eval mode: their module follows it as a whole or not at all."""
+    for node in nodes:
+        node.args, node.kwargs = map_arg(
+            (node.args, node.kwargs), lambda given: False if given.op == "get_attr" and given.target == "training" else given
+        )
+
+
+def _called(node: fx.Node) -> str:
+    return "the result" if node.op == "output" else str(getattr(node.target, "__name__", node.target))
+
+
+def _arguments(node: fx.Node, twins: Mapping[fx.Node, fx.Node]) -> list[tuple[Any, Any]]:
+    """Places and values of a node's arguments, with other nodes in place of those that have one."""
+    args = node.args[:1] if node.target is torch._assert else node.args  # its message has names of nodes
+    given = map_arg((args, node.kwargs), lambda one: twins.get(one, one))
+    return [*enumerate(given[0]), *given[1].items()]
+
+
+def _follows(now: Any, then: Any) -> bool:
+    """Whether a constant can follow the mode."""
     return (now is False and then is True) or (isinstance(now, (int, float)) and now == 0 and isinstance(then, float) and then > 0)
-
-
-def _followed(node: fx.Node, now: Any, then: Any) -> list[fx.Node]:
-    """Nodes that compute the constant, the last one its value."""
-    with node.graph.inserting_before(node):
-        mode = node.graph.get_attr("training")
-        return [mode] if now is False else [mode, node.graph.call_function(operator.mul, (mode, then))]

@@ -19,7 +19,7 @@ from graphprune.tracing.results import Mark, Results
 from graphprune.tracing.shadow import Shadow
 from graphprune.tracing.sizes import Origin, Shape, origin_of, plain
 from graphprune.tracing.source import source_line
-from graphprune.tracing.training import Differs, Mode, same_call
+from graphprune.tracing.training import Addition, Differs, Mode, other_call, same_call
 
 
 class Untraceable(Exception):
@@ -45,6 +45,7 @@ class Writer:
     recording: what writes down the operators of the run. results: its calls. shadow: the model that runs. earlier: the writer of
     a finished run that this one repeats: a node that is not the same raises Differs. constants: tensors that are no parameter or
     buffer, by the name under which the graph reads them. left_out: parts of the model's output that a graph cannot hold.
+    additions: what this run adds to buffers and the earlier one does not.
     """
 
     def __init__(self, recording: Recording, results: Results, shadow: Shadow, earlier: Writer | None = None) -> None:
@@ -52,6 +53,7 @@ class Writer:
         self.tape = Tape()
         self.constants: dict[str, torch.Tensor] = {}
         self.left_out: list[str] = []
+        self.additions: list[Addition] = []
         self._recording = recording
         self._results = results
         self._shadow = shadow
@@ -65,6 +67,7 @@ class Writer:
         self._devices: dict[int, tuple[torch.device, torch.Tensor]] = {}
         self._made: MutableMapping[Any, tuple[fx.Node, Any]] = {}
         self._numbers: MutableMapping[fx.Node, Any] = {}
+        self._earlier = earlier
         self._wanted = list(earlier.graph.nodes) if earlier else None
         self._offset = 0  # of the graph's nodes among the wanted
         self._strayed = _NEVER  # number of nodes before the first of those that differ, and will be taken back
@@ -79,7 +82,7 @@ class Writer:
 
     def mark(self) -> Mark:
         """Where the run is, for :meth:`discard_after`."""
-        return Mark(len(self.graph.nodes), self._results.count)
+        return Mark(len(self.graph.nodes), self._results.count, len(self.additions))
 
     def discard_after(self, mark: Mark) -> None:
         """Take back what was written since."""
@@ -87,7 +90,7 @@ class Writer:
         self._recording.take()
         while (node := self.last_node()) is not None and len(self.graph.nodes) > mark.nodes:
             self.graph.erase_node(node)
-        del self.tape.steps[mark.nodes :]
+        del self.tape.steps[mark.nodes :], self.additions[mark.additions :]
         if self._offset + mark.nodes <= self._strayed:
             self._strayed = _NEVER
 
@@ -200,8 +203,20 @@ class Writer:
         if at > self._strayed or (at < len(self._wanted) and same_call(node, self._wanted[at])):
             return
         if at == len(self._wanted) or self._wanted[at].op != "call_module":
-            raise Differs
+            raise Differs(other_call(node, source_line()))
         self._strayed = at
+
+    def adds(self, tensor: torch.Tensor, amount: Any) -> bool:
+        """Note a number that only this run adds to a tensor in place; False where it is no scalar buffer, or no constant."""
+        assert self._earlier is not None and self._wanted is not None
+        name, real = self._names.get(id(tensor)), self._shadow.real.get(id(tensor))
+        if name is None or name in self._earlier.constants or real is None or real.dim() or isinstance(real, nn.Parameter):
+            return False
+        if not isinstance(amount, (int, float)) or isinstance(amount, (bool, Mode)) or origin_of(amount) is not None:
+            return False
+        place = self._offset + len(self.graph.nodes)
+        self.additions.append(Addition(self._wanted[place], name, tensor, plain(amount)))
+        return True
 
     # -- what comes out of a call ----------------------------------------------------------------------------------------
 

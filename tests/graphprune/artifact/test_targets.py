@@ -14,6 +14,7 @@ from torch import nn
 
 from graphprune.artifact import targets
 from graphprune.errors import ArtifactError
+from graphprune.train_mode import add_in_train_mode
 
 ALLOWED: list[Any] = [
     torch.relu,
@@ -36,6 +37,7 @@ ALLOWED: list[Any] = [
     torchvision.ops.nms,
     torch.ops.torchvision.nms.default,
     torchvision.models.swin_transformer.shifted_window_attention,
+    add_in_train_mode,
 ]
 
 

@@ -66,6 +66,35 @@ def test_what_does_not_trace_is_named_with_the_reason(cli: Cli, folder: Path) ->
     assert [group["name"] for group in data["groups"]] == ["first"]
 
 
+# A module that calls more in train mode.
+NOISY = """
+import torch
+class Noise(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 8)
+    def forward(self, x):
+        x = self.layer(x)
+        return x + torch.randn_like(x) if self.training else x
+class Net(torch.nn.Sequential):
+    def __init__(self):
+        super().__init__(torch.nn.Linear(8, 8), Noise(), Noise(), torch.nn.Linear(8, 8))
+"""
+
+
+def test_what_does_not_follow_train_mode_is_named_with_the_reason(cli: Cli, folder: Path) -> None:
+    (folder / "noisy_net.py").write_text(NOISY)
+    reason = "in train mode it makes other calls from randn_like on"
+    for command in (("inspect",), ("prune", "--target", "channels=50%", "-o", "slim.safetensors")):
+        given = (command[0], "noisy_net:Net", "--input", "1x8", *command[1:])
+        ran = cli(*given)
+        assert "In eval behaviour also when trained" in ran.out and "1, 2" in ran.out and "randn_like" in ran.out
+        found = cli(*given, "--json").data["eval_only"]
+        assert found.keys() == {"1", "2"} and all(text.startswith(reason) for text in found.values())
+    quiet = cli("inspect", SOURCE, *INPUT)
+    assert "train mode" not in quiet.out and cli("inspect", SOURCE, *INPUT, "--json").data["eval_only"] == {}
+
+
 def test_statistics_over_channels_that_can_go_are_told(cli: Cli, folder: Path) -> None:
     (folder / "normed.py").write_text(
         "from torch import nn\ndef net():\n    return nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 2))\n"

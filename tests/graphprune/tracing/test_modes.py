@@ -127,8 +127,10 @@ def test_a_mode_that_changes_more_than_constants_stays_in_eval() -> None:
         return y + torch.randn_like(y) if self.training else y
 
     model = net(forward, **layers())
-    _, slim = check(model, X, Y)
+    found, slim = check(model, X, Y)
     assert torch.equal(slim.train()(X), slim(X))
+    reason = found.program.eval_only["Net"]
+    assert "other calls from randn_like on" in reason and "test_modes.py:" in reason
 
 
 def test_gradient_modes() -> None:

@@ -13,6 +13,8 @@ import graphprune
 from graphprune.tape import Recording
 from graphprune.tracing.results import Results
 
+RESULTS = {name: torch.empty(0, device="meta") for name in "abc123"}
+
 
 def never() -> Any:
     raise AssertionError("this call was to be known from the earlier run")
@@ -23,40 +25,53 @@ def answer(value: Any) -> Callable[[], Any]:
 
 
 def run_of(*calls: str) -> Results:
-    """A finished run of these calls, which result in their names in capitals."""
+    """A finished run of these calls, which result in tensors."""
     results = Results(Recording())
     for call in calls:
-        results.of(call, answer(call.upper()))
+        results.of(call, answer(RESULTS[call]))
     return results
 
 
 def test_the_same_calls_are_not_run_again() -> None:
     again = Results(Recording(), run_of("a", "b"))
-    assert [again.of("a", never), again.of("b", never)] == ["A", "B"]
+    assert again.of("a", never) is RESULTS["a"] and again.of("b", never) is RESULTS["b"]
 
 
 def test_from_the_first_other_call_on_everything_is_run() -> None:
     again = Results(Recording(), run_of("a", "b", "c"))
-    assert again.of("a", never) == "A"
-    assert [again.of("x", answer(1)), again.of("c", answer(2))] == [1, 2]
+    assert again.of("a", never) is RESULTS["a"]
+    assert again.of("x", answer(RESULTS["1"])) is RESULTS["1"]
+    assert again.of("c", answer(RESULTS["2"])) is RESULTS["2"]
+
+
+def test_calls_that_make_no_tensor_and_run_no_operator_may_differ() -> None:
+    """Which the number of a tensor's axes is one run may ask and the other not."""
+    first = run_of("a")
+    assert first.of("dim", answer(4)) == 4
+    first.of("b", answer(RESULTS["b"]))
+    again = Results(Recording(), first)
+    assert again.of("is_nested", answer(False)) is False
+    assert again.of("a", never) is RESULTS["a"]
+    assert again.expects("b") and not again.expects("c")
+    assert again.of("b", never) is RESULTS["b"]
 
 
 def test_an_attempt_that_is_taken_back_brings_the_runs_together_again() -> None:
     again = Results(Recording(), run_of("a", "b"))
     again.of("a", never)
     before = again.count
-    again.of("x", answer(1))
+    again.of("x", answer(RESULTS["1"]))
     again.take_back(before)
-    assert again.of("b", never) == "B"
+    assert again.of("b", never) is RESULTS["b"]
 
 
 def test_taking_back_less_than_the_first_other_call_does_not() -> None:
     again = Results(Recording(), run_of("a", "b", "c"))
-    again.of("x", answer(1))
+    again.of("x", answer(RESULTS["1"]))
     before = again.count
-    again.of("b", answer(2))
+    again.of("b", answer(RESULTS["2"]))
     again.take_back(before)
-    assert again.of("b", answer(3)) == 3
+    assert again.of("b", answer(RESULTS["3"])) is RESULTS["3"]
 
 
 def test_a_call_that_failed_is_tried_again() -> None:
