@@ -19,7 +19,7 @@ def command(
             "--out",
             "-o",
             metavar="FILE",
-            help="What to write: .pt2 (torch.export), .onnx (needs graphprune[onnx]), .safetensors (graphprune's own).",
+            help="What to write: .pt2 (torch.export), .onnx (needs the extra onnx), .safetensors (graphprune's own).",
             rich_help_panel="Result",
         ),
     ],
