@@ -122,7 +122,7 @@ PROTOCOLS: Final[Mapping[str, Protocol]] = {
         calibration=512,
         targets=("macs=50%",),
         options={
-            "adaptive": {"rewind": 0.5, "rounds": 2},
+            "adaptive": {"rewind": 0.0, "rounds": 2},
             "sp-lamp": {"stages": 2, "stage_epochs": 1},
             "laasp": {"delta": 0.125, "delta_epochs": 1, "step": 4.0},
             "growing": {"strength": 2e-3, "start": 0.0, "latest": 0.5},

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, load_model
+from torch import nn
 
 import graphprune
 from graphprune.cli import main
@@ -79,8 +80,11 @@ def test_test_samples_are_looked_at_once_for_each_model_and_only_at_the_end(
 
 
 def test_a_run_that_is_over_is_reported_again_without_training(done: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Trainer, "train", None)
-    monkeypatch.setattr(Trainer, "evaluate", None)
+    def never(self: Trainer, model: nn.Module, epochs: range, state: Any, teacher: nn.Module | None = None) -> Any:
+        raise AssertionError("it is over")
+
+    monkeypatch.setattr(Trainer, "train", never)
+    monkeypatch.setattr(Trainer, "evaluate", never)
     before = {name: (done / name).read_bytes() for name in ("result.json", "plan.json", "journal.jsonl", "rounds.jsonl")}
     weights = load_file(done / "slim.safetensors")
     ran = cli("run", done / "recipe.toml", "--json", "--plot", "none")
