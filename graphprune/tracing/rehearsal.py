@@ -103,8 +103,8 @@ class _PartWriter(Writer):
         """Start a part with the node that has so many before it."""
         self._start = start
         self.graph = fx.Graph()
-        self.tape.steps.clear()
-        self.additions.clear()
+        for left in (self._rest, self.tape.steps, self.additions):
+            left.clear()
         self._offset = start
         first = self._first
         self._places, self._held = ChainMap({}, first._places), ChainMap({}, first._held)
