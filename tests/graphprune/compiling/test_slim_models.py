@@ -11,10 +11,10 @@ from torch import nn
 import graphprune
 from graphprune.program import Inputs
 from graphprune.tracing import normalise_inputs
-from tests.zoo import attention, convolutions, heads, networks, shared_heads, time_steps, wiring
+from tests.zoo import attention, heads, positions
 from tests.zoo.case import CASES
 
-assert all((attention, convolutions, heads, networks, shared_heads, time_steps, wiring))
+assert all((attention, heads, positions))
 
 NAMES = ("separate_projections", "fused_qkv", "rotary_halves", "linear_attention")
 
