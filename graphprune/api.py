@@ -161,7 +161,7 @@ def prune(
     passes: list[Pass] = [
         ChannelsPass(exclude=tuple(exclude), policy=dict(policy or {})),
         ScorePass(criterion=criterion, reduction=reduction, normalise=normalise, share=share, seed=seed),
-        _selection(select, ranking, {"round_to": round_to, "min_channels": min_channels, "max_ratio": max_ratio, **targets}),
+        selection_pass(select, ranking, {"round_to": round_to, "min_channels": min_channels, "max_ratio": max_ratio, **targets}),
         RewritePass(),
     ]
     if verify:
@@ -188,8 +188,8 @@ def prune(
     return run_pipeline(program, passes, observers=observers, model=model, analyses=analyses)
 
 
-def _selection(name: str, ranking: str, options: Mapping[str, Any]) -> Pass:
-    """The selection pass of this name."""
+def selection_pass(name: str, ranking: str, options: Mapping[str, Any]) -> Budgeted:
+    """The selection pass of this name. Raises UsageError where it meets no targets, or has no ranking and one is given."""
     found = pass_class(name)
     if not issubclass(found, Budgeted):
         raise UsageError(f"Pass {name!r} does not select by a target; choose from {', '.join(budgeted_passes())}.")

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import logging
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +18,7 @@ from graphprune.errors import UsageError, VerificationError, first_line
 from graphprune.files import atomic_write, check_writable
 from graphprune.latency.batch import batch_of, with_batch
 from graphprune.program import Inputs
+from graphprune.quiet import quiet
 from graphprune.verification import TOLERANCE
 
 _BATCH: Final = 2  # of the example: torch.export takes a size of 1 for a constant
@@ -77,7 +76,7 @@ def _onnx(module: fx.GraphModule, inputs: Inputs, path: Path, dynamic: bool, pla
         raise UsageError(f"Export to ONNX needs {' and '.join(missing)}. Install graphprune[onnx].")
     program = _exported(module, inputs, dynamic)
     try:
-        with _quiet():
+        with quiet():
             converted = torch.onnx.export(program, dynamo=True, verbose=False)
     except Exception as error:  # whatever an operator without a conversion raises
         raise UsageError(f"torch.onnx cannot write this model: {first_line(error)} Export it to .pt2 instead.") from error
@@ -119,7 +118,7 @@ def _exported(module: fx.GraphModule, inputs: Inputs, dynamic: bool) -> Exported
     names = [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
     shapes = dict(zip(names, sizes.args, strict=False)) | dict(sizes.kwargs)
     try:
-        with _quiet():
+        with quiet():
             return torch.export.export(module, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes if dynamic else None)
     except Exception as error:  # torch.export raises many kinds
         remedy = "Try --static (dynamic=False), for the sizes of the example alone." if dynamic else "Write a .safetensors file."
@@ -154,14 +153,3 @@ def _check(module: fx.GraphModule, inputs: Inputs, dynamic: bool, run: Callable[
 
 def _tensors(result: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """torch's exporters log what they then raise; the user gets one sentence."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -52,20 +52,18 @@ def class_aware(bench: Bench, options: ClassAwareOptions) -> Stage:
     dense, trained = steps.dense(bench, options)
     teacher = steps.teacher_of(bench, options, dense)
     penalty = Sum((L1(options.l1), Orthogonality(options.orthogonality, padding=options.orth_padding)))
-    first = options.epochs if options.regularise_epochs is None else min(options.regularise_epochs, options.epochs)
+    first = options.last(options.regularise_epochs)
     stage, accuracy, base = dense, trained, trained
     bench.show("scores before regularisation", bench.scores(dense, _score(options)))
     if first:
-        stage, _ = bench.train(
-            dense, range(options.epochs - first, options.epochs), penalty=penalty, fresh=True, what="Training with penalties"
-        )
+        stage, _ = bench.train(dense, first, penalty=penalty, fresh=True, what="Training with penalties")
         steps.check_trained(stage)
         accuracy = bench.evaluate(stage)
         base = max(base, accuracy)
         steps.note(bench, stage, "accepted", accuracy, text="regularised")
         bench.show("scores after regularisation", bench.scores(stage, _score(options)))
     stage = _rounds(bench, options, stage, base - options.tolerance, penalty, teacher)
-    return steps.final(bench, stage, range(options.epochs - options.final_epochs, options.epochs), teacher)
+    return steps.final(bench, stage, options.last(options.final_epochs), teacher)
 
 
 def _rounds(bench: Bench, options: ClassAwareOptions, stage: Stage, floor: float, penalty: Penalty, teacher: Stage | None) -> Stage:
@@ -73,7 +71,7 @@ def _rounds(bench: Bench, options: ClassAwareOptions, stage: Stage, floor: float
     assert bench.task.data is not None
     classes = sum(1 for _ in bench.task.data.by_class(1))
     threshold = nextafter(options.classes_share * classes, -inf)  # what the pass removes is at most its threshold
-    tune = range(max(0, options.epochs - options.tune_epochs), options.epochs)
+    tune = options.last(options.tune_epochs)
     exclude = () if options.coupled else bench.coupled
     passes = [
         ChannelsPass((*bench.task.exclude, *exclude), dict(bench.task.policy)),

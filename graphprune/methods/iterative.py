@@ -7,6 +7,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from graphprune.api import selection_pass
 from graphprune.errors import UsageError
 from graphprune.methods import steps
 from graphprune.methods.budget import Budget
@@ -14,8 +15,6 @@ from graphprune.methods.method import Options, method
 from graphprune.methods.texts import Criterion, Target
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.decision import Budgeted
-from graphprune.passes.selection.select import SelectPass
-from graphprune.registry import pass_class, providers
 from graphprune.runs.bench import Bench
 from graphprune.runs.stage import Stage
 
@@ -53,13 +52,7 @@ class IterativeOptions(Options):
 
     def selection(self, target: Mapping[str, Any]) -> Budgeted:
         """The selection pass of a cut."""
-        found = pass_class(self.select)
-        if not issubclass(found, Budgeted):
-            raise UsageError(f"Pass {self.select!r} does not select by a target; choose from {', '.join(providers('plan'))}.")
-        floors: dict[str, Any] = {"round_to": self.round_to, "max_ratio": self.max_ratio}
-        if issubclass(found, SelectPass):
-            floors["ranking"] = self.ranking
-        return found(**floors, **target)
+        return selection_pass(self.select, self.ranking, {"round_to": self.round_to, "max_ratio": self.max_ratio, **target})
 
     def expected_rounds(self) -> int | None:
         """One for each cut."""
@@ -86,9 +79,7 @@ def iterative(bench: Bench, options: IterativeOptions) -> Stage:
         selection = options.selection(budget.options(way, stage, bench))
         stage = bench.prune(stage, [score, selection], table=budget.table(stage, bench))
         if number < options.rounds:
-            tune = range(max(0, options.epochs - options.tune_epochs), options.epochs) if options.tune_epochs else range(0)
-            stage, _ = steps.tuned(bench, stage, tune, teacher)
+            stage, _ = steps.tuned(bench, stage, options.last(options.tune_epochs), teacher)
             steps.check_trained(stage)
             steps.note(bench, stage, "accepted", bench.evaluate(stage), values={"way": round(way, 4)})
-    last = options.epochs if options.final_epochs is None else min(options.final_epochs, options.epochs)
-    return steps.final(bench, stage, range(options.epochs - last, options.epochs), teacher, fresh=True)
+    return steps.final(bench, stage, options.last(options.final_epochs), teacher, fresh=True)

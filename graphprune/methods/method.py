@@ -41,6 +41,10 @@ class Options(BaseModel):
         description="Distil from the dense model in trainings after a cut; default: where it is trained, and the loop takes one.",
     )
 
+    def last(self, count: int | None) -> range:
+        """So many epochs at the end of the schedule; None, or more than there are: all of it."""
+        return range(0 if count is None else max(0, self.epochs - count), self.epochs)
+
     def expected_rounds(self) -> int | None:
         """How many rounds there will be, the dense model's included, where that can be said in advance."""
         return None

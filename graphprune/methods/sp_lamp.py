@@ -55,12 +55,10 @@ def sp_lamp(bench: Bench, options: SpLampOptions) -> Stage:
         )
         stage = bench.prune(stage, [_score(bench, options), knapsack], table=budget.table(stage, bench))
         if number < options.stages:
-            first = max(0, options.epochs - options.stage_epochs) if options.stage_epochs else options.epochs
-            stage, _ = steps.tuned(bench, stage, range(first, options.epochs), teacher)
+            stage, _ = steps.tuned(bench, stage, options.last(options.stage_epochs), teacher)
             steps.check_trained(stage)
             steps.note(bench, stage, "accepted", bench.evaluate(stage), values={"stage": number})
-    last = options.epochs if options.final_epochs is None else min(options.final_epochs, options.epochs)
-    return steps.final(bench, stage, range(options.epochs - last, options.epochs), teacher, fresh=True)
+    return steps.final(bench, stage, options.last(options.final_epochs), teacher, fresh=True)
 
 
 def _score(bench: Bench, options: SpLampOptions) -> ScorePass:

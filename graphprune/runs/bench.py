@@ -200,14 +200,13 @@ class Bench:
         if known is None:
             self.task.watch.working("Cutting", number)
             found = self.slim(whole, verify=self.task.verify)
-            before = self.model(stage)
             content = stage.snapshot.load()
             weights = content["weights"]
             found.model.load_state_dict({key: plan.slice(key, weights[key]) for key in found.model.state_dict()})
             dropped: list[str] = []
             training = content["training"]
             if not self.task.masks:
-                training, dropped = slice_state(training, plan, before, found.model)
+                training, dropped = slice_state(training, plan, self.model(stage), found.model)
             samples = self._recalibrate(found)
             self.store.write(name, {"weights": found.model.state_dict(), "training": training})
             known = {"costs": asdict(found.report.after), "dropped": dropped, "samples": samples}

@@ -42,13 +42,8 @@ class Store:
             for left in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
                 left.unlink(missing_ok=True)
 
-    def put(self, name: str, content: Mapping[str, Any]) -> Snapshot:
-        """Store a content under a name; in a file, atomically. Raises RunError where there is no room."""
-        self.write(name, content)
-        return self.known(name)
-
     def known(self, name: str) -> Snapshot:
-        """The snapshot of a name that was put before, perhaps by an earlier process; always the same object while there is one."""
+        """The snapshot of a name that was written before, perhaps by an earlier process; one object while it lasts."""
         found = self._held.get(name)
         if found is None:
             found = self._held[name] = Snapshot(self, name)
@@ -64,7 +59,7 @@ class Store:
             self.drop(name)
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
-        """Store a content until :meth:`drop`."""
+        """Store a content under a name until :meth:`drop`; in a file, atomically. Raises RunError where there is no room."""
         stream = io.BytesIO()  # in memory first: torch aborts the process on a full disk
         torch.save(dict(content), stream)
         if self._folder is None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import pickle
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from torch import nn
 
 from graphprune.errors import UsageError
 from graphprune.program import Inputs
+from graphprune.quiet import quiet
 from graphprune.sources.source import Source
 
 
@@ -32,7 +31,7 @@ def from_exported(path: Path, trust_pickle: bool) -> Source:
     if not trust_pickle:
         _refuse_code(path)
     try:
-        with _quiet():
+        with quiet():
             program = torch.export.load(path)
             module = program.module(check_guards=False)
     except Exception as error:  # torch's readers raise whatever the damaged part leads to
@@ -111,14 +110,3 @@ def _marked(config: bytes) -> Iterator[str]:
     for entry in entries.values():
         if entry.get("use_pickle"):
             yield entry["path_name"]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """torch.export logs a full traceback before it raises; the user gets our one sentence instead."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)

@@ -17,13 +17,15 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
 
 
 def test_a_content_is_read_as_it_was_put(store: Store) -> None:
-    found = store.put("a", {"weights": {"w": torch.arange(3.0)}, "training": {"lr": 0.1}})
+    store.write("a", {"weights": {"w": torch.arange(3.0)}, "training": {"lr": 0.1}})
+    found = store.known("a")
     assert found.load()["weights"]["w"].tolist() == [0, 1, 2]
     assert found.load()["training"] == {"lr": 0.1}
 
 
 def test_a_content_goes_when_nothing_refers_to_it(store: Store) -> None:
-    first, second = store.put("a", {"x": 1}), store.known("a")
+    store.write("a", {"x": 1})
+    first, second = store.known("a"), store.known("a")
     assert first is second
     del first
     assert store.has("a")
@@ -32,7 +34,8 @@ def test_a_content_goes_when_nothing_refers_to_it(store: Store) -> None:
 
 
 def test_a_failed_run_keeps_everything(store: Store) -> None:
-    found = store.put("a", {"x": 1})
+    store.write("a", {"x": 1})
+    found = store.known("a")
     store.keep_all()
     del found
     assert store.has("a")
