@@ -86,6 +86,7 @@ def conduct(recipe: Recipe, extras: Extras, output: Output) -> None:
             watches = [_Keeper(recipe, folder), view, _Warner(opened.data.classes, output), *_logs(extras, folder)]
             result = _run(recipe, opened, policy, Several(watches) if ranks.rank() == 0 else Silent())
         _finish(recipe, opened, result, extras, output)
+    ranks.leave()
 
 
 def _open(recipe: Recipe) -> Opened:

@@ -48,6 +48,12 @@ def together() -> None:
         dist.barrier()
 
 
+def leave() -> None:
+    """Part from the other processes at the end of a run: their threads, left to the interpreter's exit, may end it in an abort."""
+    if _distributed():
+        dist.destroy_process_group()
+
+
 def lost(error: RuntimeError) -> bool:
     """Whether an error says that another process went away."""
     return _distributed() and (isinstance(error, dist.DistError) or "gloo" in str(error) or "closed by peer" in str(error))

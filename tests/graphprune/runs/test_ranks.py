@@ -31,6 +31,7 @@ else:
 assert not ranks.lost(RuntimeError("shapes do not fit"))
 ranks.together()
 if ranks.rank() == 1:
+    ranks.leave()
     sys.exit()
 try:
     ranks.shared(1)
@@ -39,6 +40,8 @@ except RuntimeError as error:
     assert ranks.lost(error), error
 else:
     raise AssertionError("a lost process was not missed")
+ranks.leave()
+assert ranks.rank() == 0
 """
 
 
@@ -62,4 +65,5 @@ def test_a_single_process_agrees_with_itself_and_loses_nobody(monkeypatch: pytes
     assert (ranks.launched(), ranks.rank(), ranks.shared("mine")) == (0, 0, "mine")
     ranks.agreed("one", "this")
     ranks.together()
+    ranks.leave()
     assert not ranks.lost(RuntimeError("Connection closed by peer"))
