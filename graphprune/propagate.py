@@ -215,7 +215,7 @@ def _holds_value(item: Any) -> bool:
 
 
 def varies(number: fx.Node, values: Mapping[str, Any]) -> bool:
-    """Whether a number that the graph computes depends on a tensor size that is no channel count.
+    """Whether a number that the graph computes depends on an option, or on a tensor size that is no channel count.
 
     A channel count is an axis with labels; the axes of a shape are told apart where the shape is indexed.
     """
@@ -231,6 +231,6 @@ def varies(number: fx.Node, values: Mapping[str, Any]) -> bool:
             tensor = values[source.all_input_nodes[0].name]
             if isinstance(tensor, Value) and index % len(value) not in tensor.labelled:
                 return True
-        elif varies(source, values):
+        elif source.op == "placeholder" or varies(source, values):
             return True
     return False

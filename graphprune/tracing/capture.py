@@ -15,7 +15,7 @@ from graphprune.extensions import load_extensions
 from graphprune.graph_module import adopt
 from graphprune.program import Inputs, Program, Scope
 from graphprune.tape import Step, run_error
-from graphprune.tracing.inputs import ModuleCall, argument_names, check_inputs, holds_tensor, normalise_inputs
+from graphprune.tracing.inputs import ModuleCall, argument_names, check_inputs, holds_tensor, normalise_inputs, options_of
 from graphprune.tracing.rehearsal import rehearse
 from graphprune.tracing.scopes import find_scopes, named_scopes, outside, record_calls, scope_of
 from graphprune.tracing.source import error_line
@@ -52,7 +52,7 @@ def capture(model: nn.Module, example_inputs: Any, *, scopes: Sequence[str] = ()
         eval_only = _follow_training_mode(trace, root) if tracer.mode.consulted or tracer.questions else {}
         module = _graph_module(root, tracer)
         tracer.release()
-    # What was no tensor is part of the graph now.
+    # Options that a graph cannot take are part of it now.
     given = trace.given
     left = Inputs((), given) if inputs.kwargs and not inputs.args and not trace.scopes else Inputs(tuple(given.values()))
     return Program(module, left, dict(tracer.opaque), source, trace.scopes, tracer.writer.tape, eval_only=eval_only)
@@ -75,7 +75,7 @@ def _unwrap(model: Any) -> nn.Module:
 
 @dataclass(frozen=True)
 class _Trace:
-    """A finished trace of some calls. given: the arguments that became placeholders, by their names in the graph."""
+    """A finished trace of some calls. given: the arguments that became placeholders, by their names in the graph, in order."""
 
     tracer: Tracer
     calls: tuple[ModuleCall, ...]
@@ -162,6 +162,10 @@ def _trace(
                 placeholders[name] = tracer.placeholder(names[name], value)
         if call.path:
             scopes.append(scope_of(root, call, names))
+        else:
+            options = options_of(arguments, len(call.inputs.args))
+            tracer.options(options)
+            given |= options
         try:
             results.append(tracer.run(call, placeholders, announced=announced))
         except Exception as error:
