@@ -44,7 +44,8 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.stem(x))
-        return self.out(x + self.body(x).relu())
+        y: Tensor = self.out(x + self.body(x).relu())
+        return y
 
 
 def test_each_tie_is_told_by_what_it_does_and_where() -> None:
