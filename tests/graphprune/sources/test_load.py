@@ -7,7 +7,6 @@ import re
 import sys
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from torch import nn
 
 import graphprune
 from graphprune.errors import UsageError
-from graphprune.program import Inputs
 from graphprune.sources import load_source
 
 _MODELS = """
@@ -201,13 +199,12 @@ def test_exported_program_with_a_hostile_pickle_runs_nothing(tmp_path: Path) -> 
     assert not (tmp_path / "mark").exists()
 
 
-def test_artifact_is_read_through_the_artifact_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, inputs = nn.Linear(2, 2), Inputs((torch.zeros(1, 2),))
-    read = SimpleNamespace(read_artifact=lambda path: SimpleNamespace(module=module, inputs=inputs, provenance={}))
-    monkeypatch.setitem(sys.modules, "graphprune.artifact", read)
-    (tmp_path / "slim.safetensors").write_bytes(b"")
+def test_an_artifact_brings_its_module_and_example_inputs(tmp_path: Path) -> None:
+    result = graphprune.prune(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2)), torch.zeros(1, 2), target="channels=50%")
+    graphprune.save(result, tmp_path / "slim.safetensors")
     source = load_source(str(tmp_path / "slim.safetensors"))
-    assert source.model is module and source.inputs is inputs
+    assert source.inputs is not None and torch.equal(source.inputs.args[0], torch.zeros(1, 2))
+    assert torch.equal(source.model(torch.ones(3, 2)), result.model(torch.ones(3, 2)))
 
 
 def test_pickled_module_is_loaded_only_when_trusted(tmp_path: Path) -> None:
