@@ -79,9 +79,7 @@ class Tracer(TorchFunctionMode):
         for name, node in nodes.items():
             self.writer.write(node, values[name])
         for name, node in nodes.items():
-            message = (
-                f"{name} is {values[name]!r} in this graph, as in the example inputs. Capture the model anew for another."
-            )
+            message = f"{name} is {values[name]!r} in this graph, as in the example inputs. Capture the model anew for another."
             same = self.writer.write_call(operator.eq, (node, values[name]), True)
             self.writer.write_call(torch._assert, (same, message), None)
 
