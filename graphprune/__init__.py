@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from graphprune import methods
     from graphprune.api import PruneResult, Report, apply_plan, load, prune, run_pipeline, save, verify
     from graphprune.calibration import Calibration
-    from graphprune.compiling import Backend, Masked, compile_backend, masked
+    from graphprune.compiling import Backend, FxPass, Masked, compile_backend, masked
     from graphprune.errors import GraphpruneError
     from graphprune.pareto import Front, Sweep, sweep
     from graphprune.plan import Plan
@@ -31,6 +31,7 @@ __all__ = [
     "Backend",
     "Calibration",
     "Front",
+    "FxPass",
     "GraphpruneError",
     "Masked",
     "Plan",
@@ -57,6 +58,7 @@ _HOMES = {
     "Backend": "compiling",
     "Calibration": "calibration",
     "Front": "pareto",
+    "FxPass": "compiling",
     "GraphpruneError": "errors",
     "Masked": "compiling",
     "Plan": "plan",
