@@ -21,7 +21,7 @@ from graphprune.tracing.scopes import find_scopes, named_scopes, outside, record
 from graphprune.tracing.source import error_line
 from graphprune.tracing.tracer import Tracer
 from graphprune.tracing.training import Addition, Change, Differs, Mode, changes, follow_mode, keep_still
-from graphprune.twins import named_tensors
+from graphprune.twins import named_tensors, unwrapped
 
 
 def capture(model: nn.Module, example_inputs: Any, *, scopes: Sequence[str] = (), source: str = "") -> Program:
@@ -43,7 +43,7 @@ def capture(model: nn.Module, example_inputs: Any, *, scopes: Sequence[str] = ()
     ['placeholder', 'call_module', 'call_module', 'output']
     """
     load_extensions("graphprune.rules")
-    root = _unwrap(model)
+    root = _checked(model)
     inputs = normalise_inputs(example_inputs)
     check_inputs(root, inputs)
     with collector_paused():
@@ -58,7 +58,8 @@ def capture(model: nn.Module, example_inputs: Any, *, scopes: Sequence[str] = ()
     return Program(module, left, dict(tracer.opaque), source, trace.scopes, tracer.writer.tape, eval_only=eval_only)
 
 
-def _unwrap(model: Any) -> nn.Module:
+def _checked(model: Any) -> nn.Module:
+    """The model without wrappers. Raises CaptureError for what is no module, or a scripted one."""
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError(
             f"{type(model).__name__} is a scripted (TorchScript) model, which has no Python to trace. "
@@ -66,11 +67,7 @@ def _unwrap(model: Any) -> nn.Module:
         )
     if not isinstance(model, nn.Module):
         raise CaptureError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
-    inner = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    if isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        inner = inner.module
-    assert isinstance(inner, nn.Module)
-    return inner
+    return unwrapped(model)
 
 
 @dataclass(frozen=True)

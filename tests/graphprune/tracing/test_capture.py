@@ -15,6 +15,7 @@ import graphprune
 from graphprune.errors import CaptureError
 from graphprune.program import Inputs
 from graphprune.tracing.inputs import normalise_inputs
+from graphprune.training.optimiser_state import slice_state
 from tests.checking import analyse, check_plan, max_error, run, state_hash
 from tests.zoo.case import net
 
@@ -191,12 +192,25 @@ def test_inputs_and_models_that_cannot_be(model: Callable[[], Any], inputs: Any,
         graphprune.prune(model(), inputs)
 
 
-def test_wrappers_are_taken_off() -> None:
+WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
+    "parallel": nn.DataParallel,
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "both": lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrappers_are_taken_off(wrapper: str) -> None:
+    """The plan is that of the model inside, and fits both; nothing of the model counts as unused."""
     inner = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).double()
-    wrappers: list[Any] = [nn.DataParallel(inner), torch.compile(inner, backend="eager")]
-    for wrapped in wrappers:
-        result = graphprune.prune(wrapped, X, target="channels=50%")
-        assert set(result.model.state_dict()) == set(inner.state_dict())
+    wrapped = WRAPPERS[wrapper](inner)
+    result = graphprune.prune(wrapped, X, target="channels=50%")
+    assert set(result.model.state_dict()) == set(inner.state_dict()) and result.report.unused == ()
+    assert result.plan == graphprune.prune(inner, X, target="channels=50%").plan
+    graphprune.verify(wrapped, WRAPPERS[wrapper](result.model), result.plan, X).check()
+    state = {"averages": dict(inner.named_parameters())}
+    cut, notes = slice_state(state, result.plan, wrapped, WRAPPERS[wrapper](result.model))
+    assert notes == [] and torch.equal(cut["averages"]["0.weight"], result.model.get_parameter("0.weight"))
 
 
 def test_functional_dropout_follows_the_mode() -> None:
