@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from graphprune.cli.tables import share
@@ -16,11 +18,12 @@ def comparison(material: Material) -> Section | None:
         return None
     known = [run for run in material.runs if run.last is not None]
     rated = [run for run in known if any(row.accuracy is not None for row in run.rounds)]
+    names = _short_names(known)
     charts = []
     if rated:
         label = f"Accuracy against what remains of the cost, for {len(rated)} runs, round by round."
-        charts.append(Chart("fronts", label, {"runs": [_trajectory(run) for run in rated]}, 440))
-    if heat := _widths(known):
+        charts.append(Chart("fronts", label, {"runs": [_trajectory(run, names[run.name]) for run in rated]}, 440))
+    if heat := _widths(known, names):
         charts.append(heat)
     columns = (
         "run",
@@ -39,7 +42,7 @@ def comparison(material: Material) -> Section | None:
     return Section("runs", f"{len(material.runs)} runs compared", lead, charts=charts, tables=[table])
 
 
-def _trajectory(run: Run) -> dict[str, Any]:
+def _trajectory(run: Run, name: str) -> dict[str, Any]:
     first = run.rounds[0]
     points = [
         {"params": row.params / first.params, "macs": row.macs / first.macs, "accuracy": row.accuracy, "status": row.status,
@@ -47,10 +50,10 @@ def _trajectory(run: Run) -> dict[str, Any]:
         for row in run.rounds
         if row.accuracy is not None
     ]  # fmt: skip
-    return {"name": run.name, "method": run.method, "points": points}
+    return {"name": name, "points": points}
 
 
-def _widths(runs: list[Run]) -> Chart | None:
+def _widths(runs: list[Run], names: Mapping[str, str]) -> Chart | None:
     """What remains of each group in each run, where all runs are of one model."""
     firsts = {tuple(run.rounds[0].widths.items()) for run in runs}
     if len(firsts) != 1 or not runs[0].rounds[0].widths:
@@ -63,8 +66,16 @@ def _widths(runs: list[Run]) -> Chart | None:
         if run.last is not None and name in run.last.widths
     ]
     label = "What remains of the width of every group of channels, for each run."
-    data = {"columns": list(full), "rows": [run.name for run in runs], "cells": cells, "title": "Width that remains"}
+    data = {"columns": list(full), "rows": [names[run.name] for run in runs], "cells": cells, "title": "Width that remains"}
     return Chart("heatmap", label, data, 130 + 26 * len(runs))
+
+
+def _short_names(runs: Sequence[Run]) -> dict[str, str]:
+    """Names without the words that all begin with, for drawings; of each at least the last word."""
+    words = [re.split(r"(?<=[-_])", run.name) for run in runs]
+    shared = [len(set(column)) == 1 for column in zip(*words, strict=False)]
+    cut = min([*map(len, words), *(place + 1 for place, same in enumerate(shared) if not same)], default=1) - 1
+    return {run.name: "".join(parts[cut:]) for run, parts in zip(runs, words, strict=True)}
 
 
 def _row(run: Run) -> list[str]:

@@ -33,6 +33,10 @@ def repeat(material: Material) -> Section:
         missing.append(
             Missing("The run has no recipe.toml, as it was started from Python.", "Start it with `graphprune run` to have one.")
         )
+    if len(material.runs) > 1 and not texts:
+        missing.append(
+            Missing("The runs have no recipe.toml, as they were started from Python.", "Start them with `graphprune run`.")
+        )
     facts = [] if run is None or not run.about else [Table("The run's journal says", ("what", "value"), _about(run.about))]
     return Section("again", "Reproduce", "", tables=facts, texts=texts, missing=missing)
 

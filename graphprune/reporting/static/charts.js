@@ -125,7 +125,7 @@ const charts = {
     return {
       ...base,
       legend: { ...base.legend, type: "scroll", formatter: (name) => short(name, 44), orient: theme.narrow() ? "horizontal" : "vertical", left: theme.narrow() ? 0 : undefined, right: theme.narrow() ? undefined : 0, top: theme.narrow() ? 0 : 24, width: theme.narrow() ? undefined : 290 },
-      grid: { left: 8, right: theme.narrow() ? 12 : 320, top: theme.narrow() ? 60 : 30, bottom: 30, containLabel: true },
+      grid: { left: 8, right: theme.narrow() ? 28 : 320, top: theme.narrow() ? 60 : 30, bottom: 30, containLabel: true },
       tooltip: { ...base.tooltip, trigger: "item", formatter: ({ seriesIndex, dataIndex }) => {
         const point = runs[seriesIndex].points[dataIndex];
         return tooltip([names[seriesIndex], `round ${point.round}: ${point.status}`, `accuracy ${percent(point.accuracy, 2)}`, `${percent(point.params, 1)} of the parameters, ${percent(point.macs, 1)} of the MACs`]);
@@ -176,6 +176,9 @@ const charts = {
 
   stairs(groups) {
     const { axis, base } = look();
+    const every = groups.flatMap((group) => group.ms);
+    const [least, most] = [Math.min(...every), Math.max(...every)]; // one scale, so that steps compare
+    const step = 10 ** Math.floor(Math.log10(most - least || 1));
     const columns = theme.narrow() ? 1 : Math.min(3, groups.length);
     const rows = Math.ceil(groups.length / columns);
     const grids = groups.map((_, place) => ({
@@ -189,7 +192,7 @@ const charts = {
       grid: grids,
       tooltip: { ...base.tooltip, trigger: "axis", formatter: (found) => tooltip([groups[found[0].seriesIndex].name, `${found[0].value[0]} units: ${found[0].value[1].toFixed(3)} ms`]) },
       xAxis: groups.map((group, gridIndex) => ({ ...axis, type: "value", gridIndex, min: 1, max: group.full, splitLine: { show: false } })),
-      yAxis: groups.map((_, gridIndex) => ({ ...axis, type: "value", gridIndex, scale: true, splitNumber: 3, axisLabel: { ...axis.axisLabel, formatter: (value) => `${Number(value.toPrecision(3))} ms` } })),
+      yAxis: groups.map((_, gridIndex) => ({ ...axis, type: "value", gridIndex, min: step * Math.floor(least / step), max: step * Math.ceil(most / step), splitNumber: 3, axisLabel: { ...axis.axisLabel, formatter: (value) => `${Number(value.toPrecision(3))} ms` } })),
       series: groups.map((group, place) => ({ type: "line", xAxisIndex: place, yAxisIndex: place, symbol: "none", lineStyle: { width: 1.5, color: theme.colour("blue") },
         data: group.widths.map((width, index) => [width, group.ms[index]]),
         markLine: { symbol: "none", silent: true, label: { show: false }, lineStyle: { color: theme.colour("red"), type: "dashed" }, data: [{ xAxis: group.kept }] } })),
