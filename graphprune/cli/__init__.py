@@ -13,18 +13,19 @@ import typer
 
 from graphprune.cli import apply, compare, demo, diff, export, inspect, passes, profile, prune, recipe, run, score, sweep, verify
 from graphprune.cli.errors import run as answer
+from graphprune.cli.examples import epilog
 from graphprune.cli.options import Version
 
 app = typer.Typer(
     name="graphprune",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 for module in (demo, inspect, score, profile, sweep, prune, run, recipe, apply, verify, compare, diff, export, passes):
-    app.command(module.__name__.rpartition(".")[2])(module.command)
+    name = module.__name__.rpartition(".")[2]
+    app.command(name, epilog=epilog(name))(module.command)
 
 
 @app.callback()
