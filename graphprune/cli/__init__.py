@@ -1,5 +1,4 @@
-"""The command line: ``graphprune demo | inspect | score | profile | sweep | prune | run | recipe | apply | verify |
-compare | diff | report | export | passes``.
+"""The command line: ``graphprune COMMAND``, one module for each of :data:`COMMANDS`.
 
 Nothing here imports torch before a command runs, so that ``--help`` answers at once.
 """
@@ -8,39 +7,29 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 import typer
 
-from graphprune.cli import (
-    apply,
-    compare,
-    demo,
-    diff,
-    export,
-    inspect,
-    passes,
-    profile,
-    prune,
-    recipe,
-    report,
-    run,
-    score,
-    sweep,
-    verify,
-)
 from graphprune.cli.errors import run as answer
+from graphprune.cli.examples import epilog
 from graphprune.cli.options import Version
 
 app = typer.Typer(
     name="graphprune",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for module in (demo, inspect, score, profile, sweep, prune, run, recipe, apply, verify, compare, diff, report, export, passes):
-    app.command(module.__name__.rpartition(".")[2])(module.command)
+#: Commands in the order in which --help lists them. Each is the function ``command`` of the module of its name in this folder.
+COMMANDS = (
+    *("demo", "inspect", "score", "profile", "sweep", "prune", "run", "recipe", "apply", "verify", "compare", "diff", "report"),
+    *("export", "passes"),
+)
+
+for name in COMMANDS:
+    app.command(name, epilog=epilog(name))(import_module(f"{__name__}.{name.replace('-', '_')}").command)
 
 
 @app.callback()
