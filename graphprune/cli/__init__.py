@@ -1,4 +1,4 @@
-"""The command line: ``graphprune COMMAND``, one module for each of :data:`COMMANDS`.
+"""The command line: ``graphprune COMMAND``, one module for each.
 
 Nothing here imports torch before a command runs, so that ``--help`` answers at once.
 """
@@ -12,7 +12,7 @@ from importlib import import_module
 import typer
 
 from graphprune.cli.errors import run as answer
-from graphprune.cli.examples import epilog
+from graphprune.cli.examples import EXAMPLES, epilog
 from graphprune.cli.options import Version
 
 app = typer.Typer(
@@ -22,13 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-#: Commands in the order in which --help lists them. Each is the function ``command`` of the module of its name in this folder.
-COMMANDS = (
-    *("demo", "inspect", "score", "profile", "sweep", "prune", "run", "recipe", "apply", "verify", "compare", "diff", "report"),
-    *("export", "passes"),
-)
-
-for name in COMMANDS:
+for name in EXAMPLES:  # each is the function ``command`` of the module of its name in this folder
     app.command(name, epilog=epilog(name))(import_module(f"{__name__}.{name.replace('-', '_')}").command)
 
 

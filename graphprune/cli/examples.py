@@ -1,4 +1,4 @@
-"""Examples under the help of every command. Each is a line that the command takes."""
+"""The commands, with the examples under the help of each: lines that it takes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 from rich.markup import escape
 
-#: Lines by command, without ``graphprune`` and the command's name.
+#: Lines by command, in the order in which --help lists them, without ``graphprune`` and the command's name.
 EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "demo": ("", "--out digits --quiet"),
     "inspect": (
@@ -36,6 +36,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
     "verify": ("torchvision:resnet50 slim.safetensors",),
     "compare": ("torchvision:resnet50 slim.safetensors --batch 1 --batch 32",),
     "diff": ("plan_a.json plan_b.json", "slim_a.safetensors slim_b.safetensors --json"),
+    "report": ("slim.safetensors --against torchvision:resnet50 -o report.html", "runs/ -o report.html"),
     "export": ("slim.safetensors -o slim.onnx", "slim.safetensors -o slim.pt2 --static"),
     "passes": ("",),
 }

@@ -19,7 +19,10 @@ from graphprune.cli import digits, main
 from graphprune.extensions import load_extensions
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(page for where in ("*.md", "guides/*.md", "methods/*.md") for page in (ROOT / "docs").glob(where)),
+]
 
 # What graphprune and installed packages register must be there before a page adds to it.
 load_extensions("graphprune.rules")
