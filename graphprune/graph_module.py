@@ -108,8 +108,8 @@ def _records(graph: fx.Graph) -> list[_Record]:
 
 
 def _linked(node: fx.Node) -> tuple[Any, Any]:
-    linked: tuple[Any, Any] = fx.node.map_arg((node.args, node.kwargs), lambda other: _Link(other.name))
-    return linked
+    link: Any = lambda other: _Link(other.name)  # noqa: E731
+    return cast(tuple[Any, Any], fx.node.map_arg((node.args, node.kwargs), link))
 
 
 def _portable(target: Any) -> Any:
@@ -124,7 +124,7 @@ def _unpickled(state: dict[str, Any], records: list[_Record], class_name: str) -
     for op, name, target, args, kwargs, whole in records:
         target = attrgetter(".".join(target.path))(torch.ops) if isinstance(target, _Operator) else target
         given: Any = map_aggregate((args, kwargs), lambda item: nodes[item.name] if isinstance(item, _Link) else item)
-        nodes[name] = graph.create_node(op, target, *given, name=name)
+        nodes[name] = graph.create_node(op, target, given[0], given[1], name)
         if whole:
             nodes[name].meta[_WHOLE] = True
     root = nn.Module()

@@ -237,7 +237,7 @@ class Scaled(nn.Module):
         self.body = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
 
     def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        return self.body(x) * scale
+        return self.body(x) * scale  # type: ignore[no-any-return]
 
 
 def test_an_exported_program_of_any_batch_gives_a_slim_model_of_any_batch(tmp_path: Path) -> None:
