@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
@@ -133,7 +133,7 @@ class Backend:
             assert not isinstance(plan, (str, Path))
             result = self._selected(lifted) if plan is None else self._applied(module, lifted, plan, whole=known is None)
         if known is None:
-            self.decided.append(_Decision(tuple(map(weakref.ref, key)), result.plan))
+            self.decided.append(_Decision(tuple(map(weakref.ref, key)), _of_tensors(result.plan, lifted.tensors)))
         _say_break(module)
         return (lifted, result) if result.plan.kept else None
 
@@ -193,6 +193,12 @@ class _Accepts:
                 "it for all modules of one class. Compile without graph breaks, or prune with graphprune.prune."
             )
         return False
+
+
+def _of_tensors(plan: Plan, names: Container[str]) -> Plan:
+    """A plan without what it says of others than these tensors: of constants of the graph, which are those of one shape of inputs."""
+    own = {part: {name: what for name, what in getattr(plan, part).items() if name in names} for part in ("kept", "model")}
+    return plan.model_copy(update=own)
 
 
 def _of_train_mode(lifted: Lifted) -> bool:

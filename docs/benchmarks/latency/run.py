@@ -22,7 +22,6 @@ Rows go to ``results.jsonl``, replaced atomically after each; models that have t
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import platform
 import sys
@@ -36,8 +35,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parents[2]), str(HERE.parent / "resnet56_cifar10")]  # a clone that is not installed
 
 import torch  # noqa: E402
+from peer import macs, peer_model  # noqa: E402
 from torch import nn  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 import graphprune  # noqa: E402
 from graphprune.api import timed  # noqa: E402
@@ -211,42 +210,6 @@ def peer(name: str, weights: Path | None) -> None:
     except Exception as error:
         row |= {"refused": f"{type(error).__name__}: {error}"[:300]}
     put(row)
-
-
-def peer_model(model: nn.Module, inputs: torch.Tensor) -> nn.Module:
-    """torch-pruning's model at the ratio, in steps of 1 %, whose MACs are nearest to half."""
-    import torch_pruning
-
-    heads = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    names = {name for name, module in model.named_modules() if module in heads}
-    best: tuple[float, nn.Module] | None = None
-    low, high = 0.0, 0.9
-    while high - low > 0.01:
-        ratio = (low + high) / 2
-        victim = copy.deepcopy(model)
-        for parameter in victim.parameters():
-            parameter.requires_grad_(True)
-        torch_pruning.pruner.MetaPruner(
-            victim,
-            inputs,
-            importance=torch_pruning.importance.GroupMagnitudeImportance(p=2),
-            pruning_ratio=ratio,
-            ignored_layers=[module for name, module in victim.named_modules() if name in names],
-        ).step()
-        left = macs(victim, inputs) / macs(model, inputs)
-        if best is None or abs(left - 0.5) < abs(best[0] - 0.5):
-            best = left, victim
-        low, high = (ratio, high) if left > 0.5 else (low, ratio)
-    assert best is not None
-    return best[1].eval()
-
-
-def macs(model: nn.Module, inputs: torch.Tensor) -> int:
-    """Multiply-accumulates, as torch counts them."""
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        model(inputs)
-    return int(counter.get_total_flops()) // 2
 
 
 def made_with() -> str:

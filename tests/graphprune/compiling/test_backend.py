@@ -300,3 +300,52 @@ def test_inductor_compiles_the_slim_graph_for_every_batch() -> None:
 def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], says: str) -> None:
     with pytest.raises(UsageError, match=says):
         graphprune.compile_backend(fx.GraphModule(nn.Module(), fx.Graph()), [], options=options)
+
+
+def _vit() -> nn.Module:
+    return torchvision.models.VisionTransformer(16, 8, 2, 4, 32, 64, num_classes=5)
+
+
+def _bert() -> nn.Module:
+    """The encoder of BERT, as transformers spells it with its eager attention: tokens in, a score for each class out."""
+
+    class Bert(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.places, self.norm = nn.Embedding(50, 32), nn.Embedding(16, 32), nn.LayerNorm(32)
+            self.query, self.key, self.value, self.out = (nn.Linear(32, 32) for _ in range(4))
+            self.after, self.wide, self.narrow = nn.LayerNorm(32), nn.Linear(32, 64), nn.Linear(64, 32)
+            self.last, self.head = nn.LayerNorm(32), nn.Linear(32, 3)
+
+        def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+            x = self.norm(self.words(tokens) + self.places(torch.arange(tokens.shape[1])))
+            q, k, v = (part(x).view(*x.shape[:2], 4, 8).transpose(1, 2) for part in (self.query, self.key, self.value))
+            weights = (q @ k.transpose(2, 3) / 8**0.5 + (1 - mask[:, None, None, :]) * -1e4).softmax(-1)
+            x = self.after(x + self.out((weights @ v).transpose(1, 2).reshape(x.shape)))
+            x = self.last(x + self.narrow(nn.functional.gelu(self.wide(x))))
+            return self.head(x[:, 0].tanh())  # type: ignore[no-any-return]
+
+    return Bert()
+
+
+def _tokens(batch: int) -> tuple[Tensor, Tensor]:
+    tokens = torch.randint(0, 50, (batch, 9))
+    return tokens, (torch.arange(9) < 7).double().expand(batch, 9)
+
+
+@pytest.mark.parametrize(
+    ("make", "inputs"), [(_vit, lambda batch: (_input(batch, 3, 16, 16),)), (_bert, _tokens)], ids=["vit", "bert"]
+)
+def test_transformers_by_a_target(make: Callable[[], nn.Module], inputs: Callable[[int], tuple[Tensor, ...]]) -> None:
+    """Heads, hidden layers and the residual stream go; the result is that of the plan by hand, at every batch."""
+    model = _model(make)
+    backend = graphprune.Backend(target="macs=50%", inner="eager", selection={"ranking": "local"})
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    with torch.no_grad():
+        compiled(*inputs(2))
+        by_hand = graphprune.apply_plan(model, inputs(2), backend.plans[0])
+        assert by_hand.report.after.macs <= 0.5 * by_hand.report.before.macs
+        for batch in (2, 3, 5):
+            given = inputs(batch)
+            torch.testing.assert_close(compiled(*given), by_hand.model(*given), rtol=1e-9, atol=1e-9)
+    assert len(backend.plans) == 1
