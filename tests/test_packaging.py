@@ -98,6 +98,16 @@ def test_the_wheel_built_from_the_sdist_holds_every_source_and_nothing_else(buil
     assert {name.split("/")[0] for name in built.names} == {"graphprune", f"graphprune-{PROJECT['project']['version']}.dist-info"}
 
 
+def test_the_wheel_carries_what_reports_are_made_of(built: _Built) -> None:
+    folder = ROOT / "graphprune" / "reporting"
+    files = {
+        f"graphprune/reporting/{name}/{path.name}"
+        for name in ("static", "templates", "vendor")
+        for path in (folder / name).iterdir()
+    }
+    assert len(files) > 15 and files <= built.names
+
+
 def test_the_wheel_carries_the_licence_and_the_command(built: _Built) -> None:
     (info,) = built.folder.glob("*.dist-info")
     assert (info / "licenses" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()

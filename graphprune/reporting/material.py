@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from graphprune.api import load
 from graphprune.artifact import read_artifact
 from graphprune.artifact.file import Artifact
+from graphprune.artifact.parts import parts_in
 from graphprune.calibration import Calibration
 from graphprune.cli.accuracy import top1
 from graphprune.cli.loading import Request as Source
@@ -65,6 +67,13 @@ class Material:
     def run(self) -> Run | None:
         """The run, where the report is about a single one."""
         return self.runs[0] if len(self.runs) == 1 else None
+
+    @property
+    def slim(self) -> Path | None:
+        """The file of the slim model."""
+        if self.artifact is None:
+            return None
+        return self.subject if self.run is None else self.run.slim
 
     @property
     def widths(self) -> Mapping[str, tuple[int, int]]:
@@ -151,17 +160,25 @@ def _merged(given: Source, implied: _Implied) -> Source:
 
 def _opened(found: Material, wanted: Source, model: Mapping[str, Any], weights: bool, output: Output) -> Material:
     """The material with its original."""
-    known = found.artifact.inputs if found.artifact is not None else Inputs()
-    job = wanted.open(output, known if known.args or known.kwargs else None)
-    if not wanted.shape and (known.args or known.kwargs):
+    known = _inputs(found.artifact)
+    job = wanted.open(output, known)
+    if not wanted.shape and known is not None:
         job = replace(job, inputs=known)
     with output.task("Following channels"):
         exclude, policy = tuple(model.get("exclude", ())), parse_policy(model.get("policy", ()))
         original = analysed(job.source, job.inputs, found.plan, exclude, policy, weights=weights)
     rated = None
-    if job.images is not None and found.artifact is not None:
+    slim = found.slim
+    if job.images is not None and slim is not None:
         names = ("Accuracy of the original", "Accuracy of the slim model")
-        models = (job.source.model, found.artifact.module)
+        models = (job.source.model, load(slim, job.source.model))
         first, second = (top1(model, job.images, output, name) for model, name in zip(models, names, strict=True))
         rated = first, second, len(job.images.y)
     return replace(found, original=original, calibration=job.calibration, accuracy=rated)
+
+
+def _inputs(artifact: Artifact | None) -> Inputs | None:
+    """The example inputs in an artifact, if it has any; those of parts of a model are none for the whole."""
+    if artifact is None or parts_in(artifact.provenance) or not (artifact.inputs.args or artifact.inputs.kwargs):
+        return None
+    return artifact.inputs

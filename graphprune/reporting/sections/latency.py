@@ -37,7 +37,10 @@ def latency(material: Material) -> Section | None:
         drawn.append(_stairs(name, full, stays, times, every))
     drawn.sort(key=lambda one: one["ms"][0] - one["ms"][-1])
     place = table.environment
-    lead = f"Fitted to measurements on {place.name} ({place.device}), at {table.inputs}: the whole model by the width of one group."
+    lead = (
+        f"Fitted to measurements on {place.name} ({place.device}), at {table.inputs}: the whole model by the width of one group. "
+    )
+    lead += "A dashed line marks the width that stays."
     figures = [
         [name, str(full), str(stays), f"{times[-1]:.3f}", f"{times[max(stays, 1) - 1]:.3f}", str(edges(times).size)]
         for name, full, stays, times in rows

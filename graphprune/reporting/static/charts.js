@@ -122,10 +122,11 @@ const charts = {
     const tints = theme.tints();
     const kind = chosen.get("cost", [["macs", "MACs"], ["params", "parameters"]], "Cost");
     const names = runs.map((run) => run.name);
+    const room = theme.narrow() ? 0 : 40 + labelWidth(names, 44);
     return {
       ...base,
-      legend: { ...base.legend, type: "scroll", formatter: (name) => short(name, 44), orient: theme.narrow() ? "horizontal" : "vertical", left: theme.narrow() ? 0 : undefined, right: theme.narrow() ? undefined : 0, top: theme.narrow() ? 0 : 24, width: theme.narrow() ? undefined : 290 },
-      grid: { left: 8, right: theme.narrow() ? 28 : 320, top: theme.narrow() ? 60 : 30, bottom: 30, containLabel: true },
+      legend: { ...base.legend, type: "scroll", formatter: (name) => short(name, 44), orient: theme.narrow() ? "horizontal" : "vertical", left: theme.narrow() ? 0 : undefined, right: theme.narrow() ? undefined : 0, top: theme.narrow() ? 0 : 24, width: theme.narrow() ? undefined : room },
+      grid: { left: 8, right: theme.narrow() ? 28 : room + 24, top: theme.narrow() ? 60 : 30, bottom: 30, containLabel: true },
       tooltip: { ...base.tooltip, trigger: "item", formatter: ({ seriesIndex, dataIndex }) => {
         const point = runs[seriesIndex].points[dataIndex];
         return tooltip([names[seriesIndex], `round ${point.round}: ${point.status}`, `accuracy ${percent(point.accuracy, 2)}`, `${percent(point.params, 1)} of the parameters, ${percent(point.macs, 1)} of the MACs`]);

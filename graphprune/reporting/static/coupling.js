@@ -25,7 +25,7 @@ const coupling = {
       { selector: "node[?frozen]", style: { "border-style": "dashed" } },
       ...tints.map((tint, place) => ({ selector: `node[tint = ${place}]`, style: { "border-color": tint, "border-width": 2.5 } })),
       { selector: "edge", style: { width: 1.2, "line-color": line, "curve-style": "bezier", "target-arrow-shape": "triangle", "target-arrow-color": line, "arrow-scale": 0.7 } },
-      { selector: ".dim", style: { opacity: 0.22 } },
+      { selector: ".dim", style: { opacity: 0.35 } },
       { selector: "node.member", style: { "background-color": colour("pale"), opacity: 1 } },
       { selector: "node.chosen", style: { "background-color": colour("blue"), color: panel, "border-color": ink } },
     ];
@@ -105,7 +105,12 @@ function drawCoupling(root) {
       graph.elements().removeClass("dim member chosen");
       if (!places) return;
       graph.elements().addClass("dim");
-      for (const place of places) for (const name of Object.keys(groups[place].layers)) graph.getElementById(home.get(name) ?? "").removeClass("dim").addClass("member");
+      for (const place of places) {
+        for (const [name, axes] of Object.entries(groups[place].layers)) {
+          const node = graph.getElementById(home.get(name) ?? "").removeClass("dim");
+          if (axes.some((axis) => axis.endsWith("[0]"))) node.addClass("member"); // it makes them; others read them
+        }
+      }
       if (chosen) graph.getElementById(chosen).removeClass("dim").addClass("chosen");
     });
   };
@@ -142,7 +147,8 @@ function drawCoupling(root) {
     if (!node.makes.length && !node.reads.length) panel.append(element("p", "It has no channels of its own."));
     for (const place of node.makes) panel.append(describe(place, "Makes "));
     for (const place of node.reads) panel.append(describe(place, "Reads "));
-    graph.animate({ center: { eles: graph.getElementById(node.id) }, zoom: Math.max(graph.zoom(), 0.8) }, { duration: 0 });
+    graph.zoom(Math.max(graph.zoom(), 0.8));
+    graph.center(graph.getElementById(node.id));
     return true;
   };
 

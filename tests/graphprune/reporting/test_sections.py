@@ -32,6 +32,18 @@ class Two(nn.Module):
         return self.head(self.b(self.a(x).relu()).relu().mean((2, 3)))
 
 
+class Looks(nn.Module):
+    """Its forward looks at data, so that only its parts are pruned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.body(x).mean((2, 3))
+        return y if y.sum() > 0 else -y
+
+
 SOURCE = f"{__name__}:Two"
 INPUT = "1x3x8x8"
 
@@ -168,3 +180,16 @@ def test_commands_say_all_that_the_pruning_took(pruned: graphprune.api.PruneResu
     assert prune.startswith(f"graphprune prune {SOURCE} --input {INPUT} --pipeline") and "macs=50%" in prune
     assert apply == f"graphprune apply {SOURCE} plan.json --input {INPUT} -o slim.safetensors"
     assert json.loads(texts["plan.json"]) == json.loads(pruned.plan.model_dump_json())
+
+
+def test_a_model_that_was_pruned_in_parts_is_rated_as_a_whole(tmp_path: Path) -> None:
+    """The file holds the parts; the original's code and the file together are the slim model."""
+    result = graphprune.prune(Looks(), torch.zeros(1, 3, 8, 8), target="macs=50%")
+    graphprune.save(result, tmp_path / "slim.safetensors")
+    np.savez(tmp_path / "d.npz", x=np.zeros((4, 3, 8, 8), dtype=np.float32), y=np.zeros(4, dtype=np.int64))
+    found = material(tmp_path / "slim.safetensors", f"{__name__}:Looks", data=tmp_path / "d.npz")
+    assert found.accuracy is not None and found.accuracy[2] == 4
+    assert "parts body" in sections(found)["summary"].lead
+    assert found.widths == result.report.widths
+    with pytest.raises(UsageError, match="--input"), Output(quiet=True) as output:
+        gather(Request(tmp_path / "slim.safetensors", Source(f"{__name__}:Looks")), output)
