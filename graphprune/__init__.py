@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graphprune import methods
-    from graphprune.api import PruneResult, Report, apply_plan, load, prune, run_pipeline, save, verify
+    from graphprune.api import PruneResult, Report, apply_plan, channel_groups, load, prune, run_pipeline, save, verify
     from graphprune.calibration import Calibration
     from graphprune.compiling import Backend, compile_backend
     from graphprune.errors import GraphpruneError
@@ -40,6 +40,7 @@ __all__ = [
     "Verification",
     "apply_plan",
     "capture",
+    "channel_groups",
     "compile_backend",
     "load",
     "methods",
