@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from graphprune.api import PruneResult, Report, apply_plan, channel_groups, load, prune, run_pipeline, save, verify
     from graphprune.calibration import Calibration
     from graphprune.compiling import Backend, compile_backend
+    from graphprune.curves import Sensitivity, sensitivity
     from graphprune.errors import GraphpruneError
     from graphprune.pareto import Front, Sweep, sweep
     from graphprune.plan import Plan
@@ -36,6 +37,7 @@ __all__ = [
     "Program",
     "PruneResult",
     "Report",
+    "Sensitivity",
     "Sweep",
     "Verification",
     "apply_plan",
@@ -48,6 +50,7 @@ __all__ = [
     "prune",
     "run_pipeline",
     "save",
+    "sensitivity",
     "sweep",
     "verify",
 ]
@@ -59,11 +62,13 @@ _HOMES = {
     "GraphpruneError": "errors",
     "Plan": "plan",
     "Program": "program",
+    "Sensitivity": "curves",
     "Sweep": "pareto",
     "Verification": "verification",
     "capture": "tracing",
     "compile_backend": "compiling",
     "profile": "profiling",
+    "sensitivity": "curves",
     "sweep": "pareto",
 }
 

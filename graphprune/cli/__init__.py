@@ -1,4 +1,4 @@
-"""The command line: ``graphprune demo | inspect | score | profile | sweep | prune | run | recipe | apply | verify |
+"""The command line: ``graphprune demo | inspect | score | sensitivity | profile | sweep | prune | run | recipe | apply | verify |
 compare | diff | export | passes``.
 
 Nothing here imports torch before a command runs, so that ``--help`` answers at once.
@@ -11,7 +11,23 @@ from collections.abc import Sequence
 
 import typer
 
-from graphprune.cli import apply, compare, demo, diff, export, inspect, passes, profile, prune, recipe, run, score, sweep, verify
+from graphprune.cli import (
+    apply,
+    compare,
+    demo,
+    diff,
+    export,
+    inspect,
+    passes,
+    profile,
+    prune,
+    recipe,
+    run,
+    score,
+    sensitivity,
+    sweep,
+    verify,
+)
 from graphprune.cli.errors import run as answer
 from graphprune.cli.examples import epilog
 from graphprune.cli.options import Version
@@ -23,7 +39,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for module in (demo, inspect, score, profile, sweep, prune, run, recipe, apply, verify, compare, diff, export, passes):
+for module in (demo, inspect, score, sensitivity, profile, sweep, prune, run, recipe, apply, verify, compare, diff, export, passes):
     name = module.__name__.rpartition(".")[2]
     app.command(name, epilog=epilog(name))(module.command)
 
