@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graphprune import methods
-    from graphprune.api import PruneResult, Report, apply_plan, load, prune, run_pipeline, save, verify
+    from graphprune.api import PruneResult, Report, apply_plan, channel_groups, load, prune, run_pipeline, save, verify
     from graphprune.calibration import Calibration
     from graphprune.compiling import Backend, FxPass, Masked, compile_backend, masked
+    from graphprune.curves import Sensitivity, sensitivity
     from graphprune.errors import GraphpruneError
     from graphprune.pareto import Front, Sweep, sweep
     from graphprune.plan import Plan
@@ -38,10 +39,12 @@ __all__ = [
     "Program",
     "PruneResult",
     "Report",
+    "Sensitivity",
     "Sweep",
     "Verification",
     "apply_plan",
     "capture",
+    "channel_groups",
     "compile_backend",
     "load",
     "masked",
@@ -50,6 +53,7 @@ __all__ = [
     "prune",
     "run_pipeline",
     "save",
+    "sensitivity",
     "sweep",
     "verify",
 ]
@@ -63,12 +67,14 @@ _HOMES = {
     "Masked": "compiling",
     "Plan": "plan",
     "Program": "program",
+    "Sensitivity": "curves",
     "Sweep": "pareto",
     "Verification": "verification",
     "capture": "tracing",
     "compile_backend": "compiling",
     "masked": "compiling",
     "profile": "profiling",
+    "sensitivity": "curves",
     "sweep": "pareto",
 }
 

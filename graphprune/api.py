@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, overload
 
@@ -16,8 +15,6 @@ from graphprune.artifact import read_artifact, write_artifact
 from graphprune.artifact.parts import describe_parts, parts_in, with_weights_of
 from graphprune.calibration import Calibration, no_data
 from graphprune.collector import collector_paused
-from graphprune.compensation import Compensated
-from graphprune.cost import Costs
 from graphprune.errors import ArtifactError, PipelineError, UsageError
 from graphprune.files import atomic_write, check_writable
 from graphprune.groups import Groups
@@ -42,8 +39,10 @@ from graphprune.passes.verification.verify import VerifyPass, compare
 from graphprune.pipeline_text import format_pipeline, parse_pipeline
 from graphprune.plan import Plan
 from graphprune.profiling import profile_program
-from graphprune.program import Inputs, Program, Scope
+from graphprune.program import Program
 from graphprune.registry import pass_class
+from graphprune.result import PruneResult as PruneResult
+from graphprune.result import Report as Report
 from graphprune.sources import load_calibration
 from graphprune.tracing import capture, normalise_inputs, put_back
 from graphprune.tracing.scope_data import scope_calibration
@@ -55,45 +54,15 @@ COMPENSATIONS: Mapping[str, Callable[[], Pass]] = {"least-squares": CompensatePa
 SYNTHETIC: Final = "synthetic"
 
 
-@dataclass(frozen=True)
-class Report:
-    """What a pruning did.
+def channel_groups(program: Program) -> Groups:
+    """The channel groups of a captured model, under its ``exclude`` and ``policy``. Raises UsageError where these do not fit.
 
-    before, after: costs at the example inputs. widths: units of every prunable group, before and after. groups: the
-    analysis that it rests on. verification: the proof, None if it was skipped. opaque: modules that did not trace, with
-    the reason. unused: tensors of the model that its forward does not use; the slim model does not carry them.
-    scopes: the submodules that were pruned in place, where the model as a whole does not trace; costs are theirs.
-    compensation: what a compensation did, for every layer that it looked at. eval_only: modules whose own code
-    keeps its behaviour of eval mode when the slim model is trained, with the reason.
+    >>> import torch
+    >>> groups = channel_groups(capture(torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 2)), torch.zeros(1, 8)))
+    >>> [group.name for group in groups.prunable]
+    ['0']
     """
-
-    before: Costs
-    after: Costs
-    widths: Mapping[str, tuple[int, int]]
-    groups: Groups = field(repr=False)
-    verification: Verification | None
-    opaque: Mapping[str, str]
-    unused: tuple[str, ...]
-    scopes: tuple[str, ...] = ()
-    compensation: tuple[Compensated, ...] = ()
-    eval_only: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class PruneResult:
-    """A smaller model, the plan that made it, and what was achieved and proved.
-
-    model: the slim model. graph: the pruned graph: the model itself, or that of its scopes. scopes: where these belong, empty
-    for a model that was pruned as a whole.
-    """
-
-    model: nn.Module
-    graph: fx.GraphModule = field(repr=False)
-    plan: Plan
-    report: Report
-    inputs: Inputs = field(repr=False)
-    source: str = ""
-    scopes: tuple[Scope, ...] = field(default=(), repr=False)
+    return AnalysisManager().get(program, ChannelGroups)
 
 
 def prune(

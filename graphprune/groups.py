@@ -7,8 +7,9 @@ width symbol, and is ranked and budgeted as a whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from functools import cached_property
 from itertools import pairwise
 from math import gcd, prod
@@ -19,6 +20,7 @@ import numpy.typing as npt
 import sympy
 from scipy.sparse import csr_array
 
+from graphprune.errors import UsageError
 from graphprune.labels import Field, Reason, Value, axes_of
 from graphprune.propagate import Trace
 from graphprune.units import UnitVectors
@@ -101,6 +103,11 @@ class Group:
     def symbol(self) -> sympy.Symbol:
         """The width symbol of the group in symbolic sizes and costs."""
         return sympy.Symbol(f"w{self.index}", integer=True, positive=True)
+
+    def _repr_html_(self) -> str:
+        from graphprune.html import of_group
+
+        return of_group(self)
 
 
 class Groups:
@@ -268,9 +275,33 @@ class Groups:
         """Full width of every prunable group."""
         return np.array([group.size for group in self.prunable], dtype=np.int64)
 
-    def named(self, pattern: str) -> list[Group]:
-        """Prunable and frozen groups with a member whose tensor or module name contains ``pattern``."""
-        return [g for g in (*self.prunable, *self.frozen) if any(pattern in m.tensor for m in g.members)]
+    def __iter__(self) -> Iterator[Group]:
+        return iter((*self.prunable, *self.frozen))
+
+    def __getitem__(self, name: str) -> tuple[Group, ...]:
+        """The groups of this name, or those that a tensor, layer or block of this name has a part in; prunable ones first.
+
+        Raises UsageError, with near names, where there is none.
+
+        >>> import torch, graphprune
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 4))
+        >>> groups = graphprune.channel_groups(graphprune.capture(model, torch.zeros(1, 8)))
+        >>> [(group.name, group.size, group.reason is None) for group in groups["2"]]
+        [('0', 32, True), ('2', 4, False)]
+        """
+        found = [group for group in self if any(_within(member.tensor, name) for member in group.members)]
+        found = found or [group for group in self if group.name == name]
+        if not found:
+            known = sorted({member.tensor[:end] for group in self for member in group.members for end in _ends(member.tensor)})
+            near = get_close_matches(name, known, n=3)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"known are, among others, {', '.join(known[:3])}."
+            raise UsageError(f"No channel group has a layer or tensor named {name!r}; {hint}")
+        return tuple(found)
+
+    def _repr_html_(self) -> str:
+        from graphprune.html import of_groups
+
+        return of_groups(self)
 
     def graph(self) -> nx.Graph:
         """The coupling graph: groups on one side, tensor axes on the other, an edge for each coupling."""
@@ -326,6 +357,15 @@ class Kept:
         """Kept units of every prunable group."""
         groups = self.groups.group_of[self.units]
         return np.bincount(groups[groups != FROZEN], minlength=len(self.groups.prunable)).astype(np.int64)
+
+
+def _ends(tensor: str) -> list[int]:
+    """Where the names of the modules around a tensor end in its own, and that itself."""
+    return [*(place for place, letter in enumerate(tensor) if letter == "."), len(tensor)]
+
+
+def _within(tensor: str, name: str) -> bool:
+    return tensor == name or tensor.startswith(f"{name}.")
 
 
 def _name(tensor: str, taken: set[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from graphprune.errors import PlanError
 from graphprune.files import load_json, parse_json, save_json
 from graphprune.groups import Bools, Groups, Ints, Kept
 from graphprune.twins import named_tensors
+
+if TYPE_CHECKING:
+    from graphprune.plan_editor import PlanEditor
 
 _REMEDY: Final = "Write plans with plan.save()."
 
@@ -66,6 +69,20 @@ class Plan(BaseModel):
         kept = composed(self.kept, later.kept)
         return later.model_copy(update={"kept": dict(sorted(kept.items())), "model": self.model})
 
+    def edit(self, groups: Groups) -> PlanEditor:
+        """An editor of this plan; see :class:`graphprune.plan_editor.PlanEditor`. groups: of the model that the plan is for.
+
+        Raises PlanError where the plan does not fit the groups.
+        """
+        from graphprune.plan_editor import PlanEditor
+
+        return PlanEditor(self, groups)
+
+    def _repr_html_(self) -> str:
+        from graphprune.html import of_plan
+
+        return of_plan(self)
+
     def slice(self, name: str, tensor: Tensor) -> Tensor:
         """What the plan leaves of the tensor of this name, or of one of the same shape: its gradient, its momentum."""
         for axis, indices in self.kept.get(name, {}).items():
@@ -92,6 +109,14 @@ def fingerprint(module: nn.Module) -> dict[str, str]:
 
 def make_plan(module: nn.Module, groups: Groups, kept: Kept, **provenance: Any) -> Plan:
     """The plan that keeps exactly these units."""
+    # Valid by construction: checking every index again would take longer than finding them.
+    plan = Plan.model_construct(kept=kept_indices(groups, kept), model=fingerprint(module), **provenance)
+    groups.remember(plan, kept)
+    return plan
+
+
+def kept_indices(groups: Groups, kept: Kept) -> dict[str, dict[int, list[int]]]:
+    """The ``kept`` of a plan that keeps exactly these units."""
     sizes, lists = groups.vectors.sizes, dict[int, list[int]]()
     indices: dict[str, dict[int, list[int]]] = {}
     for name, axis, vector in groups.axes:
@@ -102,10 +127,7 @@ def make_plan(module: nn.Module, groups: Groups, kept: Kept, **provenance: Any) 
     for alias, name in groups.trace.aliases.items():
         if name in indices:
             indices[alias] = indices[name]
-    # Valid by construction: checking every index again would take longer than finding them.
-    plan = Plan.model_construct(kept=dict(sorted(indices.items())), model=fingerprint(module), **provenance)
-    groups.remember(plan, kept)
-    return plan
+    return dict(sorted(indices.items()))
 
 
 def kept_units(plan: Plan, groups: Groups) -> Kept:

@@ -123,6 +123,11 @@ class Program:
     eval_only: Mapping[str, str] = field(default_factory=dict)
     compensation: tuple[Compensated, ...] = ()
 
+    def _repr_html_(self) -> str:
+        from graphprune.html import of_program
+
+        return of_program(self)
+
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
         """Parameters, then buffers, by name, tied ones under each of their names."""

@@ -41,9 +41,7 @@ def write_graph(groups: Groups, path: Path) -> None:
 def _draw(groups: Groups, path: Path) -> None:
     """Groups in one column and the layers that they tie in another, both in the order of the model, with a line for each tie."""
     rows = {layer: row for row, layer in enumerate(layers(groups.trace.parameters))}
-    shown = [
-        (group, layers(member.tensor for member in group.members)) for group in listed_groups((*groups.prunable, *groups.frozen))
-    ]
+    shown = [(group, layers(member.tensor for member in group.members)) for group in listed_groups(groups)]
     shown.sort(key=lambda pair: min(map(rows.__getitem__, pair[1])))
     step = max(1, len(rows) - 1) / max(1, len(shown) - 1)
     with picture(path, 1, 1, size=(9, 1 + 0.2 * max(len(rows), len(shown)))) as (_, axes):

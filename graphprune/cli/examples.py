@@ -20,6 +20,10 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
         "torchvision:resnet18 --criterion l1 --plot scores.png",
         "torchvision:resnet18 --criterion taylor --calibrate images/",
     ),
+    "sensitivity": (
+        "my_code.models:net --weights weights.pt --data test.npz -o sensitivity.json",
+        "my_code.models:net --data test.npz -o s.json --ratio 0.5 --plot curves.svg",
+    ),
     "profile": ("torchvision:resnet18 --batch 8 -o latency.json",),
     "sweep": ("torchvision:resnet18 --way global --way knapsack -o front.json",),
     "prune": (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -50,7 +49,7 @@ class Survey:
     @property
     def every(self) -> list[Group]:
         """All groups: prunable ones first."""
-        return [*self.groups.prunable, *self.groups.frozen]
+        return list(self.groups)
 
     def matching(self, pattern: str | None) -> list[Group]:
         """Groups whose name, or a member's tensor or module, matches a shell-style pattern; all of them for None.
@@ -63,15 +62,9 @@ class Survey:
         return found
 
     def explained(self, name: str) -> list[Group]:
-        """Groups that a layer or tensor belongs to. Raises UsageError, with near names, when there is none."""
-        found = [g for g in self.every if name in names_of(g)] or self.groups.named(name)
-        found = [g for g in found if g.reason is None or g.reason.text != KERNEL_EXTENT] or found
-        if not found:
-            known = sorted({other for g in self.every for other in names_of(g)})
-            near = difflib.get_close_matches(name, known, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known are, among others, {', '.join(known[:3])}."
-            raise UsageError(f"No channel group has a layer or tensor named {name!r}; {hint}")
-        return found
+        """Groups that a layer, block or tensor belongs to. Raises UsageError, with near names, when there is none."""
+        found = self.groups[name]
+        return [g for g in found if g.reason is None or g.reason.text != KERNEL_EXTENT] or list(found)
 
 
 def listed_groups(groups: Iterable[Group]) -> list[Group]:

@@ -3,42 +3,23 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from graphprune.text import count as count
+from graphprune.text import listed as listed
+from graphprune.text import share as share
+from graphprune.text import size as size
+from graphprune.text import verification_line as verification_line
+
 if TYPE_CHECKING:
     from graphprune.compensation import Compensated
     from graphprune.cost import Costs
     from graphprune.verification import Verification
-
-_DECIMAL = ("", " K", " M", " G", " T", " P")
-_BYTES = (" B", " KiB", " MiB", " GiB", " TiB")
-
-
-def count(value: float) -> str:
-    """A number as people read it: 1,234 or 25.6 M."""
-    return f"{value:,.0f}" if value < 100_000 else _scaled(value, 1000, _DECIMAL)
-
-
-def size(value: float) -> str:
-    """Bytes as people read them."""
-    return _scaled(value, 1024, _BYTES)
-
-
-def share(part: float, whole: float) -> str:
-    """A share as a percentage; a dash where there is no whole."""
-    return f"{part / whole:.1%}" if whole else "-"
-
-
-def _scaled(value: float, step: int, units: Sequence[str]) -> str:
-    index = 0
-    while value >= step and index < len(units) - 1:
-        value, index = value / step, index + 1
-    return f"{value:.0f}{units[0]}" if index == 0 else f"{value:.{2 if value < 10 else 1}f}{units[index]}"
 
 
 def plain_table(*headings: str, title: str | None = None) -> Table:
@@ -78,18 +59,6 @@ def cost_data(costs: Costs) -> dict[str, int]:
         "weight_bytes": costs.weight_bytes,
         "activation_bytes": costs.activation_bytes,
     }
-
-
-def verification_line(verification: Verification | None) -> str:
-    """The proof in one line."""
-    if verification is None:
-        return "Not verified (--no-verify)."
-    if not verification.passed:
-        return f"Not equal to the masked original: {verification.failure}"
-    return (
-        f"Verified against the masked original: largest relative error {verification.error:.1e} "
-        f"(tolerance {verification.tolerance:.0e}) over {verification.compared} tensors."
-    )
 
 
 def compensation_line(compensation: Sequence[Compensated]) -> str:
@@ -154,13 +123,6 @@ def eval_only_table(reasons: Mapping[str, str]) -> Table:
 def folded(name: str) -> Text:
     """A name that is broken anywhere rather than cut off, where the table is too narrow for it."""
     return Text(name, overflow="fold")
-
-
-def listed(names: Iterable[str], shown: int = 3) -> str:
-    """The first few names and how many more there are."""
-    every = list(names)
-    more = f" and {len(every) - shown:,} more" if len(every) > shown else ""
-    return ", ".join(every[:shown]) + more
 
 
 def scopes_line(scopes: Sequence[str], chosen: bool) -> str:

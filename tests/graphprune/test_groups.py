@@ -81,10 +81,9 @@ def test_the_coupling_graph_joins_groups_and_axes() -> None:
     assert any(d["kind"] == "frozen" and "output" in d["reason"] for _, d in graph.nodes(data=True))
 
 
-def test_groups_are_found_by_a_part_of_a_name() -> None:
+def test_groups_are_found_by_the_name_of_a_layer() -> None:
     groups = zoo("plain_chain").groups
-    assert {g.name for g in groups.named("norm")} == {"a"}
-    assert groups.named("nothing") == []
+    assert {g.name for g in groups["norm"]} == {"a"}
 
 
 @pytest.mark.parametrize(("pattern", "left"), [("0", [6]), ("0.weight", [6]), ("1", [6]), ("2.*", []), ("?.running_mean", [6])])

@@ -1,0 +1,76 @@
+"""What a pruning gives back: the slim model, the plan, and a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import fx, nn
+
+from graphprune.compensation import Compensated
+from graphprune.cost import Costs
+from graphprune.groups import Groups
+from graphprune.html import of_result
+from graphprune.plan import Plan
+from graphprune.plan_editor import PlanEditor
+from graphprune.plots import plot_widths
+from graphprune.program import Inputs, Scope
+from graphprune.verification import Verification
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a pruning did.
+
+    before, after: costs at the example inputs. widths: units of every prunable group, before and after. groups: the
+    analysis that it rests on. verification: the proof, None if it was skipped. opaque: modules that did not trace, with
+    the reason. unused: tensors of the model that its forward does not use; the slim model does not carry them.
+    scopes: the submodules that were pruned in place, where the model as a whole does not trace; costs are theirs.
+    compensation: what a compensation did, for every layer that it looked at. eval_only: modules whose own code
+    keeps its behaviour of eval mode when the slim model is trained, with the reason.
+    """
+
+    before: Costs
+    after: Costs
+    widths: Mapping[str, tuple[int, int]]
+    groups: Groups = field(repr=False)
+    verification: Verification | None
+    opaque: Mapping[str, str]
+    unused: tuple[str, ...]
+    scopes: tuple[str, ...] = ()
+    compensation: tuple[Compensated, ...] = ()
+    eval_only: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """A smaller model, the plan that made it, and what was achieved and proved.
+
+    model: the slim model. graph: the pruned graph: the model itself, or that of its scopes. scopes: where these belong, empty
+    for a model that was pruned as a whole.
+    """
+
+    model: nn.Module
+    graph: fx.GraphModule = field(repr=False)
+    plan: Plan
+    report: Report
+    inputs: Inputs = field(repr=False)
+    source: str = ""
+    scopes: tuple[Scope, ...] = field(default=(), repr=False)
+
+    @property
+    def groups(self) -> Groups:
+        """The channel groups of the original: ``result.groups["layer3"]`` are those of that block."""
+        return self.report.groups
+
+    def edit(self) -> PlanEditor:
+        """An editor of the plan, for changes by hand; carry out what comes of it with :func:`apply_plan`."""
+        return self.plan.edit(self.report.groups)
+
+    def plot(self, axes: Any = None) -> Any:
+        """A matplotlib figure of the widths before and after; see :func:`graphprune.plots.plot_widths`."""
+        return plot_widths(self.report.widths, axes)
+
+    def _repr_html_(self) -> str:
+        return of_result(self.report, self.plan, self.source)

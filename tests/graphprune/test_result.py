@@ -1,0 +1,58 @@
+"""Results in the manner of the field: groups by name, and figures."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import graphprune
+from graphprune.errors import UsageError
+
+
+def pruned() -> graphprune.PruneResult:
+    block = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 8))
+    return graphprune.prune(nn.Sequential(block, nn.Linear(8, 4)), torch.zeros(1, 8), target="channels=50%")
+
+
+def test_groups_are_found_by_tensor_layer_block_and_name() -> None:
+    groups = pruned().groups
+    assert [(group.name, group.reason is None) for group in groups["0.2"]] == [("0.0", True), ("0.2", True)]
+    assert groups["0.0.weight"] == groups["0.0"] and groups["0"] == (*groups["0.0"][:1], groups["0.2"][1], groups["0.0"][1])
+    assert [group.name for group in groups] == [group.name for group in (*groups.prunable, *groups.frozen)]
+
+
+def test_an_unknown_name_is_refused_with_near_ones() -> None:
+    groups = pruned().groups
+    with pytest.raises(UsageError, match=r"named '0\.3'; did you mean"):
+        groups["0.3"]
+    with pytest.raises(UsageError, match="known are, among others"):
+        groups["zzzz"]
+
+
+def test_the_groups_of_a_program_are_those_of_its_constraints() -> None:
+    program = graphprune.capture(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)), torch.zeros(1, 4))
+    assert [group.name for group in graphprune.channel_groups(program).prunable] == ["0"]
+    assert graphprune.channel_groups(program.with_(exclude=("0",))).prunable == ()
+
+
+def test_a_figure_shows_the_widths_before_and_after() -> None:
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    pyplot.switch_backend("agg")
+    result = pruned()
+    figure = result.plot()
+    (axes,) = figure.axes
+    before, after = ([bar.get_width() for bar in bars] for bars in axes.containers)
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(result.report.widths)
+    assert list(zip(before, after, strict=True)) == list(result.report.widths.values())
+    _, mine = pyplot.subplots()
+    assert result.plot(mine) is mine.figure and mine.containers
+    pyplot.close("all")
+
+
+def test_a_figure_without_matplotlib_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UsageError, match="pip install"):
+        pruned().plot()
