@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from graphprune import methods
     from graphprune.api import PruneResult, Report, apply_plan, load, prune, run_pipeline, save, verify
     from graphprune.calibration import Calibration
-    from graphprune.compiling import Backend, compile_backend
+    from graphprune.compiling import Backend, FxPass, Masked, compile_backend, masked
     from graphprune.errors import GraphpruneError
     from graphprune.pareto import Front, Sweep, sweep
     from graphprune.plan import Plan
@@ -31,7 +31,9 @@ __all__ = [
     "Backend",
     "Calibration",
     "Front",
+    "FxPass",
     "GraphpruneError",
+    "Masked",
     "Plan",
     "Program",
     "PruneResult",
@@ -42,6 +44,7 @@ __all__ = [
     "capture",
     "compile_backend",
     "load",
+    "masked",
     "methods",
     "profile",
     "prune",
@@ -55,13 +58,16 @@ _HOMES = {
     "Backend": "compiling",
     "Calibration": "calibration",
     "Front": "pareto",
+    "FxPass": "compiling",
     "GraphpruneError": "errors",
+    "Masked": "compiling",
     "Plan": "plan",
     "Program": "program",
     "Sweep": "pareto",
     "Verification": "verification",
     "capture": "tracing",
     "compile_backend": "compiling",
+    "masked": "compiling",
     "profile": "profiling",
     "sweep": "pareto",
 }

@@ -47,7 +47,7 @@ from graphprune.registry import pass_class
 from graphprune.sources import load_calibration
 from graphprune.tracing import capture, normalise_inputs, put_back
 from graphprune.tracing.scope_data import scope_calibration
-from graphprune.twins import named_tensors
+from graphprune.twins import named_tensors, unwrapped
 from graphprune.verification import Verification
 
 #: What ``compensate`` may be.
@@ -217,7 +217,7 @@ def calibrated(
     found = load_calibration(data, like=example) if isinstance(data, str) else data
     found = found if isinstance(found, Calibration) else Calibration(found)
     if program.scopes and whole is not None:
-        found = scope_calibration(found, whole[0], program, example)
+        found = scope_calibration(found, unwrapped(whole[0]), program, example)
     return program.with_(calibration=found)
 
 
@@ -294,6 +294,7 @@ def verify(
     plan is for another model. The result says what differs; call its ``check()`` to raise VerificationError instead.
     """
     inputs = normalise_inputs(example_inputs)
+    slim = unwrapped(slim)
     # The original is captured anew even if it is a graph: so it was when it was pruned, and nodes are paired by name.
     full = capture(original, inputs, scopes=plan.scopes)
     small = slim if isinstance(slim, fx.GraphModule) else capture(slim, inputs, scopes=plan.scopes).module
@@ -363,7 +364,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
             "Give the original, whose code runs them: graphprune.load(path, model)."
         )
     try:
-        whole = put_back(model, artifact.module, scopes)
+        whole = put_back(unwrapped(model), artifact.module, scopes)
         whole.load_state_dict(artifact.module.state_dict())
     except (AttributeError, KeyError, IndexError, RuntimeError) as error:
         raise ArtifactError(
@@ -377,6 +378,7 @@ def _result(done: Program, plan: Plan, model: nn.Module | None) -> PruneResult:
     assert done.record is not None and done.original is not None
     scopes = tuple(scope.path for scope in done.scopes)
     slim: nn.Module = done.module
+    model = None if model is None else unwrapped(model)
     if scopes:
         if model is None:
             raise PipelineError("A program of scopes is put back into its model; pass model= to run_pipeline.")

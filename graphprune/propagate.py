@@ -8,7 +8,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import fx
@@ -32,6 +32,14 @@ class MacsTerm:
     factors: tuple[Field | int, ...]
 
 
+class TiedBy(NamedTuple):
+    """Who wrote down the ties before ``end`` (and after those of the entry before): an operator at a graph node."""
+
+    end: int
+    node: str
+    operator: str
+
+
 @dataclass
 class Trace:
     """Everything that one abstract execution wrote down.
@@ -43,6 +51,7 @@ class Trace:
     shuffles: runs of views that permute one axis.
     scalars: constants whose new value is a kept count, by (node name, constant name).
     missing: operators without a rule, with the nodes that call them.
+    tied: who wrote down each tie, run by run.
     tape: what was read. known: every tensor of the tape with its abstract value, by identity.
     """
 
@@ -57,6 +66,7 @@ class Trace:
     macs: list[MacsTerm] = field(default_factory=list)
     missing: dict[str, list[str]] = field(default_factory=dict)
     operators: int = 0
+    tied: list[TiedBy] = field(default_factory=list)
     known: dict[int, tuple[torch.Tensor, Value]] = field(default_factory=dict)
 
 
@@ -121,6 +131,8 @@ class _Propagation:
         call = Call(self, *operation)
         if rule is not None:
             rule(call)
+            if len(self.space.ties) > (self.trace.tied[-1].end if self.trace.tied else 0):
+                self.trace.tied.append(TiedBy(len(self.space.ties), self.node.name, call.name))
             return
         self.trace.missing.setdefault(call.name, []).append(self.node.name)
         call.freeze_inputs(f"operator {call.name} has no rule")
@@ -215,7 +227,7 @@ def _holds_value(item: Any) -> bool:
 
 
 def varies(number: fx.Node, values: Mapping[str, Any]) -> bool:
-    """Whether a number that the graph computes depends on a tensor size that is no channel count.
+    """Whether a number that the graph computes depends on an option, or on a tensor size that is no channel count.
 
     A channel count is an axis with labels; the axes of a shape are told apart where the shape is indexed.
     """
@@ -231,6 +243,6 @@ def varies(number: fx.Node, values: Mapping[str, Any]) -> bool:
             tensor = values[source.all_input_nodes[0].name]
             if isinstance(tensor, Value) and index % len(value) not in tensor.labelled:
                 return True
-        elif varies(source, values):
+        elif source.op == "placeholder" or varies(source, values):
             return True
     return False

@@ -39,6 +39,21 @@ def twin(module: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> 
     return copies[module]
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself, without what ``torch.compile`` and data-parallel training put around it, however often.
+
+    >>> model = nn.Linear(2, 2)
+    >>> unwrapped(nn.DataParallel(torch.compile(model))) is model
+    True
+    """
+    while True:
+        inner = getattr(model, "_orig_mod", model)
+        inner = inner.module if isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)) else inner
+        if inner is model:
+            return model
+        model = inner
+
+
 def modules_by_path(module: nn.Module) -> dict[str, nn.Module]:
     """All modules of a tree in pre-order, shared ones at each of their paths (``named_modules`` is quadratic in the depth)."""
     found: dict[str, nn.Module] = {}

@@ -1,4 +1,4 @@
 """The compiler's passes, one per file, imported as ``graphprune.passes``."""
 
 if __name__ != "graphprune.passes":
-    raise ImportError(f"This folder is the package graphprune.passes, but was imported as {__name__}. Import graphprune.passes.")
+    __path__ = []  # from a checkout's top folder, where libraries that look for a package of this name find it empty

@@ -22,6 +22,7 @@ GATES = (
     "graphprune/cli/",
     "graphprune/compiling/",
     "graphprune/methods/",
+    "graphprune/reporting/",
     "graphprune/runs/",
 )
 

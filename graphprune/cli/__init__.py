@@ -1,5 +1,4 @@
-"""The command line: ``graphprune demo | inspect | score | profile | sweep | prune | run | recipe | apply | verify |
-compare | export | passes``.
+"""The command line: ``graphprune COMMAND``, one module for each.
 
 Nothing here imports torch before a command runs, so that ``--help`` answers at once.
 """
@@ -8,23 +7,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 
 import typer
 
-from graphprune.cli import apply, compare, demo, export, inspect, passes, profile, prune, recipe, run, score, sweep, verify
 from graphprune.cli.errors import run as answer
+from graphprune.cli.examples import EXAMPLES, epilog
 from graphprune.cli.options import Version
 
 app = typer.Typer(
     name="graphprune",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for module in (demo, inspect, score, profile, sweep, prune, run, recipe, apply, verify, compare, export, passes):
-    app.command(module.__name__.rpartition(".")[2])(module.command)
+for name in EXAMPLES:  # each is the function ``command`` of the module of its name in this folder
+    app.command(name, epilog=epilog(name))(import_module(f"{__name__}.{name.replace('-', '_')}").command)
 
 
 @app.callback()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -18,11 +19,20 @@ def command(
         typer.Option(
             "--out",
             "-o",
-            metavar="FILE",
-            help="What to write: .pt2 (torch.export), .onnx (needs the extra onnx), .safetensors (graphprune's own).",
+            metavar="PATH",
+            help="What to write: .pt2 (torch.export), .onnx (needs the extra onnx), .safetensors (graphprune's own), or a folder.",
             rich_help_panel="Result",
         ),
     ],
+    format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="pt2 (torch.export), aot (AOTInductor, also .pt2), onnx, safetensors, or fx-folder (Python source and weights). "
+            "Default: what the ending says.",
+            rich_help_panel="Result",
+        ),
+    ] = None,
     static: Annotated[
         bool,
         typer.Option("--static", help="For the sizes of the example inputs alone. Default: any batch.", rich_help_panel="Result"),
@@ -41,11 +51,10 @@ def command(
     from graphprune.artifact import read_artifact
     from graphprune.cli.loading import Request, check_outputs
     from graphprune.errors import UsageError
-    from graphprune.export import FORMATS, export_model
+    from graphprune.exporting import export_model, format_of
 
     request = Request(source, weights, trust_pickle, shape, seed)
-    if out.suffix not in FORMATS:
-        raise UsageError(f"Cannot tell the format of {out} from its name. End it in {', '.join(FORMATS)}.")
+    format_of(out, format)
     check_outputs([out], request.files)
     with Output(as_json, quiet, verbose) as output:
         job = request.open(output)
@@ -54,6 +63,7 @@ def command(
             if program.scopes:
                 raise UsageError(f"{source} does not trace as a whole, and export takes models that do.")
             plan = read_artifact(source).plan if Path(source).suffix == ".safetensors" else None
-            checked = export_model(program.module, program.inputs, out, dynamic=not static, plan=plan)
-        output.data({"source": source, "out": str(out), "inputs": job.inputs.describe(), "dynamic": not static, "checked": checked})
+            checked = export_model(program.module, program.inputs, out, format=format, dynamic=not static, plan=plan)
+        about = {"source": source, "out": str(out), "inputs": job.inputs.describe(), "dynamic": not static}
+        output.data(about | asdict(checked))
         output.say(f"Written to {out}. {checked}.")

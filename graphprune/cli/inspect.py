@@ -17,14 +17,20 @@ if TYPE_CHECKING:
 def command(
     source: options.SourceText,
     why: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Explain the groups that this layer or tensor belongs to.")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Explain the groups that this layer or tensor belongs to: what tied or froze them, and where."
+        ),
     ] = None,
     pattern: Annotated[str | None, typer.Option(metavar="PATTERN", help="Show groups of this name only, as in 'layer1.*'.")] = None,
     cost: Annotated[
         bool,
         typer.Option("--cost", help="Show the cost as formulas in the group widths, and what each group and one unit of it cost."),
     ] = False,
-    graph: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the coupling graph: .dot, .graphml or .json.")] = None,
+    graph: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the coupling graph: .svg, .png or .pdf (drawn), .dot, .graphml or .json."),
+    ] = None,
     exclude: options.Exclude = None,
     scope: options.Scopes = None,
     policy: options.PolicyChoices = None,
@@ -38,7 +44,7 @@ def command(
     debug: options.Debug = False,
 ) -> None:
     """Show the channel groups of a model: what is coupled, what can go, and why the rest must stay."""
-    from graphprune.cli import cost_tables, survey_tables
+    from graphprune.cli import cost_tables, explaining, survey_tables
     from graphprune.cli.coupling import check_graph_format, write_graph
     from graphprune.cli.loading import Request, check_outputs, parse_policy
     from graphprune.cli.survey import survey
@@ -54,11 +60,13 @@ def command(
             found: Survey = survey(job, tuple(exclude or ()), choices)
         chosen = found.explained(why) if why is not None else found.matching(pattern)
         if graph is not None:
-            write_graph(found.groups.graph(), graph)
+            write_graph(found.groups, graph)
         data = survey_tables.as_data(found, chosen)
+        if why is not None:
+            data |= explaining.as_data(found, chosen)
         output.data(data | {"cost_by_width": cost_tables.as_data(found.cost, chosen)} if cost else data)
         if why is not None:
-            output.show(*survey_tables.explanation(chosen))
+            output.show(*explaining.explanation(found, chosen, verbose))
         else:
             output.show(*survey_tables.overview(found, chosen, verbose))
         if cost:

@@ -10,17 +10,17 @@ from typing import Any, Final
 from graphprune.errors import UsageError
 from graphprune.files import atomic_write
 
-_FORMATS: Final = (".png", ".svg", ".pdf")
+FORMATS: Final = (".png", ".svg", ".pdf")
 
 
-def check_plot(path: Path) -> None:
+def check_plot(path: Path, option: str = "--plot") -> None:
     """Raise UsageError where a picture cannot be drawn, before anything is computed."""
-    if path.suffix not in _FORMATS:
-        raise UsageError(f"Cannot draw {path}: its name ends in none of {', '.join(_FORMATS)}. Choose another name.")
+    if path.suffix not in FORMATS:
+        raise UsageError(f"Cannot draw {path}: its name ends in none of {', '.join(FORMATS)}. Choose another name.")
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError as error:
-        raise UsageError('--plot needs matplotlib. Install it with: pip install "graphprune[plot]".') from error
+        raise UsageError(f'{option} needs matplotlib. Install it with: pip install "graphprune[plot]".') from error
 
 
 @contextmanager

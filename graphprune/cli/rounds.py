@@ -92,7 +92,7 @@ class Lines(_Unseen):
     def round(self, row: Round, *, repeated: bool) -> None:
         """Print a line; rounds from an earlier process are marked."""
         self._first = self._first or row
-        found = _cells(row, self._first)
+        found = round_cells(row, self._first)
         text = ", ".join(cell if name in _TEXTS else f"{name} {cell}" for name, cell in found.items() if cell)
         self._console.print(f"{text}{' (done before)' if repeated else ''}", soft_wrap=True)
 
@@ -152,7 +152,7 @@ class Screen:
 
 def rounds_table(rows: Sequence[Round], last: int | None = None) -> Table:
     """The rounds as a table. last: only so many of them."""
-    cells = [_cells(row, rows[0]) for row in rows]
+    cells = [round_cells(row, rows[0]) for row in rows]
     names = [name for name in _COLUMNS if any(found[name] for found in cells)]
     table = tables.plain_table(*(name if name in _TEXTS else f"#{name}" for name in names), title="Rounds")
     for column, name in zip(table.columns, names, strict=True):
@@ -167,7 +167,7 @@ _LONG = ("by", "note")
 _TEXTS = ("status", *_LONG)
 
 
-def _cells(row: Round, first: Round) -> dict[str, str]:
+def round_cells(row: Round, first: Round) -> dict[str, str]:
     """A round as text by column, empty where it has nothing to say."""
     return {
         "round": str(row.number),

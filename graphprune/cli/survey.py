@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -72,6 +72,11 @@ class Survey:
             hint = f"did you mean {' or '.join(near)}?" if near else f"known are, among others, {', '.join(known[:3])}."
             raise UsageError(f"No channel group has a layer or tensor named {name!r}; {hint}")
         return found
+
+
+def listed_groups(groups: Iterable[Group]) -> list[Group]:
+    """The groups that are worth a line: all but extents of convolution kernels and those of no tensor."""
+    return [group for group in groups if group.members and (group.reason is None or group.reason.text != KERNEL_EXTENT)]
 
 
 def names_of(group: Group) -> set[str]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import RenderableType
@@ -13,13 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from graphprune.cli import tables
+from graphprune.cli.explaining import place
 from graphprune.cli.survey import KERNEL_EXTENT, Survey
+from graphprune.cli.trees import group_tree
 from graphprune.groups import Group
 from graphprune.labels import Reason
 
 
 def overview(survey: Survey, groups: Sequence[Group], verbose: bool) -> Iterator[RenderableType]:
-    """The capture, the groups, and what is frozen. verbose: every frozen group in a row of its own."""
+    """The capture, the groups, and what is frozen. verbose: as flat tables, every group in a row of its own."""
     yield _captured(survey)
     if survey.program.opaque:
         yield tables.notes_table("Not traced into, so left as they are", survey.program.opaque, "module", "reason")
@@ -29,12 +29,12 @@ def overview(survey: Survey, groups: Sequence[Group], verbose: bool) -> Iterator
         rules = {name: tables.listed(nodes) for name, nodes in survey.missing.items()}
         yield tables.notes_table("Operators without a rule, whose inputs are frozen", rules, "operator", "called by")
     prunable = [g for g in groups if g.reason is None]
-    if prunable:
-        yield _prunable_table(survey, prunable)
-        yield from _statistics(prunable)
-    frozen = [g for g in groups if g.reason is not None and (verbose or (g.reason.text != KERNEL_EXTENT and g.members))]
-    if frozen:
-        yield _frozen_table(frozen, verbose)
+    if verbose:
+        yield from _flat(survey, groups)
+    elif groups:
+        yield Text()
+        yield group_tree(survey, groups)
+    yield from _statistics(prunable)
     extents = sum(g.reason is not None and g.reason.text == KERNEL_EXTENT for g in groups)
     if extents and not verbose:
         yield Text(f"And {extents} extents of convolution kernels, which are never pruned (-v lists them).")
@@ -96,44 +96,17 @@ def _statistics(groups: Sequence[Group]) -> Iterator[Text]:
         yield Text(f"{text[:1].upper()}{text[1:]}, taken over the kept ones once pruned, in: {tables.listed(names)}.")
 
 
-def _frozen_table(groups: Sequence[Group], verbose: bool) -> Table:
-    """One row for each reason, with the first group and place that it holds for; verbose: one for each group."""
-    together: dict[tuple[str, int], list[tuple[Group, Reason]]] = defaultdict(list)
-    for index, group in enumerate(groups):
-        if group.reason is not None:
-            together[group.reason.text, index if verbose else 0].append((group, group.reason))
-    table = tables.plain_table("group", "#units", "reason", "where", title="Frozen groups")
-    for (text, _), members in together.items():
-        name = tables.listed(dict.fromkeys(group.name for group, _ in members), shown=1)
-        units = sum(group.size for group, _ in members)
-        table.add_row(tables.folded(name), str(units), text, tables.folded(_place(members[0][1])))
-    return table
-
-
-def _place(reason: Reason) -> str:
-    """The graph node and the source line, the latter from where its package starts."""
-    source = re.split(r"(?:site|dist)-packages/", reason.source)[-1].removeprefix(f"{Path.cwd()}/")
-    return "\n".join(part for part in (reason.node, source) if part)
-
-
-def explanation(groups: Sequence[Group]) -> Iterator[RenderableType]:
-    """Each group: whether it can go, what ties its slices, and what freezes it."""
-    for group in groups:
-        state = "can be pruned" if group.reason is None else f"must stay: {group.reason.text}"
-        yield Text(f"\n{group.name}: {group.size} units, {state}", style="bold")
-        for label, reason in (("frozen by", group.reason), ("statistics", group.statistics)):
-            if reason is not None:
-                yield Text(f"  {label}: {reason.text}")
-                yield from (Text(f"    {name}: {value}") for name, value in _details(reason) if value)
-        yield Text("  one unit is the same channel of:" if len(group.members) > 1 else "  one unit is one channel of:")
-        table = tables.plain_table("tensor", "#axis", "#indices\nper unit")
-        for member in group.members:
-            table.add_row(tables.folded(member.tensor), str(member.axis), str(member.multiplicity))
+def _flat(survey: Survey, groups: Sequence[Group]) -> Iterator[Table]:
+    prunable = [group for group in groups if group.reason is None]
+    if prunable:
+        yield _prunable_table(survey, prunable)
+    if len(prunable) < len(groups):
+        table = tables.plain_table("group", "#units", "reason", "where", title="Frozen groups")
+        for group in groups:
+            if group.reason is not None:
+                where = "\n".join(part for part in (group.reason.node, place(group.reason.source)) if part)
+                table.add_row(tables.folded(group.name), str(group.size), group.reason.text, tables.folded(where))
         yield table
-
-
-def _details(reason: Reason) -> tuple[tuple[str, str], ...]:
-    return ("operator", reason.operator), ("graph node", reason.node), ("source", reason.source)
 
 
 def as_data(survey: Survey, groups: Sequence[Group]) -> dict[str, Any]:

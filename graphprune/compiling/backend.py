@@ -21,6 +21,7 @@ from graphprune.errors import CaptureError, CheckError, PlanError, UsageError
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.plan import Plan
 from graphprune.tracing import capture
+from graphprune.twins import unwrapped
 
 _SELECTION: Final = (
     *("criterion", "reduction", "normalise", "select", "ranking", "round_to", "min_channels", "max_ratio"),
@@ -84,6 +85,8 @@ class Backend:
             )
         if isinstance(self.plan, (str, Path)):
             object.__setattr__(self, "plan", Plan.load(self.plan))
+        if self.model is not None:
+            object.__setattr__(self, "model", unwrapped(self.model))
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Backend:

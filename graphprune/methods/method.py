@@ -23,6 +23,7 @@ from graphprune.runs.seeding import own_randomness
 from graphprune.runs.stage import Stage
 from graphprune.runs.task import Task
 from graphprune.sources import load_calibration
+from graphprune.twins import unwrapped
 
 
 class Options(BaseModel):
@@ -141,7 +142,7 @@ class Method(Generic[Chosen]):
         """
         found = Calibration(data) if data is not None and not isinstance(data, (Calibration, str)) else data
         task = Task(
-            model,
+            unwrapped(model),
             example_inputs,
             Loop(train, evaluate),
             load_calibration(found) if isinstance(found, str) else found,

@@ -33,7 +33,7 @@ def from_exported(path: Path, trust_pickle: bool) -> Source:
     try:
         with quiet():
             program = torch.export.load(path)
-            module = program.module(check_guards=False)
+            module = program.module()  # with its checks of sizes in Python, which capture takes over
     except Exception as error:  # torch's readers raise whatever the damaged part leads to
         raise UsageError(
             f"{path} cannot be read as an exported program: it is damaged, truncated, or made by another version of torch."

@@ -15,13 +15,13 @@ from graphprune.extensions import load_extensions
 from graphprune.graph_module import adopt
 from graphprune.program import Inputs, Program, Scope
 from graphprune.tape import Step, run_error
-from graphprune.tracing.inputs import ModuleCall, argument_names, check_inputs, holds_tensor, normalise_inputs
+from graphprune.tracing.inputs import ModuleCall, argument_names, check_inputs, holds_tensor, normalise_inputs, options_of
 from graphprune.tracing.rehearsal import rehearse
 from graphprune.tracing.scopes import find_scopes, named_scopes, outside, record_calls, scope_of
 from graphprune.tracing.source import error_line
 from graphprune.tracing.tracer import Tracer
 from graphprune.tracing.training import Addition, Change, Differs, Mode, changes, follow_mode, keep_still
-from graphprune.twins import named_tensors
+from graphprune.twins import named_tensors, unwrapped
 
 
 def capture(model: nn.Module, example_inputs: Any, *, scopes: Sequence[str] = (), source: str = "") -> Program:
@@ -43,7 +43,7 @@ def capture(model: nn.Module, example_inputs: Any, *, scopes: Sequence[str] = ()
     ['placeholder', 'call_module', 'call_module', 'output']
     """
     load_extensions("graphprune.rules")
-    root = _unwrap(model)
+    root = _checked(model)
     inputs = normalise_inputs(example_inputs)
     check_inputs(root, inputs)
     with collector_paused():
@@ -52,13 +52,14 @@ def capture(model: nn.Module, example_inputs: Any, *, scopes: Sequence[str] = ()
         eval_only = _follow_training_mode(trace, root) if tracer.mode.consulted or tracer.questions else {}
         module = _graph_module(root, tracer)
         tracer.release()
-    # What was no tensor is part of the graph now.
+    # Options that a graph cannot take are part of it now.
     given = trace.given
     left = Inputs((), given) if inputs.kwargs and not inputs.args and not trace.scopes else Inputs(tuple(given.values()))
     return Program(module, left, dict(tracer.opaque), source, trace.scopes, tracer.writer.tape, eval_only=eval_only)
 
 
-def _unwrap(model: Any) -> nn.Module:
+def _checked(model: Any) -> nn.Module:
+    """The model without wrappers. Raises CaptureError for what is no module, or a scripted one."""
     if isinstance(model, torch.jit.ScriptModule):
         raise CaptureError(
             f"{type(model).__name__} is a scripted (TorchScript) model, which has no Python to trace. "
@@ -66,16 +67,12 @@ def _unwrap(model: Any) -> nn.Module:
         )
     if not isinstance(model, nn.Module):
         raise CaptureError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
-    inner = getattr(model, "_orig_mod", model)  # what torch.compile wraps
-    if isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        inner = inner.module
-    assert isinstance(inner, nn.Module)
-    return inner
+    return unwrapped(model)
 
 
 @dataclass(frozen=True)
 class _Trace:
-    """A finished trace of some calls. given: the arguments that became placeholders, by their names in the graph."""
+    """A finished trace of some calls. given: the arguments that became placeholders, by their names in the graph, in order."""
 
     tracer: Tracer
     calls: tuple[ModuleCall, ...]
@@ -162,6 +159,10 @@ def _trace(
                 placeholders[name] = tracer.placeholder(names[name], value)
         if call.path:
             scopes.append(scope_of(root, call, names))
+        else:
+            options = options_of(arguments, len(call.inputs.args))
+            tracer.options(options)
+            given |= options
         try:
             results.append(tracer.run(call, placeholders, announced=announced))
         except Exception as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -38,6 +38,15 @@ def normalise_inputs(example_inputs: Any) -> Inputs:
 def holds_tensor(value: Any) -> bool:
     """Whether there is a tensor anywhere in a structure."""
     return any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
+
+
+def options_of(arguments: Sequence[tuple[str, Any]], positional: int) -> dict[str, Any]:
+    """The arguments that hold no tensor and that a slim model can take, too: plain values, with no positional tensor behind them.
+
+    arguments: names and values in order, of which the first ones are ``positional``.
+    """
+    last = max((place for place, (_, value) in enumerate(arguments[:positional]) if holds_tensor(value)), default=-1)
+    return {name: value for name, value in arguments[last + 1 :] if value is None or type(value) in (bool, int, float, str)}
 
 
 def argument_names(module: nn.Module) -> Iterator[str]:

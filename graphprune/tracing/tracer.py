@@ -8,6 +8,7 @@ iteration and assertions need nothing of us.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
@@ -71,6 +72,16 @@ class Tracer(TorchFunctionMode):
     def placeholder(self, name: str, value: Any) -> Any:
         """A placeholder for an argument; returns what the model gets for it."""
         return self.writer.write(self.writer.graph.placeholder(name), self._results.of(name, lambda: stand_ins(value)))
+
+    def options(self, values: Mapping[str, Any]) -> None:
+        """Placeholders for arguments that are no tensors: the graph does what these values say, and takes no others."""
+        nodes = {name: self.writer.graph.placeholder(name, default_value=value) for name, value in values.items()}
+        for name, node in nodes.items():
+            self.writer.write(node, values[name])
+        for name, node in nodes.items():
+            message = f"{name} is {values[name]!r} in this graph, as in the example inputs. Capture the model anew for another."
+            same = self.writer.write_call(operator.eq, (node, values[name]), True)
+            self.writer.write_call(torch._assert, (same, message), None)
 
     def run(self, call: ModuleCall, placeholders: Mapping[str, Any], *, announced: bool) -> Any:
         """Run one module of the model (at an empty path the model itself) and write what it does; returns its result.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from graphprune.errors import PlanError
 from graphprune.plan import Plan
-from graphprune.twins import named_tensors
+from graphprune.twins import named_tensors, unwrapped
 
 _Key: TypeAlias = int | str
 
@@ -34,7 +34,7 @@ def slice_state(state: Any, plan: Plan, before: nn.Module, after: nn.Module) -> 
 
     Raises PlanError where the plan does not lead from the one model to the other.
     """
-    slicer = _Slicer(plan, before, after)
+    slicer = _Slicer(plan, unwrapped(before), unwrapped(after))
     try:
         result = slicer.visit(state)
     except _Unknown as error:

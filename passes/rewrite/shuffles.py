@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
 from torch import fx
@@ -30,12 +33,15 @@ def rewrite_shuffles(
             rewriting.finished.add(run[0])
             continue
         source = new[shuffle.source]
-        if (index == np.arange(index.size)).all() and run[-1:] == list(source.users):
-            by = source  # the kept channels stand in order already, and nobody else sees the tensor
+        if (index == np.arange(index.size)).all():  # the kept channels stand in order already
+            alone = run[-1:] == list(source.users)  # else others read the tensor, and a write to the target must not reach them
+            by = source if alone else _replaced(rewriting, shuffle, run[0], torch.clone, source)
         else:
             name = _free_name(module, f"{shuffle.target}_index")
             buffers[name] = torch.from_numpy(index).to(device)
-            by = _select(rewriting, shuffle, source, run[0], name)
+            with run[0].graph.inserting_before(run[0]):
+                places = run[0].graph.get_attr(name)
+            by = _replaced(rewriting, shuffle, run[0], torch.index_select, source, shuffle.axis, places)
         new[shuffle.target] = by
         run[0].replace_all_uses_with(by)
         del rewriting.origin[run[0]]
@@ -55,14 +61,14 @@ def _kept_order(rewriting: Rewriting, shuffle: Shuffle) -> Ints | None:
     return ranks[np.searchsorted(before, after, sorter=ranks)].astype(np.int64)
 
 
-def _select(rewriting: Rewriting, shuffle: Shuffle, source: fx.Node, target: fx.Node, buffer: str) -> fx.Node:
-    graph = target.graph
-    with graph.inserting_before(target):
-        select = graph.call_function(torch.index_select, (source, shuffle.axis, graph.get_attr(buffer)))
-    select.meta = dict(target.meta) | {"graphprune": Provenance("rewrite", shuffle.target)}
-    rewriting.origin[select] = shuffle.target
-    rewriting.finished.add(select)
-    return select
+def _replaced(rewriting: Rewriting, shuffle: Shuffle, target: fx.Node, function: Callable[..., Any], *args: Any) -> fx.Node:
+    """A call, before the target, of what makes its value from now on."""
+    with target.graph.inserting_before(target):
+        node = target.graph.call_function(function, args)
+    node.meta = dict(target.meta) | {"graphprune": Provenance("rewrite", shuffle.target)}
+    rewriting.origin[node] = shuffle.target
+    rewriting.finished.add(node)
+    return node
 
 
 def _free_name(module: fx.GraphModule, name: str) -> str:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import graphprune
 from graphprune.graph_module import GraphModule, adopt
 from graphprune.twins import twin
 from tests.zoo.case import ready
@@ -157,3 +158,32 @@ def test_the_module_tree_is_taken_over_with_modes_and_hooks() -> None:
     seen: list[Tensor] = []
     module.register_forward_hook(lambda *call: seen.append(call[2]))
     assert module(X) is seen[0]
+
+
+class Noisy(nn.Module):
+    """Asks for the mode in its own code, calls an operator by its overload, and refers to nodes inside of containers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(3, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.dropout(self.a(x), 0.5, self.training)
+        return torch.cat([torch.ops.aten.add.Tensor(y, 1), y[:, : x.shape[1] - 1]], dim=1)
+
+
+@pytest.mark.parametrize("copied", [lambda m: pickle.loads(pickle.dumps(m)), _saved, copy.deepcopy], ids=["pickle", "save", "copy"])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_pickled_one_follows_both_modes(copied: Callable[[Any], Any], training: bool) -> None:
+    """fx's own way traces the code again, in which the mode becomes that of the moment."""
+    module = graphprune.capture(ready(Noisy()), X).module.train(training)
+    module.meta["note"] = "kept"
+    found = copied(module)
+    assert found.training is training and found.meta["note"] == "kept"
+    assert [str(node) for node in found.graph.nodes] == [str(node) for node in module.graph.nodes]
+    for mode in (False, True):
+        torch.manual_seed(1)
+        wanted = module.train(mode)(X)
+        torch.manual_seed(1)
+        assert torch.equal(found.train(mode)(X), wanted)
+    assert not torch.equal(found.train()(X), found.eval()(X))

@@ -51,9 +51,9 @@ class Silence:
         self._tensors = program.tensors
         self._first = _first_readers(program)
         self._end = len(program.module.graph.nodes) - 1  # for units that nothing reads
-        makes = {(f.tensor, f.axis) for f in filters if f.makes} - {(f.tensor, f.axis) for f in filters if not f.makes}
         self._axes = list(_float_axes(program, groups))
-        self._read = [self._tensors[name].dim() > 1 and (name, axis) not in makes for name, axis, _ in self._axes]
+        reading = {(name, axis) for name, axis, _ in reading_axes(program, groups, filters)}
+        self._read = [(name, axis) in reading for name, axis, _ in self._axes]
         self._zeros = read_by_weights(groups, filters)
 
     def of(self, units: Sequence[int]) -> Silenced:
@@ -70,6 +70,13 @@ class Silence:
                 index = torch.as_tensor(places, device=new.device)
                 found[id(tensor)] = new.index_fill(axis, index, torch.nan if missing else 0.0)
         return Silenced(found, missing, min((self._first[key] for key in found), default=self._end))
+
+
+def reading_axes(program: Program, groups: Groups, filters: Sequence[Filter]) -> list[tuple[str, int, Ints]]:
+    """Axes of weights that read prunable units, and the unit of each index; those of recurrent layers that make some, too."""
+    makes = {(f.tensor, f.axis) for f in filters if f.makes} - {(f.tensor, f.axis) for f in filters if not f.makes}
+    axes = _float_axes(program, groups)
+    return [found for found in axes if program.tensors[found[0]].dim() > 1 and found[:2] not in makes]
 
 
 def read_by_weights(groups: Groups, filters: Sequence[Filter]) -> Bools:

@@ -15,18 +15,29 @@ Cli = Callable[..., Any]
 
 
 def test_a_slim_model_is_exported_and_exported_again(cli: Cli, folder: Path) -> None:
-    """A program of torch.export is captured with the checks of its inputs, which hold for the sizes of its example alone."""
+    """A program of any batch stays one of any batch when it is exported again."""
     cli("prune", SOURCE, "--input", "1x1x8x8", "--target", "macs=50%", "-o", "slim.safetensors")
     ran = cli("export", "slim.safetensors", "-o", "slim.pt2")
     assert ran.code == 0 and "Written to slim.pt2. It was run at batches 1, 2, 3" in ran.out
-    ran = cli("export", "slim.pt2", "-o", "again.pt2")
-    assert ran.code == 2 and "--static" in ran.err and not Path("again.pt2").exists()
-    data = cli("export", "slim.pt2", "-o", "again.pt2", "--static", "--json").data
-    assert not data["dynamic"]
+    data = cli("export", "slim.pt2", "-o", "again.pt2", "--json").data
+    assert data["dynamic"] and data["batches"] == [1, 2, 3] and data["error"] < 1e-5
+    assert not cli("export", "slim.pt2", "-o", "static.pt2", "--static", "--json").data["dynamic"]
     slim = graphprune.load("slim.safetensors").eval()
-    for name, batch in (("slim.pt2", 4), ("again.pt2", 2)):
+    for name, batch in (("slim.pt2", 4), ("again.pt2", 5), ("static.pt2", 2)):
         x = torch.randn(batch, 1, 8, 8)
         torch.testing.assert_close(torch.export.load(name).module()(x), slim(x))
+
+
+def test_a_program_of_one_size_stays_one(cli: Cli, folder: Path) -> None:
+    """Its checks of its inputs hold for the sizes of its example alone."""
+    cli("export", SOURCE, "--input", "2x1x8x8", "-o", "static.pt2", "--static")
+    ran = cli("export", "static.pt2", "-o", "again.pt2")
+    assert ran.code == 2 and "--static" in ran.err and not Path("again.pt2").exists()
+
+
+def test_a_folder_is_written_by_the_name_of_its_format(cli: Cli, folder: Path) -> None:
+    ran = cli("export", SOURCE, "--input", "1x1x8x8", "-o", "cnn", "--format", "fx-folder")
+    assert ran.code == 0 and "class SmallCNN" in Path("cnn/module.py").read_text()
 
 
 def test_unknown_endings_and_inputs_are_refused(cli: Cli, folder: Path) -> None:

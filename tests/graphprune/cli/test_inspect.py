@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import networkx as nx
 import pytest
@@ -106,9 +108,22 @@ def test_statistics_over_channels_that_can_go_are_told(cli: Cli, folder: Path) -
 
 def test_why_explains_the_groups_of_one_layer(cli: Cli) -> None:
     ran = cli("inspect", SOURCE, *INPUT, "--why", "head")
-    assert "must stay: it reaches the model's output" in ran.out and "graph node: output" in ran.out
-    assert "head.weight" in ran.out and "wide.pointwise: 48 units, can be pruned" in ran.out
+    assert "must stay: it reaches the model's output" in ran.out and "Frozen by output." in ran.out
+    assert "To free it:" in ran.out and "wide.pointwise: 48 units, can be pruned" in ran.out
+    assert "head.weight" not in ran.out and "head.weight" in cli("inspect", SOURCE, *INPUT, "--why", "head", "-v").out
     assert "block.conv1" not in ran.out
+
+
+def test_why_names_the_operator_and_the_source_line_of_each_tie(cli: Cli, folder: Path) -> None:
+    (folder / "alike.py").write_text(ALIKE)
+    given = ("inspect", "alike:net", "--input", "1x3", "--why", "3.second")
+    said = " ".join(cli(*given).out.split())
+    add = ALIKE.splitlines().index("        return x + self.second(self.first(x))") + 1
+    assert f"3.second and 0 are combined channel by channel: add_2 (aten::add) at alike.py:{add}" in said
+    (stream,) = (one for one in cli(*given, "--json").data["why"] if one["group"] == "0")
+    assert stream["remedy"] is None and {tie["kind"] for tie in stream["ties"]} == {"holds", "reads", "combines"}
+    (tie,) = (tie for tie in stream["ties"] if tie["node"] == "add_2")
+    assert tie["operator"] == "aten::add" and tie["source"] == f"{folder / 'alike.py'}:{add}"
 
 
 def test_why_of_an_unknown_name_offers_near_ones(cli: Cli) -> None:
@@ -154,8 +169,22 @@ def test_a_dot_file_without_pydot_is_refused_with_the_remedy(cli: Cli, monkeypat
 
 
 def test_an_unknown_graph_format_is_refused(cli: Cli) -> None:
-    ran = cli("inspect", SOURCE, *INPUT, "--graph", "g.png")
-    assert ran.code == 2 and ".dot, .graphml, .json" in ran.err
+    ran = cli("inspect", SOURCE, *INPUT, "--graph", "g.jpg")
+    assert ran.code == 2 and ".dot, .graphml, .json" in ran.err and not Path("g.jpg").exists()
+
+
+def test_the_coupling_graph_is_drawn(cli: Cli) -> None:
+    assert cli("inspect", SOURCE, *INPUT, "--graph", "g.svg").code == 0
+    root = ElementTree.parse("g.svg").getroot()
+    assert root.tag.endswith("svg")
+    comments = Path("g.svg").read_text()  # matplotlib draws letters as outlines, and keeps the text beside them
+    assert "<!-- stem: 32 -->" in comments and "<!-- head: 10 (stays) -->" in comments and "narrow" in comments
+
+
+def test_a_picture_without_matplotlib_is_refused_with_the_remedy(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    ran = cli("inspect", SOURCE, *INPUT, "--graph", "g.svg")
+    assert ran.code == 2 and "--graph needs matplotlib" in ran.err and not Path("g.svg").exists()
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -163,7 +192,32 @@ def test_tables_fit_the_terminal_and_cut_nothing_off(cli: Cli, monkeypatch: pyte
     monkeypatch.setenv("COLUMNS", str(width))
     ran = cli("inspect", "torchvision:resnet18", "--input", "1x3x64x64")
     assert max(map(len, ran.out.splitlines())) <= width
-    assert "…" not in ran.out and "layer4.1.conv1" in ran.out
+    assert "…" not in ran.out and "tied with, or why it stays" in " ".join(ran.out.split())
+    flat = cli("inspect", "torchvision:resnet18", "--input", "1x3x64x64", "-v").out
+    assert max(map(len, flat.splitlines())) <= width
+    assert "…" not in flat and "layer4.1.conv1" in flat
+
+
+ALIKE = """
+import torch
+class Block(torch.nn.Module):
+    def __init__(self, hidden):
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(8, hidden), torch.nn.Linear(hidden, 8)
+    def forward(self, x):
+        return x + self.second(self.first(x))
+def net():
+    return torch.nn.Sequential(torch.nn.Linear(3, 8), Block(4), Block(4), Block(6), torch.nn.Linear(8, 2))
+"""
+
+
+def test_the_tree_shows_branches_that_are_alike_as_one(cli: Cli, folder: Path) -> None:
+    (folder / "alike.py").write_text(ALIKE)
+    lines = cli("inspect", "alike:net", "--input", "1x3").out.splitlines()
+    tree = [" ".join(line.split()) for line in lines if line[:1] in ("├", "│", "└")]
+    assert tree[2] == "├ 1.first to 2.first, alike 4 21.8% second"
+    assert tree[3].startswith("├ 3.first 6") and tree[4] == "└ 4 2 stays it reaches the model's output"
+    assert tree[0].startswith("├ 0 8 94.9% 1.first, 1.second and 5 more") and tree[1].startswith("│ 3 stays")
 
 
 def test_passes_lists_passes_options_criteria_and_policies(cli: Cli) -> None:

@@ -62,7 +62,7 @@ def test_help_is_printed_without_importing_torch() -> None:
     assert all(name in ran.stdout for name in ("demo", "inspect", "prune", "apply", "verify", "passes"))
 
 
-@pytest.mark.parametrize("command", ["demo", "inspect", "prune", "apply", "verify", "compare", "export", "passes"])
+@pytest.mark.parametrize("command", ["demo", "inspect", "prune", "apply", "verify", "compare", "diff", "export", "passes"])
 def test_every_command_has_help_for_every_option(cli: Cli, command: str) -> None:
     ran = cli(command, "--help")
     assert ran.code == 0 and "--json" in ran.out and "--debug" in ran.out and ran.err == ""

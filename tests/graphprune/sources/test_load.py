@@ -7,15 +7,14 @@ import re
 import sys
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import graphprune
 from graphprune.errors import UsageError
-from graphprune.program import Inputs
 from graphprune.sources import load_source
 
 _MODELS = """
@@ -200,13 +199,12 @@ def test_exported_program_with_a_hostile_pickle_runs_nothing(tmp_path: Path) -> 
     assert not (tmp_path / "mark").exists()
 
 
-def test_artifact_is_read_through_the_artifact_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module, inputs = nn.Linear(2, 2), Inputs((torch.zeros(1, 2),))
-    read = SimpleNamespace(read_artifact=lambda path: SimpleNamespace(module=module, inputs=inputs, provenance={}))
-    monkeypatch.setitem(sys.modules, "graphprune.artifact", read)
-    (tmp_path / "slim.safetensors").write_bytes(b"")
+def test_an_artifact_brings_its_module_and_example_inputs(tmp_path: Path) -> None:
+    result = graphprune.prune(nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2)), torch.zeros(1, 2), target="channels=50%")
+    graphprune.save(result, tmp_path / "slim.safetensors")
     source = load_source(str(tmp_path / "slim.safetensors"))
-    assert source.model is module and source.inputs is inputs
+    assert source.inputs is not None and torch.equal(source.inputs.args[0], torch.zeros(1, 2))
+    assert torch.equal(source.model(torch.ones(3, 2)), result.model(torch.ones(3, 2)))
 
 
 def test_pickled_module_is_loaded_only_when_trusted(tmp_path: Path) -> None:
@@ -229,3 +227,29 @@ def test_trusted_pickle_of_something_else_or_damaged_is_refused(tmp_path: Path) 
     assert re.search(r"holds a \w*[dD]ict, not a whole module", _refused(str(tmp_path / "weights.pt"), trust_pickle=True))
     (tmp_path / "text.pt").write_text("hello")
     assert "cannot be unpickled" in _refused(str(tmp_path / "text.pt"), trust_pickle=True)
+
+
+class Scaled(nn.Module):
+    """Two inputs of one batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return self.body(x) * scale  # type: ignore[no-any-return]
+
+
+def test_an_exported_program_of_any_batch_gives_a_slim_model_of_any_batch(tmp_path: Path) -> None:
+    """What the program checks of its inputs, the slim model checks; the sizes of the example are none of it."""
+    example = torch.ones(2, 4), torch.ones(2, 1)
+    any_batch = {0: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(Scaled().eval(), example, dynamic_shapes=(any_batch, any_batch))
+    torch.export.save(program, tmp_path / "m.pt2")
+    source = load_source(str(tmp_path / "m.pt2"))
+    slim = graphprune.prune(source.model, source.inputs, target="channels=50%").model
+    for batch in (1, 7):
+        assert slim(torch.ones(batch, 4), torch.ones(batch, 1)).shape == (batch, 3)
+    for refused in ((torch.ones(2, 5), torch.ones(2, 1)), (torch.ones(2, 4), torch.ones(3, 1))):
+        with pytest.raises(AssertionError, match="size"):
+            slim(*refused)

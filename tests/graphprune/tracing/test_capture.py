@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 import graphprune
 from graphprune.errors import CaptureError
 from graphprune.program import Inputs
+from graphprune.tracing.inputs import normalise_inputs
+from graphprune.training.optimiser_state import slice_state
 from tests.checking import analyse, check_plan, max_error, run, state_hash
 from tests.zoo.case import net
 
@@ -51,6 +54,51 @@ def test_every_way_of_giving_inputs(inputs: Any) -> None:
     plan = found.random_plan(0)
     result = graphprune.apply_plan(model, inputs, plan)
     assert result.report.verification is not None and result.report.verification.passed
+
+
+@pytest.mark.parametrize("inputs", [(X, None), {"negate": True, "scale": None, "x": X}, Inputs((X,), {"negate": False})], ids=str)
+def test_the_slim_model_is_called_as_the_example_was(inputs: Any, tmp_path: Path) -> None:
+    """A training loop passes options with every batch; they are taken, in a saved model too, and a slim one of the slim one."""
+    model = Two().double().eval()
+    given = normalise_inputs(inputs)
+    once = graphprune.prune(model, inputs, target="channels=80%")
+    slim = graphprune.prune(once.model, inputs, target="channels=80%").model
+    graphprune.save(once, tmp_path / "slim.safetensors")
+    for module in (once.model, slim, graphprune.load(tmp_path / "slim.safetensors")):
+        called = torch.compile(module, fullgraph=True, backend="eager")
+        assert torch.equal(module(*given.args, **given.kwargs), module(X))
+        assert torch.equal(called(*given.args, **given.kwargs), module(X))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "other", "message"),
+    [
+        ((X, None), (X, torch.tensor(2.0)), "scale is None in this graph"),
+        ({"x": X, "negate": False}, {"x": X, "negate": True}, "negate is False in this graph"),
+    ],
+)
+def test_another_option_than_the_example_had_is_refused(inputs: Any, other: Any, message: str) -> None:
+    slim = graphprune.prune(Two().double().eval(), inputs, target="channels=50%").model
+    given = normalise_inputs(other)
+    with pytest.raises(AssertionError, match=message):
+        slim(*given.args, **given.kwargs)
+
+
+def test_what_no_default_can_stand_for_is_no_argument() -> None:
+    """An option in front of a tensor, and what is no plain value."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 6)
+
+        def forward(self, x: Tensor, flip: bool, y: Tensor, axes: list[int]) -> Tensor:
+            result: Tensor = self.a(x + y).flip(axes if flip else [])
+            return result
+
+    program = graphprune.capture(Mixed().double().eval(), (X, True, X, [0]))
+    assert [node.target for node in program.module.graph.nodes if node.op == "placeholder"] == ["x", "y"]
+    assert not [node for node in program.module.graph.nodes if node.target is torch._assert]
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -144,12 +192,25 @@ def test_inputs_and_models_that_cannot_be(model: Callable[[], Any], inputs: Any,
         graphprune.prune(model(), inputs)
 
 
-def test_wrappers_are_taken_off() -> None:
+WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
+    "parallel": nn.DataParallel,
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "both": lambda model: torch.compile(nn.DataParallel(model), backend="eager"),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrappers_are_taken_off(wrapper: str) -> None:
+    """The plan is that of the model inside, and fits both; nothing of the model counts as unused."""
     inner = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).double()
-    wrappers: list[Any] = [nn.DataParallel(inner), torch.compile(inner, backend="eager")]
-    for wrapped in wrappers:
-        result = graphprune.prune(wrapped, X, target="channels=50%")
-        assert set(result.model.state_dict()) == set(inner.state_dict())
+    wrapped = WRAPPERS[wrapper](inner)
+    result = graphprune.prune(wrapped, X, target="channels=50%")
+    assert set(result.model.state_dict()) == set(inner.state_dict()) and result.report.unused == ()
+    assert result.plan == graphprune.prune(inner, X, target="channels=50%").plan
+    graphprune.verify(wrapped, WRAPPERS[wrapper](result.model), result.plan, X).check()
+    state = {"averages": dict(inner.named_parameters())}
+    cut, notes = slice_state(state, result.plan, wrapped, WRAPPERS[wrapper](result.model))
+    assert notes == [] and torch.equal(cut["averages"]["0.weight"], result.model.get_parameter("0.weight"))
 
 
 def test_functional_dropout_follows_the_mode() -> None:

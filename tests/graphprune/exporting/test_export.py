@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 
 import graphprune
-from graphprune import export
 from graphprune.errors import UsageError, VerificationError
-from graphprune.export import export_model
+from graphprune.exporting import Exported, export_model, onnx_file, program
 from graphprune.program import Inputs
 
 
@@ -57,7 +56,7 @@ def test_a_program_of_torch_export_runs_at_any_batch(tmp_path: Path) -> None:
     for batch in (1, 5):
         given = torch.randn(batch, 3, 6, 6), torch.rand(batch, 1)
         torch.testing.assert_close(loaded(*given), slim.eval()(*given))
-    assert "1, 2, 3" in said
+    assert said.batches == (1, 2, 3) and said.error is not None and said.error < 1e-5
 
 
 def test_the_mode_of_the_model_stays(tmp_path: Path) -> None:
@@ -77,11 +76,11 @@ def test_onnx_runs_at_any_batch(tmp_path: Path) -> None:
     names = [each.name for each in session.get_inputs()]
     (found,) = session.run(None, dict(zip(names, (x.numpy(), scale.numpy()), strict=True)))
     torch.testing.assert_close(torch.from_numpy(found), slim.eval()(x, scale).detach(), rtol=1e-4, atol=1e-5)
-    assert "1, 2, 3" in said
+    assert said.batches == (1, 2, 3) and said.error is not None and said.error < 1e-5
 
 
 def test_onnx_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    monkeypatch.setattr(onnx_file, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"onnx and onnxscript. Install graphprune\[onnx\]"):
         export_model(_slim(), INPUTS, tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -104,14 +103,14 @@ def test_sizes_of_the_example_alone_where_the_model_takes_no_others(tmp_path: Pa
 
 
 def test_a_file_that_computes_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original: Callable[..., Any] = export._exported
+    original: Callable[..., Any] = program.exported
 
-    def damaged(module: fx.GraphModule, inputs: Inputs, dynamic: bool) -> Any:
-        program = original(module, inputs, dynamic)
-        program.state_dict["head.bias"] = nn.Parameter(program.state_dict["head.bias"] + 1)
-        return program
+    def damaged(job: Any) -> Any:
+        made = original(job)
+        made.state_dict["head.bias"] = nn.Parameter(made.state_dict["head.bias"] + 1)
+        return made
 
-    monkeypatch.setattr(export, "_exported", damaged)
+    monkeypatch.setattr(program, "exported", damaged)
     with pytest.raises(VerificationError, match="is not written: its outputs are off"):
         export_model(_slim(), INPUTS, tmp_path / "m.pt2")
     assert list(tmp_path.iterdir()) == []
@@ -123,8 +122,26 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path: Path, monk
         (INPUTS, "m.tflite", "End it in .pt2"),
         (Inputs((torch.randn(1, 3, 6, 6), torch.ones(3, 1))), "m.pt2", "leading size"),
         (INPUTS, "missing/m.pt2", "does not exist"),
+        (INPUTS, "m", "or give the format"),
     ],
 )
 def test_bad_input_is_refused(tmp_path: Path, inputs: Inputs, name: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         export_model(_slim(), inputs, tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "says"),
+    [("m.onnx", "aot", "End it in .pt2"), ("m.pt2", "fx-folder", "it is a folder"), ("m.pt2", "onxx", "onnx")],
+)
+def test_a_format_that_does_not_go_with_the_name_is_refused(tmp_path: Path, name: str, format: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        export_model(_slim(), INPUTS, tmp_path / name, format=format)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_measured_is_told() -> None:
+    assert str(Exported((1, 2), 1e-7, 0.5, 1.25)) == (
+        "It was run at batches 1, 2: largest relative error 1.0e-07. A call takes 0.5 ms, and 1.25 ms in PyTorch"
+    )
+    assert str(Exported(note="It was not run")) == "It was not run"

@@ -1,0 +1,100 @@
+"""``graphprune report``: what a pruning or a run did, as one HTML page that needs no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from graphprune.cli import options
+from graphprune.cli.output import Output
+from graphprune.errors import UsageError
+from graphprune.files import atomic_write
+
+if TYPE_CHECKING:
+    from graphprune.reporting import Material, Page
+
+_ORIGINAL = "Original"
+
+
+def command(
+    subject: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN_OR_SLIM",
+            help="The folder of a run, a folder of such folders, a slim model (.safetensors) or a plan (.json).",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.html", help="Where the page goes.")] = Path("report.html"),
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SOURCE",
+            help="The original, named as for the other commands. Default: what the run or the slim model says.",
+            rich_help_panel=_ORIGINAL,
+        ),
+    ] = None,
+    latency: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The model's latency table, of `graphprune profile`, for its staircases."),
+    ] = None,
+    criterion: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="Whose scores are shown. Default: the criterion that the plan was made by."),
+    ] = None,
+    shape: options.Shape = None,
+    weights: options.Weights = None,
+    trust_pickle: options.TrustPickle = False,
+    seed: options.Seed = 0,
+    calibrate: options.Calibrate = None,
+    samples: options.Samples = 512,
+    data: options.Data = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Write a report of a run, of all runs of a folder, or of a slim model: one page to open in a browser, without a network."""
+    from graphprune.cli.loading import Request as Source
+    from graphprune.cli.loading import check_outputs
+    from graphprune.reporting import Request, gather, render
+    from graphprune.reporting.page import check_installed
+
+    check_installed()
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"A report is an HTML page. End {out} in .html.")
+    if not subject.exists():
+        raise UsageError(f"There is no {subject}. Give the folder of a run, a slim model or a plan.")
+    source = Source(against or "", weights, trust_pickle, shape, seed, data, mean, std, None, calibrate, samples)
+    check_outputs([out], [*source.files, *(path for path in (subject, latency) if path is not None and path.is_file())])
+    with Output(as_json, quiet, verbose) as output:
+        material = gather(Request(subject, source, latency, criterion), output)
+        with output.task("Writing the page"):
+            page = _page(material)
+            text = render(page)
+            with atomic_write(out) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        missing = {part.key: [lack.what for lack in part.missing] for part in page.sections if part.missing}
+        output.data(
+            {"out": str(out), "bytes": len(text.encode()), "sections": [part.key for part in page.sections], "missing": missing}
+        )
+        for part in page.sections:
+            for lack in part.missing:
+                output.say(f"{part.title}: {lack.what} {lack.remedy}".rstrip())
+        output.say(f"Written to {out}. Open it in a browser.")
+
+
+def _page(material: Material) -> Page:
+    from datetime import datetime
+
+    from graphprune import __version__
+    from graphprune.reporting import Page, sections_of
+
+    title = material.subject.resolve().name
+    named = material.named
+    about = f"{len(material.runs)} runs." if len(material.runs) > 1 else f"Made from {named}." if named else ""
+    when = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M")
+    return Page(title, about, sections_of(material), f"Made by graphprune {__version__} on {when}.")

@@ -1,0 +1,45 @@
+"""Run what was written in a process of its own, which knows neither graphprune nor the model's code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from graphprune.errors import VerificationError
+from graphprune.exporting.checking import TURN, TURNS, Ran
+from graphprune.program import Inputs
+
+_RUNNER = Path(__file__).with_name("fresh_runner.py")
+
+
+def run_fresh(kind: str, written: Path, cases: Sequence[Inputs], path: Path) -> Ran:
+    """Load what was written in a new process and run it. kind: ``aot`` or ``folder``. path: what to call it in messages.
+
+    Raises VerificationError with the last line of what the process said where it fails.
+    """
+    with TemporaryDirectory() as name:
+        given, made = Path(name) / "given.pt", Path(name) / "made.pt"
+        torch.save(
+            {
+                "cases": [(case.args, dict(case.kwargs)) for case in cases],
+                "threads": torch.get_num_threads(),
+                "turns": TURNS,
+                "seconds": TURN,
+            },
+            given,
+        )
+        command = [sys.executable, "-P", str(_RUNNER), kind, str(written), str(given), str(made)]
+        environment = os.environ | {"AOTI_RUNTIME_CHECK_INPUTS": "1"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+            raise VerificationError(f"{path} is not written: in a process of its own it does not run ({said}).")
+        result: dict[str, Any] = torch.load(made, weights_only=True)
+    return Ran(result["outputs"], result["ms"])

@@ -1,0 +1,147 @@
+"""The summary: figures before and after, budgets and the proof."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from graphprune.cli import tables
+from graphprune.cli.tables import count, share, size
+from graphprune.errors import UsageError
+from graphprune.passes.selection.target import parse_target
+from graphprune.reporting.facts import Missing, Section, Table, Tile
+from graphprune.reporting.material import Material
+from graphprune.reporting.runs import Accuracies, Run
+
+
+@dataclass(frozen=True)
+class _Cost:
+    label: str
+    before: float
+    after: float
+    show: Callable[[float], str]
+
+
+def summary(material: Material) -> Section | None:
+    """Tiles of costs and accuracies, and a table of what was asked for and what came of it."""
+    if len(material.runs) > 1:
+        return None
+    costs = _costs(material)
+    tiles = [_tile(cost) for cost in costs] + _accuracies(material)
+    missing = [] if costs else [Missing(f"Costs are not known. {material.no_original}", "")]
+    if not any("ccuracy" in tile.label for tile in tiles):
+        missing.append(Missing("The accuracy is not known.", "Give labelled images with --data FILE.npz, or report on a run."))
+    figures = [(tile.label, tile.before or "-", tile.after, tile.change or "-") for tile in tiles]
+    found = [Table("Figures", ("", "#original", "#slim", "#remains or change"), figures)] if figures else []
+    budgets = _budgets(material, costs)
+    if budgets:
+        found.append(Table("Budgets", ("target", "#asked for", "#reached", "#used"), budgets, folded=False))
+    return Section("summary", "Summary", _lead(material), tiles, tables=found, missing=missing)
+
+
+def _lead(material: Material) -> str:
+    run, parts = material.run, []
+    if run is not None:
+        state = "finished" if run.finished else "not finished"
+        parts.append(f"A run of the method {run.method}, {state}, with {len(run.rounds)} rounds on record.")
+        proof = run.result.verification if run.result is not None else None
+        if proof is not None and proof.get("passed"):
+            error, compared = proof["error"], proof["compared"]
+            parts.append(f"Verified against the masked original: largest relative error {error:.1e} over {compared} tensors.")
+    original = material.original
+    if original is not None:
+        scopes = material.plan.scopes if material.plan is not None else []
+        what = f"the parts {', '.join(scopes)}" if scopes else "the model"
+        parts.append(f"Costs are those of {what} at the input {original.inputs.describe()}.")
+    elif run is not None and run.result is not None:
+        parts.append(f"Costs are those at the input {run.result.inputs}.")
+    return " ".join(parts)
+
+
+def _costs(material: Material) -> list[_Cost]:
+    """Costs of a result, else by the analysis of the original, else of the last round."""
+    original, run = material.original, material.run
+    if run is not None and run.result is not None:
+        pair = (run.result.dense, run.result.slim)
+        values = [(one.parameters, one.macs, one.weight_bytes, one.activation_bytes) for one in pair]
+    elif original is not None and original.after is not None:
+        values = [(one.parameters, one.macs, one.weight_bytes, one.activation_bytes) for one in (original.before, original.after)]
+    elif run is not None and run.last is not None:
+        values = [(row.params, row.macs) for row in (run.rounds[0], run.last)]  # type: ignore[misc]
+    else:
+        return []
+    labels = (("Parameters", count), ("MACs", count), ("Weights in memory", size), ("Peak activations", size))
+    return [_Cost(label, old, new, show) for (label, show), old, new in zip(labels, *values, strict=False)]
+
+
+def _tile(cost: _Cost) -> Tile:
+    part = cost.after / cost.before if cost.before else None
+    return Tile(cost.label, cost.show(cost.after), cost.show(cost.before), share(cost.after, cost.before), part)
+
+
+def _accuracies(material: Material) -> list[Tile]:
+    run = material.run
+    tiles = []
+    if material.accuracy is not None:
+        before, after, images = material.accuracy
+        tiles.append(_rated(f"Top-1 accuracy, {images:,} images", before, after))
+    if run is not None and run.result is not None:
+        dense, slim = run.result.dense.accuracy, run.result.slim.accuracy
+        tiles += [_rated(label, getattr(dense, name), getattr(slim, name)) for name, label in _JUDGED.items() if _both(slim, name)]
+    elif run is not None:
+        tiles += _of_rounds(run)
+    return tiles
+
+
+_JUDGED: Mapping[str, str] = {"test": "Accuracy, test", "validation": "Accuracy, validation"}
+
+
+def _both(accuracies: Accuracies, name: str) -> bool:
+    return getattr(accuracies, name) is not None
+
+
+def _of_rounds(run: Run) -> list[Tile]:
+    rated = [row for row in run.rounds if row.accuracy is not None and row.status != "rolled back"]
+    if not rated:
+        return []
+    assert rated[-1].accuracy is not None
+    return [_rated("Accuracy, last round", rated[0].accuracy, rated[-1].accuracy)]
+
+
+def _rated(label: str, before: float | None, after: float) -> Tile:
+    if before is None:
+        return Tile(label, f"{after:.2%}")
+    return Tile(label, f"{after:.2%}", f"{before:.2%}", f"{100 * (after - before):+.2f} points")
+
+
+def _budgets(material: Material, costs: Sequence[_Cost]) -> list[tuple[str, str, str, str]]:
+    """Targets with what was reached. A run's are of its recipe: the plan of its last cut is measured by another model."""
+    run, plan = material.run, material.plan
+    if run is not None:
+        text = str(run.options.get("target") or "")
+        kind, _, amount = text.partition("=")
+        known = {"params": "Parameters", "macs": "MACs", "weight_bytes": "Weights in memory", "memory": "Peak activations"}
+        cost = next((cost for cost in costs if cost.label == known.get(kind)), None)
+        return [_budget(kind, amount, cost.after / cost.before, cost.before)] if cost is not None and cost.before else []
+    if plan is None:
+        return []
+    originals = {cost.label: cost.before for cost in costs}
+    names = {"params": "Parameters", "macs": "MACs", "weight_bytes": "Weights in memory", "memory": "Peak activations"}
+    return [
+        _budget(kind, text, plan.achieved[kind], originals.get(names.get(kind, "")))
+        for kind, text in plan.target.items()
+        if kind in plan.achieved
+    ]
+
+
+def _budget(kind: str, text: str, reached: float, original: float | None) -> tuple[str, str, str, str]:
+    """reached: as a share of the original."""
+    try:
+        target = parse_target(kind, text)
+    except UsageError:
+        return kind, text, f"{reached:.1%}", "-"
+    if target.share is not None:
+        return kind, f"{target.share:.1%}", f"{reached:.1%}", share(reached, target.share)
+    if original is None or target.amount is None:
+        return kind, text, f"{reached:.1%}", "-"
+    return kind, text, tables.count(reached * original), share(reached * original, target.amount)

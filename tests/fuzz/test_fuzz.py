@@ -1,0 +1,69 @@
+"""A fixed slice of the random networks, every network that once failed, and that the checks see wrong rules."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.checking import max_error, run
+from tests.fuzz.block import BLOCKS
+from tests.fuzz.check import Subject, check, runs
+from tests.fuzz.generate import generate
+from tests.fuzz.shrink import reduce
+from tests.fuzz.silence import choose, silenced
+from tests.fuzz.spec import Spec
+
+SLICE = range(48)
+FOUND = sorted((Path(__file__).parent / "found").glob("*.json"))
+
+
+@pytest.mark.parametrize("seed", SLICE)
+def test_random_networks_are_pruned_exactly(seed: int) -> None:
+    outcome = check(generate(seed))
+    assert not outcome.failure, f"{outcome.failure}\n{outcome.trace}"
+
+
+@pytest.mark.parametrize("path", FOUND, ids=lambda path: path.stem)
+def test_networks_that_once_failed_are_pruned_exactly(path: Path) -> None:
+    outcome = check(Spec.model_validate_json(path.read_text()))
+    assert not outcome.failure, f"{outcome.failure}\n{outcome.trace}"
+
+
+def test_a_seed_is_a_network_and_goes_through_json() -> None:
+    for seed in range(8):
+        spec = generate(seed)
+        assert spec == generate(seed) == Spec.model_validate_json(spec.model_dump_json())
+        assert runs(spec)
+
+
+def test_every_block_is_drawn() -> None:
+    """Negative twin of a generator that refuses a block everywhere."""
+    drawn = Counter(step.block for seed in range(400) for step in generate(seed).steps)
+    assert set(BLOCKS) - set(drawn) == set()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_silencing_oracle_tells_plans_apart(seed: int) -> None:
+    """Its negative twin: silencing other channels than those that are gone gives other outputs."""
+    subject = Subject(generate(seed), Counter())
+    _, slim = subject.slim()
+    groups = subject.found.groups
+    errors = []
+    for number in range(100, 105):
+        kept, twins = choose(groups, number)
+        other = silenced(subject.model, groups, subject.found.plan(kept), twins)
+        errors.append(max_error(run(slim, subject.inputs), run(other, subject.inputs)))
+    assert max(errors) > 1e-4
+
+
+def test_a_failing_network_is_shrunk_to_what_fails() -> None:
+    spec = next(found for found in map(generate, range(100)) if len(found.steps) > 8 and _reads_images_in_groups(found))
+    small = reduce(spec, _reads_images_in_groups, time.monotonic() + 30)
+    assert len(small.steps) == 2 and runs(small) and small.policy == {} and set(small.prune) == {"target"}
+
+
+def _reads_images_in_groups(spec: Spec) -> bool:
+    return any(step.block == "GroupedConv" for step in spec.steps)

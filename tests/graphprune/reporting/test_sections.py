@@ -1,0 +1,170 @@
+"""Sections: the facts that the page shows are those of the analysis, the plan and the run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import graphprune
+from graphprune import Plan
+from graphprune.cli.loading import Request as Source
+from graphprune.cli.output import Output
+from graphprune.errors import PlanError, UsageError
+from graphprune.reporting import Material, Request, gather, sections_of
+from graphprune.reporting.facts import Section
+from graphprune.reporting.sections.widths import layer_widths
+from tests.graphprune.reporting.conftest import ROUNDS, MakeRun
+
+
+class Two(nn.Module):
+    """Two convolutions and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.b(self.a(x).relu()).relu().mean((2, 3)))
+
+
+SOURCE = f"{__name__}:Two"
+INPUT = "1x3x8x8"
+
+
+def sections(material: Material) -> dict[str, Section]:
+    return {section.key: section for section in sections_of(material)}
+
+
+def material(subject: Path, against: str = "", **more: object) -> Material:
+    with Output(quiet=True) as output:
+        return gather(Request(subject, Source(against, shape=INPUT, **more)), output)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def pruned(tmp_path: Path) -> graphprune.api.PruneResult:
+    torch.manual_seed(0)
+    result = graphprune.prune(Two(), torch.zeros(1, 3, 8, 8), target="macs=50%", source=SOURCE)
+    graphprune.save(result, tmp_path / "slim.safetensors")
+    result.plan.save(tmp_path / "plan.json")
+    return result
+
+
+def test_widths_and_costs_are_those_of_the_pruning(pruned: graphprune.api.PruneResult, tmp_path: Path) -> None:
+    found = material(tmp_path / "slim.safetensors", SOURCE)
+    assert found.original is not None
+    assert (found.original.before, found.original.after) == (pruned.report.before, pruned.report.after)
+    assert found.widths == pruned.report.widths
+    rows = sections(found)["widths"].tables[0].rows
+    shapes = {name: tensor.shape for name, tensor in pruned.model.named_parameters()}
+    assert [(row[0], int(row[2]), int(row[5])) for row in rows] == [
+        (name, *shapes[f"{name}.weight"][:2]) for name in ("a", "b", "head")
+    ]
+
+
+def test_widths_need_no_original(pruned: graphprune.api.PruneResult, tmp_path: Path) -> None:
+    found = sections(material(tmp_path / "plan.json"))
+    assert [row[0] for row in found["widths"].tables[0].rows] == ["a", "b", "head"]
+    assert "--against" in found["coupling"].missing[0].what
+    assert "--against" in found["summary"].missing[0].what
+
+
+def test_layers_come_in_natural_order_where_only_the_plan_is_there() -> None:
+    names = ["l10.weight", "l9.weight", "l9.bias"]
+    plan = Plan(kept={"l9.weight": {0: [1]}}, model=dict(zip(names, ("float32[4, 2]", "float32[3, 2]", "float32[3]"), strict=True)))
+    assert layer_widths(plan) == {"l9": ((3, 1), (2, 2)), "l10": ((4, 4), (2, 2))}
+
+
+def test_the_drawing_says_what_each_layer_makes_and_reads(pruned: graphprune.api.PruneResult, tmp_path: Path) -> None:
+    data = sections(material(tmp_path / "slim.safetensors", SOURCE))["coupling"].charts[0].data
+    nodes = {node["id"]: node for node in data["nodes"]}
+    names = [group["name"] for group in data["groups"]]
+    assert [names[place] for place in nodes["a"]["makes"]] == ["a"]
+    assert names.index("a") in nodes["b"]["reads"]
+    assert nodes["a"]["width"] == (8, pruned.model.get_parameter("a.weight").shape[0])
+    (made,) = nodes["head"]["makes"]
+    assert "output" in data["groups"][made]["reason"]
+    assert ["a", "b"] in data["edges"]
+
+
+def test_importance_counts_every_unit_once(pruned: graphprune.api.PruneResult, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    torch.save(Two().state_dict(), tmp_path / "weights.pt")
+    found = sections(material(tmp_path / "slim.safetensors", SOURCE, weights=tmp_path / "weights.pt"))["importance"]
+    data = found.charts[0].data
+    for group in data["groups"]:
+        full, kept = pruned.report.widths[group["name"]]
+        assert (sum(group["kept"]), sum(group["removed"])) == (kept, full - kept)
+    assert "Every kept unit scores higher" in found.lead
+    assert np.all(np.diff(data["edges"]) > 0)
+
+
+def test_fresh_weights_are_not_scored(pruned: graphprune.api.PruneResult, tmp_path: Path) -> None:
+    """The artifact names its source, but not the weights: what they would say is not what was pruned by."""
+    found = sections(material(tmp_path / "slim.safetensors"))
+    assert not found["importance"].charts and "not at hand" in found["importance"].missing[0].what
+    assert found["coupling"].charts
+
+
+def test_a_plan_of_another_model_is_refused_where_the_user_named_the_model(
+    pruned: graphprune.api.PruneResult, tmp_path: Path
+) -> None:
+    with pytest.raises(PlanError, match="does not fit"):
+        material(tmp_path / "plan.json", "torch.nn:Conv2d(3, 4, 3)")
+
+
+def test_an_original_that_only_the_file_names_may_be_missing(tmp_path: Path) -> None:
+    result = graphprune.prune(Two(), torch.zeros(1, 3, 8, 8), target="macs=50%", source="gone.module:model")
+    graphprune.save(result, tmp_path / "slim.safetensors")
+    found = material(tmp_path / "slim.safetensors")
+    assert found.original is None and "gone.module" in found.no_original
+    assert sections(found)["widths"].charts
+
+
+def test_rounds_tell_which_were_rolled_back(make_run: MakeRun) -> None:
+    found = sections(material(make_run()))
+    assert "Rolled back: 1." in found["rounds"].lead
+    assert [row["status"] for row in found["rounds"].charts[0].data] == ["dense", "rolled back", "final"]
+    tiles = {tile.label: tile.change for tile in found["summary"].tiles}
+    assert tiles == {"Parameters": "60.0%", "MACs": "60.0%", "Accuracy, last round": "-5.00 points"}
+    assert found["summary"].tables[1].rows == [("macs", "50.0%", "60.0%", "120.0%")]
+    assert [row[:3] for row in found["widths"].tables[0].rows] == [["a", "8", "5"], ["b", "16", "12"]]
+
+
+def test_a_run_without_rounds_says_so(make_run: MakeRun) -> None:
+    found = sections(material(make_run(rounds=())))
+    assert "no round" in found["rounds"].missing[0].what
+
+
+def test_runs_of_a_folder_are_compared(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("runs/cifar-one")
+    make_run("runs/cifar-two", rounds=ROUNDS[:1], method="laasp")
+    found = sections(material(tmp_path / "runs"))
+    rows = found["runs"].tables[0].rows
+    assert [(row[0], row[1], row[2], row[-1]) for row in rows] == [
+        ("cifar-one", "adaptive", "finished", "60.0%"),
+        ("cifar-two", "laasp", "not finished", "100.0%"),
+    ]
+    front, heat = found["runs"].charts
+    assert [run["name"] for run in front.data["runs"]] == ["one", "two"]
+    assert [0, 0, 5 / 8, 5, 8] in heat.data["cells"]
+
+
+def test_what_is_no_subject_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no run"):
+        material(tmp_path)
+    (tmp_path / "x.txt").write_text("")
+    with pytest.raises(UsageError, match="nothing to report on"):
+        material(tmp_path / "x.txt")
+
+
+def test_commands_say_all_that_the_pruning_took(pruned: graphprune.api.PruneResult, tmp_path: Path) -> None:
+    texts = {text.caption: text.text for text in sections(material(tmp_path / "slim.safetensors"))["again"].texts}
+    prune, apply = texts["Commands"].splitlines()
+    assert prune.startswith(f"graphprune prune {SOURCE} --input {INPUT} --pipeline") and "macs=50%" in prune
+    assert apply == f"graphprune apply {SOURCE} plan.json --input {INPUT} -o slim.safetensors"
+    assert json.loads(texts["plan.json"]) == json.loads(pruned.plan.model_dump_json())
