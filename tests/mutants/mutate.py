@@ -45,6 +45,7 @@ class Mutation:
         return f"{self.file}:{self.line}: {self.kind}: {self.text}"
 
 
+#: Changes a shallow copy of a node, or says None where it does not apply.
 Change: TypeAlias = Callable[[ast.AST], ast.AST | None]
 
 
@@ -62,7 +63,7 @@ def _forget_labels(node: ast.AST) -> ast.AST | None:
     """An output has no labels."""
     if not (isinstance(node, ast.Call) and _called(node) == "set" and node.args and not isinstance(node.args[0], ast.Tuple)):
         return None
-    node.args[0] = ast.Tuple([], ast.Load())
+    node.args = [ast.Tuple([], ast.Load()), *node.args[1:]]
     return node
 
 
@@ -102,8 +103,9 @@ def _exchange(node: ast.AST) -> ast.AST | None:
     assert isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
     if not isinstance(node.func.value, ast.Name) or node.func.value.id != "np":
         return None
-    node.func.attr = other[node.func.attr]
-    node.args = node.args[:2] if node.func.attr != "copy" else node.args[:1]
+    name = other[node.func.attr]
+    node.func = ast.Attribute(node.func.value, name, ast.Load())
+    node.args = node.args[:1] if name == "copy" else node.args[:2]
     return node
 
 
@@ -132,7 +134,7 @@ def mutations(file: str) -> Iterator[Mutation]:
     tree = ast.parse((ROOT / file).read_text())
     for place, node in enumerate(_functions(tree)):
         for kind, change in KINDS.items():
-            if change(copy.deepcopy(node)) is not None:
+            if change(copy.copy(node)) is not None:
                 yield Mutation(file, place, kind, getattr(node, "lineno", 0), ast.unparse(node).split("\n")[0][:100])
 
 
@@ -150,7 +152,7 @@ def mutated(mutation: Mutation) -> ast.Module:
     """The tree of the file with this change."""
     tree = ast.parse((ROOT / mutation.file).read_text())
     node = _functions(tree)[mutation.place]
-    changed = KINDS[mutation.kind](copy.deepcopy(node))
+    changed = KINDS[mutation.kind](copy.copy(node))
     assert changed is not None
     _Replace(node, ast.copy_location(changed, node)).visit(tree)
     return ast.fix_missing_locations(tree)
