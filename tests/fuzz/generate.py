@@ -124,7 +124,7 @@ def _policy(random: Random, steps: list[Step]) -> dict[str, str]:
     chances = {"heads": 0.4, "conv_groups": 0.4, "norm_groups": 0.4, "statistics": 0.1}
     chosen = {name: choice for name, choice in choices.items() if random.random() < chances[name]}
     if any(step.options.get("norm") for step in steps):
-        chosen.pop("heads", None)  # positions that are normalised and then contracted: the oracle knows no weights for these
+        chosen.pop("heads", None)  # or else positions are normalised and then contracted
     return chosen
 
 

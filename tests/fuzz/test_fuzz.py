@@ -16,7 +16,7 @@ from tests.fuzz.shrink import reduce
 from tests.fuzz.silence import choose, silenced
 from tests.fuzz.spec import Spec
 
-SLICE = range(48)
+SLICE = range(32)
 FOUND = sorted((Path(__file__).parent / "found").glob("*.json"))
 
 

@@ -1,0 +1,180 @@
+"""What is promised, how it is tested, and what the last run of these tests found.
+
+    pip install -e ".[test]"
+    python docs/benchmarks/trust/run.py --minutes 20 --mutants 60
+
+Three runs, each with a record beside this file. *zoo*: the small structures of ``tests/zoo`` under pytest. *fuzz*: random networks
+(``python -m tests.fuzz``) for so many minutes, counted on from the seeds of the record. *mutants*: a sample of wrong rules
+(``python -m tests.mutants``) that is not in the record yet. Then ``README.md`` is written from the records; with ``--minutes 0``,
+``--mutants 0`` or ``--no-zoo`` from what was run before. ``--afresh`` forgets the records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
+ZOO, FUZZ, MUTANTS = HERE / "zoo.json", HERE / "fuzz.json", HERE / "mutants.json"
+
+
+def child(*arguments: str) -> None:
+    """Run a module of the repository; a test that fails is a result and no error."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, env=environment, check=False)
+
+
+def run_zoo() -> None:
+    """Run the zoo, and record how many tests passed, by what they test."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        child("pytest", "tests/zoo", "-q", "-p", "no:cacheprovider", f"--junitxml={report}")
+        cases = list(ET.parse(report).iter("testcase"))
+    named = [(str(case.get("name")).partition("[")[0], not list(case)) for case in cases]
+    counts = {"ran": Counter(name for name, _ in named), "passed": Counter(name for name, fine in named if fine)}
+    ZOO.write_text(json.dumps(counts, indent=1) + "\n")
+
+
+def load(path: Path) -> Any:
+    """A record, or nothing."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def percent(part: int, whole: int) -> str:
+    """A share in per cent."""
+    return f"{100 * part / whole:.1f}%" if whole else "none"
+
+
+#: Of the checks of tests/fuzz: what they promise, how they ask, and which of the counts they add to.
+CHECKS = (
+    (
+        "Any plan ends in a proved model",
+        "verified",
+        "units drawn at random go; the built-in proof, two batch sizes",
+        "plans proved",
+    ),
+    (
+        "The slim model is the original without these channels",
+        "equals_silenced",
+        "the original's own Python, with weights under which the channels have no effect; eval and train mode",
+        "silenced originals equalled",
+    ),
+    (
+        "Statistics are taken over what is left",
+        "equals_silenced",
+        "of these, networks in which each removed channel is the twin of one that stays",
+        "of these with twins",
+    ),
+    ("It trains as the original would", "equal_gradients", "gradients of everything that stays", "gradients equalled"),
+    ("It can be pruned again", "same_units", "its groups are what is left of the original's", "slim models analysed again"),
+    ("A target is met with a proof", "pruned_by_score", "random criterion, target, rounding and policy; twice", "targets met"),
+    ("Or it is refused with the reason", "pruned_by_score", "the same", "targets refused"),
+    ("It exports", "exported", "one network in four, through torch.export", "exported"),
+    ("The original is not changed", "untouched", "a digest of all of its state before and after", "networks"),
+)
+
+#: Of the tests of tests/zoo: what they promise, the test, and how it asks.
+STRUCTURES = (
+    ("The groups are those that a reader expects", "test_groups_are_those_expected", "written down for every structure"),
+    ("Capture computes what the model computes", "test_capture_computes_what_the_model_computes", "bit for bit"),
+    ("Plans are exact, and cost what was said", "test_random_plans_are_exact", "two plans each, three prunings in a row"),
+)
+
+
+def rows(zoo: dict[str, Any], fuzz: dict[str, Any], mutants: dict[str, str]) -> list[str]:
+    """The table: promise, test and figure of each."""
+    counts: Counter[str] = Counter(fuzz.get("counts", {}))
+    failures = Counter(text.partition(":")[0] for text in fuzz.get("failures", {}).values())
+    made = [
+        f"| {promise} | fuzz, `{check}`: {how} | {counts[count]} networks, {failures[check]} failures |"
+        for promise, check, how, count in CHECKS
+    ]
+    for promise, test, how in STRUCTURES:
+        passed, ran = zoo.get("passed", {}).get(test, 0), zoo.get("ran", {}).get(test, 0)
+        made.append(f"| {promise} | zoo, `{test}`: {how} | {passed} of {ran} passed |")
+    caught = sum(1 for stage in mutants.values() if stage)
+    made.append(f"| A wrong rule does not pass | mutants: rules changed on purpose | {caught} of {len(mutants)} caught |")
+    return made
+
+
+def reach(counts: Counter[str]) -> str:
+    """That the networks can be pruned at all."""
+    groups = counts["prunable groups"]
+    return (
+        f"They do not pass by freezing everything: {percent(counts['networks with prunable groups'], counts['networks'])} of the "
+        f"networks have prunable groups ({groups} in all, {counts['prunable groups with statistics']} under a statistic), "
+        f"{percent(counts['parameters in reach'], counts['parameters'])} of the parameters are in reach, random plans removed "
+        f"{percent(counts['parameters removed by random plans'], counts['parameters'])}, and the oracle of silent weights cut "
+        f"{percent(counts['prunable groups cut by the silencing oracle'], groups)} of the groups."
+    )
+
+
+def page() -> str:
+    """The page, from the records."""
+    zoo, fuzz, mutants = load(ZOO), load(FUZZ), load(MUTANTS)
+    counts: Counter[str] = Counter(fuzz.get("counts", {}))
+    survivors = "\n".join(f"- `{name}`" for name, stage in mutants.items() if not stage) or "None."
+    stages = Counter(stage for stage in mutants.values() if stage).most_common()
+    caught, by = sum(number for _, number in stages), ", ".join(f"{number} by {stage}" for stage, number in stages) or "none"
+    failures = "\n".join(f"- seed {seed}: {text}" for seed, text in fuzz.get("failures", {}).items())
+    versions = f"torch {torch.__version__.partition('+')[0]}, Python {platform.python_version()}, {platform.machine()}"
+    seeds = f"{fuzz.get('first') or 0} to {(fuzz.get('next') or 1) - 1}"
+    return f"""# Trust: what is promised, and how it is tested
+
+Made by `run.py` beside this page, which says how. {versions}.
+
+| promise | how it is tested | last run |
+| --- | --- | --- |
+{chr(10).join(rows(zoo, fuzz, mutants))}
+
+## Random networks
+
+The networks are those of seeds {seeds}, in float64, compared to a relative error of 1e-10. They are made of convolutions of all
+kinds, norms, attention, recurrent layers, gates, shuffles, concatenations, splits and shared layers, with several inputs and
+outputs (`tests/fuzz`). {reach(counts)}
+
+{failures or "No network of this run failed."} Networks that failed before lie in `tests/fuzz/found`, and pytest runs them.
+
+## Wrong rules
+
+Of a sample of {len(mutants)} changes to the rules of operators and to the algebra of labels,
+{percent(caught, len(mutants))} were caught ({by}). Each survivor is a check that is missing, or a change that makes no difference:
+
+{survivors}
+"""
+
+
+def main() -> None:
+    """Run what was asked for, and write the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--mutants", type=int, default=60)
+    parser.add_argument("--no-zoo", action="store_true")
+    parser.add_argument("--afresh", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.afresh:
+        for path in (ZOO, FUZZ, MUTANTS):
+            path.unlink(missing_ok=True)
+    if not arguments.no_zoo:
+        run_zoo()
+    if arguments.minutes:
+        child("tests.fuzz", "--minutes", str(arguments.minutes), "--record", str(FUZZ))
+    if arguments.mutants:
+        child("tests.mutants", "--sample", str(len(load(MUTANTS)) + arguments.mutants), "--record", str(MUTANTS))
+    (HERE / "README.md").write_text(page())
+
+
+if __name__ == "__main__":
+    main()
