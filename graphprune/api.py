@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from graphprune.analysis_manager import AnalysisManager
 from graphprune.artifact import read_artifact, write_artifact
+from graphprune.artifact.modes import describe_modes
 from graphprune.artifact.parts import describe_parts, parts_in, with_weights_of
 from graphprune.calibration import Calibration, no_data
 from graphprune.collector import collector_paused
@@ -287,7 +288,12 @@ def save(result: PruneResult, path: str | Path) -> None:
         with_weights_of(result.model, result.graph) if scopes else result.graph,
         plan=result.plan.model_dump_json(),
         inputs=result.inputs,
-        provenance={"source": result.source, "pipeline": result.plan.pipeline, **describe_parts(scopes)},
+        provenance={
+            "source": result.source,
+            "pipeline": result.plan.pipeline,
+            **describe_parts(scopes),
+            **describe_modes(result.report.eval_only),
+        },
     )
 
 
@@ -320,6 +326,9 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
 
     model: the original, with any weights, for a file that holds pruned parts of a model: a copy of it with these parts and
         all weights of the file is returned, and the model itself is not changed. Not used for other files.
+
+    What keeps its behaviour of eval mode in train mode, and why, is in ``meta["eval_only"]`` of the graph module, as in
+    ``report.eval_only`` of the pruning.
 
     Raises ArtifactError for a file that is damaged, hostile, no artifact, or does not go with the model.
     """

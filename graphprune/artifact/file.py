@@ -23,6 +23,7 @@ from torch import fx
 
 from graphprune.artifact.graph_data import decode_graph, encode_graph
 from graphprune.artifact.inputs_data import decode_inputs, encode_inputs
+from graphprune.artifact.modes import EVAL_ONLY, modes_in
 from graphprune.artifact.module_data import decode_modules, encode_modules
 from graphprune.artifact.tensors import TensorTable, restore
 from graphprune.artifact.values import shorten
@@ -187,6 +188,7 @@ def _open(metadata: Mapping[str, str], stored: Mapping[str, torch.Tensor]) -> Ar
         raise ArtifactError("the provenance is not a table of texts")
     module = decode_modules(parts["modules"], restore(parts["tensors"], stored))
     _set_graph(module, decode_graph(parts["graph"], module))
+    module.meta[EVAL_ONLY] = modes_in(provenance)
     return Artifact(module, plan, decode_inputs(parts["inputs"]), provenance)
 
 

@@ -64,7 +64,7 @@ def format_of(path: str | Path, name: str | None = None) -> Format:
     ending = Path(path).suffix
     if name is not None and name not in FORMATS:
         raise UsageError(unknown("format", name, FORMATS, "Formats"))
-    fitting = [one for key, one in FORMATS.items() if one.ending == ending and name in (None, key)]
+    fitting = [one for key, one in FORMATS.items() if one.ending == ending and (name == key or (name is None and ending))]
     if fitting:
         return fitting[0]
     if name is not None:

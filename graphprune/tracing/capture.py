@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from graphprune.artifact.modes import noted_modes
 from graphprune.collector import collector_paused
 from graphprune.errors import CaptureError, TraceError
 from graphprune.extensions import load_extensions
@@ -49,13 +50,15 @@ def capture(model: nn.Module, example_inputs: Any, *, scopes: Sequence[str] = ()
     with collector_paused():
         trace = _scoped(root, inputs, scopes) if scopes else _whole(root, inputs)
         tracer = trace.tracer
-        eval_only = _follow_training_mode(trace, root) if tracer.mode.consulted or tracer.questions else {}
+        follows = _follow_training_mode(trace, root) if tracer.mode.consulted or tracer.questions else {}
         module = _graph_module(root, tracer)
         tracer.release()
     # Options that a graph cannot take are part of it now.
     given = trace.given
     left = Inputs((), given) if inputs.kwargs and not inputs.args and not trace.scopes else Inputs(tuple(given.values()))
-    return Program(module, left, dict(tracer.opaque), source, trace.scopes, tracer.writer.tape, eval_only=eval_only)
+    return Program(
+        module, left, dict(tracer.opaque), source, trace.scopes, tracer.writer.tape, eval_only={**noted_modes(root), **follows}
+    )
 
 
 def _checked(model: Any) -> nn.Module:

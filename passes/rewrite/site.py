@@ -177,7 +177,7 @@ class NodeSite:
         if isinstance(old, bool) or not new:
             return old
         if isinstance(old, int):
-            return self._scaled(arg, new, old)
+            return self._scaled(arg, int(new), int(old))  # without where it came from, which is no part of a graph
         with graph.inserting_before(self.node):
             return graph.call_function(operator.mul, (arg, old / new))
 

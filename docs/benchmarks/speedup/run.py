@@ -39,7 +39,7 @@ from suites import load  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 import graphprune  # noqa: E402
-from graphprune.export import export_model  # noqa: E402
+from graphprune.exporting import export_model  # noqa: E402
 from graphprune.latency.clock import DeviceClock, Subject  # noqa: E402
 from graphprune.latency.environment import Environment, environment_of  # noqa: E402
 from graphprune.program import Inputs  # noqa: E402

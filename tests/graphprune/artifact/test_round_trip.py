@@ -15,8 +15,9 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 import torchvision
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
+import graphprune
 from graphprune.artifact import Artifact, read_artifact, write_artifact
 from graphprune.errors import ArtifactError, UsageError
 from graphprune.program import Inputs
@@ -302,3 +303,33 @@ def test_stochastic_depth_of_another_library_is_stored_as_it_is_in_eval_mode(tmp
     assert isinstance(loaded.get_submodule("1"), nn.Identity) and torch.equal(loaded(x), module(x))
     with pytest.raises(ArtifactError, match=r"the module 1 \(DropPath\) cannot be stored"):
         round_trip(capture_model(nn.Sequential(nn.Linear(4, 6), DropPath(True)), x), tmp_path / "b.safetensors")
+
+
+def test_what_does_not_follow_train_mode_is_told_after_loading(tmp_path: Path) -> None:
+    """Captured again, a loaded model still says so: its graph alone does not."""
+
+    class Stuck(nn.Module):
+        mean: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+            self.register_buffer("mean", torch.zeros(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.training:
+                self.mean.copy_(x.mean(0))
+            return self.layer(x) - self.mean  # type: ignore[no-any-return]
+
+    result = graphprune.prune(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4), Stuck()), torch.ones(2, 4), target="channels=50%")
+    assert result.report.eval_only.keys() == {"2"}
+    graphprune.save(result, tmp_path / "slim.safetensors")
+    slim = graphprune.load(tmp_path / "slim.safetensors")
+    assert slim.meta["eval_only"] == result.report.eval_only
+    assert graphprune.capture(slim, torch.ones(2, 4)).eval_only == result.report.eval_only
+
+
+def test_a_model_that_follows_in_all_has_nothing_to_tell(tmp_path: Path) -> None:
+    result = graphprune.prune(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 4)), torch.ones(2, 4), target="channels=50%")
+    graphprune.save(result, tmp_path / "slim.safetensors")
+    assert graphprune.load(tmp_path / "slim.safetensors").meta["eval_only"] == {}

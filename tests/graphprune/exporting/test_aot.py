@@ -20,11 +20,18 @@ NO_COMPILER = shutil.which(os.environ.get("CXX", "g++")) is None
 X = torch.randn(3, 4)
 
 LOAD = """
-import sys, torch
+import os, sys, torch
+os.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"
 sys.modules["graphprune"] = None
 model = torch._inductor.aoti_load_package(sys.argv[1])
 x = torch.load(sys.argv[2], weights_only=True)
 torch.save([model(x), model(x[:1])], sys.argv[3])
+try:
+    model(torch.zeros(2, 5))
+except RuntimeError as error:
+    assert "dim value" in str(error), error
+else:
+    raise AssertionError("it takes inputs of another width")
 """
 
 
@@ -52,7 +59,7 @@ def test_it_says_that_it_needs_a_compiler(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_what_inductor_cannot_compile_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(program: object, package_path: str) -> None:
+    def failing(program: object, **options: object) -> None:
         raise RuntimeError("no kernel for this")
 
     monkeypatch.setattr(aot, "aoti_compile_and_package", failing)

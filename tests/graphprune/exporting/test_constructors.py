@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -10,7 +12,7 @@ from torchvision.ops import StochasticDepth
 from graphprune.errors import ArtifactError
 from graphprune.exporting.constructors import call_of
 
-LAYERS = {
+LAYERS: dict[str, Callable[[], nn.Module]] = {
     "nn.Conv2d(3, 4, (3, 3))": lambda: nn.Conv2d(3, 4, 3),
     "nn.Conv2d(4, 4, (3, 5), stride=(2, 2), groups=2, bias=False, padding_mode='circular')": lambda: nn.Conv2d(
         4, 4, (3, 5), 2, groups=2, bias=False, padding_mode="circular"

@@ -101,6 +101,8 @@ def test_the_batch_count_of_train_mode_needs_no_graphprune(tmp_path: Path) -> No
     """The one function of graphprune that graphs call is written out."""
 
     class Counting(nn.Module):
+        seen: Tensor
+
         def __init__(self) -> None:
             super().__init__()
             self.head = nn.Linear(8, 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import graphprune
 from tests.checking import analyse, check_plan, max_error, run, zeroed
 from tests.zoo.case import conv, net
 
@@ -46,6 +48,14 @@ def test_numbers_from_widths_are_the_original_s_at_every_resolution(name: str) -
     assert {g.name: g.size for g in found.groups.prunable} == {"a": 8}
     for seed in (0, 1):
         check_plan(found, found.random_plan(seed), other=LARGER, again=seed == 0)
+
+
+def test_a_number_written_back_is_plain(tmp_path: Path) -> None:
+    """It does not bring along where it came from, which no file could hold."""
+    result = graphprune.prune(_model(lambda s, y: y / (y.shape[1] // 2)), IMAGE, target="channels=50%")
+    numbers = [item for node in result.graph.graph.nodes for item in node.args if isinstance(item, int)]
+    assert numbers and {type(number) for number in numbers} == {int}
+    graphprune.save(result, tmp_path / "slim.safetensors")
 
 
 def test_a_mean_is_taken_over_what_is_kept() -> None:
