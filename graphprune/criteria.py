@@ -55,12 +55,11 @@ class ScoringContext:
         """The activations that the filters make (``produced``) or read (``consumed``)."""
         return taps_of(self.filters, place)
 
-    def members(self) -> Iterator[tuple[torch.nn.Parameter, list[tuple[int, Ints]]]]:
+    def members(self) -> Iterator[tuple[torch.Tensor, list[tuple[int, Ints]]]]:
         """Every parameter with prunable units: the parameter, and for each such axis the unit of every index along it."""
         for name, axes in self.axes.items():
-            parameter = self.program.tensors[name]
-            if isinstance(parameter, torch.nn.Parameter):
-                yield parameter, axes
+            if isinstance(self.program.tensors[name], torch.nn.Parameter):
+                yield self.program.values[name], axes
 
     @cached_property
     def axes(self) -> dict[str, list[tuple[int, Ints]]]:
@@ -134,13 +133,15 @@ Needs: TypeAlias = Callable[..., Sequence[Statistic]]
 @dataclass(frozen=True)
 class Criterion:
     """A registered criterion. function: gives the values. needs: the statistics that it reads, for its options. reduction: how
-    the members of a unit combine unless the user says otherwise. filters: whether it asks which parameters make channels."""
+    the members of a unit combine unless the user says otherwise. filters: whether it asks which parameters make channels.
+    streams: whether it reads the weights one tensor after another, so that a model need not fit into memory."""
 
     name: str
     function: Callable[..., Floats]
     needs: Needs
     reduction: str
     filters: bool
+    streams: bool
 
     def __call__(self, context: ScoringContext, **options: Any) -> Floats:
         """Importance of every unit; see the function's own text."""
@@ -189,15 +190,17 @@ def _nothing(**options: Any) -> Sequence[Statistic]:
 
 
 def criterion(
-    name: str, needs: Needs = _nothing, reduction: str = "l2", filters: bool = False
+    name: str, needs: Needs = _nothing, reduction: str = "l2", filters: bool = False, streams: bool = False
 ) -> Callable[[Callable[..., Floats]], Callable[..., Floats]]:
     """Register a criterion under a name. needs: what to measure on calibration data, given the criterion's options. reduction:
-    how the members of a unit combine by default. filters: the criterion reads ``context.filters``; those with needs always can."""
+    how the members of a unit combine by default. filters: the criterion reads ``context.filters``; those with needs always can.
+    streams: it takes weights one after another from ``context.members()`` or ``program.values`` and keeps none, so that models
+    larger than the memory can be scored by it."""
 
     def register(function: Callable[..., Floats]) -> Callable[..., Floats]:
         if name in _CRITERIA:
             raise ValueError(f"two criteria are called {name}")
-        _CRITERIA[name] = Criterion(name, function, needs, reduction, filters)
+        _CRITERIA[name] = Criterion(name, function, needs, reduction, filters, streams)
         return function
 
     return register

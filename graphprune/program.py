@@ -93,6 +93,8 @@ class Program:
     source: what the model was captured from, for the record.
     scopes: the submodules that the graph consists of, where the model as a whole does not trace.
     tape: the operators that the graph runs, where capture wrote them down (see :mod:`graphprune.tape`).
+    weights: where values are read from, by name, if the module's own tensors have none (meta device): each is loaded when it is
+        asked for (see :mod:`graphprune.streaming`).
     exclude, policy: constraints on the channel analysis (see :class:`graphprune.passes.analysis.channels.ChannelsPass`).
     calibration: data that criteria measure activations and gradients on, where the user gave some.
     latency: what a target on latency is met by.
@@ -111,6 +113,7 @@ class Program:
     source: str = ""
     scopes: tuple[Scope, ...] = ()
     tape: Tape | None = field(default=None, repr=False, compare=False)
+    weights: Mapping[str, torch.Tensor] | None = field(default=None, repr=False, compare=False)
     exclude: tuple[str, ...] = ()
     policy: Mapping[str, str] = field(default_factory=dict)
     calibration: Calibration | None = field(default=None, repr=False, compare=False)
@@ -133,10 +136,15 @@ class Program:
         """Parameters, then buffers, by name, tied ones under each of their names."""
         return named_tensors(self.module)
 
+    @property
+    def values(self) -> Mapping[str, torch.Tensor]:
+        """The same with their values: the module's own tensors, or what ``weights`` loads."""
+        return self.tensors if self.weights is None else self.weights
+
     def with_(self, **changes: Any) -> Program:
-        """A copy with some fields replaced; another graph has another tape."""
+        """A copy with some fields replaced; another graph has another tape, and other weights."""
         if "module" in changes:
-            changes.setdefault("tape", None)
+            changes = {"tape": None, "weights": None} | changes
         result = replace(self, **changes)
         if result.module is self.module and "tensors" in self.__dict__:
             result.__dict__["tensors"] = self.tensors

@@ -7,7 +7,7 @@ from graphprune.passes.scoring.magnitude import slice_sums
 from graphprune.passes.scoring.norms import scales
 
 
-@criterion("bn-scale", reduction="mean")
+@criterion("bn-scale", reduction="mean", streams=True)
 def bn_scale(context: ScoringContext) -> Floats:
     """``reduce_m |gamma_m|`` over the normalisations m that scale a unit's channels, summed over the channels; shape (units,), in
     units of the normalised activation. NaN for units without one.
@@ -15,6 +15,6 @@ def bn_scale(context: ScoringContext) -> Floats:
     What is a scale is decided by the operator that multiplies with it: batch, layer, group, instance and root mean square norms,
     layers and functions alike. The paper compares the raw scales of all layers: ``normalise=none``. Data: none. Cost: none.
     """
-    tensors = context.program.tensors
-    found = [(tensors[name], context.axes[name]) for name in scales(context.program) if name in context.axes]
+    values = context.program.values
+    found = [(values[name], context.axes[name]) for name in scales(context.program) if name in context.axes]
     return context.reduce(member for scale, axes in found for member in slice_sums(scale.detach().double().abs(), axes))

@@ -6,7 +6,7 @@ from graphprune.criteria import Floats, ScoringContext, criterion
 from graphprune.passes.scoring.magnitude import slice_powers
 
 
-@criterion("l1")
+@criterion("l1", streams=True)
 def l1(context: ScoringContext) -> Floats:
     """``reduce_m sum |w_m|`` over the members m (parameter axes) of a unit; shape (units,), in weight units."""
     return context.reduce(slice_powers(context, 1), 1)

@@ -9,7 +9,7 @@ from graphprune.groups import Groups
 from graphprune.passes.scoring.magnitude import slice_powers
 
 
-@criterion("lamp")
+@criterion("lamp", streams=True)
 def lamp(context: ScoringContext) -> Floats:
     """``s_k / sum of s_j over the units j of the group that are not smaller``, s_k the squared ``l2`` score of k; shape (units,).
 

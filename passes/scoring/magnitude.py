@@ -17,10 +17,15 @@ def slice_powers(context: ScoringContext, power: int) -> Iterator[tuple[Ints, Fl
     Sums are taken in the weight's precision (float32 at least; torch sums pairwise), results are float64.
     """
     for parameter, axes in context.members():
-        weight = parameter.detach()
-        weight = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
-        powers = weight.square() if power == 2 else weight.abs() if power == 1 else weight.abs().pow(power)
-        yield from slice_sums(powers, axes)
+        yield from slice_sums(_powers(parameter.detach(), power), axes)
+
+
+def _powers(weight: Tensor, power: int) -> Tensor:
+    """``|w|^p``; in place where the weight was converted, since a model may be as large as its largest tensors allow."""
+    if weight.dtype in (torch.float16, torch.bfloat16):
+        weight = weight.float()
+        return weight.square_() if power == 2 else weight.abs_() if power == 1 else weight.abs_().pow_(power)
+    return weight.square() if power == 2 else weight.abs() if power == 1 else weight.abs().pow(power)
 
 
 def slice_sums(tensor: Tensor, axes: Sequence[tuple[int, Ints]]) -> Iterator[tuple[Ints, Floats]]:

@@ -82,7 +82,8 @@ class ScorePass(Pass):
         """Attach the scores under the criterion's text. Raises UsageError for weights that are not finite, and for a criterion
         that needs calibration data where the program has none."""
         terms = parse_criterion(self.criterion)
-        check_present(program.tensors)
+        if program.weights is None:
+            check_present(program.tensors)
         groups = analyses.get(ChannelGroups)
         needs = [statistic for term in terms for statistic in term.needs]
         looks = bool(needs) or any(term.criterion.filters for term in terms)
@@ -91,7 +92,7 @@ class ScorePass(Pass):
         context = ScoringContext(program, groups, seed=self.seed, filters=filters, measured=measured)
         values = combined(terms, context, self.reduction, self.normalise)
         if groups.prunable and np.isnan(values[groups.group_of != FROZEN]).all():
-            check_finite(program.tensors)
+            check_finite(program.values)
             raise UsageError(
                 f"The criterion {self.criterion} has nothing to say about any channel of this model; choose another one."
             )
@@ -114,7 +115,7 @@ def combined(terms: Sequence[Term], context: ScoringContext, reduction: str, nor
         chosen = term.criterion.reduction if reduction == "default" else reduction
         found = term.score(replace(context, reduction=chosen))
         if context.maker is None and not np.isfinite(found[groups.group_of != FROZEN]).all():
-            check_finite(context.program.tensors)
+            check_finite(context.program.values)
         values = normalised(found, groups, normalise)
         known = ~np.isnan(values)
         total[known] += term.weight * values[known]
