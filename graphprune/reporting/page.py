@@ -21,7 +21,7 @@ from graphprune.reporting.facts import Section
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-#: Scripts by the kinds of charts that need them, libraries first. Every page has the last one.
+#: Libraries by the kinds of charts that need them; all other kinds need those of ``_CHARTS``.
 _LIBRARIES: Final = {"coupling": ("cytoscape.min.js", "cytoscape-dagre.min.js")}
 _CHARTS: Final = ("echarts.min.js",)
 _SOURCE_MAP: Final = re.compile(r"^//# sourceMappingURL=.*$", re.MULTILINE)  # or developer tools would look for a file

@@ -16,7 +16,7 @@ from graphprune.reporting.material import Material
 from graphprune.reporting.original import Original
 
 _BINS: Final = 40
-_KNOWN: Final = ("criterion", "reduction", "normalise", "share")
+_KNOWN: Final = ("criterion", "reduction", "normalise", "share", "seed")
 _TITLE: Final = "Importance"
 
 
@@ -27,6 +27,8 @@ def importance(material: Material) -> Section | None:
     original = material.original
     if original is None:
         return _without(material.no_original, "")
+    if material.run is not None and material.run.options.get("trained") is False:
+        return _without("The run trained its dense model itself and keeps no copy, so that nothing can be scored.", "")
     if not original.weights:
         return _without(
             "The weights that were pruned are not at hand, so that nothing can be scored.",
@@ -37,7 +39,7 @@ def importance(material: Material) -> Section | None:
         values = _scores(original, chosen, material)
     except GraphpruneError as error:
         return _without(f"The units could not be scored by {chosen['criterion']}: {error}", "--calibrate DATA gives it data.")
-    return _drawn(original, values, chosen)
+    return _drawn(original, values, chosen, material)
 
 
 def _without(what: str, remedy: str) -> Section:
@@ -54,11 +56,12 @@ def _criterion(plan: Plan | None, wanted: str | None) -> dict[str, str]:
 
 def _scores(original: Original, chosen: dict[str, str], material: Material) -> Any:
     program = calibrated(original.program, material.calibration, whole=(original.source.model, original.inputs))
-    done = PassManager([ScorePass(**chosen)]).run(program)  # type: ignore[arg-type]
+    options: dict[str, Any] = {**chosen, "seed": int(chosen.get("seed", 0))}
+    done = PassManager([ScorePass(**options)]).run(program)
     return done.scores[chosen["criterion"]].values
 
 
-def _drawn(original: Original, values: Any, chosen: dict[str, str]) -> Section:
+def _drawn(original: Original, values: Any, chosen: dict[str, str], material: Material) -> Section:
     groups = original.groups.prunable
     every = np.concatenate([values[group.units] for group in groups]) if groups else np.zeros(0)
     known = every[np.isfinite(every)]
@@ -77,8 +80,13 @@ def _drawn(original: Original, values: Any, chosen: dict[str, str]) -> Section:
     cut = _cut(np.concatenate(removed), np.concatenate(stayed))
     data = {"edges": edges.tolist(), "groups": drawn, "cut": cut["at"] if cut else None, "criterion": chosen["criterion"]}
     columns = ("group", "#units", "#removed", "#least", "#median", "#most", "#highest removed", "#lowest kept")
-    how = ", ".join(f"{name} {value}" for name, value in chosen.items() if name != "criterion" and value not in ("default", "none"))
-    lead = f"Scores by {chosen['criterion']}{f' ({how})' if how else ''}, in the original. {cut['text'] if cut else ''}"
+    how = ", ".join(
+        f"{name} {value}"
+        for name, value in chosen.items()
+        if name not in ("criterion", "seed") and value not in ("default", "none")
+    )
+    which = f"in {material.request.weights}" if material.request.weights else f"that {material.named} comes with"
+    lead = f"Scores by {chosen['criterion']}{f' ({how})' if how else ''}, of the weights {which}. {cut['text'] if cut else ''}"
     label = "How many units have which score, kept and removed."
     return Section(
         "importance", _TITLE, lead, charts=[Chart("importance", label, data, 320)], tables=[Table("Scores by group", columns, rows)]

@@ -60,7 +60,8 @@ def _commands(material: Material) -> list[str]:
         found.append(
             shlex.join(["graphprune", "prune", named, *options, *data, "--pipeline", plan.pipeline, "-o", "slim.safetensors"])
         )
-    found.append(shlex.join(["graphprune", "apply", named, "plan.json", *options, "-o", "slim.safetensors"]))
+    path = str(material.run.folder / "plan.json") if material.run is not None else "plan.json"
+    found.append(shlex.join(["graphprune", "apply", named, path, *options, "-o", "slim.safetensors"]))
     return found
 
 

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from graphprune.cli import tables
 from graphprune.cli.tables import count, share, size
+from graphprune.cost import Costs
 from graphprune.errors import UsageError
 from graphprune.passes.selection.target import parse_target
 from graphprune.reporting.facts import Missing, Section, Table, Tile
 from graphprune.reporting.material import Material
-from graphprune.reporting.runs import Accuracies, Run
+from graphprune.reporting.runs import Figures, Run
+
+#: Costs by the kind of target on them: what they are called, and how they are written.
+_SHOWN: Final[Mapping[str, tuple[str, Callable[[float], str]]]] = {
+    "params": ("Parameters", count),
+    "macs": ("MACs", count),
+    "weight_bytes": ("Weights in memory", size),
+    "memory": ("Peak activations", size),
+}
+_JUDGED: Final = {"test": "Accuracy, test", "validation": "Accuracy, validation"}
 
 
 @dataclass(frozen=True)
@@ -62,16 +73,18 @@ def _costs(material: Material) -> list[_Cost]:
     """Costs of a result, else by the analysis of the original, else of the last round."""
     original, run = material.original, material.run
     if run is not None and run.result is not None:
-        pair = (run.result.dense, run.result.slim)
-        values = [(one.parameters, one.macs, one.weight_bytes, one.activation_bytes) for one in pair]
+        values = [_figures(run.result.dense), _figures(run.result.slim)]
     elif original is not None and original.after is not None:
-        values = [(one.parameters, one.macs, one.weight_bytes, one.activation_bytes) for one in (original.before, original.after)]
+        values = [_figures(original.before), _figures(original.after)]
     elif run is not None and run.last is not None:
-        values = [(row.params, row.macs) for row in (run.rounds[0], run.last)]  # type: ignore[misc]
+        values = [(row.params, row.macs) for row in (run.rounds[0], run.last)]
     else:
         return []
-    labels = (("Parameters", count), ("MACs", count), ("Weights in memory", size), ("Peak activations", size))
-    return [_Cost(label, old, new, show) for (label, show), old, new in zip(labels, *values, strict=False)]
+    return [_Cost(label, old, new, show) for (label, show), old, new in zip(_SHOWN.values(), *values, strict=False)]
+
+
+def _figures(one: Figures | Costs) -> tuple[float, ...]:
+    return one.parameters, one.macs, one.weight_bytes, one.activation_bytes
 
 
 def _tile(cost: _Cost) -> Tile:
@@ -87,17 +100,11 @@ def _accuracies(material: Material) -> list[Tile]:
         tiles.append(_rated(f"Top-1 accuracy, {images:,} images", before, after))
     if run is not None and run.result is not None:
         dense, slim = run.result.dense.accuracy, run.result.slim.accuracy
-        tiles += [_rated(label, getattr(dense, name), getattr(slim, name)) for name, label in _JUDGED.items() if _both(slim, name)]
+        pairs = [(label, getattr(dense, name), getattr(slim, name)) for name, label in _JUDGED.items()]
+        tiles += [_rated(label, before, after) for label, before, after in pairs if after is not None]
     elif run is not None:
         tiles += _of_rounds(run)
     return tiles
-
-
-_JUDGED: Mapping[str, str] = {"test": "Accuracy, test", "validation": "Accuracy, validation"}
-
-
-def _both(accuracies: Accuracies, name: str) -> bool:
-    return getattr(accuracies, name) is not None
 
 
 def _of_rounds(run: Run) -> list[Tile]:
@@ -117,18 +124,15 @@ def _rated(label: str, before: float | None, after: float) -> Tile:
 def _budgets(material: Material, costs: Sequence[_Cost]) -> list[tuple[str, str, str, str]]:
     """Targets with what was reached. A run's are of its recipe: the plan of its last cut is measured by another model."""
     run, plan = material.run, material.plan
+    known = dict(zip(_SHOWN, costs, strict=False))
     if run is not None:
-        text = str(run.options.get("target") or "")
-        kind, _, amount = text.partition("=")
-        known = {"params": "Parameters", "macs": "MACs", "weight_bytes": "Weights in memory", "memory": "Peak activations"}
-        cost = next((cost for cost in costs if cost.label == known.get(kind)), None)
+        kind, _, amount = str(run.options.get("target") or "").partition("=")
+        cost = known.get(kind)
         return [_budget(kind, amount, cost.after / cost.before, cost.before)] if cost is not None and cost.before else []
     if plan is None:
         return []
-    originals = {cost.label: cost.before for cost in costs}
-    names = {"params": "Parameters", "macs": "MACs", "weight_bytes": "Weights in memory", "memory": "Peak activations"}
     return [
-        _budget(kind, text, plan.achieved[kind], originals.get(names.get(kind, "")))
+        _budget(kind, text, plan.achieved[kind], known[kind].before if kind in known else None)
         for kind, text in plan.target.items()
         if kind in plan.achieved
     ]

@@ -23,7 +23,8 @@ class Net(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.norm(self.a(x)).relu()
         z = (y + self.b(y)) * self.scale
-        return z.reshape(x.shape[0], -1)
+        flat: torch.Tensor = z.reshape(x.shape[0], -1)
+        return flat
 
 
 def graph(model: nn.Module) -> dict[str, Layer]:
@@ -50,7 +51,8 @@ def test_a_norm_is_folded_into_the_layer_before_it_only_where_nothing_else_reads
     class Twice(Net):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             y = self.a(x)
-            return self.norm(y) + self.b(y)
+            z: torch.Tensor = self.norm(y) + self.b(y)
+            return z
 
     layers = graph(Twice())
     assert layers["a"].folded == [] and layers["norm"].sources == ["a"]

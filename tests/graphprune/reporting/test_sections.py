@@ -29,7 +29,8 @@ class Two(nn.Module):
         self.a, self.b, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3), nn.Linear(6, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.b(self.a(x).relu()).relu().mean((2, 3)))
+        y: torch.Tensor = self.head(self.b(self.a(x).relu()).relu().mean((2, 3)))
+        return y
 
 
 class Looks(nn.Module):
@@ -145,6 +146,14 @@ def test_rounds_tell_which_were_rolled_back(make_run: MakeRun) -> None:
     assert tiles == {"Parameters": "60.0%", "MACs": "60.0%", "Accuracy, last round": "-5.00 points"}
     assert found["summary"].tables[1].rows == [("macs", "50.0%", "60.0%", "120.0%")]
     assert [row[:3] for row in found["widths"].tables[0].rows] == [["a", "8", "5"], ["b", "16", "12"]]
+
+
+def test_a_run_that_trained_its_dense_model_is_not_scored_by_other_weights(make_run: MakeRun) -> None:
+    folder = make_run()
+    about = {"version": 1, "method": "iterative", "options": json.dumps({"trained": False}), "seed": "0"}
+    (folder / "journal.jsonl").write_text(json.dumps(about) + "\n")
+    found = sections(material(folder, SOURCE))
+    assert not found["importance"].charts and "trained its dense model itself" in found["importance"].missing[0].what
 
 
 def test_a_run_without_rounds_says_so(make_run: MakeRun) -> None:
