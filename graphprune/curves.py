@@ -95,6 +95,7 @@ def sensitivity(
     data: Calibration | Iterable[Any] | str | None = None,
     seed: int = 0,
     source: str = "",
+    measure: str = "",
     known: Sensitivity | None = None,
     save: Callable[[Sensitivity], None] = lambda found: None,
 ) -> Sensitivity:
@@ -102,6 +103,7 @@ def sensitivity(
 
     evaluate: gives the accuracy, loss or other measure of a model; it is called on the model itself first, then on slim models.
     ratios: shares of a group's units to remove, the least important by ``criterion`` first; at least one unit stays.
+    measure: what ``evaluate`` measures, on which data and weights, in words: a run goes on from a file of the same only.
     groups: names, as of :meth:`Groups.__getitem__`; all prunable ones by default. known: what an interrupted run has found, to go
     on from. save: called after each point. The other options are those of :func:`graphprune.prune`.
 
@@ -122,12 +124,8 @@ def sensitivity(
     scoring = [ChannelsPass(exclude=program.exclude, policy=program.policy), ScorePass(criterion=criterion, seed=seed)]
     scored = PassManager(scoring).run(program, manager)
     found = manager.get(scored, ChannelGroups)
-    settings = {
-        "criterion": criterion,
-        "exclude": ", ".join(exclude),
-        "policy": str(sorted(program.policy.items())),
-        "seed": str(seed),
-    }
+    policies = str(sorted(program.policy.items()))
+    settings = {"criterion": criterion, "exclude": ", ".join(exclude), "policy": policies, "seed": str(seed), "measure": measure}
     start = known or Sensitivity(model=fingerprint(scored.module), settings=settings, baseline=float(evaluate(model)))
     _check_goes_on(start, fingerprint(scored.module), settings)
     order = unit_order(latest(scored.scores).values, found)

@@ -24,7 +24,11 @@ def of_result(report: Report, plan: Plan, source: str) -> str:
     """What a pruning did: costs, widths, and the proof."""
     costs = table(("", "original", "slim", "remains"), _costs(report.before, report.after))
     widths = [(name, old, new, share(new, old)) for name, (old, new) in report.widths.items()]
-    parts = [costs, folded("Groups", ("group", "units", "kept", "remains"), widths), line(verification_line(report.verification))]
+    parts = [
+        costs,
+        folded("Groups", ("group", "units", "kept", "remains"), widths),
+        line(verification_line(report.verification) if report.verification else "Not verified."),
+    ]
     if plan.pipeline:
         parts.append(line(plan.pipeline, quiet=True))
     return block(f"Pruned {source or 'model'}", parts)

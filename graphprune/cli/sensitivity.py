@@ -70,7 +70,8 @@ def command(
     request = Request(source, weights, trust_pickle, shape, seed, data, mean, std, scopes=scope, calibrate=calibrate,
                       samples=samples)  # fmt: skip
     how: dict[str, Any] = {"ratios": tuple(ratio or RATIOS), "groups": group, "criterion": criterion, "seed": seed,
-                           "exclude": tuple(exclude or ()), "policy": parse_policy(policy)}  # fmt: skip
+                           "exclude": tuple(exclude or ()), "policy": parse_policy(policy),
+                           "measure": f"top-1 accuracy on {data}, of weights {weights}"}  # fmt: skip
     if plot is not None:
         check_plot(plot)
     check_outputs([out, plot], request.files)

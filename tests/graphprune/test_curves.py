@@ -22,7 +22,7 @@ def net() -> nn.Module:
 
 
 def loss(model: nn.Module) -> float:
-    return float(model(X).square().mean())
+    return float(model(X).square().mean().detach())
 
 
 def test_a_point_is_the_measure_of_the_model_without_the_weakest_units_of_one_group() -> None:
@@ -76,6 +76,8 @@ def test_another_run_is_not_gone_on_from() -> None:
     known = sensitivity(net(), X[:1], loss, ratios=(0.5,))
     with pytest.raises(UsageError, match="measured with criterion 'l2', not 'l1'"):
         sensitivity(net(), X[:1], loss, criterion="l1", known=known)
+    with pytest.raises(UsageError, match="measured with measure '', not 'loss'"):
+        sensitivity(net(), X[:1], loss, measure="loss", known=known)
     with pytest.raises(UsageError, match="of another model"):
         sensitivity(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 2)).double(), X[:1], loss, known=known)
 
