@@ -103,6 +103,8 @@ def rows(zoo: dict[str, Any], fuzz: dict[str, Any], mutants: dict[str, str]) -> 
     ]
     for promise, test, how in STRUCTURES:
         passed, ran = zoo.get("passed", {}).get(test, 0), zoo.get("ran", {}).get(test, 0)
+        if not ran:
+            continue  # the page says only what was run
         made.append(f"| {promise} | zoo, `{test}`: {how} | {passed} of {ran} passed |")
     caught = sum(1 for stage in mutants.values() if stage)
     made.append(f"| A wrong rule does not pass | mutants: rules changed on purpose | {caught} of {len(mutants)} caught |")
