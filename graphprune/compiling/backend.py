@@ -196,7 +196,7 @@ class _Accepts:
 
 
 def _of_tensors(plan: Plan, names: Container[str]) -> Plan:
-    """A plan without what it says of other tensors than these: constants of the graph are those of one shape of inputs."""
+    """A plan without what it says of constants of the graph, which are of one shape of inputs. names: of its other tensors."""
     own = {part: {name: what for name, what in getattr(plan, part).items() if name in names} for part in ("kept", "model")}
     return plan.model_copy(update=own)
 
