@@ -74,7 +74,7 @@ CHECKS = (
     (
         "Statistics are taken over what is left",
         "equals_silenced",
-        "of these, networks in which each removed channel is the twin of one that stays",
+        "of these, networks with statistics, where each removed channel is the twin of one that stays",
         "of these with twins",
     ),
     ("It trains as the original would", "equal_gradients", "gradients of everything that stays", "gradients equalled"),
