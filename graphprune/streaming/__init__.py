@@ -1,0 +1,22 @@
+"""Models larger than the machine: planned without values, scored and cut as streams, tensor by tensor."""
+
+from __future__ import annotations
+
+from graphprune.streaming.checkpoint import Checkpoint, Entry, open_checkpoint
+from graphprune.streaming.configs import Fit
+from graphprune.streaming.folder import build_for, read_config, text_inputs
+from graphprune.streaming.proof import Proof
+from graphprune.streaming.prune import CheckpointReport, prune_checkpoint
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointReport",
+    "Entry",
+    "Fit",
+    "Proof",
+    "build_for",
+    "open_checkpoint",
+    "prune_checkpoint",
+    "read_config",
+    "text_inputs",
+]

@@ -1,0 +1,168 @@
+"""The config of a slim model: which numbers of a transformers config say what a plan left, if any do.
+
+No architecture is known by name. Every integer of the config is a candidate, and a change of it is believed when a model built from
+the changed config, on the meta device, has the tensors of the slim one and runs the same operators on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+Shape: TypeAlias = tuple[int, ...]
+Shapes: TypeAlias = Mapping[str, Shape]
+Path: TypeAlias = tuple[str | int, ...]
+Config: TypeAlias = dict[str, Any]
+
+_MOST: Final = 400  # models that are built in a search
+_SMALL: Final = 2  # numbers below are flags and counts that no width stands behind
+_FEW: Final = 2  # layers, in a search that can do with few
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A config that makes the slim model, or why there is none. changes: by the path in the config, old and new number."""
+
+    config: Config | None
+    changes: Mapping[str, tuple[int, int]]
+    reason: str = ""
+
+
+class Search:
+    """A search for the config of a slim model.
+
+    shapes: of the state of a model built from a config; raises where the config is none. agrees: why a model built from a config is
+    not the slim one although its shapes are, or an empty text.
+    """
+
+    def __init__(self, config: Config, shapes: Callable[[Config], Shapes], agrees: Callable[[Config], str]) -> None:
+        self.config = config
+        self._shapes = shapes
+        self._agrees = agrees
+        self._built: dict[tuple[tuple[Path, int], ...], Shapes | None] = {}
+        self._best: tuple[int, str] | None = None
+        self._short: dict[Path, int] = {}
+
+    def run(self, wanted: Shapes) -> Fit:
+        """The first config found whose model has these shapes, of which some are those of the original, and agrees."""
+        full = self._shapes(self.config)
+        self._short = self._depth(full)
+        reason = ""
+        for changes in self._fits(wanted, {}, set()):
+            for more in self._completed(changes, full, wanted):
+                candidate = self._changed(more)
+                differs = _difference(self._attempt(candidate), wanted) or self._agrees(candidate)
+                if not differs:
+                    old = dict(_numbers(self.config))
+                    return Fit(candidate, {".".join(map(str, path)): (old[path], new) for path, new in more.items()})
+                reason = reason or differs
+        return Fit(None, {}, reason or (self._best[1] if self._best else "nothing differs from the original"))
+
+    def _attempt(self, config: Config) -> Shapes | None:
+        try:
+            return self._shapes(config)
+        except Exception:  # whatever a class of models says of numbers that do not go together
+            return None
+
+    def _changed(self, changes: Mapping[Path, int]) -> Config:
+        config = deepcopy(self.config)
+        for path, value in changes.items():
+            _holder(config, path)[path[-1]] = value
+        return config
+
+    def _shapes_with(self, changes: Mapping[Path, int]) -> Shapes | None:
+        key = tuple(sorted(changes.items(), key=str))
+        if key not in self._built and len(self._built) < _MOST:
+            self._built[key] = self._attempt(self._changed({**changes, **self._short}))
+        return self._built.get(key)
+
+    def _depth(self, full: Shapes) -> dict[Path, int]:
+        """A number that says how many blocks repeat, set to a few, so that the search builds small models; none if there is none."""
+        for path, value in _numbers(self.config):
+            if value > _FEW:
+                found = self._attempt(self._changed({path: _FEW}))
+                if found is not None and len(found) < len(full) and all(full.get(name) == shape for name, shape in found.items()):
+                    return {path: _FEW}
+        return {}
+
+    def _fits(self, wanted: Shapes, changes: dict[Path, int], seen: set[tuple[tuple[Path, int], ...]]) -> Iterator[dict[Path, int]]:
+        """Changes under which all shapes are as wanted: depth first, each change leaving fewer axes wrong."""
+        found = self._shapes_with(changes)
+        key = tuple(sorted(changes.items(), key=str))
+        if found is None or key in seen:
+            return
+        seen.add(key)
+        wrong = _wrong(found, wanted)
+        if self._best is None or len(wrong) < self._best[0]:
+            self._best = len(wrong), _difference(found, wanted)
+        if not wrong:
+            yield changes
+            return
+        for more in self._steps(set(wrong), changes):
+            result = self._shapes_with(more)
+            if result is not None and len(_wrong(result, wanted)) < len(wrong):
+                yield from self._fits(wanted, more, seen)
+
+    def _steps(self, wrong: set[tuple[int, int]], changes: Mapping[Path, int]) -> Iterator[dict[Path, int]]:
+        """Changes of one number more, or of two alike, by the ratio of an axis that is wrong: (length, wanted length)."""
+        numbers = [(path, value) for path, value in _numbers(self.config) if path not in changes and path not in self._short]
+        for length, goal in sorted(wrong):
+            scaled = [(path, value * goal // length) for path, value in numbers if value * goal % length == 0]
+            yield from ({**changes, path: value} for path, value in scaled)
+            yield from (
+                {**changes, path: value, other: second}
+                for index, (path, value) in enumerate(scaled)
+                for other, second in scaled[index + 1 :]
+            )
+
+    def _completed(self, changes: dict[Path, int], full: Shapes, wanted: Shapes) -> Iterator[dict[Path, int]]:
+        """The changes, and with one number more that no shape shows, such as a number of heads."""
+        yield changes
+        for path, value in _numbers(self.config):
+            for length, goal in sorted(set(_wrong(full, wanted))):
+                if path not in changes and value * goal % length == 0:
+                    more = {**changes, path: value * goal // length}
+                    if self._shapes_with(more) == self._shapes_with(changes):
+                        yield more
+
+
+def _numbers(config: Any, path: Path = ()) -> Iterator[tuple[Path, int]]:
+    """All integers in a config that may be sizes, with where they are."""
+    items: Sequence[tuple[str | int, Any]] = ()
+    if isinstance(config, Mapping):
+        items = list(config.items())
+    elif isinstance(config, list):
+        items = list(enumerate(config))
+    elif type(config) is int and config >= _SMALL:
+        yield path, config
+    for key, value in items:
+        yield from _numbers(value, (*path, key))
+
+
+def _holder(config: Any, path: Path) -> Any:
+    for key in path[:-1]:
+        config = config[key]
+    return config
+
+
+def _wrong(found: Shapes, wanted: Shapes) -> list[tuple[int, int]]:
+    """(length, wanted length) of every axis that is not as wanted, of the tensors that were built."""
+    return [
+        (length, goal)
+        for name, shape in found.items()
+        if name in wanted
+        for length, goal in zip(shape, wanted[name], strict=True)
+        if length != goal
+    ]
+
+
+def _difference(found: Shapes | None, wanted: Shapes) -> str:
+    """The first tensor that is not as wanted, in words; an empty text where all are."""
+    if found is None:
+        return "the model's class refuses the changed config"
+    for name, shape in wanted.items():
+        if name in found and found[name] != shape:
+            return f"{name} is {list(shape)} in the slim model, and {list(found[name])} by the nearest config"
+    return "" if found.keys() == wanted.keys() else "the number of layers would have to change"

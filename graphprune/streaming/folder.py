@@ -1,0 +1,121 @@
+"""Folders of transformers: the model that a config names, without values, and the config that a plan leaves."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, cast
+
+import torch
+from torch import nn
+
+from graphprune.errors import GraphpruneError, UsageError, first_line
+from graphprune.program import Inputs, Program
+from graphprune.streaming.checkpoint import Checkpoint, Entry
+from graphprune.streaming.configs import Config, Fit, Search, Shapes
+from graphprune.streaming.same import difference
+from graphprune.tracing import capture
+
+CONFIG: Final = "config.json"
+_TEXT: Final = (2, 16)  # batch and tokens of the default example
+
+
+def read_config(folder: Path) -> Config:
+    """The config of a folder. Raises UsageError where there is none, or it names no architecture of transformers."""
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        name = config["architectures"][0]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UsageError(f"{path} is no config that names an architecture. Give the model as package.module:factory.") from error
+    _architecture(name)
+    return dict(config)
+
+
+def _architecture(name: Any) -> Any:
+    try:
+        import accelerate  # noqa: F401  (builds models without values)
+        import transformers
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"Building {name} needs {error.name}, which is not installed. "
+            'Install it with: pip install "graphprune[transformers]", or give the model as package.module:factory.'
+        ) from error
+    found = getattr(transformers, str(name), None)
+    if not (inspect.isclass(found) and issubclass(found, transformers.PreTrainedModel)):
+        raise UsageError(f"transformers has no architecture {name}, and code in checkpoints is not run. Give package.module:factory.")
+    return found
+
+
+def build(config: Config) -> nn.Module:
+    """The model of a config in eval mode: parameters on the meta device, buffers with their values.
+
+    Raises UsageError where the config does not suit its architecture.
+    """
+    from accelerate import init_empty_weights
+
+    cls = _architecture(config["architectures"][0])
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = cls(cls.config_class.from_dict(config)).eval()
+        model.tie_weights()  # each registration made a tensor of its own
+    except Exception as error:  # whatever a class of models says of numbers that do not go together
+        raise UsageError(f"{cls.__name__} cannot be built from its {CONFIG}: {first_line(error)}") from error
+    model.config.use_cache = False  # a cache is no result that the slim model must have
+    return cast(nn.Module, model)
+
+
+def build_for(config: Config, checkpoint: Checkpoint) -> nn.Module:
+    """The model of a config, with the dtypes that a checkpoint has. Raises UsageError as :func:`build` does."""
+    return _with_dtypes(build(config), checkpoint.entries)
+
+
+def _with_dtypes(model: nn.Module, entries: Mapping[str, Entry]) -> nn.Module:
+    dtypes = {id(tensor): entries[name].dtype for name, tensor in model.state_dict(keep_vars=True).items() if name in entries}
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            dtype = dtypes.get(id(parameter))
+            if parameter is not None and dtype not in (None, parameter.dtype):
+                if id(parameter) not in made:
+                    made[id(parameter)] = nn.Parameter(parameter.detach().to(dtype), dtype is not None and dtype.is_floating_point)
+                module._parameters[name] = made[id(parameter)]
+    return model
+
+
+def text_inputs(model: nn.Module) -> Inputs:
+    """Example inputs of a model of text. Raises UsageError where the model takes no ``input_ids``."""
+    if "input_ids" not in inspect.signature(model.forward).parameters:
+        raise UsageError(f"The inputs of {type(model).__name__} are not known. Give them with --input, as pixel_values=1x3x224x224.")
+    return Inputs((), {"input_ids": torch.zeros(_TEXT, dtype=torch.int64)})
+
+
+def fit_config(config: Config, slim: Program, inputs: Inputs, entries: Mapping[str, Entry], checked: Mapping[str, Entry]) -> Fit:
+    """The config from which transformers builds the slim model, or the reason why none does.
+
+    config: the original's. slim: the slim graph. inputs: examples, as the original was captured with. entries, checked: what the plan
+    leaves of the checkpoint's tensors, by their names there, and by every name in the model.
+    """
+    cls = _architecture(config["architectures"][0])
+    explicit = json.loads(cls.config_class.from_dict(config).to_json_string(use_diff=False))
+    explicit["architectures"] = config["architectures"]
+
+    def shapes(candidate: Config) -> Shapes:
+        return {name: tuple(value.shape) for name, value in build(candidate).state_dict().items()}
+
+    def agrees(candidate: Config) -> str:
+        try:
+            other = capture(_with_dtypes(build(_written(candidate, config)), entries), inputs)
+        except GraphpruneError as error:
+            return first_line(error)
+        return difference(slim.with_(tape=None), other.with_(tape=None), checked)
+
+    fit = Search(explicit, shapes, agrees).run({name: entry.shape for name, entry in checked.items()})
+    return fit if fit.config is None else Fit(_written(fit.config, config), fit.changes)
+
+
+def _written(changed: Config, original: Config) -> Config:
+    """A config as it goes into the file: what the original says, with what its class added made explicit."""
+    return {**changed, **{key: value for key, value in original.items() if key not in changed}}

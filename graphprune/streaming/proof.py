@@ -1,0 +1,72 @@
+"""The proof of a plan for a model that is larger than the memory: on a copy of reduced depth, with random weights."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from graphprune.errors import CaptureError
+from graphprune.pass_manager import PassManager
+from graphprune.passes.rewrite.rewrite import RewritePass
+from graphprune.passes.verification.verify import VerifyPass
+from graphprune.plan import Plan, fingerprint
+from graphprune.program import Inputs
+from graphprune.streaming.shorter import fill, shorten
+from graphprune.tracing import capture
+from graphprune.twins import named_tensors
+from graphprune.verification import Verification
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was proved. verification: that the slim copy computes what the masked copy computes, or None where there is none.
+    left_out: blocks of the model that the copy leaves out. note: why there is none, or empty."""
+
+    verification: Verification | None
+    left_out: int = 0
+    note: str = ""
+
+    def describe(self) -> str:
+        """One sentence."""
+        found = self.verification
+        if found is None:
+            return f"Not run on numbers: {self.note}."
+        depth = f"a copy without {self.left_out} blocks that repeat" if self.left_out else "a copy"
+        return (
+            f"The plan was proved on {depth}, with random weights: largest relative error {found.error:.1e} "
+            f"(tolerance {found.tolerance:.0e}) over {found.compared} tensors."
+        )
+
+
+def prove(model: nn.Module, inputs: Inputs, plan: Plan, *, most: int, seed: int = 0) -> Proof:
+    """Carry out the part of a plan that a copy of reduced depth has, and verify it against the masked copy.
+
+    most: bytes that the copy's weights may take, in float32; a larger copy is not built, and the proof says so. Raises
+    VerificationError or RewriteError where the plan does not hold.
+    """
+    try:
+        copy = deepcopy(model)
+    except Exception as error:  # whatever the model's classes make of it
+        return Proof(None, note=f"the model cannot be copied ({type(error).__name__})")
+    names = {id(tensor): name for name, tensor in reversed(named_tensors(copy).items())}
+    left_out = shorten(copy)
+    kept = {name: plan.kept[names[id(tensor)]] for name, tensor in named_tensors(copy).items() if names[id(tensor)] in plan.kept}
+    size = 4 * sum(tensor.numel() for tensor in {id(t): t for t in named_tensors(copy).values()}.values())
+    if size > most:
+        return Proof(None, left_out, f"two blocks of each kind take {size / 1e9:.1f} GB, and the limit is {most / 1e9:.1f} GB")
+    fill(copy, seed, torch.float32)
+    try:
+        program = capture(copy.eval(), inputs.map(_as_float32))
+    except CaptureError as error:
+        return Proof(None, left_out, f"a copy without {left_out} blocks that repeat does not run ({str(error).rstrip('.')})")
+    part = plan.model_copy(update={"kept": kept, "model": fingerprint(program.module)})
+    done = PassManager([RewritePass(), VerifyPass(seed=seed)]).run(program.with_(plan=part, policy=plan.policy))
+    return Proof(done.verification, left_out)
+
+
+def _as_float32(leaf: Any) -> Any:
+    return leaf.float() if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf

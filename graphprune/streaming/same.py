@@ -1,0 +1,92 @@
+"""Whether two graphs compute the same: the same operators in the same order, with the same constants, on the same tensors.
+
+Both run on the meta device. Parameters are the same where their names, shapes and dtypes are; buffers that are no part of the state
+must have the same values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from math import isclose
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_flatten
+
+from graphprune.program import Program
+from graphprune.tape import Operation, Tape, run_graph
+from graphprune.twins import named_tensors
+
+
+def difference(first: Program, second: Program, state: Container[str]) -> str:
+    """The first difference between what two programs compute at their example inputs, in words; an empty text where there is none.
+
+    state: names of the tensors whose values are given; all others are compared.
+    """
+    ours, theirs = named_tensors(first.module), named_tensors(second.module)
+    for name, tensor in ours.items():
+        other = theirs.get(name)
+        if other is None or (tensor.shape, tensor.dtype) != (other.shape, other.dtype):
+            return f"{name} is {_text(tensor)} in the slim model, and {_text(other)} by the config"
+        if name not in state and (tensor.is_meta or other.is_meta or not torch.equal(tensor, other)):
+            return f"the buffer {name}, which is no part of the checkpoint, has other values by the config"
+    one, two = _Reader(run_graph(first)), _Reader(run_graph(second))
+    return one.difference(two)
+
+
+def _text(tensor: torch.Tensor | None) -> str:
+    return "missing" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+
+
+class _Reader:
+    """A tape as a sequence of operators on named operands."""
+
+    def __init__(self, tape: Tape) -> None:
+        self._names: dict[int, object] = dict(tape.names)
+        self.steps = [(step.node, operation) for step in tape.steps for operation in step.operations]
+        self._inputs = [step for step in tape.steps if not step.operations and not step.refusal]
+        for step in self._inputs:
+            if isinstance(step.result, torch.Tensor):
+                self._names.setdefault(id(step.result), ("input", step.node))
+        self.refusals = [step.node for step in tape.steps if step.refusal]
+        self._result = tape.steps[-1].result
+
+    def difference(self, other: _Reader) -> str:
+        """The first difference to another tape."""
+        if self.refusals or other.refusals:
+            return f"{(self.refusals or other.refusals)[0]} is a module that was not traced into"
+        for place, ((node, mine), (_, theirs)) in enumerate(zip(self.steps, other.steps, strict=False)):
+            if mine.operator is not theirs.operator or not _same(self._operands(mine), other._operands(theirs)):
+                return f"{node} ({mine.operator}) is computed in another way by the config"
+            self._note(place, mine)
+            other._note(place, theirs)
+        if len(self.steps) != len(other.steps) or not _same(self._flat(self._result), other._flat(other._result)):
+            return "the config's model runs more operators, or others"
+        return ""
+
+    def _operands(self, operation: Operation) -> list[object]:
+        return self._flat((operation.args, operation.kwargs))
+
+    def _flat(self, tree: Any) -> list[object]:
+        leaves, structure = tree_flatten(tree)
+        return [str(structure), *(self._leaf(leaf) for leaf in leaves)]
+
+    def _leaf(self, leaf: Any) -> object:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        return self._names.get(id(leaf), object()), tuple(leaf.shape), leaf.dtype  # an unknown one equals nothing
+
+    def _note(self, place: int, operation: Operation) -> None:
+        for index, leaf in enumerate(tree_flatten(operation.output)[0]):
+            if isinstance(leaf, torch.Tensor):
+                self._names[id(leaf)] = (place, index)
+
+
+def _same(first: list[object], second: list[object]) -> bool:
+    return len(first) == len(second) and all(_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def _equal(first: object, second: object) -> bool:
+    if isinstance(first, float) and isinstance(second, float):
+        return first == second or isclose(first, second, rel_tol=1e-12)
+    return first == second
