@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from graphprune import methods
     from graphprune.api import PruneResult, Report, apply_plan, channel_groups, load, prune, run_pipeline, save, verify
     from graphprune.calibration import Calibration
+    from graphprune.callbacks import GradualPruning
     from graphprune.compiling import Backend, FxPass, Masked, compile_backend, masked
     from graphprune.curves import Sensitivity, sensitivity
     from graphprune.errors import GraphpruneError
@@ -33,6 +34,7 @@ __all__ = [
     "Calibration",
     "Front",
     "FxPass",
+    "GradualPruning",
     "GraphpruneError",
     "Masked",
     "Plan",
@@ -63,6 +65,7 @@ _HOMES = {
     "Calibration": "calibration",
     "Front": "pareto",
     "FxPass": "compiling",
+    "GradualPruning": "callbacks",
     "GraphpruneError": "errors",
     "Masked": "compiling",
     "Plan": "plan",

@@ -17,6 +17,7 @@ GATES = (
     "graphprune/__init__.py",
     "graphprune/api.py",
     "graphprune/registry.py",
+    "graphprune/callbacks/",
     "graphprune/curves.py",
     "graphprune/pareto.py",
     "graphprune/profiling.py",

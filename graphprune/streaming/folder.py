@@ -45,7 +45,9 @@ def _architecture(name: Any) -> Any:
         ) from error
     found = getattr(transformers, str(name), None)
     if not (inspect.isclass(found) and issubclass(found, transformers.PreTrainedModel)):
-        raise UsageError(f"transformers has no architecture {name}, and code in checkpoints is not run. Give package.module:factory.")
+        raise UsageError(
+            f"transformers has no architecture {name}, and code in checkpoints is not run. Give package.module:factory."
+        )
     return found
 
 
@@ -88,7 +90,9 @@ def _with_dtypes(model: nn.Module, entries: Mapping[str, Entry]) -> nn.Module:
 def text_inputs(model: nn.Module) -> Inputs:
     """Example inputs of a model of text. Raises UsageError where the model takes no ``input_ids``."""
     if "input_ids" not in inspect.signature(model.forward).parameters:
-        raise UsageError(f"The inputs of {type(model).__name__} are not known. Give them with --input, as pixel_values=1x3x224x224.")
+        raise UsageError(
+            f"The inputs of {type(model).__name__} are not known. Give them with --input, as pixel_values=1x3x224x224."
+        )
     return Inputs((), {"input_ids": torch.zeros(_TEXT, dtype=torch.int64)})
 
 
