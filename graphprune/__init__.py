@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from graphprune.plan import Plan
     from graphprune.profiling import profile
     from graphprune.program import Program
+    from graphprune.streaming import prune_checkpoint
     from graphprune.tracing import capture
     from graphprune.verification import Verification
 
@@ -45,6 +46,7 @@ __all__ = [
     "methods",
     "profile",
     "prune",
+    "prune_checkpoint",
     "run_pipeline",
     "save",
     "sweep",
@@ -63,6 +65,7 @@ _HOMES = {
     "capture": "tracing",
     "compile_backend": "compiling",
     "profile": "profiling",
+    "prune_checkpoint": "streaming",
     "sweep": "pareto",
 }
 

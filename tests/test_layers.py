@@ -23,6 +23,7 @@ GATES = (
     "graphprune/compiling/",
     "graphprune/methods/",
     "graphprune/runs/",
+    "graphprune/streaming/",
 )
 
 # The label algebra and what is built on it: operators come to it through the registry, never by name.

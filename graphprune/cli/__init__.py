@@ -1,5 +1,5 @@
-"""The command line: ``graphprune demo | inspect | score | profile | sweep | prune | run | recipe | apply | verify |
-compare | diff | export | passes``.
+"""The command line: ``graphprune demo | inspect | score | profile | sweep | prune | prune-checkpoint | run | recipe | apply |
+verify | compare | diff | export | passes``.
 
 Nothing here imports torch before a command runs, so that ``--help`` answers at once.
 """
@@ -11,7 +11,23 @@ from collections.abc import Sequence
 
 import typer
 
-from graphprune.cli import apply, compare, demo, diff, export, inspect, passes, profile, prune, recipe, run, score, sweep, verify
+from graphprune.cli import (
+    apply,
+    compare,
+    demo,
+    diff,
+    export,
+    inspect,
+    passes,
+    profile,
+    prune,
+    prune_checkpoint,
+    recipe,
+    run,
+    score,
+    sweep,
+    verify,
+)
 from graphprune.cli.errors import run as answer
 from graphprune.cli.options import Version
 
@@ -23,8 +39,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for module in (demo, inspect, score, profile, sweep, prune, run, recipe, apply, verify, compare, diff, export, passes):
-    app.command(module.__name__.rpartition(".")[2])(module.command)
+_COMMANDS = (
+    *(demo, inspect, score, profile, sweep, prune, prune_checkpoint, run, recipe, apply),
+    *(verify, compare, diff, export, passes),
+)
+for module in _COMMANDS:
+    app.command(module.__name__.rpartition(".")[2].replace("_", "-"))(module.command)
 
 
 @app.callback()

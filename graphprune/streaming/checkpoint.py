@@ -145,7 +145,7 @@ def _file_of(path: Path) -> Path:
 
 def _check_name(shard: str, index: Path) -> None:
     if Path(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
-        raise UsageError(f"{index} names the shard {shard!r}, which is no .safetensors file of its folder. Do not use this checkpoint.")
+        raise UsageError(f"{index} names the shard {shard!r}, which is no .safetensors file of its folder. Do not use it.")
     if not (index.parent / shard).is_file():
         raise UsageError(f"{index} names the shard {shard}, which is not in its folder. Get the missing file.")
 

@@ -127,7 +127,9 @@ def prune_checkpoint(
     passes = _passes(
         ChannelsPass(exclude=tuple(exclude), policy=dict(policy or {})),
         ScorePass(criterion=criterion, reduction=reduction, normalise=normalise, share=share, seed=seed),
-        selection_pass(select, ranking, {"round_to": round_to, "min_channels": min_channels, "max_ratio": max_ratio, **_targets(target)}),
+        selection_pass(
+            select, ranking, {"round_to": round_to, "min_channels": min_channels, "max_ratio": max_ratio, **_targets(target)}
+        ),
     )
     matched = match(model, open_checkpoint(checkpoint))
     inputs, folder = normalise_inputs(example_inputs), Path(out)
@@ -169,7 +171,9 @@ def _passes(channels: ChannelsPass, score: ScorePass, selection: Pass) -> list[P
     """The passes, if the criterion can be read from a stream."""
     for term in parse_criterion(score.criterion):
         if term.needs:
-            raise UsageError(f"{term.criterion.name} runs the model on data, which must fit into memory. Use l2, l1, lamp or bn-scale.")
+            raise UsageError(
+                f"{term.criterion.name} runs the model on data, which must fit into memory. Use l2, l1, lamp or bn-scale."
+            )
         if not term.criterion.streams:
             raise UsageError(
                 f"{term.criterion.name} compares the weights of several tensors, which are read one by one. Use l2, l1, lamp or bn-scale."
@@ -189,7 +193,9 @@ def _pruned(
     """The slim graph, on the meta device."""
     program = capture(model, inputs)
     if program.scopes:
-        raise UsageError(f"{type(model).__name__} does not trace as a whole, which checkpoints must. Prune it with graphprune.prune.")
+        raise UsageError(
+            f"{type(model).__name__} does not trace as a whole, which checkpoints must. Prune it with graphprune.prune."
+        )
     if known is not None:
         return PassManager([RewritePass()], observers).run(program.with_(plan=known, policy=known.policy))
     total = sum(entry.nbytes for entry in matched.checkpoint.entries.values())

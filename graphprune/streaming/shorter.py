@@ -53,7 +53,9 @@ def fill(model: nn.Module, seed: int = 0, dtype: torch.dtype | None = None) -> N
 
 
 def _filled(tensor: Tensor, generator: torch.Generator, dtype: torch.dtype | None) -> Tensor:
-    values = _values(tensor, generator, dtype or tensor.dtype) if tensor.is_floating_point() else torch.zeros_like(tensor, device="cpu")
+    values = (
+        _values(tensor, generator, dtype or tensor.dtype) if tensor.is_floating_point() else torch.zeros_like(tensor, device="cpu")
+    )
     return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
 
 

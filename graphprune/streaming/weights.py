@@ -57,10 +57,14 @@ def match(model: nn.Module, checkpoint: Checkpoint) -> Matched:
     given: dict[int, list[Entry]] = {}
     for name, entry in checkpoint.entries.items():
         if name not in state:
-            raise UsageError(f"The checkpoint {place} has {name}, which {what} does not have. Give the model that it was saved from.")
+            raise UsageError(
+                f"The checkpoint {place} has {name}, which {what} does not have. Give the model that it was saved from."
+            )
         own = Entry(name, "", state[name].dtype, tuple(state[name].shape))
         if str(own) != str(entry):
-            raise UsageError(f"{name} is {entry} in the checkpoint {place}, and {own} in {what}. Give the model that it was saved from.")
+            raise UsageError(
+                f"{name} is {entry} in the checkpoint {place}, and {own} in {what}. Give the model that it was saved from."
+            )
         given.setdefault(id(state[name]), []).append(entry)
     missing = next((name for name, tensor in state.items() if id(tensor) not in given), None)
     if missing is not None:
