@@ -119,8 +119,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     listed = load_json(_Index, file, "index of a checkpoint", "Get it again with its shards.", UsageError).weight_map
     entries_by_name: dict[str, Entry] = {}
     metadata_of: dict[str, Mapping[str, str]] = {}
-    for shard in dict.fromkeys(listed.values()):
+    shards = dict.fromkeys(listed.values())
+    for shard in shards:
         _check_name(shard, file)
+    for shard in shards:
         entries, metadata_of[shard] = _header(file.parent / shard)
         for entry in entries:
             if listed.get(entry.name) != shard:
