@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from graphprune.plan import Plan
     from graphprune.profiling import profile
     from graphprune.program import Program
+    from graphprune.streaming import prune_checkpoint
     from graphprune.tracing import capture
     from graphprune.verification import Verification
 
@@ -53,6 +54,7 @@ __all__ = [
     "methods",
     "profile",
     "prune",
+    "prune_checkpoint",
     "run_pipeline",
     "save",
     "sensitivity",
@@ -77,6 +79,7 @@ _HOMES = {
     "compile_backend": "compiling",
     "masked": "compiling",
     "profile": "profiling",
+    "prune_checkpoint": "streaming",
     "sensitivity": "curves",
     "sweep": "pareto",
 }

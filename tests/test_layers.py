@@ -26,6 +26,7 @@ GATES = (
     "graphprune/methods/",
     "graphprune/reporting/",
     "graphprune/runs/",
+    "graphprune/streaming/",
 )
 
 # The label algebra and what is built on it: operators come to it through the registry, never by name.

@@ -31,6 +31,7 @@ EXAMPLES: Final[Mapping[str, tuple[str, ...]]] = {
         "timm:resnet18 --target params=4M --criterion lamp -o plan.json",
         "my_code.models:net --input 1x3x64x64 --exclude head -o slim.pt2",
     ),
+    "prune-checkpoint": ("my-llama/ --target params=60% -o my-smaller-llama",),
     "run": (
         "iterative my_code.models:net --data digits --target macs=50% -o out",
         "recipe.toml -o out",

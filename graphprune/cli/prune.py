@@ -135,7 +135,7 @@ def command(
     from graphprune.cli.watching import Watching
 
     how = {
-        "target": _targets(target),
+        "target": targets_of(target),
         "criterion": criterion,
         "reduction": reduction,
         "normalise": normalise,
@@ -173,7 +173,8 @@ def _multiple(text: str) -> int | str:
     raise UsageError(f"--round-to {text} is neither a number of channels nor 'auto'.")
 
 
-def _targets(texts: Sequence[str] | None) -> dict[str, str] | None:
+def targets_of(texts: Sequence[str] | None) -> dict[str, str] | None:
+    """Targets from ``kind=amount``. Raises UsageError for a kind that is given twice."""
     from graphprune.passes.selection.target import split_target
 
     if not texts:

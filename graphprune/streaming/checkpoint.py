@@ -119,8 +119,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     listed = load_json(_Index, file, "index of a checkpoint", "Get it again with its shards.", UsageError).weight_map
     entries_by_name: dict[str, Entry] = {}
     metadata_of: dict[str, Mapping[str, str]] = {}
-    for shard in dict.fromkeys(listed.values()):
+    shards = dict.fromkeys(listed.values())
+    for shard in shards:
         _check_name(shard, file)
+    for shard in shards:
         entries, metadata_of[shard] = _header(file.parent / shard)
         for entry in entries:
             if listed.get(entry.name) != shard:
@@ -145,9 +147,7 @@ def _file_of(path: Path) -> Path:
 
 def _check_name(shard: str, index: Path) -> None:
     if Path(shard).name != shard or "\\" in shard or not shard.endswith(".safetensors"):
-        raise UsageError(
-            f"{index} names the shard {shard!r}, which is no .safetensors file of its folder. Do not use this checkpoint."
-        )
+        raise UsageError(f"{index} names the shard {shard!r}, which is no .safetensors file of its folder. Do not use it.")
     if not (index.parent / shard).is_file():
         raise UsageError(f"{index} names the shard {shard}, which is not in its folder. Get the missing file.")
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import combinations
 from typing import Any, Final, TypeAlias
 
 Shape: TypeAlias = tuple[int, ...]
@@ -79,7 +81,7 @@ class Search:
         return self._built.get(key)
 
     def _depth(self, full: Shapes) -> dict[Path, int]:
-        """A number that says how many blocks repeat, set to a few, so that the search builds small models; none if there is none."""
+        """A number that says how many blocks repeat, set to a few so that the search builds small models; if there is one."""
         for path, value in _numbers(self.config):
             if value > _FEW:
                 found = self._attempt(self._changed({path: _FEW}))
@@ -100,30 +102,33 @@ class Search:
         if not wrong:
             yield changes
             return
-        for more in self._steps(set(wrong), changes):
-            result = self._shapes_with(more)
-            if result is not None and len(_wrong(result, wanted)) < len(wrong):
+        for together in (1, 2):  # two numbers at once only where no single one helps
+            better = [more for more in self._steps(set(wrong), changes, together) if self._improves(more, wanted, len(wrong))]
+            for more in better:
                 yield from self._fits(wanted, more, seen)
+            if better:
+                return
 
-    def _steps(self, wrong: set[tuple[int, int]], changes: Mapping[Path, int]) -> Iterator[dict[Path, int]]:
-        """Changes of one number more, or of two alike, by the ratio of an axis that is wrong: (length, wanted length)."""
+    def _improves(self, changes: Mapping[Path, int], wanted: Shapes, wrong: int) -> bool:
+        found = self._shapes_with(changes)
+        return found is not None and len(_wrong(found, wanted)) < wrong
+
+    def _steps(self, wrong: set[tuple[int, int]], changes: Mapping[Path, int], together: int) -> Iterator[dict[Path, int]]:
+        """Changes of so many numbers more, by the ratio of an axis that is wrong: (length, wanted length)."""
         numbers = [(path, value) for path, value in _numbers(self.config) if path not in changes and path not in self._short]
-        for length, goal in sorted(wrong):
-            scaled = [(path, value * goal // length) for path, value in numbers if value * goal % length == 0]
-            yield from ({**changes, path: value} for path, value in scaled)
-            yield from (
-                {**changes, path: value, other: second}
-                for index, (path, value) in enumerate(scaled)
-                for other, second in scaled[index + 1 :]
-            )
+        ratios = {Fraction(goal, length) for length, goal in wrong}
+        for ratio in sorted(ratios):
+            scaled = {path: int(value * ratio) for path, value in numbers if (value * ratio).denominator == 1}
+            yield from ({**changes, **dict(some)} for some in combinations(scaled.items(), together))
 
     def _completed(self, changes: dict[Path, int], full: Shapes, wanted: Shapes) -> Iterator[dict[Path, int]]:
         """The changes, and with one number more that no shape shows, such as a number of heads."""
         yield changes
+        ratios = {Fraction(goal, length) for length, goal in _wrong(full, wanted)}
         for path, value in _numbers(self.config):
-            for length, goal in sorted(set(_wrong(full, wanted))):
-                if path not in changes and value * goal % length == 0:
-                    more = {**changes, path: value * goal // length}
+            for ratio in sorted(ratios):
+                if path not in changes and (value * ratio).denominator == 1:
+                    more = {**changes, path: int(value * ratio)}
                     if self._shapes_with(more) == self._shapes_with(changes):
                         yield more
 

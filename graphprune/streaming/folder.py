@@ -13,6 +13,7 @@ from torch import nn
 
 from graphprune.errors import GraphpruneError, UsageError, first_line
 from graphprune.program import Inputs, Program
+from graphprune.quiet import quiet
 from graphprune.streaming.checkpoint import Checkpoint, Entry
 from graphprune.streaming.configs import Config, Fit, Search, Shapes
 from graphprune.streaming.same import difference
@@ -45,9 +46,7 @@ def _architecture(name: Any) -> Any:
         ) from error
     found = getattr(transformers, str(name), None)
     if not (inspect.isclass(found) and issubclass(found, transformers.PreTrainedModel)):
-        raise UsageError(
-            f"transformers has no architecture {name}, and code in checkpoints is not run. Give package.module:factory."
-        )
+        raise UsageError(f"transformers has no architecture {name}, and code of checkpoints is not run. Give module:factory.")
     return found
 
 
@@ -60,7 +59,7 @@ def build(config: Config) -> nn.Module:
 
     cls = _architecture(config["architectures"][0])
     try:
-        with init_empty_weights(include_buffers=False):
+        with quiet(), init_empty_weights(include_buffers=False):
             model = cls(cls.config_class.from_dict(config)).eval()
         model.tie_weights()  # each registration made a tensor of its own
     except Exception as error:  # whatever a class of models says of numbers that do not go together
@@ -91,7 +90,7 @@ def text_inputs(model: nn.Module) -> Inputs:
     """Example inputs of a model of text. Raises UsageError where the model takes no ``input_ids``."""
     if "input_ids" not in inspect.signature(model.forward).parameters:
         raise UsageError(
-            f"The inputs of {type(model).__name__} are not known. Give them with --input, as pixel_values=1x3x224x224."
+            f"The inputs of {type(model).__name__} are not known. Give them, as with --input pixel_values=1x3x224x224."
         )
     return Inputs((), {"input_ids": torch.zeros(_TEXT, dtype=torch.int64)})
 
@@ -99,11 +98,12 @@ def text_inputs(model: nn.Module) -> Inputs:
 def fit_config(config: Config, slim: Program, inputs: Inputs, entries: Mapping[str, Entry], checked: Mapping[str, Entry]) -> Fit:
     """The config from which transformers builds the slim model, or the reason why none does.
 
-    config: the original's. slim: the slim graph. inputs: examples, as the original was captured with. entries, checked: what the plan
-    leaves of the checkpoint's tensors, by their names there, and by every name in the model.
+    config: the original's. slim: the slim graph. inputs: examples, as the original was captured with. entries, checked: what the
+    plan leaves of the checkpoint's tensors, by their names there, and by every name in the model.
     """
     cls = _architecture(config["architectures"][0])
-    explicit = json.loads(cls.config_class.from_dict(config).to_json_string(use_diff=False))
+    with quiet():
+        explicit = json.loads(cls.config_class.from_dict(config).to_json_string(use_diff=False))
     explicit["architectures"] = config["architectures"]
 
     def shapes(candidate: Config) -> Shapes:

@@ -39,6 +39,7 @@ from graphprune.tracing import capture, normalise_inputs
 
 PLAN: Final = "plan.json"
 STATE: Final = "graphprune.json"
+_INSTEAD: Final = "Use l2, l1, lamp or bn-scale."
 _COPIED: Final = frozenset({".json", ".txt", ".model", ".jinja"})  # tokenisers and generation settings
 
 #: Told what is being done, how many bytes of it are done, and how many there are.
@@ -64,8 +65,7 @@ class CheckpointReport:
     plan: the decision. before, after: costs at the example inputs. widths: units of every prunable group, before and after.
     bytes_before, bytes_after: of all tensors. shards: the files of the output, and resumed: how many of them an earlier run had
     finished; both empty and 0 where only the plan was wanted. tensors: how many of the slim graph have the shapes that the plan
-    leaves. proof: what was proved on numbers. config: the changed config, or why there is none; None for a model that is no folder of
-    transformers.
+    leaves. proof: what was proved on numbers. config: the changed config, or why there is none; None where the model has none.
     """
 
     plan: Plan = field(repr=False)
@@ -109,8 +109,8 @@ def prune_checkpoint(
 ) -> CheckpointReport:
     """Prune a safetensors checkpoint that need not fit into memory. Nothing of it is changed.
 
-    At no time are more than a few tensors in memory: the largest one, its slice, and its powers while it is scored. The output has the
-    same shards under the same names. A run that was ended goes on where it was when it is started again with the same arguments.
+    At no time are more than a few tensors in memory: one, its slice, and its powers while it is scored. The output has the same
+    shards under the same names. A run that was ended goes on where it was when it is started again with the same arguments.
 
     model: its parameters on the meta device (``with torch.device("meta"): ...``). example_inputs: as for :func:`graphprune.prune`.
     checkpoint: a folder, an index, or a single file. out: a folder, which is made. The slim weights go there, the plan as
@@ -119,7 +119,7 @@ def prune_checkpoint(
     verify: prove the plan on a copy of reduced depth with random weights (float32), where that takes at most ``proof_bytes``.
     plan_only: write the plan and no weights. config: that of transformers which the model was built from; the changed one is
         written where there is one.
-    The other options are those of :func:`graphprune.prune`. Criteria must stream: ``l1``, ``l2``, ``lamp``, ``bn-scale``, ``random``.
+    The other options are those of :func:`graphprune.prune`. Criteria must stream, as ``l1``, ``l2``, ``lamp`` and ``bn-scale``.
 
     Raises UsageError for a checkpoint that is damaged or is not the model's, for options that are no good, and for an output folder
     that holds something else, before anything is written; and what a pruning raises.
@@ -171,13 +171,9 @@ def _passes(channels: ChannelsPass, score: ScorePass, selection: Pass) -> list[P
     """The passes, if the criterion can be read from a stream."""
     for term in parse_criterion(score.criterion):
         if term.needs:
-            raise UsageError(
-                f"{term.criterion.name} runs the model on data, which must fit into memory. Use l2, l1, lamp or bn-scale."
-            )
+            raise UsageError(f"{term.criterion.name} runs the model on data, for which it must fit into memory. {_INSTEAD}")
         if not term.criterion.streams:
-            raise UsageError(
-                f"{term.criterion.name} compares the weights of several tensors, which are read one by one. Use l2, l1, lamp or bn-scale."
-            )
+            raise UsageError(f"{term.criterion.name} compares weights of several tensors, which are read one by one. {_INSTEAD}")
     return [channels, score, selection, RewritePass()]
 
 
@@ -193,9 +189,7 @@ def _pruned(
     """The slim graph, on the meta device."""
     program = capture(model, inputs)
     if program.scopes:
-        raise UsageError(
-            f"{type(model).__name__} does not trace as a whole, which checkpoints must. Prune it with graphprune.prune."
-        )
+        raise UsageError(f"{type(model).__name__} does not trace as a whole, and scopes are not streamed. Use graphprune.prune.")
     if known is not None:
         return PassManager([RewritePass()], observers).run(program.with_(plan=known, policy=known.policy))
     total = sum(entry.nbytes for entry in matched.checkpoint.entries.values())

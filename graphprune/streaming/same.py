@@ -56,7 +56,7 @@ class _Reader:
         if self.refusals or other.refusals:
             return f"{(self.refusals or other.refusals)[0]} is a module that was not traced into"
         for place, ((node, mine), (_, theirs)) in enumerate(zip(self.steps, other.steps, strict=False)):
-            if mine.operator is not theirs.operator or not _same(self._operands(mine), other._operands(theirs)):
+            if not _same(self._operands(mine), other._operands(theirs)):
                 return f"{node} ({mine.operator}) is computed in another way by the config"
             self._note(place, mine)
             other._note(place, theirs)
@@ -65,7 +65,14 @@ class _Reader:
         return ""
 
     def _operands(self, operation: Operation) -> list[object]:
-        return self._flat((operation.args, operation.kwargs))
+        operator, args = operation.operator, operation.args
+        if operator is torch.ops.aten.split.Tensor:  # by one size, which the rewriter spells as several
+            axis = args[2] if len(args) > 2 else 0
+            operator, args = (
+                torch.ops.aten.split_with_sizes.default,
+                (args[0], [part.shape[axis] for part in operation.output], axis),
+            )
+        return [operator, *self._flat((args, operation.kwargs))]
 
     def _flat(self, tree: Any) -> list[object]:
         leaves, structure = tree_flatten(tree)

@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from torch import Tensor, uint8
 
@@ -63,9 +63,9 @@ def write_shard(path: Path, entries: Sequence[Entry], metadata: Mapping[str, str
             stream.write(_bytes(load(entry.name), entry))
 
 
-def _bytes(tensor: Tensor, entry: Entry) -> memoryview:
+def _bytes(tensor: Tensor, entry: Entry) -> Any:
     assert (tensor.dtype, tuple(tensor.shape)) == (entry.dtype, entry.shape), f"{entry.name} is not {entry}"
-    return memoryview(tensor.detach().contiguous().reshape(-1).view(uint8).numpy())
+    return tensor.detach().contiguous().reshape(-1).view(uint8).numpy().data  # a view of memory, not a copy
 
 
 def check_space(folder: Path, wanted: int) -> None:

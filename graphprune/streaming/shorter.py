@@ -7,7 +7,7 @@ shapes of tensors, two are left. What is left out repeats what is kept, and two 
 from __future__ import annotations
 
 from itertools import groupby
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -42,24 +42,26 @@ def fill(model: nn.Module, seed: int = 0, dtype: torch.dtype | None = None) -> N
     """Give every parameter and buffer without values random ones, in place: matrices scaled by their fan-in, vectors around one,
     zeros where they are integers. dtype: of the floating-point ones, instead of their own."""
     generator = torch.Generator().manual_seed(seed)
-    made: dict[int, Tensor] = {}
+    made: dict[int, Any] = {}
     for module in model.modules():
-        for store in (module._parameters, module._buffers):
+        stores: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for store in stores:
             for name, tensor in store.items():
                 if tensor is not None and tensor.is_meta:
                     if id(tensor) not in made:
-                        made[id(tensor)] = _filled(tensor, generator, dtype)
+                        made[id(tensor)] = _filled(tensor, generator, dtype or tensor.dtype)
                     store[name] = made[id(tensor)]
 
 
-def _filled(tensor: Tensor, generator: torch.Generator, dtype: torch.dtype | None) -> Tensor:
-    values = (
-        _values(tensor, generator, dtype or tensor.dtype) if tensor.is_floating_point() else torch.zeros_like(tensor, device="cpu")
-    )
+def _filled(tensor: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+    if not tensor.is_floating_point():
+        return torch.zeros_like(tensor, device="cpu")
+    values = _values(tensor, generator, dtype)
     return nn.Parameter(values, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else values
 
 
 def _values(tensor: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
     if tensor.dim() < 2:
         return torch.rand(tensor.shape, generator=generator, dtype=dtype) + 0.5
-    return torch.randn(tensor.shape, generator=generator, dtype=dtype) * tensor[0].numel() ** -0.5
+    scale: float = tensor[0].numel() ** -0.5
+    return torch.randn(tensor.shape, generator=generator, dtype=dtype) * scale

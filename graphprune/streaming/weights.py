@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from graphprune.streaming.checkpoint import Checkpoint, Entry
 from graphprune.twins import named_tensors
 
 Watch = Callable[[str], None]
+_REMEDY: Final = "Give the model that it was saved from."
 
 
 @dataclass(frozen=True)
@@ -49,26 +51,22 @@ class Matched:
 def match(model: nn.Module, checkpoint: Checkpoint) -> Matched:
     """Pair the tensors of a model's state with those of a checkpoint, by name; the checkpoint may leave out names of tied tensors.
 
-    Raises UsageError naming the first tensor that is in one and not in the other, has another shape or dtype, or that the checkpoint
-    holds under two names with different values.
+    Raises UsageError naming the first tensor that is in one and not in the other, has another shape or dtype, or that the
+    checkpoint holds under two names with different values.
     """
     state = {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
     place, what = checkpoint.folder, type(model).__name__
     given: dict[int, list[Entry]] = {}
     for name, entry in checkpoint.entries.items():
         if name not in state:
-            raise UsageError(
-                f"The checkpoint {place} has {name}, which {what} does not have. Give the model that it was saved from."
-            )
+            raise UsageError(f"The checkpoint {place} has {name}, which {what} does not have. {_REMEDY}")
         own = Entry(name, "", state[name].dtype, tuple(state[name].shape))
         if str(own) != str(entry):
-            raise UsageError(
-                f"{name} is {entry} in the checkpoint {place}, and {own} in {what}. Give the model that it was saved from."
-            )
+            raise UsageError(f"{name} is {entry} in the checkpoint {place}, and {own} in {what}. {_REMEDY}")
         given.setdefault(id(state[name]), []).append(entry)
     missing = next((name for name, tensor in state.items() if id(tensor) not in given), None)
     if missing is not None:
-        raise UsageError(f"The checkpoint {place} lacks {missing} of {what}. Give the model that it was saved from.")
+        raise UsageError(f"The checkpoint {place} lacks {missing} of {what}. {_REMEDY}")
     for first, *others in given.values():
         for other in others:
             if not torch.equal(checkpoint.tensor(first.name), checkpoint.tensor(other.name)):

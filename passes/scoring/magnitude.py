@@ -16,16 +16,26 @@ def slice_powers(context: ScoringContext, power: int) -> Iterator[tuple[Ints, Fl
 
     Sums are taken in the weight's precision (float32 at least; torch sums pairwise), results are float64.
     """
+    scratch: Tensor | None = None  # used again and again: large blocks between small ones that stay would fragment the memory
     for parameter, axes in context.members():
-        yield from slice_sums(_powers(parameter.detach(), power), axes)
+        weight = parameter.detach()
+        dtype = torch.float32 if weight.dtype in (torch.float16, torch.bfloat16) else weight.dtype
+        if weight.dim() < 2:
+            powers = torch.empty_like(weight, dtype=dtype)  # its sums are itself
+        else:
+            if scratch is None or scratch.numel() < weight.numel() or (scratch.dtype, scratch.device) != (dtype, weight.device):
+                scratch = weight.new_empty(weight.numel(), dtype=dtype)
+            powers = scratch[: weight.numel()].view(weight.shape)
+        yield from slice_sums(_raised(weight, power, powers), axes)
 
 
-def _powers(weight: Tensor, power: int) -> Tensor:
-    """``|w|^p``; in place where the weight was converted, since a model may be as large as its largest tensors allow."""
-    if weight.dtype in (torch.float16, torch.bfloat16):
-        weight = weight.float()
-        return weight.square_() if power == 2 else weight.abs_() if power == 1 else weight.abs_().pow_(power)
-    return weight.square() if power == 2 else weight.abs() if power == 1 else weight.abs().pow(power)
+def _raised(weight: Tensor, power: int, out: Tensor) -> Tensor:
+    """``|w|^p`` in the dtype of ``out``, which it is written to."""
+    source = weight if weight.dtype == out.dtype else out.copy_(weight)
+    if power == 2:
+        return torch.square(source, out=out)
+    torch.abs(source, out=out)
+    return out if power == 1 else out.pow_(power)
 
 
 def slice_sums(tensor: Tensor, axes: Sequence[tuple[int, Ints]]) -> Iterator[tuple[Ints, Floats]]:

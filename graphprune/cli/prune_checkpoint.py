@@ -1,0 +1,176 @@
+"""``graphprune prune-checkpoint``: a checkpoint that need not fit into memory in, a smaller one out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from graphprune.cli import options
+from graphprune.cli.output import Output
+from graphprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from graphprune.cli.output import Task
+    from graphprune.program import Inputs
+    from graphprune.streaming import CheckpointReport, Fit
+
+_HOW = "How to prune"
+
+
+def command(
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT", help="A folder of transformers (config.json and .safetensors); with --model any .safetensors."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the slim one goes.", rich_help_panel="Result")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="package.module:factory that builds the model, instead of the config. It is built without values.",
+            rich_help_panel="Model",
+        ),
+    ] = None,
+    shape: options.Shape = None,
+    exclude: options.Exclude = None,
+    policy: options.PolicyChoices = None,
+    seed: options.Seed = 0,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND=AMOUNT", help="What must remain, as of `prune`. Default: macs=50%.", rich_help_panel=_HOW),
+    ] = None,
+    criterion: Annotated[
+        str, typer.Option(metavar="TEXT", help="One that streams: l2, l1, lamp, bn-scale, random.", rich_help_panel=_HOW)
+    ] = "l2",
+    ranking: Annotated[
+        str,
+        typer.Option(
+            metavar="local|global|isomorphic",
+            help="What is compared with what. 'local' gives alike layers the same widths, which a config can say.",
+            rich_help_panel=_HOW,
+        ),
+    ] = "local",
+    round_to: Annotated[
+        int, typer.Option(metavar="N", help="Keep channels in multiples of N where a group is wide enough.", rich_help_panel=_HOW)
+    ] = 1,
+    plan_only: Annotated[
+        bool,
+        typer.Option(
+            "--plan-only", help="Write plan.json and no weights; run again without it for them.", rich_help_panel="Result"
+        ),
+    ] = False,
+    no_verify: options.NoVerify = False,
+    proof_memory: Annotated[
+        float,
+        typer.Option(metavar="GB", help="Largest copy of reduced depth that the proof may build.", rich_help_panel="Result"),
+    ] = 1.0,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    debug: options.Debug = False,
+) -> None:
+    """Prune a checkpoint larger than the memory: it is scored and cut one tensor at a time."""
+    from graphprune.cli.loading import parse_policy
+    from graphprune.cli.prune import targets_of
+    from graphprune.streaming import prune_checkpoint
+
+    chosen = targets_of(target) or {"macs": "50%"}
+    with Output(as_json, quiet, verbose) as output:
+        with output.task(f"Reading {checkpoint}"):
+            built, inputs, config = _open(checkpoint, model, shape, seed)
+        with output.task("Analysing", total=1.0) as task:
+            report = prune_checkpoint(
+                built, inputs, checkpoint, out, target=chosen, criterion=criterion, ranking=ranking, round_to=round_to,
+                exclude=tuple(exclude or ()), policy=parse_policy(policy), seed=seed, verify=not no_verify,
+                proof_bytes=int(proof_memory * 1e9), plan_only=plan_only, config=config, progress=_Shown(task),
+            )  # fmt: skip
+        output.data(_data(report, out))
+        _print(report, inputs.describe(), out, output)
+
+
+def _open(checkpoint: Path, model: str | None, shape: str | None, seed: int) -> tuple[nn.Module, Inputs, dict[str, Any] | None]:
+    """The model without values, example inputs, and the config that it was built from, if it was."""
+    import torch
+
+    from graphprune.sources import parse_input
+    from graphprune.sources.factories import from_python
+    from graphprune.streaming import build_for, open_checkpoint, read_config, text_inputs
+
+    given = None if shape is None else parse_input(shape, seed=seed)
+    if model is not None:
+        if given is None:
+            raise UsageError("The inputs of a --model are not known. Give them with --input, for example --input 1x3x224x224.")
+        with torch.device("meta"):
+            return from_python(model).model.eval(), given, None
+    opened = open_checkpoint(checkpoint)
+    config = read_config(opened.folder)
+    built = build_for(config, opened)
+    return built, given or text_inputs(built), config
+
+
+class _Shown:
+    """Shows on a task of total 1 how far scoring or writing is."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._share = 0.0
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        share = done / max(1, total)
+        self._task.describe(f"{what}: {done / 1e9:.2f} of {total / 1e9:.2f} GB")
+        self._task.advance(share - self._share)
+        self._share = share
+
+
+def _print(report: CheckpointReport, inputs: str, out: Path, output: Output) -> None:
+    from graphprune.cli import tables
+
+    disk = (report.bytes_before, report.bytes_after)
+    output.show(tables.before_after(report.before, report.after, disk, inputs))
+    if output.verbose:
+        output.show(tables.widths_table(report.widths))
+    output.say(f"Checked on the meta device: the slim graph runs, and {report.tensors} tensors have the shapes of the plan.")
+    output.say(report.proof.describe())
+    if report.config is not None:
+        output.say(_config_line(report.config))
+    if not report.shards:
+        output.say(f"Plan written to {out / 'plan.json'}. Run the command again without --plan-only to write the weights.")
+        return
+    resumed = f", of which {report.resumed} were there already" if report.resumed else ""
+    load = ""
+    if report.config is not None and report.config.config is not None:
+        load = f' Load it with: from_pretrained("{out}")'
+    output.say(f"Written to {out}: {len(report.shards)} files of weights{resumed}.{load}")
+
+
+def _config_line(fit: Fit) -> str:
+    if fit.config is None:
+        return f"No config of this architecture makes the slim model ({fit.reason}); its graph comes from plan.json."
+    changes = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in fit.changes.items()) or "nothing to change"
+    return f"config.json: {changes}. Its model runs the same operators on the same shapes as the slim graph."
+
+
+def _data(report: CheckpointReport, out: Path) -> dict[str, Any]:
+    from graphprune.cli import tables
+
+    fit = report.config
+    return {
+        "before": tables.cost_data(report.before) | {"disk_bytes": report.bytes_before},
+        "after": tables.cost_data(report.after) | {"disk_bytes": report.bytes_after},
+        "target": report.plan.target,
+        "achieved": report.plan.achieved,
+        "widths": report.widths,
+        "tensors": report.tensors,
+        "verification": tables.verification_data(report.proof.verification),
+        "proof": report.proof.describe(),
+        "config": None if fit is None else {"changes": fit.changes, "reason": fit.reason, "written": fit.config is not None},
+        "shards": report.shards,
+        "resumed": report.resumed,
+        "out": str(out),
+    }

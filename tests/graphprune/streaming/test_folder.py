@@ -1,0 +1,90 @@
+"""Folders of transformers: the slim one loads with the config that was found, and computes what the slim graph computes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import graphprune
+from graphprune.cli import main
+from graphprune.errors import UsageError
+from graphprune.streaming import build_for, open_checkpoint, prune_checkpoint, read_config, text_inputs
+
+transformers = pytest.importorskip("transformers", reason="needs graphprune[transformers]")
+pytest.importorskip("accelerate", reason="needs graphprune[transformers]")
+
+_SMALL = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def _llama() -> Any:
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**_SMALL, **_HEADS))
+
+
+def _qwen2() -> Any:
+    return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**_SMALL, **_HEADS, tie_word_embeddings=True))
+
+
+def _gpt2() -> Any:
+    sizes = {"vocab_size": 96, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
+
+
+def _saved(model: Any, folder: Path) -> Any:
+    model.eval().save_pretrained(folder, max_shard_size="20KB")
+    return model
+
+
+@pytest.mark.parametrize("make", [_llama, _qwen2, _gpt2])
+def test_the_slim_folder_loads_and_computes_what_the_slim_graph_does(make: Any, tmp_path: Path) -> None:
+    """Grouped queries, tied embeddings, and a fused projection whose number of heads no shape shows."""
+    model = _saved(make(), tmp_path / "full")
+    checkpoint, config = open_checkpoint(tmp_path / "full"), read_config(tmp_path / "full")
+    meta = build_for(config, checkpoint)
+    inputs = text_inputs(meta)
+    report = prune_checkpoint(meta, inputs, tmp_path / "full", tmp_path / "slim", target="channels=50%", config=config)
+    assert report.config is not None and report.config.config is not None, report.config
+    assert report.proof.verification is not None and report.proof.verification.passed and len(report.shards) > 1
+    model.config.use_cache = False
+    expected = graphprune.prune(model, inputs, target="channels=50%", ranking="local").model
+    slim, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "slim", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    ids = torch.randint(0, 96, (3, 11))
+    with torch.no_grad():
+        logits = expected(input_ids=ids)["logits"]
+        assert torch.equal(slim.eval()(ids).logits, logits) and logits.abs().max() > 0
+
+
+def test_widths_that_no_config_can_say_are_named(tmp_path: Path) -> None:
+    """Ranked globally, layers differ; the weights and the plan are written all the same."""
+    _saved(_llama(), tmp_path / "full")
+    config = read_config(tmp_path / "full")
+    meta = build_for(config, open_checkpoint(tmp_path / "full"))
+    report = prune_checkpoint(
+        meta, text_inputs(meta), tmp_path / "full", tmp_path / "slim", target="channels=70%", ranking="global", config=config
+    )
+    assert report.config is not None and report.config.config is None
+    assert "weight is [" in report.config.reason and "by the nearest config" in report.config.reason
+    assert not (tmp_path / "slim" / "config.json").exists() and (tmp_path / "slim" / "plan.json").exists()
+
+
+def test_a_folder_of_unknown_code_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["EvilModel"], "auto_map": {"AutoModel": "evil.EvilModel"}}))
+    with pytest.raises(UsageError, match="code of checkpoints is not run"):
+        read_config(tmp_path)
+
+
+def test_the_command_prunes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _saved(_llama(), tmp_path / "full")
+    where = ("prune-checkpoint", str(tmp_path / "full"), "--target", "channels=50%", "-o", str(tmp_path / "slim"))
+    assert main([*where, "--plan-only"]) == 0
+    assert "without --plan-only" in capsys.readouterr().out
+    assert main([*where, "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["config"]["changes"]["hidden_size"] == [32, 16] and data["verification"]["passed"] and data["shards"]
+    assert main([*where[:2], "-o", str(tmp_path / "full")]) == 2
+    assert "it is not empty" in capsys.readouterr().err

@@ -1,0 +1,248 @@
+"""Checkpoints pruned as streams: the same weights as in memory, nothing half-done, and little memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import graphprune
+from graphprune.errors import UsageError
+from graphprune.streaming import prune_checkpoint
+from graphprune.streaming.shards import check_space
+from tests.graphprune.streaming.nets import INPUTS, Net, on_meta, run_python, save_sharded
+
+TARGET = "channels=50%"
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Net:
+    """A model whose checkpoint is in the folder ``full``."""
+    model = Net().eval()
+    with torch.no_grad():
+        model.shift.normal_()
+    save_sharded(model, tmp_path / "full")
+    return model
+
+
+def _read(folder: Path) -> dict[str, Tensor]:
+    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("criterion", ["l2", "l1", "lamp", "bn-scale", "random", "0.5*l1+0.5*l2"])
+@pytest.mark.parametrize("ranking", ["local", "global"])
+def test_the_stream_is_pruned_as_the_model_in_memory_is(net: Net, tmp_path: Path, criterion: str, ranking: str) -> None:
+    report = prune_checkpoint(
+        on_meta(), INPUTS, tmp_path / "full", tmp_path / "slim", target=TARGET, criterion=criterion, ranking=ranking
+    )
+    expected = graphprune.prune(net, INPUTS, target=TARGET, criterion=criterion, ranking=ranking)
+    assert report.plan.kept == expected.plan.kept and report.widths == expected.report.widths
+    written, state = _read(tmp_path / "slim"), expected.model.state_dict()
+    assert written.keys() == state.keys() - {"head.weight"}  # the checkpoint leaves out a name of the tied tensor
+    assert all(torch.equal(tensor, state[name]) for name, tensor in written.items())
+    assert report.proof.verification is not None and report.proof.verification.passed and report.proof.left_out == 2
+
+
+def test_half_precision_is_scored_as_in_memory(tmp_path: Path) -> None:
+    net = Net(tied=False).eval().to(torch.bfloat16)
+    save_sharded(net, tmp_path / "full")
+    prune_checkpoint(on_meta(tied=False).to(torch.bfloat16), INPUTS, tmp_path / "full", tmp_path / "slim", target=TARGET)
+    state = graphprune.prune(net, INPUTS, target=TARGET, ranking="local").model.state_dict()
+    written = _read(tmp_path / "slim")
+    assert written.keys() == state.keys() and all(torch.equal(tensor, state[name]) for name, tensor in written.items())
+
+
+def test_the_output_is_a_checkpoint_of_the_slim_graph(net: Net, tmp_path: Path) -> None:
+    """The index names every tensor, and the plan makes the graph that the weights load into."""
+    prune_checkpoint(on_meta(), INPUTS, tmp_path / "full", tmp_path / "slim", target=TARGET)
+    index = json.loads((tmp_path / "slim" / "model.safetensors.index.json").read_text())
+    original = json.loads((tmp_path / "full" / "model.safetensors.index.json").read_text())
+    written = _read(tmp_path / "slim")
+    assert index["weight_map"] == original["weight_map"]
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in written.values())
+    slim = graphprune.apply_plan(Net().eval(), INPUTS, tmp_path / "slim" / "plan.json").model
+    slim.load_state_dict(written, strict=False)
+    expected = graphprune.prune(net, INPUTS, target=TARGET, ranking="local").model
+    ids = torch.randint(0, 40, (3, 5))
+    assert torch.equal(slim(ids), expected(ids))
+
+
+def test_a_single_file_stays_one(net: Net, tmp_path: Path) -> None:
+    save_sharded(net, tmp_path / "one", shards=1)
+    (tmp_path / "one" / "model.safetensors.index.json").unlink()
+    file = (tmp_path / "one" / "model-00001-of-00001.safetensors").rename(tmp_path / "one" / "weights.safetensors")
+    report = prune_checkpoint(on_meta(), INPUTS, file, tmp_path / "slim", target=TARGET)
+    assert report.shards == ("weights.safetensors",)
+    assert {path.name for path in (tmp_path / "slim").iterdir()} == {"weights.safetensors", "plan.json", "graphprune.json"}
+
+
+def test_planning_alone_writes_no_weights_and_a_later_run_takes_the_plan(
+    net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = (INPUTS, tmp_path / "full", tmp_path / "slim")
+    planned = prune_checkpoint(on_meta(), *where, target=TARGET, plan_only=True)
+    assert set(_files(tmp_path / "slim")) == {"plan.json", "graphprune.json"} and planned.shards == ()
+    monkeypatch.setattr("graphprune.streaming.weights.Values.__getitem__", None)  # nothing is scored again
+    report = prune_checkpoint(on_meta(), *where, target=TARGET)
+    assert report.plan == planned.plan and len(report.shards) == 3 and report.resumed == 0
+
+
+def test_a_killed_run_goes_on_and_leaves_the_same_files(net: Net, tmp_path: Path) -> None:
+    code = f"""
+import os, signal
+from pathlib import Path
+from graphprune.streaming import prune_checkpoint
+from tests.graphprune.streaming.nets import INPUTS, on_meta
+def progress(what, done, total):
+    if what == "Writing" and len(list(Path("slim").glob("model-*"))) == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+os.chdir({str(tmp_path)!r})
+prune_checkpoint(on_meta(), INPUTS, "full", "slim", target={TARGET!r}, progress=progress)
+"""
+    assert run_python(code, check=False).returncode == -signal.SIGKILL
+    left = _files(tmp_path / "slim")
+    assert [name for name in left if name.endswith(".tmp")], "it was killed while it wrote a file"
+    assert "model.safetensors.index.json" not in left
+    report = prune_checkpoint(on_meta(), INPUTS, tmp_path / "full", tmp_path / "slim", target=TARGET)
+    assert report.resumed == 1
+    prune_checkpoint(on_meta(), INPUTS, tmp_path / "full", tmp_path / "whole", target=TARGET)
+    assert _files(tmp_path / "slim") == _files(tmp_path / "whole")
+
+
+def test_a_shard_of_another_plan_or_length_is_written_again(net: Net, tmp_path: Path) -> None:
+    where = (INPUTS, tmp_path / "full", tmp_path / "slim")
+    prune_checkpoint(on_meta(), *where, target=TARGET)
+    whole = _files(tmp_path / "slim")
+    other = tmp_path / "other"
+    prune_checkpoint(on_meta(), INPUTS, tmp_path / "full", other, target=TARGET, seed=1, criterion="random")
+    first, second, _ = sorted((tmp_path / "slim").glob("model-*"))
+    shutil.copy(other / first.name, first)
+    os.truncate(second, second.stat().st_size - 1)
+    assert prune_checkpoint(on_meta(), *where, target=TARGET).resumed == 1
+    assert _files(tmp_path / "slim") == whole
+
+
+def test_a_folder_with_something_else_is_refused(net: Net, tmp_path: Path) -> None:
+    where = (INPUTS, tmp_path / "full", tmp_path / "slim")
+    with pytest.raises(UsageError, match="it is not empty, and holds no unfinished run"):
+        prune_checkpoint(on_meta(), INPUTS, tmp_path / "full", tmp_path / "full", target=TARGET)
+    prune_checkpoint(on_meta(), *where, target=TARGET, plan_only=True)
+    with pytest.raises(UsageError, match="the run of another checkpoint or of other options"):
+        prune_checkpoint(on_meta(), *where, target="channels=75%")
+    with pytest.raises(UsageError, match="does not exist"):
+        prune_checkpoint(on_meta(), INPUTS, tmp_path / "full", tmp_path / "no" / "slim", target=TARGET)
+
+
+def test_a_full_disk_is_refused_before_anything_is_written(net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_space(tmp_path, 1)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(10, 10, 0))  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match="free space"):
+        prune_checkpoint(on_meta(), INPUTS, tmp_path / "full", tmp_path / "slim", target=TARGET)
+    assert not (tmp_path / "slim").exists()
+
+
+def test_a_disk_that_fills_up_leaves_no_part_of_a_file(net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def full(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) > 5:
+            raise OSError(28, "No space left on device")
+        return real(*args)
+
+    from graphprune.streaming import shards
+
+    real = shards._bytes
+    monkeypatch.setattr(shards, "_bytes", full)
+    with pytest.raises(OSError, match="No space left"):
+        prune_checkpoint(on_meta(), INPUTS, tmp_path / "full", tmp_path / "slim", target=TARGET)
+    assert set(_files(tmp_path / "slim")) <= {"plan.json", "graphprune.json", "model-00001-of-00003.safetensors"}
+    monkeypatch.undo()
+    prune_checkpoint(on_meta(), INPUTS, tmp_path / "full", tmp_path / "slim", target=TARGET)
+    assert len(_read(tmp_path / "slim")) == len(_read(tmp_path / "full"))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"criterion": "taylor"}, "taylor runs the model on data"),
+        ({"criterion": "0.5*l2+0.5*fpgm"}, "fpgm compares weights of several tensors"),
+        ({"target": "latency=1ms"}, "latency target"),
+        ({"exclude": ["nothing.*"]}, "matches no parameter"),
+    ],
+)
+def test_what_cannot_be_streamed_is_refused(net: Net, tmp_path: Path, how: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        prune_checkpoint(on_meta(), INPUTS, tmp_path / "full", tmp_path / "slim", **how)
+    assert not (tmp_path / "slim").exists()
+
+
+def test_weights_that_are_not_finite_are_named(net: Net, tmp_path: Path) -> None:
+    with torch.no_grad():
+        net.blocks[1].get_parameter("up.weight")[0, 0] = torch.nan
+    save_sharded(net, tmp_path / "full")
+    with pytest.raises(UsageError, match=r"blocks\.1\.up\.weight holds NaN"):
+        prune_checkpoint(on_meta(), INPUTS, tmp_path / "full", tmp_path / "slim", target=TARGET)
+
+
+def test_a_large_copy_is_not_built_and_the_report_says_so(net: Net, tmp_path: Path) -> None:
+    report = prune_checkpoint(on_meta(), INPUTS, tmp_path / "full", tmp_path / "slim", target=TARGET, proof_bytes=100)
+    assert report.proof.verification is None and "the limit is" in report.proof.describe()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Sequential(nn.Linear(2, 2)), "which Sequential does not have"),
+        (on_meta(width=32), r"is float32\[16\] in the checkpoint .* and float32\[32\] in Net"),
+        (on_meta().to(torch.float16), r"and float16\[16\] in Net"),
+        (on_meta(depth=5), r"lacks blocks\.4\.norm\.weight of Net"),
+        (on_meta(tied=False), r"lacks head\.weight of Net"),
+    ],
+)
+def test_another_model_is_refused_before_anything_is_written(net: Net, tmp_path: Path, model: nn.Module, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        prune_checkpoint(model, INPUTS, tmp_path / "full", tmp_path / "slim", target=TARGET)
+    assert not (tmp_path / "slim").exists()
+
+
+def test_memory_is_bounded_by_a_few_tensors(tmp_path: Path) -> None:
+    """600 MB of weights in 12 files, the largest tensor of 12.6 MB, within 100 MB over what the libraries take."""
+    code = f"""
+import os, resource, sys, torch
+from pathlib import Path
+from graphprune.streaming import prune_checkpoint
+from tests.graphprune.streaming.nets import INPUTS, Net, on_meta, save_sharded
+os.chdir({str(tmp_path)!r})
+how = dict(width=1024, hidden=3072, depth=24, tokens=512, tied=False)
+save_sharded(Net(), Path("warm"), 2)
+prune_checkpoint(on_meta(), INPUTS, "warm", "slim-warm", target={TARGET!r}, verify=False)
+pid = os.fork()
+if not pid:
+    model = on_meta(**how).to_empty(device="cpu")
+    for tensor in model.state_dict().values():
+        tensor.uniform_(-1, 1)
+    save_sharded(model, Path("full"), 12)
+    os._exit(0)
+assert not os.waitpid(pid, 0)[1]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+prune_checkpoint(on_meta(**how), INPUTS, "full", "slim", target={TARGET!r}, verify=False)
+size = sum(path.stat().st_size for path in Path("full").glob("*.safetensors"))
+print(size >> 20, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+"""
+    size, grown = map(int, run_python(code).stdout.split()[-2:])
+    shutil.rmtree(tmp_path)
+    assert size >= 580
+    assert grown < 100
