@@ -85,7 +85,7 @@ def test_the_shell_completes_commands_and_options(shell: str) -> None:
 
 
 def test_completion_is_installed_by_an_option(tmp_path: Path) -> None:
-    ran = process("--show-completion", "bash", HOME=str(tmp_path))
+    ran = process("--show-completion", "bash", HOME=str(tmp_path), _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert "_GRAPHPRUNE_COMPLETE" in ran.stdout
     assert "--install-completion" in process("--help").stdout
 
