@@ -93,6 +93,7 @@ def test_the_command_takes_a_model_without_a_config(net: Net, tmp_path: Path, ca
 def test_a_single_file_stays_one(net: Net, tmp_path: Path) -> None:
     save_sharded(net, tmp_path / "one", shards=1)
     (tmp_path / "one" / "model.safetensors.index.json").unlink()
+    (tmp_path / "one" / "requirements.txt").write_text("what lies beside a file is not taken along")
     file = (tmp_path / "one" / "model-00001-of-00001.safetensors").rename(tmp_path / "one" / "weights.safetensors")
     report = prune_checkpoint(on_meta(), INPUTS, file, tmp_path / "slim", target=TARGET)
     assert report.shards == ("weights.safetensors",)
@@ -150,6 +151,9 @@ def test_a_folder_with_something_else_is_refused(net: Net, tmp_path: Path) -> No
     with pytest.raises(UsageError, match="it is not empty, and holds no unfinished run"):
         prune_checkpoint(on_meta(), INPUTS, tmp_path / "full", tmp_path / "full", target=TARGET)
     prune_checkpoint(on_meta(), *where, target=TARGET, plan_only=True)
+    (tmp_path / "slim" / "plan.json").unlink()  # as if ended before it was written
+    prune_checkpoint(on_meta(), *where, target=TARGET, plan_only=True)
+    assert (tmp_path / "slim" / "plan.json").exists()
     with pytest.raises(UsageError, match="the run of another checkpoint or of other options"):
         prune_checkpoint(on_meta(), *where, target="channels=75%")
     with pytest.raises(UsageError, match="does not exist"):
