@@ -114,7 +114,7 @@ def prune_checkpoint(
 
     model: its parameters on the meta device (``with torch.device("meta"): ...``). example_inputs: as for :func:`graphprune.prune`.
     checkpoint: a folder, an index, or a single file. out: a folder, which is made. The slim weights go there, the plan as
-        ``plan.json``, and what the folder has of tokenisers and settings.
+        ``plan.json``, and, with a config, what the folder has of tokenisers and settings.
     ranking: ``local`` by default, which gives alike layers the same widths, so that a config can say them.
     verify: prove the plan on a copy of reduced depth with random weights (float32), where that takes at most ``proof_bytes``.
     plan_only: write the plan and no weights. config: that of transformers which the model was built from; the changed one is
@@ -223,12 +223,12 @@ def _plan_of(folder: Path, request: str) -> Plan | None:
         raise UsageError(f"Cannot write {folder}: it is a file. Give a new folder.")
     if not folder.exists() or not any(path.suffix != ".tmp" for path in folder.iterdir()):
         return None
-    if not (folder / STATE).is_file() or not (folder / PLAN).is_file():
+    if not (folder / STATE).is_file():
         raise UsageError(f"Cannot write {folder}: it is not empty, and holds no unfinished run. Give a new folder.")
     state = load_json(_State, folder / STATE, "state of a run", "Give a new folder.", UsageError)
     if state.request != request:
         raise UsageError(f"{folder} holds the run of another checkpoint or of other options. Give a new folder, or delete it.")
-    return Plan.load(folder / PLAN)
+    return Plan.load(folder / PLAN) if (folder / PLAN).exists() else None
 
 
 class _Writing:
@@ -255,8 +255,8 @@ class _Writing:
             check_space(self.folder.parent, sum(entry.nbytes for name in left for entry in listed[name]))
         _make(self.folder)
         remove_unfinished(self.folder)
-        self._plan.save(self.folder / PLAN)
         save_json(_State(request=request), self.folder / STATE)
+        self._plan.save(self.folder / PLAN)
         if not weights:
             return 0
         self._done = sum(entry.nbytes for name in listed if name not in left for entry in listed[name])
@@ -271,7 +271,7 @@ class _Writing:
         return self._matched.slice(self._plan, name)
 
     def _settings(self, source: Checkpoint, fit: Fit | None) -> None:
-        for path in source.folder.iterdir():
+        for path in () if fit is None else source.folder.iterdir():  # what lies beside a file may be anything
             weights = path.name.endswith(".index.json") or path.name in (CONFIG, PLAN, STATE)
             if path.is_file() and path.suffix in _COPIED and not weights:
                 with atomic_write(self.folder / path.name) as temporary:

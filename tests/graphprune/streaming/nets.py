@@ -33,6 +33,7 @@ class Net(nn.Module):
 
     def __init__(self, width: int = 16, hidden: int = 24, depth: int = 4, tokens: int = 40, tied: bool = True) -> None:
         super().__init__()
+        self.shift: Tensor
         self.embed = nn.Embedding(tokens, width)
         self.register_buffer("shift", torch.zeros(width))
         self.register_buffer("scale", torch.ones(1), persistent=False)
@@ -63,7 +64,7 @@ def save_sharded(model: nn.Module, folder: Path, shards: int = 3) -> None:
     tensors = {name: value.detach() for name, value in reversed(state.values())}
     names = list(tensors)
     size = -(-len(names) // shards)
-    listed = {}
+    listed: dict[str, str] = {}
     for index in range(shards):
         part = {name: tensors[name].contiguous() for name in names[index * size : (index + 1) * size]}
         file = f"model-{index + 1:05}-of-{shards:05}.safetensors"

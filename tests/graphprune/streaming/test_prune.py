@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import graphprune
+from graphprune.cli import main
 from graphprune.errors import UsageError
 from graphprune.streaming import prune_checkpoint
 from graphprune.streaming.shards import check_space
@@ -79,9 +80,20 @@ def test_the_output_is_a_checkpoint_of_the_slim_graph(net: Net, tmp_path: Path) 
     assert torch.equal(slim(ids), expected(ids))
 
 
+def test_the_command_takes_a_model_without_a_config(net: Net, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = "tests.graphprune.streaming.nets:Net"
+    where = ("prune-checkpoint", str(tmp_path / "full"), "--model", model, "-o", str(tmp_path / "slim"), "--target", TARGET)
+    assert main(where) == 2 and "Give them with --input" in capsys.readouterr().err
+    assert main([*where, "--input", "2x6:int64"]) == 0
+    assert "3 files of weights" in capsys.readouterr().out
+    state = graphprune.prune(net, INPUTS, target=TARGET, ranking="local").model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in _read(tmp_path / "slim").items())
+
+
 def test_a_single_file_stays_one(net: Net, tmp_path: Path) -> None:
     save_sharded(net, tmp_path / "one", shards=1)
     (tmp_path / "one" / "model.safetensors.index.json").unlink()
+    (tmp_path / "one" / "requirements.txt").write_text("what lies beside a file is not taken along")
     file = (tmp_path / "one" / "model-00001-of-00001.safetensors").rename(tmp_path / "one" / "weights.safetensors")
     report = prune_checkpoint(on_meta(), INPUTS, file, tmp_path / "slim", target=TARGET)
     assert report.shards == ("weights.safetensors",)
@@ -139,6 +151,9 @@ def test_a_folder_with_something_else_is_refused(net: Net, tmp_path: Path) -> No
     with pytest.raises(UsageError, match="it is not empty, and holds no unfinished run"):
         prune_checkpoint(on_meta(), INPUTS, tmp_path / "full", tmp_path / "full", target=TARGET)
     prune_checkpoint(on_meta(), *where, target=TARGET, plan_only=True)
+    (tmp_path / "slim" / "plan.json").unlink()  # as if ended before it was written
+    prune_checkpoint(on_meta(), *where, target=TARGET, plan_only=True)
+    assert (tmp_path / "slim" / "plan.json").exists()
     with pytest.raises(UsageError, match="the run of another checkpoint or of other options"):
         prune_checkpoint(on_meta(), *where, target="channels=75%")
     with pytest.raises(UsageError, match="does not exist"):
@@ -147,7 +162,7 @@ def test_a_folder_with_something_else_is_refused(net: Net, tmp_path: Path) -> No
 
 def test_a_full_disk_is_refused_before_anything_is_written(net: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_space(tmp_path, 1)
-    monkeypatch.setattr("shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(10, 10, 0))  # type: ignore[attr-defined]
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(10, 10, 0))
     with pytest.raises(UsageError, match="free space"):
         prune_checkpoint(on_meta(), INPUTS, tmp_path / "full", tmp_path / "slim", target=TARGET)
     assert not (tmp_path / "slim").exists()
