@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from graphprune.groups import Bools, Group, Groups
 from graphprune.labels import Field, Value
-from graphprune.propagate import Trace
+from graphprune.propagate import TiedBy, Trace
 
 #: ``reads``: contracts over the channels. ``holds``: has a number for each. ``combines``: puts channels of several layers together,
 #: element by element. ``arranges``: needs one axis of several on its own, so that slices of one layer go together.
@@ -75,10 +75,19 @@ class _Reader:
         for (start, end), by in zip(pairwise(bounds), self._trace.tied, strict=True):
             for left, right in self._trace.space.ties[start:end]:
                 if self._inside[left].any() and not np.array_equal(left, right):
-                    yield self._coupling(left, right, by.node, by.operator)
+                    first, second = self._names(left), self._names(right)
+                    if first and second:
+                        yield self._coupling(left, right, first, second, by)
+                    self._pass_on(left, right)
 
-    def _coupling(self, left: Field, right: Field, node: str, operator: str) -> Coupling:
-        first, second = self._names(left), self._names(right)
+    def _pass_on(self, left: Field, right: Field) -> None:
+        """Atoms of no parameter (a fresh tensor that channels are written into) stand for the parameter that they were tied to."""
+        first, second = self._owner[left], self._owner[right]
+        self._owner[left] = np.where(first < 0, second, first)
+        self._owner[right] = np.where(second < 0, first, second)
+
+    def _coupling(self, left: Field, right: Field, first: tuple[str, ...], second: tuple[str, ...], by: TiedBy) -> Coupling:
+        node, operator = by.node, by.operator
         if set(first) == set(second):
             return Coupling("arranges", node, operator, "", first, ())
         kind: Kind = "combines"
