@@ -183,10 +183,12 @@ class Question:
         blockers = dict.fromkeys(f"{g.name} ({g.reason})" for g in frozen)
         names = "; ".join(list(blockers)[:3]) or "no frozen group, only the floors of each group"
         share = reachable / original if original else 1.0
+        remedy = "Loosen the target, exclude, min_channels, max_ratio or round_to."
+        if _looks_like_a_share(limit.target):
+            remedy = f"Did you mean {limit.target}%?"
         return TargetError(
             f"Target {limit.target} cannot be met: with these options the model can go down to {share:.1%} "
-            f"({amount(reachable)} {limit.measure.unit or limit.target.kind}). In the way: {names}. "
-            "Loosen the target, exclude, min_channels, max_ratio or round_to."
+            f"({amount(reachable)} {limit.measure.unit or limit.target.kind}). In the way: {names}. {remedy}"
         )
 
     def decide(self, choice: Choice) -> Program:
@@ -246,3 +248,8 @@ def _allowed(group: Group, floor: int, round_to: int | Literal["auto"], measures
 
 def _slice_count(group: Group) -> int:
     return group.size * sum(member.multiplicity for member in group.members)
+
+
+def _looks_like_a_share(target: Target) -> bool:
+    """Whether a plain number up to 100 was given, for an amount."""
+    return target.amount is not None and target.amount <= 100 and target.text.isdecimal()

@@ -96,7 +96,7 @@ def _weight_difference(full: Mapping[str, Tensor], slim: nn.Module, plan: Plan) 
         if not torch.equal(expected.to(tensor.device), tensor):
             return (
                 f"The slim model's {name} is not the plan's slice of the original. "
-                "If the model was trained since, verify with weights=False."
+                "If the model was trained since, leave its values out: verify(..., weights=False), or --trained."
             )
     return ""
 
