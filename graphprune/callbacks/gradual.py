@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from graphprune.analysis_manager import AnalysisManager
 from graphprune.api import selection_pass
 from graphprune.compiling import Masked
 from graphprune.errors import UsageError
-from graphprune.passes.analysis.channels import ChannelGroups
-from graphprune.passes.analysis.cost import ModelCost
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.target import parse_target, split_target
 from graphprune.plan import Plan
-
-_SCHEDULES = {"cubic": 3, "linear": 1}
+from graphprune.schedule import SCHEDULES, share_done
 
 
 class GradualPruning:
@@ -20,8 +16,8 @@ class GradualPruning:
 
     masks: those of the model that trains. target: what must remain of it in the end, as ``macs=50%`` or ``params=2M``; not a
     latency. criterion, select, ranking: as in :func:`graphprune.prune`, of criteria that need no data. cuts: how often the masks
-    change, between the shares ``begin`` and ``end`` of the training. schedule: after cut t of n, ``1 - (1 - t/n)^3`` of the way is
-    done (``cubic``: automated gradual pruning, Zhu and Gupta 2017, arXiv 1710.01878, eq. 1), or ``t/n`` (``linear``).
+    change, between the shares ``begin`` and ``end`` of the training. schedule: how far each goes, as in
+    :func:`graphprune.schedule.share_done`: ``cubic`` or ``linear``.
 
     A unit that was taken out can come back at a later cut, if its weights say so by then. Nothing has to be saved for a training
     that goes on from a checkpoint: the masks are part of the state of ``masks``.
@@ -51,22 +47,21 @@ class GradualPruning:
         end: float = 0.5,
         schedule: str = "cubic",
     ) -> None:
-        if schedule not in _SCHEDULES:
-            raise UsageError(f"There is no schedule {schedule!r}; choose from {', '.join(_SCHEDULES)}.")
+        if schedule not in SCHEDULES:
+            raise UsageError(f"There is no schedule {schedule!r}; choose from {', '.join(SCHEDULES)}.")
         if cuts < 1 or not 0 <= begin < end <= 1:
             raise UsageError(
                 f"cuts={cuts} between begin={begin} and end={end} make no schedule. "
                 "Give at least one cut, and shares of the training with 0 <= begin < end <= 1."
             )
         self.masks = masks
-        self._kind, value = split_target(target)
-        if self._kind == "latency":
+        self._target = parse_target(*split_target(target))
+        if self._target.kind == "latency":
             raise UsageError("Masks save no time, so no latency can be measured while they close. Set a target on macs or params.")
         self._score = ScorePass(criterion)
         self._how = (select, ranking)
-        self._cuts, self._begin, self._end, self._power = cuts, begin, end, _SCHEDULES[schedule]
-        self._whole = self._amount()
-        self._most = parse_target(self._kind, value).limit(self._whole)
+        self._cuts, self._begin, self._end, self._schedule = cuts, begin, end, schedule
+        self._whole = float(masks.costs.measures()[self._target.kind](masks.groups.widths))
         self._done = 0
         self._plan(cuts)  # what cannot be done is refused before anything is trained
 
@@ -82,20 +77,12 @@ class GradualPruning:
 
     def remains(self, cut: int) -> float:
         """The share of the whole that may remain after a cut, of which the last one is number ``cuts``."""
-        way = 1 - (1 - cut / self._cuts) ** self._power
-        return 1 - way * (1 - min(1.0, self._most / self._whole))
+        least = min(1.0, self._target.limit(self._whole) / self._whole)
+        return 1 - share_done(cut, self._cuts, self._schedule) * (1 - least)
 
     def _plan(self, cut: int) -> Plan:
         select, ranking = self._how
-        selection = selection_pass(select, ranking, {self._kind: self.remains(cut)})
+        selection = selection_pass(select, ranking, {self._target.kind: self.remains(cut)})
         plan = self.masks.run([self._score, selection]).plan
         assert plan is not None
         return plan
-
-    def _amount(self) -> float:
-        """What the whole model has of what the target is set on."""
-        program, analyses = self.masks.run([]), AnalysisManager()
-        measures = analyses.get(program, ModelCost).measures()
-        if self._kind not in measures:
-            parse_target(self._kind, "50%")  # says which targets there are
-        return float(measures[self._kind](analyses.get(program, ChannelGroups).widths))

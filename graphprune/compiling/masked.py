@@ -19,11 +19,13 @@ from torch.func import functional_call
 
 from graphprune.analysis_manager import AnalysisManager
 from graphprune.api import PruneResult, run_pipeline
+from graphprune.cost import CostModel
 from graphprune.errors import UsageError
 from graphprune.groups import Group, Groups, Kept
 from graphprune.pass_base import Pass
 from graphprune.pass_manager import PassManager
 from graphprune.passes.analysis.channels import ChannelGroups
+from graphprune.passes.analysis.cost import ModelCost
 from graphprune.passes.analysis.filters import Filters
 from graphprune.passes.selection.trials.silence import read_by_weights, reading_axes
 from graphprune.pipeline_text import parse_pipeline
@@ -80,6 +82,11 @@ class Masked(nn.Module):
     def of(self, group: str) -> Tensor:
         """The masks of a group's units, a copy of shape (size,). Raises UsageError for a group that has none."""
         return self.mask[self._units(self._group(group))]
+
+    @property
+    def costs(self) -> CostModel:
+        """What the model costs as a function of the widths of its groups."""
+        return self._analyses.get(self._program, ModelCost)
 
     def set(self, masks: Plan | Scores | Mapping[str, Sequence[float] | Tensor]) -> None:
         """Change the masks, in place.

@@ -17,6 +17,7 @@ from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.decision import Budgeted
 from graphprune.runs.bench import Bench
 from graphprune.runs.stage import Stage
+from graphprune.schedule import share_done
 
 
 class IterativeOptions(Options):
@@ -73,8 +74,7 @@ def iterative(bench: Bench, options: IterativeOptions) -> Stage:
     teacher = steps.teacher_of(bench, options, dense)
     stage = dense
     for number in range(1, options.rounds + 1):
-        left = 1 - number / options.rounds
-        way = 1 - (left**3 if options.schedule == "cubic" else left)
+        way = share_done(number, options.rounds, options.schedule)
         score = options.score(bench.task.seed)
         selection = options.selection(budget.options(way, stage, bench))
         stage = bench.prune(stage, [score, selection], table=budget.table(stage, bench))
