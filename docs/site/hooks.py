@@ -24,7 +24,7 @@ ABOVE = {"index.md": "README.md", "changelog.md": "CHANGELOG.md", "contributing.
 #: Where the folders of sources are imported.
 PACKAGES = {"graphprune": "graphprune", "passes": "graphprune/passes", "kernels": "graphprune/kernels"}
 
-_LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
+_LINK = re.compile(r"\[([^\[\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 _DRAWING = re.compile(r'<p><img alt="([^"]*)" src="([^"]+\.svg)" ?/?></p>')
 _FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
@@ -67,16 +67,17 @@ def _reference(source: str) -> str:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Lead links that hold in the repository to where their targets are on the site."""
+    """Lead links that hold in the repository to where their targets are on the site; name what has no page there without one."""
     place = page.file.src_uri
     source = ABOVE.get(place, f"docs/{place}")
 
     def moved(match: re.Match[str]) -> str:
-        if "://" in match[1]:
-            return match[0]
-        target = posixpath.normpath(posixpath.join(posixpath.dirname(source), match[1]))
+        text, link, part = match.groups()
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(source), link))
+        if "://" in link or not (ROOT / target).exists():
+            return match[0]  # a link that leads nowhere is for the strict build to name
         found = _on_site(target)
-        return posixpath.relpath(found, posixpath.dirname(place) or ".") + (match[2] or "") if found else match[0]
+        return f"[{text}]({posixpath.relpath(found, posixpath.dirname(place) or '.')}{part or ''})" if found else text
 
     return _LINK.sub(moved, markdown)
 
@@ -87,11 +88,13 @@ def _on_site(target: str) -> str | None:
         return "index.md"
     if target in ABOVE.values():
         return next(place for place, source in ABOVE.items() if source == target)
-    if target.split("/")[0] in PACKAGES and (ROOT / target).exists():
+    if target.split("/")[0] in PACKAGES and (target.endswith(".py") or (ROOT / target / "__init__.py").exists()):
         return _reference(target)
     if target.startswith("docs/") and (ROOT / target / "README.md").exists():
         return f"{target}/README.md".removeprefix("docs/")
-    return target.removeprefix("docs/") if target.startswith("docs/") and (ROOT / target).exists() else None
+    if target.startswith("docs/") and not target.endswith(".py"):  # scripts are not on the site
+        return target.removeprefix("docs/")
+    return None
 
 
 def on_page_content(content: str, page: Page, config: MkDocsConfig, files: Files) -> str:
