@@ -12,18 +12,20 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from graphprune.errors import UsageError
+from graphprune.training.sharding import shard
 
-_OTHERS: Final = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  # ways to launch that shard the model
+_OTHERS: Final = ("DEEPSPEED", "MEGATRON_LM")  # ways to launch that need the loop to be theirs
 
 
 class Processes:
     """The processes that train together: those of ``torchrun`` or ``accelerate launch``, else this one alone.
 
-    device: where this process computes; None: the accelerator that there is, else the CPU.
-    Raises UsageError when accelerate is not installed, or was launched for something else than data-parallel training.
+    device: where this process computes; None: the accelerator that there is, else the CPU. shard: divide models among them, as
+    ``accelerate launch --use_fsdp`` asks for, too. Raises UsageError when accelerate is not installed, or was launched for
+    something that the built-in loop does not do.
     """
 
-    def __init__(self, device: torch.device | str | None = None) -> None:
+    def __init__(self, device: torch.device | str | None = None, *, shard: bool = False) -> None:
         try:
             from accelerate import PartialState
         except ModuleNotFoundError as error:
@@ -31,9 +33,9 @@ class Processes:
                 "The built-in training loop needs accelerate, which is not installed. "
                 "Install it with: pip install 'graphprune[train]', or give a loop of your own."
             ) from error
-        other = next((name for name in _OTHERS if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"), None)
+        other = next(filter(_launched_with, _OTHERS), None)
         if other is not None:
-            raise UsageError(f"The built-in loop trains data-parallel, and was launched with {other}. Give a loop of your own.")
+            raise UsageError(f"The built-in loop was launched with {other}, which it does not use. Give a loop of your own.")
         on_cpu = not torch.accelerator.is_available() if device is None else torch.device(device).type == "cpu"
         state: Any = PartialState(cpu=on_cpu)
         launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -45,9 +47,12 @@ class Processes:
         self.count: int = state.num_processes
         self.index: int = state.process_index
         self.device = torch.device(device) if device is not None else torch.device(state.device)
+        self.sharded = self.count > 1 and (shard or _launched_with("FSDP"))
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model for training: its gradients are averaged over the processes."""
+        """The model for training: its gradients are averaged over the processes. A sharded one is a copy."""
+        if self.sharded:
+            return shard(model, self.device)
         if self.count == 1 or not any(parameter.requires_grad for parameter in model.parameters()):
             return model
         devices = None if self.device.type == "cpu" else [self.device]
@@ -78,3 +83,8 @@ class Processes:
 
             for value in values:
                 value.copy_(broadcast(value.clone()))
+
+
+def _launched_with(name: str) -> bool:
+    """Whether ``accelerate launch`` was told to use something."""
+    return os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"

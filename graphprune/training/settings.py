@@ -57,6 +57,11 @@ class Training(BaseModel):
     )
     accumulate: _Count = Field(default=1, description="Parts that a batch is computed in.")
     channels_last: bool = Field(default=False, description="Keep images in the channels_last memory format.")
+    shard: bool = Field(
+        default=False,
+        description="Divide parameters, gradients and the optimiser's state among the processes (FSDP2), for a model whose "
+        "training does not fit one device.",
+    )
     compile: str = Field(default="no", description="A backend of torch.compile, such as inductor; no: none.")
     distil_weight: Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.5, description="Share of a teacher in the loss, where there is one."

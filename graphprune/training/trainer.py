@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._pytree import tree_leaves
 
 from graphprune.errors import DivergedError, GraphpruneError, UsageError, first_line
+from graphprune.training import sharding
 from graphprune.training.data import TrainingData
 from graphprune.training.distillation import distilled
 from graphprune.training.processes import Processes
@@ -49,7 +50,8 @@ class Trainer:
     watch: is told the progress every few steps and at the end of each epoch. device: None takes the accelerator that there is.
     Models are moved there and stay there.
 
-    Raises UsageError when accelerate is not installed, or batches cannot be shared equally by the processes.
+    Raises UsageError when accelerate is not installed, batches cannot be shared equally by the processes, or a setting is not
+    for sharded training.
     """
 
     def __init__(
@@ -61,7 +63,8 @@ class Trainer:
         device: torch.device | str | None = None,
     ) -> None:
         self.data, self.settings, self.watch = data, settings, watch
-        self.processes = Processes(device)
+        self.processes = Processes(device, shard=settings.shard)
+        _check_sharded(settings, self.processes.sharded)
         parts = self.processes.count * settings.accumulate
         if len(data.train) < settings.batch_size:
             raise UsageError(f"{data.name} has {len(data.train)} training samples, fewer than batch_size={settings.batch_size}.")
@@ -86,11 +89,12 @@ class Trainer:
         """
         if epochs.step != 1 or epochs.start < 0 or epochs.stop > self.settings.epochs:
             raise UsageError(f"Epochs {list(epochs)} are not consecutive ones of the {self.settings.epochs} of the schedule.")
-        run = _Run(self, self._placed(model), state, teacher if teacher is None else self._placed(teacher))
-        with _mode(model, True), nullcontext() if teacher is None else _mode(teacher, False):
+        where = torch.device("cpu") if self.processes.sharded else None  # the whole of it waits in main memory
+        run = _Run(self, self._placed(model, where), state, teacher if teacher is None else self._placed(teacher))
+        with _mode(run.model, True), nullcontext() if teacher is None else _mode(teacher, False):
             for epoch in epochs:
                 run.epoch(epoch)
-        return run.state()
+        return run.finish()
 
     def evaluate(self, model: nn.Module) -> float:
         """The share of validation samples whose class the model ranks first, in eval mode and counted exactly."""
@@ -134,10 +138,11 @@ class Trainer:
         """The context of a forward in the precision of the settings."""
         return nullcontext() if self._dtype is None else torch.autocast(self.processes.device.type, self._dtype)
 
-    def _placed(self, model: nn.Module) -> nn.Module:
+    def _placed(self, model: nn.Module, device: torch.device | None = None) -> nn.Module:
+        device = device or self.processes.device
         if self.settings.channels_last:
-            return model.to(self.processes.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-        return model.to(self.processes.device)
+            return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return model.to(device)
 
     def _compiled(self, model: nn.Module) -> nn.Module:
         if self.settings.compile == "no":
@@ -152,10 +157,11 @@ class _Run:
 
     def __init__(self, trainer: Trainer, model: nn.Module, state: Any, teacher: nn.Module | None) -> None:
         self.trainer, self.settings, self.processes = trainer, trainer.settings, trainer.processes
-        self.model, self.teacher = model, teacher
+        self.given, self.teacher = model, teacher
         self.wrapped = self.processes.wrap(model)
         self.forward = trainer._compiled(self.wrapped)
-        self.optimiser = build_optimiser(model, self.settings)
+        self.model = self.wrapped if self.processes.sharded else model
+        self.optimiser = build_optimiser(self.model, self.settings)
         self.averaged = None
         if self.settings.ema:
             self.averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(self.settings.ema), use_buffers=True)
@@ -167,7 +173,8 @@ class _Run:
         own = [{key: value for key, value in group.items() if key != "params"} for group in self.optimiser.param_groups]
         try:
             if "optimiser" in state:
-                self.optimiser.load_state_dict(state["optimiser"])
+                load = sharding.load_optimiser_state if self.processes.sharded else torch.optim.Optimizer.load_state_dict
+                load(self.optimiser, state["optimiser"])
             if self.averaged is not None and "ema" in state:
                 self.averaged.load_state_dict(state["ema"])
             if self.scaler.is_enabled() and "scaler" in state:
@@ -177,8 +184,12 @@ class _Run:
         for group, options in zip(self.optimiser.param_groups, own, strict=True):
             group.update(options)  # the settings count, whatever they were when the state was made
 
-    def state(self) -> dict[str, Any]:
-        result = {"optimiser": self.optimiser.state_dict()}
+    def finish(self) -> dict[str, Any]:
+        """The model that was given has been trained now; the state to go on from."""
+        sharded = self.processes.sharded
+        if sharded:
+            sharding.put_back(self.given, self.model)
+        result = {"optimiser": sharding.optimiser_state(self.optimiser) if sharded else self.optimiser.state_dict()}
         if self.averaged is not None:
             result["ema"] = self.averaged.state_dict()
         if self.scaler.is_enabled():
@@ -262,6 +273,13 @@ class _Run:
         self.processes.of_first(self.averaged.buffers())
         if epoch == self.settings.epochs - 1:
             self.model.load_state_dict(self.averaged.module.state_dict())
+
+
+def _check_sharded(settings: Training, sharded: bool) -> None:
+    plain = {"ema": 0.0, "compile": "no", "precision": "no" if settings.precision == "fp16" else settings.precision}
+    other = [f"{name}={value}" for name, value in settings.model_dump(include={*plain}).items() if value != plain[name]]
+    if sharded and other:
+        raise UsageError(f"Sharded training does not go with {other[0]}. Leave it out; bf16 is a precision that it takes.")
 
 
 @contextmanager

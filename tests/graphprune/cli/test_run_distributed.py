@@ -75,6 +75,13 @@ def test_a_lost_process_ends_the_run_with_a_reason_and_the_same_command_goes_on(
     assert (whole / "run" / "plan.json").read_bytes() == (tmp_path / "run" / "plan.json").read_bytes()
 
 
+def test_a_sharded_run_ends_with_the_same_plan(whole: Path, tmp_path: Path) -> None:
+    code, out, err = _ended(_start(tmp_path, *RUN, "--set", "training.shard=true", "--out", "run", "--json"))
+    assert code == 0, err
+    assert json.loads(out)["slim"]["accuracy"]["test"] > 0.5
+    assert (whole / "run" / "plan.json").read_bytes() == (tmp_path / "run" / "plan.json").read_bytes()
+
+
 def _kill_rank(process: subprocess.Popen[str], rank: int) -> None:
     """Kill the child of a launcher that has this rank."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

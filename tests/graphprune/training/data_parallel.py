@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.distributed.tensor import DTensor
 
 from graphprune.errors import DivergedError, UsageError
+from graphprune.training import sharding
 from graphprune.training.data import TrainingData
 from graphprune.training.penalties import L1, penalised
 from graphprune.training.preparation import Preparation
@@ -54,6 +58,36 @@ def run(norm: bool, **options: object) -> tuple[nn.Module, float]:
     return model, trainer.evaluate(model)
 
 
+def run_sharded(graph: bool, **options: object) -> tuple[nn.Module, dict[str, Any], float]:
+    """A model after two epochs without a penalty, as a graph or as it is; the state of its training, and its accuracy."""
+    data = TrainingData(samples(50, 0, Preparation()), samples(37, 1, Preparation()))
+    settings = Training(epochs=3, batch_size=16, clip=0.5, accumulate=2, optimiser="adamw", lr=0.01).changed(**options)
+    trainer = Trainer(data, settings, device="cpu")
+    torch.manual_seed(3)
+    model: nn.Module = Net(norm=False).double()
+    model = fx.symbolic_trace(model) if graph else model
+    state = trainer.train(model, range(1, 2), None)
+    state = trainer.train(model, range(2, 3), state)
+    return model, state, trainer.evaluate(model)
+
+
+def held() -> float:
+    """The share of a sharded model's parameters that this process holds."""
+    model = sharding.shard(Net(norm=False), torch.device("cpu"))
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    own = [parameter.to_local() for parameter in model.parameters() if isinstance(parameter, DTensor)]
+    return sum(tensor.numel() for tensor in own) / whole
+
+
+def refused(action: Callable[[], object]) -> str:
+    """What a UsageError says, or nothing."""
+    try:
+        action()
+    except UsageError as error:
+        return str(error)
+    return ""
+
+
 def main(folder: Path) -> None:
     """Write what this process has."""
     plain, accuracy = run(norm=False, accumulate=2)
@@ -63,11 +97,7 @@ def main(folder: Path) -> None:
         diverged = ""
     except DivergedError as error:
         diverged = str(error)
-    try:
-        run(norm=False, batch_size=15)
-        refused = ""
-    except UsageError as error:
-        refused = str(error)
+    sharded = {name: run_sharded(graph, shard=True) for name, graph in {"graph": True, "module": False}.items()}
     rank, count = torch.distributed.get_rank(), torch.distributed.get_world_size()
     with torch.no_grad():
         x = samples(37, 1, Preparation()).x.double()
@@ -79,7 +109,11 @@ def main(folder: Path) -> None:
         "accuracy": [accuracy, second],
         "own": own,
         "diverged": diverged,
-        "refused": refused,
+        "refused": refused(lambda: run(norm=False, batch_size=15)),
+        "sharded": {name: [model.state_dict(), state, judged] for name, (model, state, judged) in sharded.items()},
+        "held": held(),
+        "unsharded": refused(lambda: run(norm=False, shard=True)),
+        "averaged": refused(lambda: run_sharded(True, shard=True, ema=0.5)),
     }
     torch.save(found, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -51,3 +51,25 @@ def test_an_odd_number_of_samples_is_judged_exactly(ranks: list[dict[str, Any]])
 def test_both_processes_stop_where_the_loss_diverges_and_where_batches_cannot_be_shared(ranks: list[dict[str, Any]]) -> None:
     assert ranks[0]["diverged"] == ranks[1]["diverged"] != ""
     assert "cannot be computed in 2 equal parts: 2 processes" in ranks[0]["refused"]
+
+
+@pytest.mark.parametrize("kind", ["graph", "module"])
+def test_sharded_training_takes_the_same_steps_and_leaves_a_whole_model_and_a_whole_state(
+    ranks: list[dict[str, Any]], kind: str
+) -> None:
+    model, state, accuracy = data_parallel.run_sharded(graph=kind == "graph")
+    for rank in ranks:
+        weights, left, judged = rank["sharded"][kind]
+        torch.testing.assert_close(weights, dict(model.state_dict()), rtol=1e-10, atol=1e-13)
+        torch.testing.assert_close(left["optimiser"]["state"], state["optimiser"]["state"], rtol=1e-9, atol=1e-15)
+        assert left["optimiser"]["param_groups"] == state["optimiser"]["param_groups"]
+        assert judged == accuracy
+
+
+def test_each_process_holds_a_part_of_the_parameters(ranks: list[dict[str, Any]]) -> None:
+    assert sum(rank["held"] for rank in ranks) == 1 and max(rank["held"] for rank in ranks) < 0.6
+
+
+def test_sharded_training_refuses_what_needs_whole_parameters(ranks: list[dict[str, Any]]) -> None:
+    assert "Penalties and masks act on whole parameters" in ranks[0]["unsharded"]
+    assert "does not go with ema=0.5" in ranks[0]["averaged"]

@@ -311,10 +311,15 @@ def test_without_accelerate_the_error_says_how_to_install_it(monkeypatch: pytest
         Trainer(DATA, SETTINGS)
 
 
-def test_a_launch_that_shards_the_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(UsageError, match="launched with FSDP"):
+def test_a_launch_for_another_loop_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(UsageError, match="launched with DEEPSPEED"):
         Trainer(DATA, SETTINGS)
+
+
+def test_one_process_alone_has_nothing_to_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert not Trainer(DATA, SETTINGS.changed(shard=True, ema=0.5), device=CPU).processes.sharded
 
 
 def test_processes_that_were_launched_but_do_not_know_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
