@@ -41,6 +41,7 @@ from torch import Tensor, nn  # noqa: E402
 import graphprune  # noqa: E402
 from graphprune.exporting import export_model  # noqa: E402
 from graphprune.latency.clock import DeviceClock, Subject  # noqa: E402
+from graphprune.latency.copies import PUBLISHED  # noqa: E402
 from graphprune.latency.environment import Environment, environment_of  # noqa: E402
 from graphprune.program import Inputs  # noqa: E402
 
@@ -118,8 +119,7 @@ class Bench:
         runner, _ = WAYS[way]
         modules = [self.model, *self.slim, *self.peers]
         subjects = [Subject(runner(module, self.inputs), (self.inputs,)) for module in modules]
-        clock = DeviceClock(environment, turns=40, most_turns=120, precision=0.003)
-        return [timing.median_ms for timing in clock.whole(subjects)]
+        return [timing.median_ms for timing in DeviceClock(environment, PUBLISHED).whole(subjects)]
 
 
 def rows_of(bench: Bench, key: str, way: str, options: argparse.Namespace) -> list[Row]:
