@@ -12,9 +12,9 @@ _HEAD = """# Targets on measured latency
 Made by `run.py` beside this page, which says how. {versions}.
 
 A latency table predicts; selection times what it chooses and puts the budget right. *measured* is the latency of the rewritten
-model as a share of the original's, timed by turns with it in another measurement after the selection, over copies of both in
-memory, with one standard error. score: the share of the
-l2 importance (scaled within groups) that the slim model keeps.
+model as a share of the original's, timed by turns with it in another measurement after the selection. What follows ± is
+one standard error, over copies of both in memory. score: the share of the l2 importance (scaled within groups) that the slim
+model keeps.
 """
 
 
