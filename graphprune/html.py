@@ -58,6 +58,7 @@ def of_plan(plan: Plan) -> str:
         "pipeline": plan.pipeline,
         "target": _pairs(plan.target),
         "achieved": _pairs(plan.achieved),
+        "standard errors": _pairs(plan.errors),
         "policy": _pairs(plan.policy),
     }
     cuts = [(name, axis, len(kept)) for name, axes in plan.kept.items() for axis, kept in axes.items()]

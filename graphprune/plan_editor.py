@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -72,8 +72,8 @@ class PlanEditor:
     def plan(self) -> Plan:
         """The plan as edited, for :func:`graphprune.apply_plan`. It has no record of a pipeline or target: it met none."""
         kept = Kept(self._groups, self._stays.copy())
-        changes = {"kept": kept_indices(self._groups, kept), "pipeline": "", "scores": {}, "target": {}, "achieved": {}}
-        return self._original.model_copy(update=changes)
+        record: dict[str, Any] = {"pipeline": "", "scores": {}, "target": {}, "achieved": {}, "errors": {}}
+        return self._original.model_copy(update={"kept": kept_indices(self._groups, kept), **record})
 
     def _units(self, place: str) -> Ints:
         """The unit of each index along a place."""

@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import fx, nn
 
-from graphprune.latency.clock import Subject, Timing
+from graphprune.latency.clock import Subject
 from graphprune.latency.environment import Environment
 from graphprune.latency.sampling import pending
 from graphprune.latency.table import LatencyTable, Length, NodeInfo, Sample, Settings
+from graphprune.latency.timing import Timing
 
 HERE = Environment(device="cpu", name="planted", dtype="float32", layout="contiguous", torch="2", threads=1)
 

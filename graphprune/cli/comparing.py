@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 
@@ -16,16 +16,16 @@ from graphprune.cli.output import Output
 from graphprune.cost import Costs
 from graphprune.errors import UsageError, first_line
 from graphprune.latency.batch import batch_of, with_batch
-from graphprune.latency.clock import Clock, DeviceClock, Subject, Timing
+from graphprune.latency.clock import Clock, DeviceClock, Subject
+from graphprune.latency.copies import SURE
 from graphprune.latency.environment import Environment, environment_of
+from graphprune.latency.timing import Ratio, Timing
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
 from graphprune.program import Inputs, Program, placeholder_values
 from graphprune.sources import Source, example_inputs, load_source
 from graphprune.sources.images import load_images
 from graphprune.tracing import capture
-
-_TURNS: Final = 20  # so that one turn in twenty is above the 95th percentile
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ class Loaded:
     batch: int | None
     a: Timing
     b: Timing
+
+    @property
+    def ratio(self) -> Ratio:
+        """B's time as a share of A's."""
+        return self.b.over(self.a)
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def compare(
     environment = environment_of(programs[0].module, device, compile=compiled)
     for program in programs:
         program.module.to(device)
-    timer = clock or DeviceClock(environment, turns=_TURNS, most_turns=2 * _TURNS)
+    timer = clock or DeviceClock(environment, effort=SURE)
     loads = tuple(_timed(programs, batch, timer, device, output) for batch in (batches or (None,)))
     return Compared((a.source, b.source), inputs, environment, (costs_a, costs_b), loads, rated, len(images.y) if images else 0)
 
@@ -141,16 +146,18 @@ def show(found: Compared, output: Output) -> None:
     if found.accuracy is not None:
         left_share, right_share = found.accuracy
         table.add_row(f"top-1 on {found.images:,} images", f"{left_share:.2%}", f"{right_share:.2%}", "")
-    times = tables.plain_table("batch", "", "#median", "#p95", "#samples/s", "#speed-up", title="Latency")
+    times = tables.plain_table("batch", "", "#median", "#p95", "#samples/s", "#B / A", "#speed-up", title="Latency")
     for load in found.loads:
-        for name, timing, faster in (("A", load.a, ""), ("B", load.b, f"{load.a.median_ms / load.b.median_ms:.2f} x")):
+        for name, timing, *against in (("A", load.a, "", ""), ("B", load.b, str(load.ratio), f"{1 / load.ratio.value:.2f} x")):
             p95 = "-" if timing.p95_ms is None else f"{timing.p95_ms:.3f} ms"
             rate = "-" if load.batch is None else f"{1000 * load.batch / timing.median_ms:,.1f}"
-            times.add_row(str(load.batch or "-") if name == "A" else "", name, f"{timing.median_ms:.3f} ms", p95, rate, faster)
+            times.add_row(str(load.batch or "-") if name == "A" else "", name, f"{timing.median_ms:.3f} ms", p95, rate, *against)
     output.show(table, times)
     where = found.environment
     threads = f", {where.threads} threads" if where.threads else ""
     output.say(f"At {found.inputs.describe()}, on {where.name} ({where.device}{threads}), {where.dtype}, {where.compile}.")
+    copies = min(max(1, len(load.a.copies_ms)) for load in found.loads)
+    output.say(f"Each was timed at {copies} or more places in memory; ± is one standard error.")
 
 
 def _data(found: Compared) -> dict[str, Any]:
@@ -168,7 +175,9 @@ def _data(found: Compared) -> dict[str, Any]:
                 "batch": load.batch,
                 "a": _timing_data(load.a, load.batch),
                 "b": _timing_data(load.b, load.batch),
-                "speedup": load.a.median_ms / load.b.median_ms,
+                "speedup": 1 / load.ratio.value,
+                "ratio": load.ratio.value,
+                "ratio_error": load.ratio.value * load.ratio.error,
             }
             for load in found.loads
         ],
@@ -178,4 +187,5 @@ def _data(found: Compared) -> dict[str, Any]:
 
 def _timing_data(timing: Timing, batch: int | None) -> dict[str, float | None]:
     rate = None if batch is None else 1000 * batch / timing.median_ms
-    return {"median_ms": timing.median_ms, "p95_ms": timing.p95_ms, "samples_per_second": rate}
+    figures = {"median_ms": timing.median_ms, "error_ms": timing.median_ms * timing.error, "p95_ms": timing.p95_ms}
+    return {**figures, "samples_per_second": rate, "copies": max(1, len(timing.copies_ms))}

@@ -14,6 +14,7 @@ from graphprune.cli.profiling import Found
 from graphprune.latency.model import Accuracy, LatencyModel, additivity, held_out_accuracy
 from graphprune.latency.roofline import RooflineModel
 from graphprune.latency.staircase import curve, edges
+from graphprune.latency.timing import Timing
 
 _POINTS: Final = 129
 _COLUMNS: Final = 4
@@ -61,7 +62,7 @@ def _quality(found: Found) -> list[str]:
     assert found.table is not None
     whole, least = found.table.samples[0].whole, found.table.samples[1].whole
     lines = [
-        f"Whole model: {whole.median_ms:.3f} ms ({whole.low_ms:.3f} to {whole.high_ms:.3f}, {whole.runs} runs); "
+        f"Whole model: {whole.median_ms:.3f} ms ± {whole.median_ms * whole.error:.3f} ({whole.runs} runs); "
         f"at one unit in each group: {least.median_ms:.3f} ms. {len(found.table.samples)} samples."
     ]
     summed = additivity(found.table)
@@ -106,12 +107,15 @@ def _data(found: Found, rows: list[dict[str, Any]]) -> dict[str, Any]:
         return data | {"roofline": figures, "held_out": _error_data(roof.error)}
     assert found.table is not None
     return data | {
-        "whole": found.table.samples[0].whole.model_dump(),
-        "least": found.table.samples[1].whole.model_dump(),
+        **{name: _timing_data(sample.whole) for name, sample in zip(("whole", "least"), found.table.samples, strict=False)},
         "samples": len(found.table.samples),
         "additivity": _error_data(additivity(found.table)),
         "held_out": _error_data(held_out_accuracy(found.table)),
     }
+
+
+def _timing_data(timing: Timing) -> dict[str, Any]:
+    return timing.model_dump() | {"error_ms": timing.median_ms * timing.error}
 
 
 def _error_data(error: Accuracy | None) -> dict[str, Any] | None:

@@ -69,6 +69,7 @@ def _data(
         "pipeline": result.plan.pipeline,
         "target": result.plan.target,
         "achieved": result.plan.achieved,
+        "errors": result.plan.errors,
         "before": tables.cost_data(report.before) | {"disk_bytes": old},
         "after": tables.cost_data(report.after) | {"disk_bytes": new},
         "widths": report.widths,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphprune.groups import Floats, Ints
+from graphprune.latency.timing import Ratio
 from graphprune.measures import Measure
 
 
@@ -28,6 +29,11 @@ class Measured:
     def share(self) -> float:
         """What remains of the whole's."""
         return self.slim / self.whole
+
+    @property
+    def ratio(self) -> Ratio:
+        """The share with its error."""
+        return Ratio(self.share, self.error)
 
     def pooled(self, again: Measured) -> Measured:
         """Both measurements of the same models as one: the surer one counts more."""

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from graphprune.errors import LatencyError
 from graphprune.files import load_json, save_json
 from graphprune.groups import Groups, Ints
-from graphprune.latency.clock import Timing
 from graphprune.latency.environment import Environment
+from graphprune.latency.timing import Timing
 
 Milliseconds = Annotated[FiniteFloat, Field(ge=0)]
 Width = Annotated[int, Field(ge=1)]

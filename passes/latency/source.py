@@ -7,6 +7,7 @@ import numpy as np
 from graphprune.errors import LatencyError
 from graphprune.groups import Groups, Ints
 from graphprune.latency.clock import Clock, DeviceClock
+from graphprune.latency.copies import SURE
 from graphprune.latency.environment import environment_of
 from graphprune.latency.model import LatencyModel
 from graphprune.latency.source import Latency, Measured
@@ -39,14 +40,13 @@ def latency_from(
             "Give inputs of that size, or measure anew with `graphprune profile`."
         )
     maker = Maker(program, groups, table.environment)
-    timer = clock or DeviceClock(table.environment, turns=15, most_turns=80, precision=0.004)
+    timer = clock or DeviceClock(table.environment, effort=SURE)
     full, layers = groups.widths.tolist(), table.settings.mode == "layers"
 
     def timed(widths: Ints) -> Measured:
         subject = maker.subject(np.asarray(widths).tolist())
         slim, whole = timer.whole([subject, maker.subject(full)])
         parts = model.parts_of(maker.by_origin(subject.module, timer.nodes(subject)) if layers else {})
-        # What the turns of two models have in common was taken out, so that the errors of one are those of the other reversed.
-        return Measured(slim.median_ms, whole.median_ms, slim.error + whole.error, parts)
+        return Measured(slim.median_ms, whole.median_ms, slim.over(whole).error, parts)
 
     return Latency(model, known, timed)

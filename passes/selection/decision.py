@@ -204,6 +204,7 @@ class Question:
             scores={scores.criterion: {**scores.provenance, **choice.notes}},
             target={target.kind: target.text for target in targets},
             achieved=self._achieved(choice, targets),
+            errors={} if choice.measured is None else {"latency": round(choice.measured.share * choice.measured.error, 6)},
         )
         return program.with_(plan=plan)
 

@@ -23,7 +23,7 @@ from graphprune.measures import Measure
 from graphprune.passes.selection.bounds import Limit
 
 _MODELS: Final = 8  # slim models that are timed at most
-_REPEATS: Final = 4  # times that one is measured at most, until it is clear whether it is close
+_REPEATS: Final = 3  # times that one is measured at most, until it is clear whether it is close
 _CLOSE: Final = 0.01  # of the target: a measured latency this near is the target's
 _SURE: Final = 2.0  # standard errors
 _BY_MODEL: Final = 4  # tries from which on every other one lies between two others
@@ -60,8 +60,9 @@ def settled(limit: Limit, options: Options) -> Choice:
     """Of the choices that were timed and are at most 1 % above the target, the one that keeps the most importance.
 
     limit: the target, the model that predicts, and the predicted milliseconds that the target amounts to. It stops at the first
-    choice within 1 %, or when nothing new is allowed nearer, which the choice's notes tell. A slim model that is no faster than a
-    wider one is never returned. Raises TargetError where all that were tried are slower.
+    choice within 1 %, or when nothing new is allowed nearer, which the choice's notes tell. Where two standard errors of a
+    measurement are more than 1 %, they take the place of this: nothing nearer could be told from the target. A slim model that is
+    no faster than a wider one is never returned. Raises TargetError where all that were tried are slower.
     """
     return _Settling(limit, options).run()
 
@@ -78,8 +79,17 @@ class _Try:
         return abs(self.reached - 1)
 
     @property
+    def reach(self) -> float:
+        """How far from the target, as a share of it, is as good as there."""
+        return max(_CLOSE, _SURE * self.measured.error)
+
+    @property
+    def settles(self) -> bool:
+        return self.off <= self.reach
+
+    @property
     def fits(self) -> bool:
-        return self.reached <= 1 + _CLOSE
+        return self.reached <= 1 + self.reach
 
 
 class _Settling:
@@ -91,7 +101,7 @@ class _Settling:
         self._tries: list[_Try] = []
 
     def run(self) -> Choice:
-        while len(self._tries) < _MODELS and not any(one.off <= _CLOSE for one in self._tries):
+        while len(self._tries) < _MODELS and not any(one.settles for one in self._tries):
             model = self._model()
             chosen = self._next(model)
             if chosen is None:
@@ -206,10 +216,10 @@ class _Settling:
         return any(other.reached <= one.reached for other in wider)
 
     def _told(self, found: _Try) -> str:
-        count, error = len(self._tries), _SURE * found.measured.error
-        text = f"{found.measured.share:.1%} measured, within {error:.1%}; {count} slim model{'s' * (count > 1)} timed"
+        count = len(self._tries)
+        text = f"{found.measured.ratio.percent} measured; {count} slim model{'s' * (count > 1)} timed"
         fast, slow = self._bracket
-        if found.reached >= 1 - _CLOSE:
+        if found.settles:
             return text
         if fast is not None and fast.reached > found.reached:
             return f"{text}; one at {fast.measured.share:.1%} keeps no more"

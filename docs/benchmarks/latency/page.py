@@ -12,8 +12,9 @@ _HEAD = """# Targets on measured latency
 Made by `run.py` beside this page, which says how. {versions}.
 
 A latency table predicts; selection times what it chooses and puts the budget right. *measured* is the latency of the rewritten
-model as a share of the original's, timed by turns with it in another measurement after the selection. score: the share of the
-l2 importance (scaled within groups) that the slim model keeps.
+model as a share of the original's, timed by turns with it in another measurement after the selection. What follows ± is
+one standard error, over copies of both in memory. score: the share of the l2 importance (scaled within groups) that the slim
+model keeps.
 """
 
 
@@ -36,7 +37,9 @@ def _summary(rows: Sequence[Row]) -> str:
     within = sum(abs(row["reached"] / row["asked"] - 1) <= 0.02 for row in met)
     worst = max((abs(row["reached"] / row["asked"] - 1) for row in met), default=0.0)
     asked = sum(row["way"] == "latency" for row in rows)
-    return f"{within} of {asked} targets on latency are within 2 % of the target; the worst is {worst:.1%} off.\n"
+    text = f"{within} of {asked} targets on latency are within 2 % of the target; the worst is {worst:.1%} off."
+    errors = [row["reached_error"] / row["reached"] for row in met if "reached_error" in row]
+    return text + (f" These figures are sure to {max(errors):.1%} or better (one standard error).\n" if errors else "\n")
 
 
 def _targets(rows: Sequence[Row], models: Sequence[str], shares: Sequence[float]) -> str:
@@ -54,7 +57,7 @@ def _targets(rows: Sequence[Row], models: Sequence[str], shares: Sequence[float]
                 lines.append(f"| {model} | {share:.0%} | {row['refused']} | | | | | |")
                 continue
             others = [_other(by_key.get((model, share, way)), "score") for way in ("uniform", "MACs")]
-            figures = [f"{row['reached']:.1%}", f"{row['macs']:.1%}", f"{row['params']:.1%}", f"{row['score']:.1%}", *others]
+            figures = [_reached(row), f"{row['macs']:.1%}", f"{row['params']:.1%}", f"{row['score']:.1%}", *others]
             lines.append(f"| {model} | {share:.0%} | " + " | ".join(figures) + " |")
     return "\n".join([*lines, ""])
 
@@ -62,7 +65,12 @@ def _targets(rows: Sequence[Row], models: Sequence[str], shares: Sequence[float]
 def _other(row: Row | None, name: str) -> str:
     if row is None:
         return ""
-    return "refused" if "refused" in row else f"{row[name]:.1%} (at {row['reached']:.1%})"
+    return "refused" if "refused" in row else f"{row[name]:.1%} (at {_reached(row)})"
+
+
+def _reached(row: Row) -> str:
+    error = row.get("reached_error")
+    return f"{row['reached']:.1%}" + ("" if error is None else f" ± {error:.1%}")
 
 
 def _profiles(rows: Sequence[Row], models: Sequence[str]) -> str:
@@ -81,6 +89,11 @@ def _profiles(rows: Sequence[Row], models: Sequence[str]) -> str:
     return "\n".join([*lines, ""])
 
 
+def _speed(row: Row, what: str) -> str:
+    left, error = row[f"{what}_latency"], row.get(f"{what}_latency_error")
+    return f"{1 / left:.2f}" + ("" if error is None else f" ± {error / left**2:.2f}")
+
+
 def _peer(rows: Sequence[Row], models: Sequence[str]) -> str:
     lines = [
         "| model | peer: MACs left | speed-up | ours at these MACs: speed-up | ours at the peer's latency: MACs left | speed-up |",
@@ -92,7 +105,7 @@ def _peer(rows: Sequence[Row], models: Sequence[str]) -> str:
         if "refused" in row:
             lines.append(f"| {model} | {row['refused']} | | | | |")
             continue
-        speed = {what: f"{1 / row[f'{what}_latency']:.2f}" for what in ("peer", "same_macs", "same_latency")}
+        speed = {what: _speed(row, what) for what in ("peer", "same_macs", "same_latency")}
         figures = [
             f"{row['peer_macs']:.1%}",
             speed["peer"],

@@ -1,8 +1,9 @@
 """Targets on measured latency: are they met, what do they keep, and what do they gain over targets on MACs and over the peer?
 
-    python run.py                          # all models, eager
+    python run.py                          # all models, eager; the same command goes on where it was stopped
     python run.py resnet18 --compile       # a model, compiled whole
     python run.py --peer                   # speed-up for MACs removed against torch-pruning 1.6.1 (which must be installed)
+    python run.py --again                  # drop all rows and tables first (to go on after a stop: without it)
     python run.py --publish                # write the page from what is there, and stop
 
 One thread, batches of :data:`BATCH`, widths in multiples of :data:`ROUND_TO`, criterion l2, fresh weights (``resnet56`` the trained
@@ -12,11 +13,12 @@ For each model:
   - for each of :data:`SHARES` of the latency three slim models of that measured latency: the knapsack's on the latency; a uniform
     one (local ranking); and the knapsack's on MACs, whose target is moved until the latency is reached. What each keeps of the
     score is compared. Selection times slim models itself; the figures here are of another measurement after the rewrite, by turns
-    with the original.
+    with the original, over copies of both until the ratio's standard error is 0.2 % (or three minutes are over).
 With ``--peer``: torch-pruning's model at half the MACs (local ranking), ours at the same MACs (knapsack), and ours at the peer's
 latency; all of them timed by turns with the original.
 
-Rows go to ``results.jsonl``, replaced atomically after each; models that have their rows are left. ``README.md`` is made from them.
+Rows go to ``results.jsonl``, replaced atomically after each; models that have their rows are left, but for rows of an older way of
+timing, without an error. ``README.md`` is made from them.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ import platform
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +44,11 @@ import graphprune  # noqa: E402
 from graphprune.api import timed  # noqa: E402
 from graphprune.files import atomic_write  # noqa: E402
 from graphprune.latency.clock import DeviceClock, Subject  # noqa: E402
+from graphprune.latency.copies import PUBLISHED  # noqa: E402
 from graphprune.latency.environment import environment_of  # noqa: E402
 from graphprune.latency.model import held_out_accuracy  # noqa: E402
 from graphprune.latency.table import LatencyTable  # noqa: E402
+from graphprune.latency.timing import Timing  # noqa: E402
 from graphprune.pareto import kept_score  # noqa: E402
 from graphprune.passes.scoring.score import latest  # noqa: E402
 from graphprune.plan import kept_units  # noqa: E402
@@ -53,6 +57,7 @@ MODELS = ("resnet18", "mobilenet_v2", "resnet56", "resnet50")
 BATCH = {"resnet56": 16}  # else 1
 SHARES = (0.75, 0.5, 0.35)
 _BY_MACS = 8  # slim models for a target on MACs that are timed at most
+_TIMING = "copies"  # how rows were timed; those that were timed otherwise are made anew
 ROUND_TO = 8  # channels: the processor works on eight numbers at a time
 RESULTS, TABLES = HERE / "results.jsonl", HERE / "tables"
 Row = dict[str, Any]
@@ -112,20 +117,20 @@ class Bench:
         for _ in range(_BY_MACS):
             target = {"macs": (low + high) / 2}
             result = graphprune.prune(self.model, self.inputs, target=target, select="knapsack", round_to=ROUND_TO, verify=False)
-            reached = self.measure(kept_units(result.plan, result.report.groups).widths()).share
+            measured = self.measure(kept_units(result.plan, result.report.groups).widths())
+            reached = measured.share
             if best is None or abs(reached - share) < abs(best[0] - share):
                 best = reached, result
-            if abs(reached / share - 1) < 0.01:
+            if abs(reached / share - 1) < max(0.01, measured.error):
                 break
             low, high = (low, target["macs"]) if reached > share else (target["macs"], high)
         assert best is not None
         return best[1]
 
-    def again(self, *slim: nn.Module) -> list[float]:
-        """Milliseconds of the original and of slim models, timed by turns."""
-        clock = DeviceClock(self.environment, turns=40, most_turns=120, precision=0.003)
-        timings = clock.whole([Subject(module, (self.inputs,)) for module in (graph(self.model, self.inputs), *slim)])  # type: ignore[arg-type]
-        return [timing.median_ms for timing in timings]
+    def again(self, *slim: nn.Module) -> list[Timing]:
+        """Times of the original and of slim models, by turns."""
+        subjects = [Subject(module, (self.inputs,)) for module in (graph(self.model, self.inputs), *slim)]  # type: ignore[arg-type]
+        return DeviceClock(self.environment, PUBLISHED).whole(subjects)
 
     def score(self, result: graphprune.PruneResult) -> float:
         """The share of the l2 score that a slim model keeps."""
@@ -162,23 +167,27 @@ def targets(name: str, way: str, weights: Path | None, compiled: bool) -> None:
     """The rows of a model's targets in one way."""
     mode = "compiled" if compiled else "eager"
     keys = {f"{name}/{mode}/{share}/{way}": share for share in SHARES}
-    if keys.keys() <= read().keys():
+    if keys.keys() <= done():
         return
     bench = Bench(name, weights, compiled)
     accuracy = held_out_accuracy(bench.table)
     for key, share in keys.items():
-        if key in read():
+        if key in done():
             continue
-        row: Row = {"key": key, "model": name, "mode": mode, "asked": share, "way": way}
+        row: Row = {"key": key, "model": name, "mode": mode, "asked": share, "way": way, "timing": _TIMING}
         row |= {"profile_seconds": bench.profile_seconds, "samples": len(bench.table.samples)}
         row |= {"held_out": None if accuracy is None else accuracy.mean, "made_with": made_with()}
         try:
             result = WAYS[way](bench, share)
             whole, slim = bench.again(result.graph)
+            ratio = slim.over(whole)
             row |= {
                 "selected": result.plan.achieved.get("latency"),
-                "reached": slim / whole,
-                "whole_ms": whole,
+                "selected_error": result.plan.errors.get("latency"),
+                "reached": ratio.value,
+                "reached_error": ratio.value * ratio.error,
+                "copies": len(whole.copies_ms),
+                "whole_ms": whole.median_ms,
                 "score": bench.score(result),
                 **costs(result),
             }
@@ -190,10 +199,10 @@ def targets(name: str, way: str, weights: Path | None, compiled: bool) -> None:
 def peer(name: str, weights: Path | None) -> None:
     """The row of a model against torch-pruning."""
     key = f"{name}/peer"
-    if key in read():
+    if key in done():
         return
     bench = Bench(name, weights, False)
-    row: Row = {"key": key, "model": name, "made_with": made_with()}
+    row: Row = {"key": key, "model": name, "timing": _TIMING, "made_with": made_with()}
     try:
         theirs = peer_model(bench.model, bench.inputs)
         left = macs(theirs, bench.inputs) / macs(bench.model, bench.inputs)
@@ -201,10 +210,11 @@ def peer(name: str, weights: Path | None) -> None:
             bench.model, bench.inputs, target={"macs": left}, select="knapsack", round_to=ROUND_TO, verify=False
         )
         whole, slim = bench.again(theirs)
-        same_time = bench.by_latency(slim / whole, select="knapsack")
+        same_time = bench.by_latency(slim.over(whole).value, select="knapsack")
         whole, *slims = bench.again(theirs, same_macs.graph, same_time.graph)
-        rows = zip(("peer", "same_macs", "same_latency"), slims, strict=True)
-        row |= {"whole_ms": whole, **{f"{what}_latency": ms / whole for what, ms in rows}, "peer_macs": left}
+        row |= {"whole_ms": whole.median_ms, "peer_macs": left}
+        for what, ratio in zip(("peer", "same_macs", "same_latency"), (slim.over(whole) for slim in slims), strict=True):
+            row |= {f"{what}_latency": ratio.value, f"{what}_latency_error": ratio.value * ratio.error}
         row |= {"same_macs_macs": costs(same_macs)["macs"], "same_latency_macs": costs(same_time)["macs"]}
         row |= {"same_macs_score": bench.score(same_macs), "same_latency_score": bench.score(same_time)}
     except Exception as error:
@@ -221,6 +231,21 @@ def read() -> dict[str, Row]:
     """Rows by key."""
     lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
     return {row["key"]: row for row in map(json.loads, lines)}
+
+
+def done() -> set[str]:
+    """Keys of the rows that need not be made again."""
+    return {key for key, row in read().items() if row.get("timing") == _TIMING}
+
+
+def forget(models: Sequence[str]) -> None:
+    """Drop what was measured of some models."""
+    kept = [json.dumps(row) + "\n" for row in read().values() if row["model"] not in models]
+    with atomic_write(RESULTS) as temporary:
+        temporary.write_text("".join(kept))
+    for name in models:
+        for mode in ("", "_compiled"):
+            (TABLES / f"{name}{mode}.json").unlink(missing_ok=True)
 
 
 def put(row: Row) -> None:
@@ -248,12 +273,15 @@ def main() -> None:
     parser.add_argument("--peer", action="store_true", help="compare with torch-pruning 1.6.1 instead")
     parser.add_argument("--weights", type=Path, help="trained weights of resnet56")
     parser.add_argument("--publish", action="store_true", help="write the page from the rows, and stop")
+    parser.add_argument("--again", action="store_true", help="drop the rows and tables of these models first")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     if options.publish:
         publish(read())
         return
+    if options.again:
+        forget(options.models)
     if options.peer:
         for name in options.models:
             peer(name, options.weights)

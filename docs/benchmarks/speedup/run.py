@@ -8,7 +8,8 @@
 
 One thread, one image of 224 x 224 pixels (``--batch``), fresh weights, criterion l2, widths in multiples of 8.
 For each model: slim models that keep 75, 50 and 25 % of the MACs, each proved. For each way the original and the slim ones, and the
-peer's, are timed in one measurement by turns: a drift of the machine hits all of them. *worth* is the share of the time that
+peer's, are timed in one measurement by turns, over several copies of each in memory (a session of onnxruntime stays where it is): a
+drift of the machine hits all of them. *worth* is the share of the time that
 is gone over the share of the MACs that is gone: 1 where time follows MACs.
 
 Rows go to ``results.jsonl``, replaced atomically after each way of a model; what has its rows is left (``--again`` to do it anew).
@@ -41,7 +42,9 @@ from torch import Tensor, nn  # noqa: E402
 import graphprune  # noqa: E402
 from graphprune.exporting import export_model  # noqa: E402
 from graphprune.latency.clock import DeviceClock, Subject  # noqa: E402
+from graphprune.latency.copies import PUBLISHED  # noqa: E402
 from graphprune.latency.environment import Environment, environment_of  # noqa: E402
+from graphprune.latency.timing import Timing  # noqa: E402
 from graphprune.program import Inputs  # noqa: E402
 
 MODELS = (
@@ -113,28 +116,29 @@ class Bench:
     def _peer(self, model: nn.Module, share: float) -> nn.Module:
         return graphprune.capture(peer_model(model, self.inputs, share), self.inputs).module
 
-    def milliseconds(self, way: str, environment: Environment) -> list[float]:
+    def times(self, way: str, environment: Environment) -> list[Timing]:
         """Of the original, the slim models and the peer's, by turns."""
         runner, _ = WAYS[way]
         modules = [self.model, *self.slim, *self.peers]
         subjects = [Subject(runner(module, self.inputs), (self.inputs,)) for module in modules]
-        clock = DeviceClock(environment, turns=40, most_turns=120, precision=0.003)
-        return [timing.median_ms for timing in clock.whole(subjects)]
+        return DeviceClock(environment, PUBLISHED).whole(subjects)
 
 
 def rows_of(bench: Bench, key: str, way: str, options: argparse.Namespace) -> list[Row]:
     """The rows of a model run in one way, one for each share."""
     environment = environment_of(bench.model, options.device, compile=WAYS[way][1])
-    whole, *times = bench.milliseconds(way, environment)
-    common = {"model": key, "way": way, "device": options.device, "batch": options.batch, "original_ms": whole}
+    whole, *times = bench.times(way, environment)
+    common = {"model": key, "way": way, "device": options.device, "batch": options.batch, "original_ms": whole.median_ms}
     rows = []
     for place, (share, left) in enumerate(zip(SHARES, bench.left, strict=True)):
         row = {"key": row_key(key, way, share, options), **common, "asked": share, "made_with": made_with(environment)}
-        row |= {"macs": left, "ms": times[place], "worth": worth(times[place] / whole, left)}
+        ratio = times[place].over(whole)
+        row |= {"macs": left, "ms": times[place].median_ms, "worth": worth(ratio.value, left)}
+        row |= {"time": ratio.value, "time_error": ratio.value * ratio.error}
         if bench.peers:
             theirs = macs(bench.peers[place], bench.inputs) / bench.whole_macs
             time = times[len(SHARES) + place]
-            row |= {"peer_macs": theirs, "peer_ms": time, "peer_worth": worth(time / whole, theirs)}
+            row |= {"peer_macs": theirs, "peer_ms": time.median_ms, "peer_worth": worth(time.over(whole).value, theirs)}
         rows.append(row)
     return rows
 

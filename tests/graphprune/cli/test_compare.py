@@ -10,13 +10,22 @@ import numpy as np
 import pytest
 import torch
 
+from graphprune.cli import comparing
 from graphprune.cli.comparing import compare
 from graphprune.cli.loading import Request
 from graphprune.cli.output import Output
-from graphprune.latency.clock import Subject, Timing
+from graphprune.latency.clock import Subject
+from graphprune.latency.copies import Effort
+from graphprune.latency.timing import Timing, standard_error
 from tests.graphprune.cli.conftest import SOURCE
 
 Cli = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real clock, but two copies of each model: how exact times are is not tested."""
+    monkeypatch.setattr(comparing, "SURE", Effort(precision=1, turns=1, least=2))
 
 
 class Counting:
@@ -24,7 +33,11 @@ class Counting:
 
     def whole(self, subjects: Sequence[Subject]) -> list[Timing]:
         times = [sum(p.numel() for p in subject.module.parameters()) * len(subject.arguments[0]) / 1000 for subject in subjects]
-        return [Timing(median_ms=ms, low_ms=ms, high_ms=ms, p95_ms=2 * ms, runs=1) for ms in times]
+        jitter = zip(times, ((0.99, 1.0, 1.01), (1.0, 1.0, 1.0)), strict=True)
+        return [
+            Timing(median_ms=ms, low_ms=ms, high_ms=ms, p95_ms=2 * ms, runs=3, copies_ms=tuple(ms * by for by in copies))
+            for ms, copies in jitter
+        ]
 
     def nodes(self, subject: Subject) -> dict[str, float]:
         raise AssertionError
@@ -37,6 +50,7 @@ def test_both_models_are_measured_at_every_batch() -> None:
         found = compare(first, second, output, batches=(1, 3), clock=Counting())
     assert [cost.parameters for cost in found.costs] == [40, 10]
     assert [cost.macs for cost in found.costs] == [64, 16]
+    assert all(load.ratio.error == pytest.approx(standard_error([-0.01, 0, 0.01]), rel=0.01) for load in found.loads)
     assert [(load.batch, load.a.median_ms, load.b.median_ms) for load in found.loads] == [(1, 0.04, 0.01), (3, 0.12, 0.03)]
 
 
@@ -51,7 +65,9 @@ def test_a_slim_model_is_compared_with_its_original(cli: Cli, folder: Path) -> N
         }
         assert 0 <= data[side]["accuracy"] <= 1
     (load,) = data["latency"]
-    assert load["batch"] == 2 and load["speedup"] == load["a"]["median_ms"] / load["b"]["median_ms"]
+    assert load["batch"] == 2 and load["speedup"] == pytest.approx(load["a"]["median_ms"] / load["b"]["median_ms"])
+    assert load["ratio"] == pytest.approx(1 / load["speedup"]) and load["ratio_error"] > 0 and load["a"]["error_ms"] > 0
+    assert load["a"]["copies"] == load["b"]["copies"] >= 2
     assert load["a"]["p95_ms"] >= load["a"]["median_ms"] > 0
 
 
@@ -59,6 +75,7 @@ def test_the_table_names_both_models(cli: Cli) -> None:
     ran = cli("compare", "torch.nn:Linear(4, 8)", "torch.nn:Linear(4, 2)", "--input", "1x4", "--batch", "1", "--batch", "2")
     assert ran.code == 0 and "A: torch.nn:Linear(4, 8), B: torch.nn:Linear(4, 2)" in ran.out
     assert "25.0%" in ran.out and ran.out.count(" x\n") == 2
+    assert ran.out.count(" ± ") >= 2 and "2 or more places in memory" in ran.out
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,10 @@ from graphprune.cli import profiling
 from graphprune.errors import DeviceError
 from graphprune.latency.batch import Load
 from graphprune.latency.clock import DeviceClock
+from graphprune.latency.copies import Effort
 from graphprune.latency.model import LatencyModel
 from graphprune.latency.table import LatencyTable
+from graphprune.passes.latency import source
 from graphprune.passes.latency.profile import profile_latency
 
 Cli = Callable[..., Any]
@@ -25,7 +27,9 @@ SOURCE = ("graphprune.cli.digits:small_cnn", "--input", "1x1x8x8")
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real clock, but two turns for each model: how exact times are is not tested."""
-    monkeypatch.setattr(profiling, "DeviceClock", partial(DeviceClock, turns=2, most_turns=2, node_runs=1))
+    hurried = Effort(precision=1, turns=1, least=2)
+    monkeypatch.setattr(profiling, "DeviceClock", partial(DeviceClock, effort=hurried, node_runs=1))
+    monkeypatch.setattr(source, "SURE", hurried)
 
 
 def test_measures_writes_prints_and_draws(cli: Cli, folder: Path) -> None:

@@ -1,53 +1,45 @@
-"""Timing: turns are taken in rotation, a spread asks for more of them, and every layer is timed once where it runs."""
+"""Timing: models take turns, all of them elsewhere in memory each time, and every layer is timed once where it runs."""
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import fx, nn
 
 from graphprune.latency import node_times
-from graphprune.latency.clock import DeviceClock, Subject, Timing, Turn, interleaved, seconds_of, without_drift
+from graphprune.latency.clock import DeviceClock, Subject, seconds_of
+from graphprune.latency.copies import Effort
 from graphprune.latency.environment import environment_of
+from graphprune.latency.timing import Timing
 from tests.planted_latency import HERE
 
 
-def test_turns_rotate_and_a_drift_that_hits_all_alike_is_taken_out() -> None:
-    """The machine gets slower and slower; one subject is half as much work as the other, and comes out so."""
-    calls: list[str] = []
+class _Noted(nn.Module):
+    """Notes each call of it, with where its weight is."""
 
-    def turn(name: str, work: float) -> Turn:
-        def run() -> float:
-            calls.append(name)
-            return work * (1 + (len(calls) - 1) // 2)
+    def __init__(self, name: str, calls: list[tuple[str, int]]) -> None:
+        super().__init__()
+        self.weight, self.name, self.calls = nn.Parameter(torch.zeros(64)), name, calls
 
-        return Turn(run, 2)
-
-    first, second = interleaved([turn("a", 1.0), turn("b", 2.0)], 9, 9, 0.01)
-    assert calls == ["a", "b"] * 9
-    assert second.median_ms == pytest.approx(2 * first.median_ms) and first.spread == pytest.approx(0, abs=1e-9)
-    assert first.median_ms == pytest.approx(5000) and first.runs == 18
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls.append((self.name, self.weight.data_ptr()))
+        return x + self.weight
 
 
-def test_one_subject_alone_keeps_its_spread() -> None:
-    times = np.array([[1.0], [3.0]])
-    assert without_drift(times).tolist() == times.tolist()
-    pairs = without_drift(np.array([[1.0, 2.0], [3.0, 6.0], [2.0, 4.0]]))
-    assert np.allclose(pairs, [[2.0, 4.0]] * 3), "that of the usual round"
-
-
-def test_an_uncertain_median_asks_for_more_turns_up_to_the_most() -> None:
-    steady = interleaved([Turn(lambda: 1.0, 1)], 4, 16, 0.03)[0]
-    values = iter([1.0, 2.0] * 50)
-    unsteady = interleaved([Turn(lambda: next(values), 1)], 4, 16, 0.03)[0]
-    assert (steady.runs, unsteady.runs) == (4, 16)
-    assert steady.spread == 0 and unsteady.spread > 0.05
-    assert steady.error == 0 and unsteady.error == pytest.approx(1.858 * unsteady.spread / 4), "of 16 turns"
-    close = iter([1.0, 1.02] * 50)
-    assert interleaved([Turn(lambda: next(close), 1)], 4, 100, 0.002)[0].runs < 100, "until it is certain enough"
+def test_turns_rotate_in_each_of_several_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that stands still but for a second with each reading, one call fills a turn."""
+    ticks = iter(range(10_000))
+    monkeypatch.setattr("graphprune.latency.clock.seconds_of", lambda environment: lambda: float(next(ticks)))
+    calls: list[tuple[str, int]] = []
+    subjects: list[Any] = [Subject(_Noted(name, calls), (torch.zeros(64),)) for name in "ab"]  # type: ignore[arg-type]
+    first, second = DeviceClock(HERE, Effort(precision=0, turns=3, least=4)).whole(subjects)
+    assert [name for name, _ in calls] == [*"aabb", *"ababab"] * 4, "two calls to warm up, then by turns"
+    places = [place for name, place in calls if name == "a"]
+    assert all(len(set(places[copy : copy + 5])) == 1 for copy in range(0, 20, 5)) and len(set(places)) > 1
+    assert first.median_ms == second.median_ms == pytest.approx(1000) and first.runs == 12 and len(first.copies_ms) == 4
 
 
 def _net() -> fx.GraphModule:
@@ -89,10 +81,10 @@ def test_layers_get_the_inputs_of_a_run() -> None:
 
 def test_the_clock_measures_on_the_cpu() -> None:
     environment = environment_of(_net())
-    clock = DeviceClock(environment, turns=2, most_turns=2, node_runs=1)
+    clock = DeviceClock(environment, Effort(precision=1, turns=1, least=2), node_runs=1)
     subject = Subject(_net().eval(), (torch.zeros(1, 3, 4, 4),))
     (timing,) = clock.whole([subject])
-    assert isinstance(timing, Timing) and 0 < timing.low_ms <= timing.median_ms <= timing.high_ms
+    assert isinstance(timing, Timing) and 0 < timing.low_ms <= timing.median_ms <= timing.high_ms and len(timing.copies_ms) == 2
     assert len(clock.nodes(subject)) == 4
     assert environment.device == "cpu" and environment.threads == torch.get_num_threads() and environment.name
 

@@ -11,8 +11,9 @@ from torch import nn
 
 import graphprune
 from graphprune.analysis_manager import AnalysisManager
-from graphprune.latency.clock import Subject, Timing
+from graphprune.latency.clock import Subject
 from graphprune.latency.roofline import Roofline, RooflineModel, fit_roofline, measure_roofline, probes
+from graphprune.latency.timing import Timing
 from graphprune.latency.work import Layers, Work
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphprune.latency.clock import Timing
 from graphprune.latency.model import staircases
 from graphprune.latency.sampling import divided, pending, spread
 from graphprune.latency.table import LatencyTable, Sample
+from graphprune.latency.timing import Timing
 from tests.planted_latency import chain, conv_ms, empty_table, filled, stair
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ import graphprune
 from graphprune.analysis_manager import AnalysisManager
 from graphprune.errors import LatencyError
 from graphprune.groups import Groups
+from graphprune.latency.clock import Subject
 from graphprune.latency.environment import environment_of
 from graphprune.latency.table import LatencyTable, Settings
+from graphprune.latency.timing import Timing, standard_error
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.latency.profile import profile_latency
 from graphprune.passes.latency.source import latency_from
@@ -68,6 +71,31 @@ def test_the_rewritten_model_has_the_latency_that_was_asked_for(
     assert result.plan.achieved["latency"] == pytest.approx(reached, abs=1e-6)
     assert share - 0.06 <= reached <= share * 1.01, "a block of eight channels is a stair"
     assert result.report.verification is not None and result.report.verification.passed
+
+
+class _Copies(PlantedClock):
+    """The same times, of three copies that differ by 1 % each; the slim model's the other way round."""
+
+    def whole(self, subjects: Sequence[Subject]) -> list[Timing]:
+        slim, *others = super().whole(subjects)
+        return [_of_copies(slim, 0.01), *(_of_copies(other, -0.01) for other in others)]
+
+
+def _of_copies(timing: Timing, by: float) -> Timing:
+    return timing.model_copy(update={"copies_ms": tuple((timing.median_ms * np.exp([-by, 0, by])).tolist())})
+
+
+def test_the_plan_has_the_error_of_the_measured_share(
+    here: tuple[Program, Groups, LatencyTable], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("graphprune.passes.latency.source.DeviceClock", lambda environment, **options: _Copies())
+    plan = graphprune.prune(model(), IMAGE, target="latency=60%", latency=here[2], select="knapsack", verify=False).plan
+    once = standard_error([-0.02, 0, 0.02])
+    repeats = [plan.achieved["latency"] * once / times**0.5 for times in (1, 2, 3)]
+    assert any(plan.errors["latency"] == pytest.approx(error, rel=1e-3) for error in repeats)
+    assert f"± {plan.errors['latency']:.1%} measured" in str(plan.scores)
+    predicted = graphprune.prune(model(), IMAGE, target="latency=60%", latency=here[2], measure=False, verify=False).plan
+    assert predicted.errors == {}
 
 
 def test_rounding_to_where_the_latency_steps_keeps_whole_blocks(here: tuple[Program, Groups, LatencyTable]) -> None:
