@@ -48,9 +48,8 @@ def train(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> nn.Module:
 def quantised(model: nn.Module, x: Tensor) -> Any:
     """The model with weights and activations of 8 bits, calibrated on some images (PT2E)."""
     sizes = ({0: torch.export.Dim.DYNAMIC},)
-    program = torch.export.export(
-        model, (x[:2],), dynamic_shapes=sizes, strict=True
-    )  # torch 2.11: the quantiser sees nothing without
+    # strict: what torch 2.11 exports otherwise names no layers, and the quantiser finds none.
+    program = torch.export.export(model, (x[:2],), dynamic_shapes=sizes, strict=True)
     quantiser = X86InductorQuantizer().set_global(get_default_x86_inductor_quantization_config())
     prepared = prepare_pt2e(program.module(), quantiser)
     prepared(x[:256])
