@@ -250,7 +250,8 @@ def _run_filled(module: nn.Module, args: Any, kwargs: Mapping[str, Any], value: 
 
 def describe(node: fx.Node) -> str:
     """A node in words, for messages."""
-    return f"{node.op.removeprefix('call_')} {node.target}" if node.op != "output" else "the output"
+    target = getattr(node.target, "__name__", node.target)
+    return f"{node.op.removeprefix('call_')} {target}" if node.op != "output" else "the output"
 
 
 def run_error(inputs: Inputs, error: Exception, where: str, place: str) -> CaptureError:

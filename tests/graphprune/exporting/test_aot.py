@@ -29,7 +29,7 @@ torch.save([model(x), model(x[:1])], sys.argv[3])
 try:
     model(torch.zeros(2, 5))
 except RuntimeError as error:
-    assert "dim value" in str(error), error
+    print(error, file=sys.stderr)  # torch up to 2.11 says why on stderr alone
 else:
     raise AssertionError("it takes inputs of another width")
 """
@@ -44,7 +44,9 @@ def test_a_package_runs_at_any_batch_in_a_fresh_process(tmp_path: Path) -> None:
     assert said.batches == (1, 2, 3) and said.ms is not None and said.ms > 0
     assert [path.name for path in tmp_path.iterdir()] == ["slim.pt2"]
     torch.save(X, tmp_path / "x.pt")
-    subprocess.run([sys.executable, "-c", LOAD, "slim.pt2", "x.pt", "y.pt"], cwd=tmp_path, check=True)
+    command = [sys.executable, "-c", LOAD, "slim.pt2", "x.pt", "y.pt"]
+    ran = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert "unmatched dim value" in ran.stderr
     wanted = result.graph.eval()
     torch.testing.assert_close(torch.load(tmp_path / "y.pt"), [wanted(X).detach(), wanted(X[:1]).detach()])
 

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import graphprune
 from graphprune.errors import CaptureError
 from graphprune.program import Inputs
+from graphprune.tape import describe
 from graphprune.tracing.inputs import normalise_inputs
 from graphprune.training.optimiser_state import slice_state
 from tests.checking import analyse, check_plan, max_error, run, state_hash
@@ -190,6 +191,14 @@ def test_a_model_whose_own_forward_does_not_trace() -> None:
 def test_inputs_and_models_that_cannot_be(model: Callable[[], Any], inputs: Any, message: str) -> None:
     with pytest.raises(CaptureError, match=message):
         graphprune.prune(model(), inputs)
+
+
+def test_messages_name_functions_without_their_addresses() -> None:
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    assert describe(graph.call_function(F.embedding, (x, x))) == "function embedding"
+    assert describe(graph.call_module("stem", (x,))) == "module stem"
+    assert describe(graph.output(x)) == "the output"
 
 
 WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
