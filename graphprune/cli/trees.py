@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
-from os.path import commonprefix
+from itertools import groupby, takewhile
 from typing import Final, NamedTuple
 
 from rich.table import Table
@@ -90,7 +89,7 @@ def _row(survey: Survey, group: Group, name: str) -> Row:
 def _from(name: str, other: str) -> str:
     """Another layer as seen from one: by its name in the module of that one, or after ``…`` in the module around both."""
     mine, path = name.split("."), other.split(".")
-    shared = len(commonprefix([mine[:-1], path[:-1]]))
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(mine[:-1], path[:-1], strict=False)))
     return f"{'…' if 0 < shared < len(mine) - 1 else ''}{'.'.join(path[shared:])}"
 
 

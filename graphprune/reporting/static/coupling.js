@@ -33,7 +33,7 @@ const coupling = {
       { selector: "node[?frozen]", style: { "border-style": "dashed" } },
       ...tints.map((tint, place) => ({ selector: `node[tint = ${place}]`, style: { "border-color": tint, "border-width": (node) => (node.data("kind") === "module" ? 4 : 2.5) } })),
       { selector: "edge", style: { width: 1.2, "line-color": line, "curve-style": "bezier", "target-arrow-shape": "triangle", "target-arrow-color": line, "arrow-scale": 0.7 } },
-      { selector: "edge.far", style: { width: 0.6, "curve-style": "unbundled-bezier", "control-point-distances": 70, "target-arrow-shape": "none" } },
+      { selector: "edge.far", style: { width: 0.6, "curve-style": "unbundled-bezier", "control-point-distances": 70, "source-endpoint": "inside-to-node", "target-endpoint": "inside-to-node", "target-arrow-shape": "none" } },
       { selector: ".dim", style: { opacity: 0.35 } },
       { selector: "node.member", style: { "background-color": colour("pale"), opacity: 1 } },
       { selector: "node.chosen", style: { "background-color": colour("blue"), color: panel, "border-color": ink } },
