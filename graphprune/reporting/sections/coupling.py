@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
 from graphprune.cli.survey import KERNEL_EXTENT
@@ -15,7 +15,6 @@ from graphprune.reporting.material import Material
 from graphprune.reporting.original import Original
 
 _TITLE: Final = "Coupling"
-_NO_GROUPS: Final[Mapping[str, list[int]]] = {"makes": [], "reads": []}
 _Axes: TypeAlias = dict[str, list[tuple[str, int]]]  # tensor and axis, by layer
 
 
@@ -55,11 +54,10 @@ def _data(original: Original, layers: dict[str, Layer], frozen: Sequence[Group])
     open_boxes = opened(layers, around)
     nodes = []
     for layer in layers.values():
-        places: Mapping[str, list[int]] = _NO_GROUPS
-        if layer.kind == "layer":
-            places = {"makes": made.get(layer.key, []), "reads": read.get(layer.key, [])}
+        key = layer.key if layer.kind == "layer" else ""  # a call makes no channels, even one that is named like a layer
         facts = {"id": layer.key, "kind": layer.kind, "label": layer.label, "folded": layer.folded, "within": around[layer.key]}
-        nodes.append(facts | {**places, "width": widths[layer.key] if places["makes"] else None})
+        width = widths[key] if key in made else None
+        nodes.append(facts | {"makes": made.get(key, []), "reads": read.get(key, []), "width": width})
     edges = [[source, layer.key] for layer in layers.values() for source in layer.sources if source in layers]
     closed = any(set(path) - set(open_boxes) for path in around.values())
     return {"nodes": nodes, "edges": edges, "groups": groups, "open": open_boxes, "closed": closed}
