@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import cached_property
 from itertools import pairwise
 from math import gcd, prod
@@ -20,7 +19,7 @@ import numpy.typing as npt
 import sympy
 from scipy.sparse import csr_array
 
-from graphprune.errors import UsageError
+from graphprune.group_names import named, new_name, unknown
 from graphprune.labels import Field, Reason, Value, axes_of
 from graphprune.propagate import Trace
 from graphprune.units import UnitVectors
@@ -199,7 +198,7 @@ class Groups:
                 break
             why = None if reason == FREE else self.trace.space.freezes[reason][1]
             target = prunable if why is None else frozen
-            name = _name(tensors[made_by[column]], names if why is None else set())
+            name = new_name(tensors[made_by[column]], names if why is None else set())
             statistic = None if note < 0 else self.trace.space.statistics[note][1]
             target.append(Group(len(target), name, units[column], why, statistic, members, column))
         return tuple(prunable), tuple(frozen)
@@ -288,15 +287,17 @@ class Groups:
         >>> groups = graphprune.channel_groups(graphprune.capture(model, torch.zeros(1, 8)))
         >>> [(group.name, group.size, group.reason is None) for group in groups["2"]]
         [('0', 32, True), ('2', 4, False)]
+        >>> "2" in groups, "3" in groups
+        (True, False)
         """
-        found = [group for group in self if any(_within(member.tensor, name) for member in group.members)]
-        found = found or [group for group in self if group.name == name]
+        found = named(self, name)
         if not found:
-            known = sorted({member.tensor[:end] for group in self for member in group.members for end in _ends(member.tensor)})
-            near = get_close_matches(name, known, n=3)
-            hint = f"did you mean {' or '.join(near)}?" if near else f"known are, among others, {', '.join(known[:3])}."
-            raise UsageError(f"No channel group has a layer or tensor named {name!r}; {hint}")
-        return tuple(found)
+            raise unknown(self, name)
+        return found
+
+    def __contains__(self, one: object) -> bool:
+        """Whether ``groups[one]`` finds something, or this group is one of them."""
+        return bool(named(self, one)) if isinstance(one, str) else any(group is one for group in self)
 
     def _repr_html_(self) -> str:
         from graphprune.html import of_groups
@@ -357,27 +358,6 @@ class Kept:
         """Kept units of every prunable group."""
         groups = self.groups.group_of[self.units]
         return np.bincount(groups[groups != FROZEN], minlength=len(self.groups.prunable)).astype(np.int64)
-
-
-def _ends(tensor: str) -> list[int]:
-    """Where the names of the modules around a tensor end in its own, and that itself."""
-    return [*(place for place, letter in enumerate(tensor) if letter == "."), len(tensor)]
-
-
-def _within(tensor: str, name: str) -> bool:
-    return tensor == name or tensor.startswith(f"{name}.")
-
-
-def _name(tensor: str, taken: set[str]) -> str:
-    """A group is named after the first module that uses it (the one that makes it), numbered where that is taken."""
-    path, _, leaf = tensor.rpartition(".")
-    name = base = path if path and leaf in ("weight", "bias", "running_mean", "running_var") else tensor
-    number = 1
-    while name in taken:
-        number += 1
-        name = f"{base}#{number}"
-    taken.add(name)
-    return name
 
 
 def _runs(values: npt.NDArray[np.generic], bounds: Sequence[int] = ()) -> Ints:

@@ -62,8 +62,8 @@ def command(
     select: Annotated[
         str | None,
         typer.Option(
-            metavar="select|knapsack|greedy|threshold",
-            help="The pass that chooses what goes. Default: select.",
+            metavar="PASS",
+            help="The pass that chooses what goes: select, knapsack, greedy or threshold. Default: select.",
             rich_help_panel=_HOW,
         ),
     ] = None,

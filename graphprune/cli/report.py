@@ -67,7 +67,7 @@ def command(
     if out.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"A report is an HTML page. End {out} in .html.")
     if not subject.exists():
-        raise UsageError(f"There is no {subject}. Give the folder of a run, a slim model or a plan.")
+        raise UsageError(f"{subject} does not exist. Give the folder of a run, a slim model or a plan.")
     source = Source(against or "", weights, trust_pickle, shape, seed, data, mean, std, None, calibrate, samples)
     check_outputs([out], [*source.files, *(path for path in (subject, latency) if path is not None and path.is_file())])
     with Output(as_json, quiet, verbose) as output:

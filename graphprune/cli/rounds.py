@@ -178,6 +178,6 @@ def round_cells(row: Round, first: Round) -> dict[str, str]:
         "MACs": tables.share(row.macs, first.macs),
         "latency": "" if row.latency is None else f"{row.latency:.3g} ms",
         "epochs": str(row.epochs),
-        "by": ", ".join(f"{name} {value:.4g}" for name, value in row.values.items()),
+        "by": ", ".join(f"{name} {value:.3g}" for name, value in row.values.items()),
         "note": row.note,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, takewhile
 from typing import Final, NamedTuple
 
 from rich.table import Table
@@ -82,9 +82,15 @@ def _row(survey: Survey, group: Group, name: str) -> Row:
     units = f"{group.size}" if group.channels_per_unit == 1 else f"{group.size} x {group.channels_per_unit}"
     if group.reason is not None:
         return Row(units, "stays", group.reason.text, True)
-    home = f"{name.rpartition('.')[0]}."
-    others = [layer.removeprefix(home) for layer in layers(member.tensor for member in group.members) if layer != name]
+    others = [_from(name, layer) for layer in layers(member.tensor for member in group.members) if layer != name]
     return Row(units, f"{survey.parameter_shares[group.index]:.1%}", tables.listed(others, shown=2), False)
+
+
+def _from(name: str, other: str) -> str:
+    """Another layer as seen from one: by its name in the module of that one, or after ``…`` in the module around both."""
+    mine, path = name.split("."), other.split(".")
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(mine[:-1], path[:-1], strict=False)))
+    return f"{'…' if 0 < shared < len(mine) - 1 else ''}{'.'.join(path[shared:])}"
 
 
 def _lines(branch: Branch, indent: str) -> Iterator[tuple[str, Row | None]]:

@@ -24,6 +24,12 @@ def test_groups_are_found_by_tensor_layer_block_and_name() -> None:
     assert [group.name for group in groups] == [group.name for group in (*groups.prunable, *groups.frozen)]
 
 
+def test_what_can_be_looked_up_is_in_the_groups_and_nothing_else() -> None:
+    groups = pruned().groups
+    assert all(name in groups for name in ("0.0.weight", "0.2", "0")) and "0.3" not in groups and 0 not in groups
+    assert groups.prunable[0] in groups and pruned().groups.prunable[0] not in groups
+
+
 def test_an_unknown_name_is_refused_with_near_ones() -> None:
     groups = pruned().groups
     with pytest.raises(UsageError, match=r"named '0\.3'; did you mean"):

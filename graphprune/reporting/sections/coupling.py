@@ -8,12 +8,12 @@ from typing import Any, Final, TypeAlias
 from graphprune.cli.survey import KERNEL_EXTENT
 from graphprune.cli.tables import listed
 from graphprune.groups import Group
+from graphprune.reporting.boxes import boxes, opened
 from graphprune.reporting.facts import Chart, Missing, Section, Table
 from graphprune.reporting.layers import Layer, layer_graph, layer_of
 from graphprune.reporting.material import Material
 from graphprune.reporting.original import Original
 
-_MOST: Final = 900  # nodes that a browser lays out in a few seconds
 _TITLE: Final = "Coupling"
 _Axes: TypeAlias = dict[str, list[tuple[str, int]]]  # tensor and axis, by layer
 
@@ -36,13 +36,11 @@ def coupling(material: Material) -> Section | None:
         f"{len(prunable)} groups of channels, each cut as one. Layers of one colour lose the same channels. Choose a layer to see "
         "what it shares, and what keeps it whole; drag to move, pinch or use the buttons to zoom."
     )
-    if len(layers) > _MOST:
-        lack = Missing(
-            f"The model has {len(layers):,} layers, too many to draw.", "`graphprune inspect --graph FILE` writes the graph."
-        )
-        return Section("coupling", _TITLE, lead, tables=tables, missing=[lack])
+    data = _data(original, layers, frozen)
+    if data["closed"]:
+        lead += " Boxes with two borders are modules: a second click opens them, and so does finding a layer by its name."
     label = "The layers of the model and the way of the data between them. The tables hold the same."
-    chart = Chart("coupling", label, _data(original, layers, frozen), 540)
+    chart = Chart("coupling", label, data, 540)
     return Section("coupling", _TITLE, lead, charts=[chart], tables=tables)
 
 
@@ -50,13 +48,19 @@ def _data(original: Original, layers: dict[str, Layer], frozen: Sequence[Group])
     """Nodes, edges and groups for the drawing; groups by place: prunable ones first, then frozen ones."""
     axes = [_axes(original, group) for group in (*original.groups.prunable, *frozen)]
     groups = [_group(original, group, found) for group, found in zip((*original.groups.prunable, *frozen), axes, strict=True)]
+    made, read = _by_layer(axes)
+    widths = _widths(original)
+    around = boxes(layers)
+    open_boxes = opened(layers, around)
     nodes = []
     for layer in layers.values():
-        made, read = _places(layer.key, axes) if layer.kind == "layer" else ([], [])
-        facts = {"id": layer.key, "kind": layer.kind, "label": layer.label, "folded": layer.folded}
-        nodes.append(facts | {"makes": made, "reads": read, "width": _width(layer.key, original) if made else None})
+        key = layer.key if layer.kind == "layer" else ""  # a call makes no channels, even one that is named like a layer
+        facts = {"id": layer.key, "kind": layer.kind, "label": layer.label, "folded": layer.folded, "within": around[layer.key]}
+        width = widths[key] if key in made else None
+        nodes.append(facts | {"makes": made.get(key, []), "reads": read.get(key, []), "width": width})
     edges = [[source, layer.key] for layer in layers.values() for source in layer.sources if source in layers]
-    return {"nodes": nodes, "edges": edges, "groups": groups}
+    closed = any(set(path) - set(open_boxes) for path in around.values())
+    return {"nodes": nodes, "edges": edges, "groups": groups, "open": open_boxes, "closed": closed}
 
 
 def _axes(original: Original, group: Group) -> _Axes:
@@ -67,18 +71,29 @@ def _axes(original: Original, group: Group) -> _Axes:
     return found
 
 
-def _places(layer: str, axes: Sequence[_Axes]) -> tuple[list[int], list[int]]:
-    """Groups along the first axes of a layer's tensors, which are what it makes, and those along others alone."""
-    made = [place for place, found in enumerate(axes) if any(axis == 0 for _, axis in found.get(layer, ()))]
-    return made, [place for place, found in enumerate(axes) if layer in found and place not in made]
+def _by_layer(axes: Sequence[_Axes]) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Groups along the first axes of each layer's tensors, which are what it makes, and those along others alone."""
+    made: dict[str, list[int]] = {}
+    read: dict[str, list[int]] = {}
+    for place, found in enumerate(axes):
+        for layer, members in found.items():
+            (made if any(axis == 0 for _, axis in members) else read).setdefault(layer, []).append(place)
+    return made, read
 
 
-def _width(layer: str, original: Original) -> tuple[int, int]:
-    """First axis of a layer's largest tensor, before and after the plan."""
-    tensors = original.program.tensors
-    name = max((name for name in tensors if layer_of(name, original.program) == layer), key=lambda name: tensors[name].ndim)
-    full = tensors[name].shape[0]
-    return full, len(original.plan.kept.get(name, {}).get(0, range(full))) if original.plan is not None else full
+def _widths(original: Original) -> dict[str, tuple[int, int]]:
+    """First axis of the largest tensor of every layer, before and after the plan."""
+    largest: dict[str, str] = {}
+    for name, tensor in original.program.tensors.items():
+        layer = layer_of(name, original.program)
+        if layer not in largest or tensor.ndim > original.program.tensors[largest[layer]].ndim:
+            largest[layer] = name
+    return {layer: _width(name, original) for layer, name in largest.items()}
+
+
+def _width(tensor: str, original: Original) -> tuple[int, int]:
+    full = (*original.program.tensors[tensor].shape, 1)[0]
+    return full, len(original.plan.kept.get(tensor, {}).get(0, range(full))) if original.plan is not None else full
 
 
 def _group(original: Original, group: Group, axes: _Axes) -> dict[str, Any]:

@@ -78,7 +78,7 @@ const charts = {
     });
     return {
       ...base,
-      grid: { left: 8, right: 8, top: 52, bottom: 28, containLabel: true },
+      grid: { left: 8, right: 8, top: theme.narrow() ? 74 : 52, bottom: 28, containLabel: true }, // a phone has two lines of legend
       tooltip: { ...base.tooltip, trigger: "axis", formatter: (found) => {
         const row = rows.find((one) => one.round === found[0].value[0]);
         const lines = [`Round ${row.round}: ${row.status}`, `${percent(row.params, 1)} of the parameters, ${percent(row.macs, 1)} of the MACs`];
@@ -108,9 +108,9 @@ const charts = {
       legend: undefined,
       grid: { left: labelWidth(rows, room), right: 8, top: 52, bottom: 4 + 0.82 * labelWidth(columns, 16) },
       tooltip: { ...base.tooltip, formatter: ({ value }) => tooltip([rows[value[1]], columns[value[0]], `${value[3]} of ${value[4]} stay (${percent(value[2])})`]) },
-      xAxis: { ...axis, type: "category", data: columns, splitLine: { show: false }, axisLabel: { ...axis.axisLabel, rotate: 55, formatter: (name) => short(name, 16) } },
+      xAxis: { ...axis, type: "category", data: columns, splitLine: { show: false }, axisLabel: { ...axis.axisLabel, rotate: 55, hideOverlap: true, formatter: (name) => short(name, 16) } },
       yAxis: { ...axis, type: "category", inverse: true, data: rows, splitLine: { show: false }, axisLabel: { ...axis.axisLabel, interval: 0, formatter: (name) => short(name, room) } },
-      visualMap: { min: 0, max: 1, dimension: 2, orient: "horizontal", right: 0, top: 0, itemHeight: 90, itemWidth: 10, calculable: false, text: ["100 %", "0"],
+      visualMap: { min: 0, max: 1, dimension: 2, orient: "horizontal", right: 0, top: theme.narrow() ? 20 : 0, itemHeight: 90, itemWidth: 10, calculable: false, text: ["100 %", "0"],
         textStyle: { color: theme.colour("quiet"), fontSize: 11 }, inRange: { color: [theme.colour("wash"), theme.colour("pale"), theme.colour("blue")] } },
       series: [{ type: "heatmap", data: cells, itemStyle: { borderColor: theme.colour("panel"), borderWidth: 1 },
         label: { show: columns.length * 46 < window.innerWidth, fontSize: 10, color: "inherit", formatter: ({ value }) => `${value[3]}` } }],

@@ -13,6 +13,8 @@ import networkx as nx
 import pytest
 import sympy
 
+from graphprune.cli.trees import _from
+
 Cli = Callable[..., Any]
 
 SOURCE = "graphprune.cli.digits:small_cnn"
@@ -218,6 +220,20 @@ def test_the_tree_shows_branches_that_are_alike_as_one(cli: Cli, folder: Path) -
     assert tree[2] == "├ 1.first to 2.first, alike 4 21.8% second"
     assert tree[3].startswith("├ 3.first 6") and tree[4] == "└ 4 2 stays it reaches the model's output"
     assert tree[0].startswith("├ 0 8 94.9% 1.first, 1.second and 5 more") and tree[1].startswith("│ 3 stays")
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "seen"),
+    [
+        ("stem", "layer1.0.conv1", "layer1.0.conv1"),
+        ("layer1.0.conv3", "layer1.0.bn3", "bn3"),
+        ("net.layer1.0.conv3", "net.layer1.1.conv3", "…1.conv3"),
+        ("net.layer1.0.conv3", "head", "head"),
+        ("net.conv", "net", "net"),
+    ],
+)
+def test_other_layers_are_named_from_the_module_around_both(name: str, other: str, seen: str) -> None:
+    assert _from(name, other) == seen
 
 
 def test_passes_lists_passes_options_criteria_and_policies(cli: Cli) -> None:

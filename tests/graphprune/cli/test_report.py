@@ -48,7 +48,7 @@ def test_a_criterion_that_needs_data_says_so_or_gets_them(cli: Cli, slim: Path) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["gone"], "There is no gone"),
+        (["gone"], "gone does not exist"),
         (["slim.safetensors", "-o", "r.pdf"], "End r.pdf in .html"),
         (["slim.safetensors", "--against", "gone:model"], "gone"),
         (["plan.json", "--latency", "plan.json"], "no valid latency table"),
