@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from graphprune.errors import RunError
+from graphprune.errors import RunError, first_line
+from graphprune.runs.results import check_result
 
 _VERSION: Final = 1
 
@@ -50,7 +51,7 @@ class Journal:
         return self._next
 
     def recall(self, step: str, key: str) -> Mapping[str, Any] | None:
-        """The result of the next step if it is on record. Raises RunError where the record is of another step."""
+        """The result of the next step if it is on record. Raises RunError where the record is damaged, or of another step."""
         self.recalled = self.replaying
         if not self.replaying:
             return None
@@ -59,6 +60,11 @@ class Journal:
             raise RunError(
                 f"Step {self._next} of the run in {self._path and self._path.parent} was {known['step']} ({known['key']}), "
                 f"and is now {step} ({key}). The code or the data changed since; start anew in another folder."
+            )
+        wrong = check_result(step, known["result"])
+        if wrong:
+            raise RunError(
+                f"{self._path} is damaged: the result of step {self._next} is wrong ({wrong}). Start anew in another folder."
             )
         self._next += 1
         result: Mapping[str, Any] = known["result"]
@@ -90,18 +96,22 @@ class Journal:
 
 def _read(path: Path, *, mend: bool) -> list[dict[str, Any]]:
     """The lines of a journal, without one that was torn when the process was killed. mend: take that out of the file."""
+    if not path.is_file():
+        raise RunError(f"{path} is no file. Start anew in another folder.")
     data = path.read_bytes()
     whole = data.rfind(b"\n") + 1
     if whole < len(data) and mend:
         os.truncate(path, whole)
     try:
-        lines = [json.loads(line) for line in data[:whole].decode().splitlines()]
+        lines: list[dict[str, Any]] = [json.loads(line) for line in data[:whole].decode().splitlines()]
         if any(not {"step", "key", "result"} <= line.keys() for line in lines[1:]) or any(
             "version" not in line for line in lines[:1]
         ):
             raise ValueError("lines are missing their parts")
-    except (ValueError, AttributeError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is no journal of a run, or is damaged: {error}. Start anew in another folder.") from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise RunError(
+            f"{path} is no journal of a run, or is damaged: {first_line(error)}. Start anew in another folder."
+        ) from error
     return lines
 
 
