@@ -115,7 +115,7 @@ def gather(request: Request, output: Output) -> Material:
     explicit = bool(request.against.source)
     if names_code(wanted.source) and not explicit and not wanted.trust_pickle:
         about = f"The original, {wanted.source}, is code that the file names and nobody asked to run."
-        return replace(found, no_original=f"{about} If you trust it, name it with --against {wanted.source}.")
+        return replace(found, no_original=f"{about} If you trust it, give --trust-pickle, or --against with its name.")
     weights = explicit or wanted.weights is not None
     try:
         return _opened(found, wanted, implied.recipe, weights, output)

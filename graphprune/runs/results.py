@@ -8,6 +8,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, RootModel, ValidationError, model_validator
 
 from graphprune.cost import Costs
+from graphprune.errors import RunError
 from graphprune.latency.table import LatencyTable
 from graphprune.plan import Plan
 
@@ -74,11 +75,14 @@ _STEPS: Final[Mapping[str, type[BaseModel]]] = {
 assert _Costs.model_fields.keys() == Costs.__dataclass_fields__.keys()
 
 
-def check_result(step: str, result: Any) -> str:
-    """What is wrong with the result of a step, in a few words; empty where nothing is, or the step is unknown."""
+def check_result(step: str, result: Any) -> None:
+    """Raise RunError where the journal's result of a step is none."""
     try:
-        _STEPS.get(step, RootModel[dict[str, Any]]).model_validate(result)
+        _STEPS[step].model_validate(result)
     except ValidationError as error:
         first = error.errors()[0]
-        return f"{first['msg']} at {'.'.join(map(str, first['loc'])) or 'the top level'}"
-    return ""
+        place = ".".join(map(str, first["loc"])) or "the top level"
+        raise RunError(
+            f"The journal of the run is damaged: the result of a step {step} is wrong ({first['msg']} at {place}). "
+            "Start anew in another folder."
+        ) from error

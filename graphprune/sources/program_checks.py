@@ -230,7 +230,8 @@ def _power(base: ast.expr, exponent: ast.expr) -> bool:
         exponent = exponent.args[0]
     if isinstance(exponent, ast.UnaryOp):
         exponent = exponent.operand
-    small = isinstance(exponent, ast.Constant) and type(exponent.value) in (int, float) and abs(exponent.value) <= _LARGEST_POWER
+    value = exponent.value if isinstance(exponent, ast.Constant) else None
+    small = isinstance(value, (int, float)) and abs(value) <= _LARGEST_POWER
     return (
         small
         and not any(isinstance(n, ast.BinOp) and isinstance(n.op, (ast.Pow, ast.LShift)) for n in ast.walk(base))

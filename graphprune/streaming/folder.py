@@ -51,7 +51,9 @@ def _architecture(name: Any) -> Any:
         ) from error
     found = getattr(transformers, str(name), None)
     if not (inspect.isclass(found) and issubclass(found, transformers.PreTrainedModel)):
-        raise UsageError(f"transformers has no architecture {name}, and code of checkpoints is not run. Give module:factory.")
+        raise UsageError(
+            f"transformers has no architecture {str(name)[:80]}, and code of checkpoints is not run. Give module:factory."
+        )
     return found
 
 

@@ -273,7 +273,7 @@ _EVIL_NAMES: Final = (
 def zip_changed(data: bytes, random: Random) -> bytes:
     """A member changed in its own format, renamed, doubled, dropped, compressed, or one more."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        members = [[info.filename, archive.read(info)] for info in archive.infolist()]
+        members: list[list[Any]] = [[info.filename, archive.read(info)] for info in archive.infolist()]
     chosen = random.choice([member for member in members if member[1]])
     suffix = Path(chosen[0]).suffix
     action = random.choice(("change",) * 6 + ("rename", "double", "drop", "add", "pickle", "bomb", "swap"))
@@ -293,7 +293,7 @@ def zip_changed(data: bytes, random: Random) -> bytes:
     elif action == "pickle":
         chosen[1] = random.choice((bare_pickle(), torch_pickle(), torch_pickle(False)))
     elif action == "bomb":
-        chosen[1], compression = bytes(300 * 2**20), zipfile.ZIP_DEFLATED
+        return zip_bomb(chosen[0])
     else:
         chosen[1] = random.choice(members)[1]
     stream = io.BytesIO()

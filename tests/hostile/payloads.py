@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import struct
 import zipfile
+import zlib
 from functools import cache
 from typing import Any, Final
 
@@ -48,12 +50,14 @@ def torch_pickle(zipped: bool = True) -> bytes:
 
 @cache
 def zip_bomb(member: str = "x.npy") -> bytes:
-    """A zip file of under a megabyte that expands to 700 MB."""
+    """A zip file of under a megabyte that expands to 700 MB: one block of compressed zeros, many times over."""
+    packer = zlib.compressobj(wbits=-15)
+    block = packer.compress(bytes(2**20)) + packer.flush(zlib.Z_FULL_FLUSH)
     stream = io.BytesIO()
-    with (
-        zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
-        archive.open(member, "w", force_zip64=True) as part,
-    ):
-        for _ in range(700):
-            part.write(bytes(2**20))
-    return stream.getvalue()
+    with zipfile.ZipFile(stream, "w") as archive:
+        archive.writestr(member, block * 700 + packer.flush())
+    data = bytearray(stream.getvalue())
+    for mark, place in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):  # both headers: that it is compressed, and how large it is
+        struct.pack_into("<H", data, data.find(mark) + place, zipfile.ZIP_DEFLATED)
+        struct.pack_into("<I", data, data.find(mark) + place + 14, 700 * 2**20)
+    return bytes(data)
