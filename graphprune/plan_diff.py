@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from graphprune.artifact import read_artifact
-from graphprune.errors import PlanError
+from graphprune.errors import PlanError, first_line
+from graphprune.files import check_archive
 from graphprune.plan import Plan
 
 _Axis = tuple[str, int]
@@ -112,12 +113,15 @@ def _of_artifact(path: Path) -> str | None:
 
 
 def _of_program(path: Path) -> str | None:
+    if not path.is_file():
+        raise PlanError(f"Cannot read the plan in {path}: it is no file. Check the path.")
+    check_archive(path)
     try:
         with zipfile.ZipFile(path) as archive:
             name = next((name for name in archive.namelist() if name.endswith("extra/plan.json")), None)
             return None if name is None else archive.read(name).decode()
-    except (OSError, UnicodeDecodeError, zipfile.BadZipFile) as error:
-        raise PlanError(f"Cannot read the plan in {path}: {error}.") from error
+    except Exception as error:  # zipfile and zlib raise whatever the damaged part leads to
+        raise PlanError(f"Cannot read the plan in {path}: {first_line(error).rstrip('.')}. Get an undamaged copy.") from error
 
 
 def _check_one_model(a: Plan, b: Plan) -> None:

@@ -98,6 +98,15 @@ def _read(path: Path, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray[Any,
         raise UsageError(f"{path} is not an npz file of plain arrays, or is damaged. Write it with numpy.savez.") from error
 
 
+def load_picture(path: str) -> Any:
+    """A picture of a folder as torchvision loads it. Raises OSError for what is no file: a pipe would be waited for."""
+    from torchvision.datasets.folder import default_loader
+
+    if not Path(path).is_file():
+        raise OSError("it is no file")
+    return default_loader(path)
+
+
 def scaled_channels(option: str, text: str | None, shape: tuple[int, ...]) -> tuple[float, ...] | None:
     """Numbers joined by commas, one or one per channel (axis 1 of the shape). Raises UsageError naming the option."""
     if text is None:

@@ -34,8 +34,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     own = model.state_dict(keep_vars=True)
     found = _rename(_state_dict(_read(path), path), own)
     _check_names(own, found, path, model)
-    _check_shapes(own, found, path, model)
     _check_dense(found, path)
+    _check_shapes(own, found, path, model)
     check_finite(model, found, str(path))
     model.load_state_dict(found, strict=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -98,3 +99,9 @@ def test_a_size_that_is_absurd_takes_no_memory() -> None:
     model = {"a.weight": f"float32[{10**15}]"}
     found = diff_plans(Plan(kept={"a.weight": {0: [1, 3]}}, model=model), Plan(kept={}, model=model))
     assert (found.axes[0].both, found.axes[0].only_a, found.axes[0].only_b) == (2, 0, 10**15 - 2)
+
+
+def test_a_pipe_in_the_place_of_a_program_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "slim.pt2")
+    with pytest.raises(PlanError, match="it is no file"):
+        read_plan(tmp_path / "slim.pt2")

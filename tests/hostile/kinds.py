@@ -146,10 +146,17 @@ def _make_pictures(folder: Path) -> None:
 def _llama() -> Any:
     import transformers
 
-    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "max_position_embeddings": 32}
+    sizes: dict[str, Any] = {
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 32,
+    }
     config = transformers.LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1, bos_token_id=1, eos_token_id=2)
     torch.manual_seed(0)
-    return transformers.LlamaForCausalLM(config).eval()
+    model: Any = transformers.LlamaForCausalLM(config)
+    return model.eval()
 
 
 def _make_checkpoint(folder: Path) -> None:

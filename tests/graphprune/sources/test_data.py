@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -96,3 +97,11 @@ def test_a_member_that_is_no_array_is_refused(tmp_path: Path) -> None:
         archive.writestr("y", b"1")
     with pytest.raises(UsageError, match="not an npz file of plain arrays"):
         load_calibration(str(tmp_path / "d.npz"))
+
+
+def test_a_pipe_among_the_pictures_is_not_waited_for(tmp_path: Path) -> None:
+    path = _folder(tmp_path / "d") / "red" / "0.png"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UsageError, match="it is no file"):
+        list(load_calibration(str(tmp_path / "d"), like=RGB))

@@ -211,7 +211,7 @@ def test_a_dict_that_holds_itself_is_refused(tmp_path: Path) -> None:
     assert "not weights by name" in _refused(tmp_path / "w.pt")
 
 
-@pytest.mark.parametrize("change", [torch.Tensor.to_sparse, lambda t: t.to("meta")])
+@pytest.mark.parametrize("change", [torch.Tensor.to_sparse, lambda t: t.to("meta"), lambda t: torch.nested.nested_tensor([t])])
 def test_tensors_that_are_not_dense_are_refused(change: Callable[[torch.Tensor], torch.Tensor], tmp_path: Path) -> None:
     state = dict(_net().state_dict())
     state["0.weight"] = change(state["0.weight"])
