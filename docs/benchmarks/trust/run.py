@@ -99,6 +99,8 @@ def files_row(hostile: dict[str, Any]) -> str:
     total = sum((Counter(counts) for counts in hostile["kinds"].values()), Counter[str]())
     how = f"{len(hostile['kinds'])} kinds of files, changed; no code runs, nothing hangs, fills memory or is left over"
     found = f"{total.total()} files ({total['read']} still good), {total['defect']} defects"
+    fixed = hostile.get("fixed", 0)
+    found += f"; {fixed} more were fixed, and these files read again" if fixed else ""
     return f"| A file from a stranger is read or refused in a sentence | hostile: {how} | {found} |"
 
 
