@@ -6,9 +6,25 @@ to its exit codes (:class:`UsageError` to 2, :class:`CheckError` to 1) and print
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
+_LONG: Final = re.compile(r"\S{400,}")
+_CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return repr(match[0])[1:-1]
+
 
 class GraphpruneError(Exception):
-    """Base class of every error that graphprune raises on purpose."""
+    """Base class of every error that graphprune raises on purpose.
+
+    Messages quote names that come from files. Control characters in them are shown as escapes, and long words are cut.
+    """
+
+    def __str__(self) -> str:
+        return _LONG.sub(lambda word: f"{word[0][:80]}...{word[0][-40:]}", _CONTROL.sub(_escaped, super().__str__()))
 
 
 class UsageError(GraphpruneError):

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from graphprune.errors import GraphpruneError, UsageError
+from graphprune.errors import GraphpruneError, UsageError, first_line
 
 Data = TypeVar("Data", bound=BaseModel)
+
+LARGEST_TEXT: Final = 2**28
+"""Bytes of a text that is read whole. A plan for a model of 70 billion parameters has a quarter of that."""
+
+_ROOM: Final = 2**28
+_MOST_EXPANDED: Final = 200
+"""Archives may hold so many bytes, or so many times their own size: deflate shrinks constant data a thousandfold."""
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -55,12 +64,45 @@ def save_json(data: BaseModel, path: str | os.PathLike[str]) -> None:
         temporary.write_text(data.model_dump_json(indent=1), encoding="utf-8")
 
 
+def read_text(path: str | os.PathLike[str], what: str, raises: type[GraphpruneError]) -> str:
+    """The text of a file. what: it should be, such as ``plan``.
+
+    Raises the error that is given where it cannot be read, is larger than any such file, or is no file but a device.
+    """
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise raises(f"Cannot read the {what} {path}: it is no file. Check the path.")
+        if os.path.getsize(path) > LARGEST_TEXT:
+            raise raises(f"Cannot read the {what} {path}: it has over {LARGEST_TEXT >> 20} MiB. Check the path.")
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise raises(f"Cannot read the {what} {path}: {error.strerror or error}. Check the path.") from error
+    except ValueError as error:  # no UTF-8, or a name that no file can have
+        raise raises(f"Cannot read the {what} {path}: it is no text ({first_line(error)}). Check the path.") from error
+
+
+def parse_text(text: str, name: str, what: str, remedy: str, raises: type[GraphpruneError]) -> Any:
+    """What JSON text stands for. name, what, remedy, raises: as for :func:`parse_json`."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise raises(f"{name} is no valid {what}: {first_line(error)}. {remedy}") from error
+
+
+def check_archive(path: str | os.PathLike[str]) -> None:
+    """Raise UsageError for a zip file that would take up many times its size in memory. Others may be no zip files at all."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return
+    if size > max(_ROOM, _MOST_EXPANDED * os.path.getsize(path)):
+        raise UsageError(f"{path} would expand to {size / 1e9:.1f} GB, as archives do that are made to fill memory. Do not use it.")
+
+
 def load_json(kind: type[Data], path: str | os.PathLike[str], what: str, remedy: str, raises: type[GraphpruneError]) -> Data:
     """Read data that was written as JSON. what, remedy, raises: as for :func:`parse_json`, also for files that cannot be read."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise raises(f"Cannot read the {what} {path}: {error}.") from error
+    text = read_text(path, what, raises)
     return parse_json(kind, text, str(path), what, remedy, raises)
 
 

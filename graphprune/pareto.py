@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
 from graphprune.analysis_manager import AnalysisManager
@@ -62,6 +62,12 @@ class Front(BaseModel):
     settings: dict[str, str]
     costs: dict[str, float]
     points: list[Point] = []
+
+    @model_validator(mode="after")
+    def _check_points(self) -> Front:
+        if any(point.reached and point.score is not None and self.metric not in point.shares for point in self.points):
+            raise ValueError(f"a point has no share of {self.metric}")
+        return self
 
     def save(self, path: str | Path) -> None:
         """Write the front as JSON, atomically."""

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from graphprune.artifact import read_artifact
-from graphprune.errors import PlanError
+from graphprune.errors import PlanError, first_line
+from graphprune.files import check_archive
 from graphprune.plan import Plan
 
 _Axis = tuple[str, int]
@@ -81,6 +82,8 @@ def diff_plans(a: Plan, b: Plan) -> PlanDiff:
     (2, 0.5, 9)
     """
     _check_one_model(a, b)
+    _check_kept(a, "A")
+    _check_kept(b, "B")
     shapes = {name: _shape(text) for name, text in a.model.items()}
     together: dict[object, list[_Axis]] = {}
     for name, axis in sorted({*_axes(a), *_axes(b)}, key=lambda place: _order(shapes, *place)):
@@ -110,12 +113,15 @@ def _of_artifact(path: Path) -> str | None:
 
 
 def _of_program(path: Path) -> str | None:
+    if not path.is_file():
+        raise PlanError(f"Cannot read the plan in {path}: it is no file. Check the path.")
+    check_archive(path)
     try:
         with zipfile.ZipFile(path) as archive:
             name = next((name for name in archive.namelist() if name.endswith("extra/plan.json")), None)
             return None if name is None else archive.read(name).decode()
-    except (OSError, UnicodeDecodeError, zipfile.BadZipFile) as error:
-        raise PlanError(f"Cannot read the plan in {path}: {error}.") from error
+    except Exception as error:  # zipfile and zlib raise whatever the damaged part leads to
+        raise PlanError(f"Cannot read the plan in {path}: {first_line(error).rstrip('.')}. Get an undamaged copy.") from error
 
 
 def _check_one_model(a: Plan, b: Plan) -> None:
@@ -123,6 +129,15 @@ def _check_one_model(a: Plan, b: Plan) -> None:
         found = [plan.model.get(name, "missing") for plan in (a, b)]
         if found[0] != found[1]:
             raise PlanError(f"The plans are for two models: {name} is {found[0]} in that of A and {found[1]} in that of B.")
+
+
+def _check_kept(plan: Plan, which: str) -> None:
+    """Raise PlanError for a plan that keeps what its own model does not have."""
+    shapes = {name: _shape(text) for name, text in plan.model.items()}
+    for name, axis in _axes(plan):
+        kept, size = plan.kept[name][axis], dict(enumerate(shapes.get(name, ()))).get(axis, 0)
+        if not kept or kept != sorted({*kept}) or kept[-1] >= size:
+            raise PlanError(f"Plan {which} contradicts itself: axis {axis} of {name} has no such indices. Get an undamaged copy.")
 
 
 def _axes(plan: Plan) -> Iterator[_Axis]:
@@ -138,8 +153,10 @@ def _kept(plan: Plan, name: str, axis: int) -> tuple[int, ...] | None:
 def _axis_diff(a: Plan, b: Plan, places: Sequence[_Axis], shapes: Mapping[str, tuple[int, ...]]) -> AxisDiff:
     name, axis = places[0]
     size = shapes[name][axis]
-    left, right = (set(range(size) if (kept := _kept(plan, name, axis)) is None else kept) for plan in (a, b))
-    return AxisDiff(name, axis, size, len(left & right), len(left - right), len(right - left), tuple(places[1:]))
+    left, right = _kept(a, name, axis), _kept(b, name, axis)
+    counts = size if left is None else len(left), size if right is None else len(right)
+    both = min(counts) if left is None or right is None else len({*left} & {*right})
+    return AxisDiff(name, axis, size, both, counts[0] - both, counts[1] - both, tuple(places[1:]))
 
 
 def _left(plan: Plan | None, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[int]:

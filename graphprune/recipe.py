@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from graphprune.errors import UsageError
-from graphprune.files import atomic_write
+from graphprune.files import atomic_write, read_text
 from graphprune.methods import METHODS, Method, Options
 from graphprune.registry import unknown
 from graphprune.training.recipes import RECIPES, recipe
@@ -137,12 +137,10 @@ class Draft:
     @classmethod
     def load(cls, path: Path) -> Draft:
         """The draft in a file. Raises UsageError for a file that is no TOML of sections."""
+        text = read_text(path, "recipe", UsageError)
         try:
-            text = path.read_text(encoding="utf-8")
             found = tomllib.loads(text)
-        except OSError as error:
-            raise UsageError(f"Cannot read the recipe {path}: {error.strerror}. Check the path.") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"{path} is not TOML: {error}. `graphprune recipe --show METHOD` prints a recipe.") from error
         loose = next((name for name, value in found.items() if not isinstance(value, dict)), None)
         if loose is not None:
@@ -166,10 +164,13 @@ class Draft:
         if "epochs" in options:
             raise UsageError(f"{self._where('method', 'epochs')}: the length of the schedule is [training] epochs. Give it there.")
         chosen = self._section("method", method.options, {**options, "epochs": training.epochs})
-        model = self._section("model", ModelSection, self.chosen.get("model", {}))
-        data = self._section("data", DataSection, self.chosen.get("data", {}))
-        run = self._section("run", RunSection, self.chosen.get("run", {}))
+        model, data = self.section("model", ModelSection), self.section("data", DataSection)
+        run = self.section("run", RunSection)
         return Recipe(method, chosen, model, data, training, run)
+
+    def section(self, name: str, kind: type[_Section]) -> _Section:
+        """One section. Raises UsageError as :meth:`checked` does."""
+        return self._section(name, kind, self.chosen.get(name, {}))
 
     def _training(self) -> Training:
         """``recipe`` names a training that the other options change."""

@@ -20,7 +20,13 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Files above `docs/`, by the place that they have on the site.
-ABOVE = {"index.md": "README.md", "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md", "LICENSE.txt": "LICENSE"}
+ABOVE = {
+    "index.md": "README.md",
+    "changelog.md": "CHANGELOG.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "security.md": "SECURITY.md",
+    "LICENSE.txt": "LICENSE",
+}
 #: Where the folders of sources are imported.
 PACKAGES = {"graphprune": "graphprune", "passes": "graphprune/passes", "kernels": "graphprune/kernels"}
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from graphprune.artifact.values import CONSTANTS, field, of_type, shorten
@@ -13,23 +14,35 @@ from graphprune.errors import ArtifactError
 from graphprune.program import Inputs
 
 MAX_BYTES = 2**33
-"""Example inputs larger than this are refused: they would fill the memory of whoever opens the file."""
+"""Example inputs larger than this together are refused: they would fill the memory of whoever uses the file."""
 
 
 def _write(value: torch.Tensor, write: Callable[[Any], Any]) -> dict[str, Any]:
     return {"shape": [int(size) for size in value.shape], "dtype": write(value.dtype)}
 
 
-def _read(data: Any, read: Callable[[Any], Any]) -> torch.Tensor:
-    shape = field(data, "shape", list)
-    dtype = read(field(data, "dtype", dict))
-    sizes = all(type(size) is int and 0 <= size <= MAX_BYTES for size in shape) and len(shape) <= 64
-    if not sizes or not isinstance(dtype, torch.dtype) or math.prod(shape) * dtype.itemsize > MAX_BYTES:
-        raise ArtifactError(f"an example input has an impossible shape or dtype: {shorten(data)}")
-    return torch.zeros(shape, dtype=dtype)
+class _Reader:
+    """Makes the tensors of one file, as long as there is room."""
+
+    def __init__(self) -> None:
+        self._left = MAX_BYTES
+        self.read = CONSTANTS.extended({}, {"tensor": self._tensor}).read
+
+    def _tensor(self, data: Any, read: Callable[[Any], Any]) -> torch.Tensor:
+        shape = field(data, "shape", list)
+        dtype = read(field(data, "dtype", dict))
+        sizes = all(type(size) is int and 0 <= size <= MAX_BYTES for size in shape) and len(shape) <= 64
+        size = math.prod(shape) * dtype.itemsize if sizes and isinstance(dtype, torch.dtype) else MAX_BYTES + 1
+        self._left -= size
+        if self._left < 0:
+            raise ArtifactError(f"an example input has an impossible shape or dtype: {shorten(data)}")
+        if not size:
+            return torch.zeros(shape, dtype=dtype)
+        zeros = np.zeros(size, dtype=np.uint8)  # pages of zeros, which take no memory until they are used
+        return torch.from_numpy(zeros).view(dtype).view(shape)
 
 
-_CODEC = CONSTANTS.extended({torch.Tensor: ("tensor", _write), torch.nn.Parameter: ("tensor", _write)}, {"tensor": _read})
+_CODEC = CONSTANTS.extended({torch.Tensor: ("tensor", _write), torch.nn.Parameter: ("tensor", _write)}, {})
 
 
 def encode_inputs(inputs: Inputs) -> dict[str, Any]:
@@ -43,6 +56,7 @@ def encode_inputs(inputs: Inputs) -> dict[str, Any]:
 
 def decode_inputs(data: Any) -> Inputs:
     """Inputs with zeros for tensors. Raises ArtifactError for anything that is not allowed."""
-    args = tuple(_CODEC.read(item) for item in field(data, "args", list))
-    kwargs = {of_type(key, str, "a keyword"): _CODEC.read(item) for key, item in field(data, "kwargs", dict).items()}
+    reader = _Reader()
+    args = tuple(reader.read(item) for item in field(data, "args", list))
+    kwargs = {of_type(key, str, "a keyword"): reader.read(item) for key, item in field(data, "kwargs", dict).items()}
     return Inputs(args, kwargs)

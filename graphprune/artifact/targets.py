@@ -180,6 +180,35 @@ def _find_operator(name: str) -> OpOverload | OpOverloadPacket:
     return packet if match[3] is None else overloads[match[3]]
 
 
+_EXPORTED = re.compile(r"torch\.ops\.([a-z_]+)\.([A-Za-z_][A-Za-z0-9_]*)\.([A-Za-z_][A-Za-z0-9_]*)", re.ASCII)
+_EXPORTED_SCALARS = _words("sym_constrain_range sym_constrain_range_for_size _assert_scalar")
+_EXPORTED_BLOCKS = _words("wrap_with_set_grad_enabled wrap_with_autocast cond while_loop map_impl scan associative_scan")
+_EXPORTED_FUNCTIONS: Mapping[str, frozenset[str]] = {
+    "_operator": _OPERATORS,
+    "math": frozenset(name for name, value in vars(math).items() if isinstance(value, BuiltinFunctionType)),
+    "torch": _words("sym_int sym_float sym_max sym_min sym_not sym_ite sym_sum _sym_sqrt"),
+}
+
+
+def in_programs(text: str) -> bool:
+    """Whether an exported program may call what it names like this (``torch.ops.aten.add.Tensor``, ``_operator.mul``).
+
+    Private ATen operators are allowed here, since torch.export decomposes into some of them.
+    """
+    match = _EXPORTED.fullmatch(text)
+    if match is None:
+        home, _, name = text.rpartition(".")
+        return name in _EXPORTED_FUNCTIONS.get(home, ()) or (home == "torch.ops.higher_order" and name in _EXPORTED_BLOCKS)
+    space, name, overload = match.groups()
+    if space not in _NAMESPACES or name in _DENIED or name.startswith("__"):
+        return False
+    _library(_NAMESPACES[space])
+    packet = getattr(getattr(torch.ops, space), name, None)
+    if not isinstance(packet, OpOverloadPacket) or overload not in packet.overloads():
+        return False
+    return name in _EXPORTED_SCALARS or any(_on_tensors(getattr(packet, each)) for each in packet.overloads())
+
+
 def _operator_allowed(namespace: str, name: str) -> bool:
     return name not in _DENIED and (not name.startswith("_") or (namespace == "aten" and name in _ATEN_PRIVATE))
 

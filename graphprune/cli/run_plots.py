@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from graphprune.cli.pictures import picture
+from graphprune.errors import RunError
+from graphprune.files import read_text
 from graphprune.runs.history import Round
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Scores: TypeAlias = Mapping[str, Mapping[str, Sequence[float | None]]]
+
+_SCORES: Final = TypeAdapter(dict[str, dict[str, list[FiniteFloat | None]]])
 
 FORMATS: Final = ("png", "svg", "pdf")
 
@@ -103,7 +107,12 @@ def fill_widths(panel: Axes, rounds: Sequence[Round]) -> None:
 def _draw_scores(path: Path, scores: Path) -> bool:
     if not scores.is_file():
         return False
-    shown: Scores = json.loads(scores.read_text(encoding="utf-8"))
+    try:
+        shown = _SCORES.validate_json(read_text(scores, "scores", RunError))
+    except ValidationError as error:
+        raise RunError(f"{scores} is damaged. Delete it, and run the same command again.") from error
+    if not shown:
+        return False
     with picture(path, len(shown), 1, (7, 0.6 + 2.2 * len(shown))) as (_, axes):
         fill_scores(axes[:, 0].tolist(), shown)
     return True

@@ -40,7 +40,7 @@ class NodeInfo(BaseModel):
     model_config = _FROZEN
 
     family: str
-    lengths: tuple[Length, ...]
+    lengths: Annotated[tuple[Length, ...], Field(max_length=2)]
 
 
 class Sample(BaseModel):
@@ -95,7 +95,10 @@ class LatencyTable(BaseModel):
                 raise ValueError(f"a sample has {len(sample.widths)} widths for {len(self.groups)} groups")
             if any(width > full for width, full in zip(sample.widths, self.groups.values(), strict=True)):
                 raise ValueError("a sample is wider than the model")
+        counts: dict[str, int] = {}
         for name, info in self.nodes.items():
+            if counts.setdefault(info.family, len(info.lengths)) != len(info.lengths):
+                raise ValueError(f"node {name} has another number of lengths than its family")
             if any(not 0 <= group < len(self.groups) for length in info.lengths for group in length.by_group):
                 raise ValueError(f"node {name} depends on a group that does not exist")
         return self

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from graphprune.api import load
 from graphprune.artifact import read_artifact
@@ -20,8 +20,10 @@ from graphprune.errors import GraphpruneError, UsageError
 from graphprune.latency.table import LatencyTable
 from graphprune.plan import Plan
 from graphprune.program import Inputs
+from graphprune.recipe import Draft, ModelSection
 from graphprune.reporting.original import Original, analysed
 from graphprune.reporting.runs import Run, runs_in
+from graphprune.sources.load import names_code
 
 _KINDS: Final = "the folder of a run (or of several), an artifact (.safetensors), or a plan (.json)"
 
@@ -93,6 +95,8 @@ class Material:
 def gather(request: Request, output: Output) -> Material:
     """Read the subject, and load and analyse its original.
 
+    What a file names as its original is loaded only where that imports no code that the file names, without the user's word.
+
     Raises UsageError for a subject that is none, RunError, PlanError, ArtifactError or LatencyError for a damaged file. What is
     wrong with an original that the user named is an error too; one that only the subject names is left out, and the report says
     why.
@@ -109,6 +113,9 @@ def gather(request: Request, output: Output) -> Material:
     if not wanted.source:
         return replace(found, no_original="The report does not know the original model. Name it with --against SOURCE.")
     explicit = bool(request.against.source)
+    if names_code(wanted.source) and not explicit and not wanted.trust_pickle:
+        about = f"The original, {wanted.source}, is code that the file names and nobody asked to run."
+        return replace(found, no_original=f"{about} If you trust it, give --trust-pickle, or --against with its name.")
     weights = explicit or wanted.weights is not None
     try:
         return _opened(found, wanted, implied.recipe, weights, output)
@@ -140,32 +147,32 @@ class _Implied:
     """What the subject says about its original."""
 
     source: str = ""
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe: ModelSection | None = None
 
 
 def _implied(run: Run | None, artifact: Artifact | None) -> _Implied:
-    model = run.recipe.get("model", {}) if run is not None else {}
-    if "source" in model:
-        return _Implied(str(model["source"]), model)
+    if run is not None and "source" in run.recipe.get("model", {}):
+        model = Draft(run.recipe).section("model", ModelSection)
+        return _Implied(model.source, model)
     return _Implied("" if artifact is None else artifact.provenance.get("source", ""))
 
 
 def _merged(given: Source, implied: _Implied) -> Source:
     """The source that the subject names, with what the user gave beside it."""
     model = implied.recipe
-    weights = given.weights or (Path(model["weights"]) if "weights" in model else None)
-    trust = given.trust_pickle or bool(model.get("trust_pickle", False))
-    return replace(given, source=implied.source, weights=weights, trust_pickle=trust, shape=given.shape or model.get("input"))
+    if model is None:
+        return replace(given, source=implied.source)
+    return replace(given, source=implied.source, weights=given.weights or model.weights, shape=given.shape or model.input)
 
 
-def _opened(found: Material, wanted: Source, model: Mapping[str, Any], weights: bool, output: Output) -> Material:
+def _opened(found: Material, wanted: Source, model: ModelSection | None, weights: bool, output: Output) -> Material:
     """The material with its original."""
     known = _inputs(found.artifact)
     job = wanted.open(output, known)
     if not wanted.shape and known is not None:
         job = replace(job, inputs=known)
     with output.task("Following channels"):
-        exclude, policy = tuple(model.get("exclude", ())), parse_policy(model.get("policy", ()))
+        exclude, policy = ((), {}) if model is None else (model.exclude, parse_policy(model.policy))
         original = analysed(job.source, job.inputs, found.plan, exclude, policy, weights=weights)
     rated = None
     slim = found.slim

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from graphprune.errors import RunError
+from graphprune.files import read_text
 from graphprune.plan import Plan
 from graphprune.recipe import Draft
 from graphprune.runs.history import Round
@@ -139,10 +140,7 @@ def _lines(path: Path | None, most: int | None = None) -> list[str]:
 
 
 def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"Cannot read {path}: {error}. Check the folder.") from error
+    return read_text(path, "file", RunError)
 
 
 def _json(text: str, path: Path) -> Any:
@@ -156,5 +154,5 @@ def _checked(read: Any, text: str, path: Path) -> Any:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the top level"
         raise RunError(f"{path} is damaged: {first['msg']} at {place}. Take it from a sound copy of the run.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {error}. Take it from a sound copy of the run.") from error

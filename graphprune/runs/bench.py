@@ -38,6 +38,7 @@ from graphprune.runs import ranks
 from graphprune.runs.fitting import Fitting
 from graphprune.runs.history import Round, write_rounds
 from graphprune.runs.journal import Journal
+from graphprune.runs.results import check_result
 from graphprune.runs.seeding import derived, seed_everything
 from graphprune.runs.stage import Stage
 from graphprune.runs.store import Store
@@ -89,7 +90,7 @@ class Bench:
     def dense(self) -> Stage:
         """The original with the weights that it came with."""
         groups, cost = self._facts
-        known = self._journal.recall("dense", "")
+        known = self._recall("dense", "")
         if known is None:
             self.store.write("dense", {"weights": self.task.model.state_dict(), "training": None})
             self._record("dense", "", {})
@@ -147,7 +148,7 @@ class Bench:
         from before.
         """
         key = f"{stage.snapshot.name} {epochs.start}..{epochs.stop}" + (f" {type(penalty).__name__}" if penalty is not None else "")
-        number, known = self._journal.number, self._journal.recall("train", key)
+        number, known = self._journal.number, self._recall("train", key)
         name = f"{number:05d}"
         if known is None:
             self.task.watch.working(what, number)
@@ -161,7 +162,7 @@ class Bench:
 
     def evaluate(self, stage: Stage) -> float:
         """How good a stage is, on validation data."""
-        known = self._journal.recall("evaluate", stage.snapshot.name)
+        known = self._recall("evaluate", stage.snapshot.name)
         if known is None:
             self.task.watch.working("Evaluating", self._journal.number)
             known = {"accuracy": self._judged(self.model(stage))}
@@ -176,7 +177,7 @@ class Bench:
         table: the stage's latency, for targets on it. Raises what the passes raise; a TargetError is recorded as well.
         """
         key = " ".join([stage.snapshot.name, *(f"{step.name}{step}" for step in passes)])
-        number, known = self._journal.number, self._journal.recall("choose", key)
+        number, known = self._journal.number, self._recall("choose", key)
         if known is None:
             self.task.watch.working(what, number)
             seed_everything(derived(self.task.seed, number))
@@ -194,7 +195,7 @@ class Bench:
 
     def cut(self, stage: Stage, plan: Plan) -> Stage:
         """A stage with what a plan for its model leaves: weights and optimiser state are sliced, not thrown away."""
-        number, known = self._journal.number, self._journal.recall("cut", stage.snapshot.name)
+        number, known = self._journal.number, self._recall("cut", stage.snapshot.name)
         name = f"{number:05d}"
         whole = plan if stage.plan is None else stage.plan.then(plan)
         if known is None:
@@ -233,7 +234,7 @@ class Bench:
     def scores(self, stage: Stage, score: ScorePass) -> dict[str, list[float | None]]:
         """The scores of a stage's units by group, for pictures: rounded, None where the criterion has nothing to say."""
         key = f"{stage.snapshot.name} {score}"
-        number, known = self._journal.number, self._journal.recall("score", key)
+        number, known = self._journal.number, self._recall("score", key)
         if known is None:
             self.task.watch.working("Scoring", number)
             program = self._run(stage, [score], None)
@@ -252,7 +253,7 @@ class Bench:
 
     def latency_table(self, stage: Stage, **settings: Any) -> LatencyTable:
         """The latency table of a stage's model, measured here. settings: of :func:`graphprune.profile`."""
-        number, known = self._journal.number, self._journal.recall("profile", stage.snapshot.name)
+        number, known = self._journal.number, self._recall("profile", stage.snapshot.name)
         if known is None:
             self.task.watch.working("Measuring latency", number)
             path = self.task.folder and self.task.folder / f"latency-{number:05d}.json"
@@ -280,6 +281,12 @@ class Bench:
         self.task.watch.round(row, repeated=self._journal.recalled)
 
     # -- how ------------------------------------------------------------------------------------------------------------
+
+    def _recall(self, step: str, key: str) -> Mapping[str, Any] | None:
+        known = self._journal.recall(step, key)
+        if known is not None:
+            check_result(step, known)
+        return known
 
     def _record(self, step: str, key: str, result: Mapping[str, Any]) -> None:
         self._journal.record(step, key, result)

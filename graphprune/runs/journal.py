@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from graphprune.errors import RunError
+from graphprune.errors import RunError, first_line
 
 _VERSION: Final = 1
 
@@ -90,18 +90,21 @@ class Journal:
 
 def _read(path: Path, *, mend: bool) -> list[dict[str, Any]]:
     """The lines of a journal, without one that was torn when the process was killed. mend: take that out of the file."""
+    if not path.is_file():
+        raise RunError(f"{path} is no file. Start anew in another folder.")
     data = path.read_bytes()
     whole = data.rfind(b"\n") + 1
     if whole < len(data) and mend:
         os.truncate(path, whole)
     try:
-        lines = [json.loads(line) for line in data[:whole].decode().splitlines()]
-        if any(not {"step", "key", "result"} <= line.keys() for line in lines[1:]) or any(
-            "version" not in line for line in lines[:1]
-        ):
+        lines: list[dict[str, Any]] = [json.loads(line) for line in data[:whole].decode().splitlines()]
+        parts = [{"version"}, *({"step", "key", "result"} for _ in lines[1:])]
+        if any(not part <= line.keys() for part, line in zip(parts, lines, strict=False)):  # there may be no line at all
             raise ValueError("lines are missing their parts")
-    except (ValueError, AttributeError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is no journal of a run, or is damaged: {error}. Start anew in another folder.") from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise RunError(
+            f"{path} is no journal of a run, or is damaged: {first_line(error)}. Start anew in another folder."
+        ) from error
     return lines
 
 

@@ -15,7 +15,7 @@ from graphprune.calibration import Batch, Calibration
 from graphprune.errors import UsageError
 from graphprune.program import Inputs
 from graphprune.sources.factories import call_named, is_named
-from graphprune.sources.images import Images, load_images, scaled_channels
+from graphprune.sources.images import Images, load_images, load_picture, scaled_channels
 
 _BATCH: Final = 64
 
@@ -96,7 +96,7 @@ def _folder(path: Path, mean: str | None, std: str | None, like: Inputs | None, 
         scale = scaled_channels("--std", std, shape) or (1.0,) * shape[1]
         steps.append(transforms.Normalize(centre, scale))
     try:
-        found = datasets.ImageFolder(str(path), transforms.Compose(steps))
+        found = datasets.ImageFolder(str(path), transforms.Compose(steps), loader=load_picture)
     except (FileNotFoundError, OSError) as error:
         raise UsageError(f"{path} holds no images sorted into a folder for each class: {error}") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from graphprune.errors import UsageError
+from graphprune.files import check_archive
 
 #: Arrays of images and labels, by what they are for; the first pair that a file holds is taken.
 SPLITS: Final = {"test": (("x_test", "y_test"), ("x", "y")), "train": (("x_train", "y_train"), ("x", "y"))}
@@ -80,6 +80,7 @@ def load_images(path: Path, mean: str | None = None, std: str | None = None, spl
 def _read(path: Path, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     if not path.is_file():
         raise UsageError(f"There is no data file {path}. Check the path.")
+    check_archive(path)
     try:
         with np.load(path, allow_pickle=False) as arrays:
             names = next((pair for pair in pairs if set(pair) <= set(arrays.files)), None)
@@ -87,9 +88,23 @@ def _read(path: Path, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray[Any,
                 have = ", ".join(arrays.files) or "nothing"
                 wanted = " nor ".join(" and ".join(pair) for pair in pairs)
                 raise UsageError(f"{path} holds {have}, but neither {wanted}. Rename its arrays.")
-            return arrays[names[0]], arrays[names[1]]
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            found = arrays[names[0]], arrays[names[1]]
+            if not all(isinstance(array, np.ndarray) for array in found):
+                raise ValueError("a member is no array")
+            return found
+    except UsageError:
+        raise
+    except Exception as error:  # numpy, zipfile and zlib raise whatever the damaged part leads to
         raise UsageError(f"{path} is not an npz file of plain arrays, or is damaged. Write it with numpy.savez.") from error
+
+
+def load_picture(path: str) -> Any:
+    """A picture of a folder as torchvision loads it. Raises OSError for what is no file: a pipe would be waited for."""
+    from torchvision.datasets.folder import default_loader
+
+    if not Path(path).is_file():
+        raise OSError("it is no file")
+    return default_loader(path)
 
 
 def scaled_channels(option: str, text: str | None, shape: tuple[int, ...]) -> tuple[float, ...] | None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from graphprune.errors import UsageError
+from graphprune.sources.exported import from_exported
 from graphprune.sources.factories import from_python, from_timm, from_torchvision
-from graphprune.sources.files import from_artifact, from_exported, from_pickle
+from graphprune.sources.files import from_artifact, from_pickle
 from graphprune.sources.source import Source
 from graphprune.sources.weights import check_finite, load_weights
 
@@ -47,6 +48,16 @@ def load_source(text: str, *, weights: Path | None = None, trust_pickle: bool = 
     else:
         load_weights(source.model, weights)
     return source
+
+
+def names_code(text: str) -> bool:
+    """Whether loading this source imports a module that the text names, and calls what is in it.
+
+    >>> names_code("package.module:factory"), names_code("torchvision:resnet18"), names_code("slim.safetensors")
+    (True, False, False)
+    """
+    library = any(text.startswith(prefix) for prefix in _LIBRARIES)
+    return not library and Path(text).suffix.lower() not in _FILES and _PYTHON.match(text) is not None
 
 
 def _loader(text: str, trust_pickle: bool) -> Callable[[], Source]:

@@ -13,10 +13,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from graphprune.errors import UsageError
+from graphprune.files import check_archive
 
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "module", "ema")
 _COUNTER = "num_batches_tracked"
 _SHOWN = 3
+_LEVELS = 8
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -32,6 +34,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     own = model.state_dict(keep_vars=True)
     found = _rename(_state_dict(_read(path), path), own)
     _check_names(own, found, path, model)
+    _check_dense(found, path)
     _check_shapes(own, found, path, model)
     check_finite(model, found, str(path))
     model.load_state_dict(found, strict=False)
@@ -74,7 +77,10 @@ def _read_safetensors(path: Path) -> Any:
 
 def _read_torch(path: Path) -> Any:
     try:
+        check_archive(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except UsageError:
+        raise
     except pickle.UnpicklingError as error:
         if "Weights only load failed" in str(error) and "GLOBAL" in str(error):
             raise UsageError(
@@ -106,7 +112,9 @@ _READERS: dict[str, Callable[[Path], Any]] = {
 def _state_dict(content: Any, path: Path) -> dict[str, Any]:
     """The state dict in a file's content, however deep a training script has wrapped it."""
     level = content
-    while isinstance(level, Mapping) and level:
+    for _ in range(_LEVELS):  # a dict may hold itself
+        if not isinstance(level, Mapping) or not level:
+            break
         if all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in level.items()):
             return dict(level)
         inner = next((level[name] for name in _NESTED if isinstance(level.get(name), Mapping)), None)
@@ -148,6 +156,15 @@ def _check_shapes(own: Mapping[str, Any], found: Mapping[str, Any], path: Path, 
         raise UsageError(
             f"{path} does not fit {type(model).__name__}: {len(wrong)} wrong shapes ({_some(wrong)}). Use this model's weights."
         )
+
+
+def _check_dense(found: Mapping[str, Any], path: Path) -> None:
+    """What is not plain numbers in memory would fail when it is copied, or copy something else."""
+    for name, value in found.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_nested or value.is_meta:
+            raise UsageError(
+                f"{name} of {path} is no dense tensor with its values in the file. Save model.state_dict() of such ones."
+            )
 
 
 def _shape(tensor: torch.Tensor) -> str:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from graphprune.errors import GraphpruneError, UsageError, first_line
+from graphprune.files import parse_text, read_text
 from graphprune.program import Inputs, Program
 from graphprune.quiet import quiet
 from graphprune.streaming.checkpoint import Checkpoint, Entry
@@ -20,16 +24,17 @@ from graphprune.streaming.same import difference
 from graphprune.tracing import capture
 
 CONFIG: Final = "config.json"
+_MOST: Final = 1_000_000
 _TEXT: Final = (2, 16)  # batch and tokens of the default example
 
 
 def read_config(folder: Path) -> Config:
     """The config of a folder. Raises UsageError where there is none, or it names no architecture of transformers."""
     path = folder / CONFIG
+    config = parse_text(read_text(path, "config", UsageError), str(path), "config", "Get it again with its weights.", UsageError)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
         name = config["architectures"][0]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except (LookupError, TypeError) as error:
         raise UsageError(f"{path} is no config that names an architecture. Give the model as package.module:factory.") from error
     _architecture(name)
     return dict(config)
@@ -46,12 +51,30 @@ def _architecture(name: Any) -> Any:
         ) from error
     found = getattr(transformers, str(name), None)
     if not (inspect.isclass(found) and issubclass(found, transformers.PreTrainedModel)):
-        raise UsageError(f"transformers has no architecture {name}, and code of checkpoints is not run. Give module:factory.")
+        raise UsageError(
+            f"transformers has no architecture {str(name)[:80]}, and code of checkpoints is not run. Give module:factory."
+        )
     return found
 
 
-def build(config: Config) -> nn.Module:
-    """The model of a config in eval mode: parameters on the meta device, buffers with their values.
+@contextmanager
+def _at_most(parameters: int) -> Iterator[None]:
+    """Raise UsageError where a model gets more parameters: a config may ask for a billion layers."""
+    left = count(parameters, -1)
+
+    def watch(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        if next(left) <= 0:
+            raise UsageError(f"it has more than {parameters} parameters, and the checkpoint does not")
+
+    handle = register_module_parameter_registration_hook(watch)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def build(config: Config, most: int = _MOST) -> nn.Module:
+    """The model of a config in eval mode: parameters on the meta device, buffers with their values. most: parameters, in number.
 
     Raises UsageError where the config does not suit its architecture.
     """
@@ -59,18 +82,21 @@ def build(config: Config) -> nn.Module:
 
     cls = _architecture(config["architectures"][0])
     try:
-        with quiet(), init_empty_weights(include_buffers=False):
+        with quiet(), init_empty_weights(include_buffers=False), _at_most(most):
             model = cls(cls.config_class.from_dict(config)).eval()
         model.tie_weights()  # each registration made a tensor of its own
     except Exception as error:  # whatever a class of models says of numbers that do not go together
-        raise UsageError(f"{cls.__name__} cannot be built from its {CONFIG}: {first_line(error)}") from error
+        reason = f"{type(error).__name__}: {first_line(error).rstrip('.:')}"
+        raise UsageError(
+            f"{cls.__name__} cannot be built from its {CONFIG} ({reason}). Get the one that belongs to the weights."
+        ) from error
     model.config.use_cache = False  # a cache is no result that the slim model must have
     return cast(nn.Module, model)
 
 
 def build_for(config: Config, checkpoint: Checkpoint) -> nn.Module:
     """The model of a config, with the dtypes that a checkpoint has. Raises UsageError as :func:`build` does."""
-    return _with_dtypes(build(config), checkpoint.entries)
+    return _with_dtypes(build(config, 4 * len(checkpoint.entries) + 1_000), checkpoint.entries)
 
 
 def _with_dtypes(model: nn.Module, entries: Mapping[str, Entry]) -> nn.Module:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from graphprune.errors import UsageError, first_line
 from graphprune.sources.factories import Call, nearest, parse_call
+from graphprune.sources.images import load_picture
 from graphprune.training.preparation import PREPARATIONS, Preparation
 from graphprune.training.samples import DatasetSamples, Samples, array_samples, labels_of
 
@@ -87,7 +88,9 @@ def folder(path: Path, given: Preparation | None, workers: int) -> Parts:
 
     def read(part: Path) -> Samples:
         try:
-            augmented, plain = (datasets.ImageFolder(str(part), prepared.transform(augment)) for augment in (True, False))
+            augmented, plain = (
+                datasets.ImageFolder(str(part), prepared.transform(augment), loader=load_picture) for augment in (True, False)
+            )
         except OSError as error:
             raise UsageError(f"{part} holds no images sorted into a folder for each class: {first_line(error)}") from error
         return DatasetSamples(augmented, plain, np.array(plain.targets, dtype=np.int64), workers)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from graphprune.errors import UsageError
-from graphprune.files import atomic_write, check_writable
+from graphprune.files import LARGEST_TEXT, atomic_write, check_archive, check_writable, read_text
 
 
 def test_content_appears_under_the_name_only_at_the_end(tmp_path: Path) -> None:
@@ -62,3 +63,27 @@ def test_read_only_folder_and_file_are_refused(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(UsageError, match="read-only"):
             check_writable(target)
     check_writable(target)
+
+
+def test_what_is_no_text_of_a_usual_size_is_not_read(tmp_path: Path) -> None:
+    """A device and a pipe never end, and a sparse file is as large as it likes."""
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "latin").write_bytes(b"\xff")
+    with (tmp_path / "large").open("wb") as stream:
+        stream.truncate(LARGEST_TEXT + 1)
+    for name, message in {"zero": "no file", "pipe": "no file", "latin": "no text", "large": "MiB", "gone": "No such file"}.items():
+        with pytest.raises(UsageError, match=message):
+            read_text(tmp_path / name, "plan", UsageError)
+    (tmp_path / "a").write_text("\u00e4")
+    assert read_text(tmp_path / "a", "plan", UsageError) == "\u00e4"
+
+
+def test_an_archive_that_expands_many_times_over_is_refused(tmp_path: Path) -> None:
+    for name, size in (("fine.zip", 2**20), ("bomb.zip", 300 * 2**20)):
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            archive.writestr("a", bytes(size))
+    check_archive(tmp_path / "fine.zip")
+    check_archive(tmp_path / "fine.zip.gone")
+    with pytest.raises(UsageError, match=r"expand to 0\.3 GB"):
+        check_archive(tmp_path / "bomb.zip")

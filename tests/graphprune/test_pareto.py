@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -127,3 +128,11 @@ def test_a_file_that_is_no_front(tmp_path: Path, text: str) -> None:
 def test_a_model_with_nothing_to_prune() -> None:
     with pytest.raises(UsageError, match="no prunable group"):
         sweep(nn.Linear(3, 2), torch.zeros(1, 3))
+
+
+def test_a_front_whose_points_lack_its_metric_is_refused(tmp_path: Path) -> None:
+    point = {"way": "global", "asked": 0.5, "score": 0.5, "shares": {"params": 0.5}}
+    front = {"metric": "macs", "model": {}, "settings": {}, "costs": {}, "points": [point]}
+    (tmp_path / "f.json").write_text(json.dumps(front))
+    with pytest.raises(UsageError, match="no share of macs"):
+        Front.load(tmp_path / "f.json")

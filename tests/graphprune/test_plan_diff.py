@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -83,3 +84,24 @@ def test_files_without_a_plan_are_refused(tmp_path: Path) -> None:
     (tmp_path / "noise.safetensors").write_bytes(b"noise")
     with pytest.raises(ArtifactError):
         read_plan(tmp_path / "noise.safetensors")
+
+
+@pytest.mark.parametrize(
+    "kept", [{"gone": {0: [1]}}, {"c.weight": {5: [0]}}, {"c.weight": {0: [1, 0]}}, {"c.weight": {0: [4]}}, {"c.weight": {0: []}}]
+)
+def test_a_plan_that_keeps_what_its_model_lacks_is_refused(kept: dict[str, dict[int, list[int]]]) -> None:
+    with pytest.raises(PlanError, match="Plan B contradicts itself"):
+        diff_plans(plan([0]), Plan(kept=kept, model=MODEL))
+
+
+def test_a_size_that_is_absurd_takes_no_memory() -> None:
+    """A file may say that a model is as large as it likes."""
+    model = {"a.weight": f"float32[{10**15}]"}
+    found = diff_plans(Plan(kept={"a.weight": {0: [1, 3]}}, model=model), Plan(kept={}, model=model))
+    assert (found.axes[0].both, found.axes[0].only_a, found.axes[0].only_b) == (2, 0, 10**15 - 2)
+
+
+def test_a_pipe_in_the_place_of_a_program_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "slim.pt2")
+    with pytest.raises(PlanError, match="it is no file"):
+        read_plan(tmp_path / "slim.pt2")

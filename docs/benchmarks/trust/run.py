@@ -3,10 +3,11 @@
     pip install -e ".[test]"
     python docs/benchmarks/trust/run.py --minutes 20 --mutants 60
 
-Three runs, each with a record beside this file. *zoo*: the small structures of ``tests/zoo`` under pytest. *fuzz*: random networks
+Four runs, each with a record beside this file. *zoo*: the small structures of ``tests/zoo`` under pytest. *fuzz*: random networks
 (``python -m tests.fuzz``) for so many minutes, counted on from the seeds of the record. *mutants*: a sample of wrong rules
-(``python -m tests.mutants``) that is not in the record yet. Then ``README.md`` is written from the records; with ``--minutes 0``,
-``--mutants 0`` or ``--no-zoo`` from what was run before. ``--afresh`` forgets the records.
+(``python -m tests.mutants``) that is not in the record yet. *hostile*: so many damaged and hostile files
+(``python -m tests.hostile``), counted on. Then ``README.md`` is written from the records; with ``--minutes 0``, ``--mutants 0``,
+``--files 0`` or ``--no-zoo`` from what was run before. ``--afresh`` forgets the records.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
-ZOO, FUZZ, MUTANTS = HERE / "zoo.json", HERE / "fuzz.json", HERE / "mutants.json"
+ZOO, FUZZ, MUTANTS, HOSTILE = (HERE / f"{name}.json" for name in ("zoo", "fuzz", "mutants", "hostile"))
 
 
 def child(*arguments: str) -> None:
@@ -93,6 +94,16 @@ STRUCTURES = (
 )
 
 
+def files_row(hostile: dict[str, Any]) -> str:
+    """The row of the files; empty where none were read."""
+    total = sum((Counter(counts) for counts in hostile["kinds"].values()), Counter[str]())
+    how = f"{len(hostile['kinds'])} kinds of files, changed; no code runs, nothing hangs, fills memory or is left over"
+    found = f"{total.total()} files ({total['read']} still good), {total['defect']} defects"
+    fixed = hostile.get("fixed", 0)
+    found += f"; {fixed} more were fixed, and these files read again" if fixed else ""
+    return f"| A file from a stranger is read or refused in a sentence | hostile: {how} | {found} |"
+
+
 def rows(zoo: dict[str, Any], fuzz: dict[str, Any], mutants: dict[str, str]) -> list[str]:
     """The table: promise, test and figure of each."""
     counts: Counter[str] = Counter(fuzz.get("counts", {}))
@@ -108,7 +119,8 @@ def rows(zoo: dict[str, Any], fuzz: dict[str, Any], mutants: dict[str, str]) -> 
         made.append(f"| {promise} | zoo, `{test}`: {how} | {passed} of {ran} passed |")
     caught = sum(1 for stage in mutants.values() if stage)
     made.append(f"| A wrong rule does not pass | mutants: rules changed on purpose | {caught} of {len(mutants)} caught |")
-    return made
+    hostile = load(HOSTILE)
+    return [*made, files_row(hostile)] if hostile else made
 
 
 def reach(counts: Counter[str]) -> str:
@@ -163,11 +175,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--mutants", type=int, default=60)
+    parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--no-zoo", action="store_true")
     parser.add_argument("--afresh", action="store_true")
     arguments = parser.parse_args()
     if arguments.afresh:
-        for path in (ZOO, FUZZ, MUTANTS):
+        for path in (ZOO, FUZZ, MUTANTS, HOSTILE):
             path.unlink(missing_ok=True)
     if not arguments.no_zoo:
         run_zoo()
@@ -175,6 +188,8 @@ def main() -> None:
         child("tests.fuzz", "--minutes", str(arguments.minutes), "--record", str(FUZZ))
     if arguments.mutants:
         child("tests.mutants", "--sample", str(len(load(MUTANTS)) + arguments.mutants), "--record", str(MUTANTS))
+    if arguments.files:
+        child("tests.hostile", "--files", str(arguments.files), "--record", str(HOSTILE))
     (HERE / "README.md").write_text(page())
 
 

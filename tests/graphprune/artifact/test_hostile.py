@@ -129,8 +129,9 @@ def default_from_node(parts: Parts, _: Any) -> None:
     parts["graph"].insert(1, {**parts["graph"][0], "name": "z", "target": "z", "args": [X]})
 
 
-def example(shape: list[int]) -> Callable[[Parts, Any], Any]:
-    return lambda parts, _: parts["inputs"].update(args=[{"tensor": {"shape": shape, "dtype": {"dtype": "float32"}}}])
+def example(*shapes: list[int]) -> Callable[[Parts, Any], Any]:
+    args = [{"tensor": {"shape": shape, "dtype": {"dtype": "float32"}}} for shape in shapes]
+    return lambda parts, _: parts["inputs"].update(args=args)
 
 
 def cycle(parts: Parts, _: Any) -> None:
@@ -238,6 +239,7 @@ HOSTILE: dict[str, tuple[Callable[[Parts, dict[str, torch.Tensor]], Any], str]] 
     "absurd stride": (entry(stride=[2**50]), "strides"),
     "overlapping stride": (entry(stride=[0]), "strides"),
     "parameter that is none": (entry(parameter=False), "is none"),
+    "inputs that are absurd together": (example([2**30, 2], [2**30, 2]), "impossible"),
     "absurd input": (example([2**31] * 3), "impossible"),
     "negative input": (example([-1]), "impossible"),
     "plan is not JSON": (lambda parts, _: parts.update(metadata={"plan": "{"}), "'plan' is not JSON"),

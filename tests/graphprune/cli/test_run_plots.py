@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from graphprune.cli import run_plots
+from graphprune.errors import RunError
 from graphprune.runs.history import Round
 
 ROUNDS = [
@@ -73,3 +74,11 @@ def test_scores_of_all_stages_share_one_scale_and_leave_out_what_has_none() -> N
     assert [panel.get_title(loc="left") for panel in panels] == ["before (2 units)", "after (3 units)"]
     assert [sum(bar.get_height() for bar in panel.containers[0]) for panel in panels] == [2, 3]
     assert len({panel.get_xlim() for panel in panels}) == len({panel.get_ylim() for panel in panels}) == 1
+
+
+def test_scores_that_are_damaged_are_refused_and_none_are_not_drawn(tmp_path: Path) -> None:
+    (tmp_path / "scores.json").write_text('{"before": {"stem": "x"}}')
+    with pytest.raises(RunError, match=r"scores\.json is damaged"):
+        run_plots.draw(tmp_path, [], "png")
+    (tmp_path / "scores.json").write_text("{}")
+    assert run_plots.draw(tmp_path, [], "png") == []

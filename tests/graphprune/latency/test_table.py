@@ -52,6 +52,7 @@ def _set(*place: Any, to: Any) -> Callable[[Any], None]:
         (_set("samples", 1, "widths", to=[1, 9]), "wider than the model"),
         (_set("samples", 1, "widths", to=[0, 1]), "widths"),
         (_set("nodes", "n0", "lengths", to=[{"constant": 0, "by_group": {"7": 1}}]), "does not exist"),
+        (_set("nodes", "n0", "lengths", to=[{"constant": 1, "by_group": {}}] * 3), "at most 2"),
         (_set("environment", "device", to="toaster"), "environment.device"),
         (_set("more", to=1), "more"),
         (_set("schema_version", to=2), "schema_version"),

@@ -118,7 +118,7 @@ def test_importance_counts_every_unit_once(pruned: graphprune.api.PruneResult, t
 
 def test_fresh_weights_are_not_scored(pruned: graphprune.api.PruneResult, tmp_path: Path) -> None:
     """The artifact names its source, but not the weights: what they would say is not what was pruned by."""
-    found = sections(material(tmp_path / "slim.safetensors"))
+    found = sections(material(tmp_path / "slim.safetensors", trust_pickle=True))
     assert not found["importance"].charts and "not at hand" in found["importance"].missing[0].what
     assert found["coupling"].charts
 
@@ -202,3 +202,27 @@ def test_a_model_that_was_pruned_in_parts_is_rated_as_a_whole(tmp_path: Path) ->
     assert found.widths == result.report.widths
     with pytest.raises(UsageError, match="--input"), Output(quiet=True) as output:
         gather(Request(tmp_path / "slim.safetensors", Source(f"{__name__}:Looks")), output)
+
+
+def test_code_that_only_the_file_names_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source may be any function of any module. Named by the user, it is called."""
+    monkeypatch.chdir(tmp_path)
+    source = "os:system('touch graphprune_mark')"
+    result = graphprune.prune(Two(), torch.zeros(1, 3, 8, 8), target="macs=50%", source=source)
+    graphprune.save(result, tmp_path / "slim.safetensors")
+    found = material(tmp_path / "slim.safetensors")
+    assert found.original is None and f"{source}, is code" in found.no_original
+    assert not (tmp_path / "graphprune_mark").exists()
+    with pytest.raises(UsageError, match="gives a int"):
+        material(tmp_path / "slim.safetensors", source)
+    assert (tmp_path / "graphprune_mark").exists()
+
+
+def test_a_run_cannot_say_that_its_pickles_are_trusted(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    torch.save(Two(), run / "whole.pt")
+    (run / "rounds.jsonl").write_text("")
+    (run / "recipe.toml").write_text(f'[model]\nsource = "{run / "whole.pt"}"\ntrust_pickle = true\n')
+    found = material(run)
+    assert found.original is None and "can run any code" in found.no_original

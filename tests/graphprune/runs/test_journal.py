@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from graphprune.errors import RunError
 from graphprune.runs.journal import Journal
+from graphprune.runs.results import check_result
 
 ABOUT = {"method": "adaptive", "options": "{}", "seed": "0"}
 
@@ -83,3 +85,34 @@ def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path: Path, monkeypatch: p
 def test_a_process_that_only_reads_writes_nothing(tmp_path: Path) -> None:
     Journal(tmp_path / "j", ABOUT, write=False).record("train", "a", {})
     assert not (tmp_path / "j").exists()
+
+
+@pytest.mark.parametrize("text", ["1\n", "[" * 100_000 + "\n", '{"version": 1}\n{"step": 1}\n', "\xff\n"])
+def test_lines_that_are_no_steps_are_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "j").write_bytes(text.encode("latin-1"))
+    with pytest.raises(RunError, match="no journal of a run, or is damaged"):
+        Journal(tmp_path / "j", ABOUT)
+
+
+@pytest.mark.parametrize(
+    ("step", "result"),
+    [
+        ("cut", {"costs": {"parameters": 1}, "dropped": [], "samples": 0}),
+        ("choose", {}),
+        ("choose", {"plan": {"kept": 1}}),
+        ("train", {"diverged": "", "accuracies": "x"}),
+        ("dense", {"more": 1}),
+    ],
+)
+def test_results_that_are_none_of_their_step_are_refused(step: str, result: dict[str, Any]) -> None:
+    with pytest.raises(RunError, match=f"the result of a step {step} is wrong"):
+        check_result(step, result)
+
+
+def test_results_of_every_kind_are_taken() -> None:
+    """Negative twin."""
+    costs = {"parameters": 1, "macs": 2, "weight_bytes": 4, "activation_bytes": 8}
+    check_result("cut", {"costs": costs, "dropped": ["a"], "samples": 3})
+    check_result("choose", {"plan": None})
+    check_result("train", {"diverged": "", "accuracies": [0.5, float("nan")]})
+    check_result("score", {"a": [0.5, None]})

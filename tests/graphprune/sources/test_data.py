@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -86,3 +88,20 @@ def test_a_callable_makes_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(UsageError, match=r"no data file nothing\.npz"):
         load_calibration("nothing.npz")
+
+
+def test_a_member_that_is_no_array_is_refused(tmp_path: Path) -> None:
+    """numpy hands out the bytes of such a one."""
+    with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
+        archive.writestr("x", b"1")
+        archive.writestr("y", b"1")
+    with pytest.raises(UsageError, match="not an npz file of plain arrays"):
+        load_calibration(str(tmp_path / "d.npz"))
+
+
+def test_a_pipe_among_the_pictures_is_not_waited_for(tmp_path: Path) -> None:
+    path = _folder(tmp_path / "d") / "red" / "0.png"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UsageError, match="it is no file"):
+        list(load_calibration(str(tmp_path / "d"), like=RGB))

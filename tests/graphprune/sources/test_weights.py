@@ -202,3 +202,18 @@ def test_load_source_puts_the_weights_in(tmp_path: Path) -> None:
     state = load_source("torchvision:squeezenet1_1", seed=5).model.state_dict()
     torch.save({"state_dict": state}, tmp_path / "w.pth")
     assert _same(load_source("torchvision:squeezenet1_1", weights=tmp_path / "w.pth").model, state)
+
+
+def test_a_dict_that_holds_itself_is_refused(tmp_path: Path) -> None:
+    circle: dict[str, Any] = {}
+    circle["state_dict"] = circle
+    torch.save(circle, tmp_path / "w.pt")
+    assert "not weights by name" in _refused(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.to_sparse, lambda t: t.to("meta"), lambda t: torch.nested.nested_tensor([t])])
+def test_tensors_that_are_not_dense_are_refused(change: Callable[[torch.Tensor], torch.Tensor], tmp_path: Path) -> None:
+    state = dict(_net().state_dict())
+    state["0.weight"] = change(state["0.weight"])
+    torch.save(state, tmp_path / "w.pt")
+    assert "0.weight of" in _refused(tmp_path / "w.pt")

@@ -88,3 +88,10 @@ def test_the_command_prunes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert data["config"]["changes"]["hidden_size"] == [32, 16] and data["verification"]["passed"] and data["shards"]
     assert main([*where[:2], "-o", str(tmp_path / "full")]) == 2
     assert "it is not empty" in capsys.readouterr().err
+
+
+def test_a_config_of_more_layers_than_the_checkpoint_has_is_refused_before_they_are_built(tmp_path: Path) -> None:
+    _saved(_llama(), tmp_path)
+    config = read_config(tmp_path) | {"num_hidden_layers": 10**9}
+    with pytest.raises(UsageError, match=r"more than .* parameters, and the checkpoint does not"):
+        build_for(config, open_checkpoint(tmp_path))

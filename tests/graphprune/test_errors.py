@@ -1,0 +1,15 @@
+"""Messages quote names out of files, which must not rule the terminal or the page."""
+
+from __future__ import annotations
+
+from graphprune.errors import PlanError
+
+
+def test_control_characters_are_shown_and_long_words_are_cut() -> None:
+    text = str(PlanError(f"No layer \x1b[2J\x07a\u2028b {'x' * 100_000}."))
+    assert text.startswith("No layer \\x1b[2J\\x07a\\u2028b xxx") and text.endswith("x.") and len(text) < 300
+
+
+def test_plain_messages_stay_as_they_are() -> None:
+    text = "Kein Kanal \u00fcbrig in layer1.0.conv1; see /a/long/path/model.json.\nA note."
+    assert str(PlanError(text)) == text
