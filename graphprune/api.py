@@ -17,7 +17,7 @@ from graphprune.artifact.parts import describe_parts, parts_in, with_weights_of
 from graphprune.calibration import Calibration, no_data
 from graphprune.collector import collector_paused
 from graphprune.errors import ArtifactError, PipelineError, UsageError
-from graphprune.files import atomic_write, check_writable
+from graphprune.files import check_writable, write_whole
 from graphprune.groups import Groups
 from graphprune.latency.clock import Clock
 from graphprune.latency.environment import environment_of
@@ -309,8 +309,7 @@ def _save_exported(result: PruneResult, path: Path) -> None:
     result.model.train(mode)
     stream = io.BytesIO()  # in memory first: torch aborts the process on a full disk
     torch.export.save(exported, stream, extra_files={"plan.json": result.plan.model_dump_json()})
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(stream.getvalue())
+    write_whole(path, stream.getvalue())
 
 
 @overload

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import chain, count
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from graphprune.errors import UsageError, first_line
+from graphprune.errors import GraphpruneError, MemoryShortError, UsageError, first_line
+from graphprune.failures import lost_worker, memory_is_out, worker_is_lost
 from graphprune.program import Inputs
 
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
@@ -44,6 +45,14 @@ class Batch:
             return leaf[index] if isinstance(leaf, Tensor) and leaf.dim() and len(leaf) == self.size else leaf
 
         return Batch(self.inputs.map(taken), tree_map(taken, self.target))
+
+    def parts(self, size: int | None) -> Iterator[Batch]:
+        """The samples in their order, in batches of at most so many; None: all of them at once."""
+        if size is None or size >= self.size:
+            yield self
+            return
+        for begin in range(0, self.size, size):
+            yield self.pick(slice(begin, begin + size))
 
     def to(self, device: torch.device, like: Inputs | None = None) -> Batch:
         """On a device; floating-point inputs in the dtype of ``like``, whose first floating-point tensor decides."""
@@ -150,15 +159,17 @@ class Calibration:
         """Other batches, which a function makes of these and of how many samples to use at most; all else stays."""
         return Calibration(function(self._batches, self.samples), loss=self.loss, name=self.name, watch=self._watch)
 
-    def run_error(self, batch: Batch, error: Exception) -> UsageError:
-        """The error of a model that does not run on a batch."""
+    def run_error(self, batch: Batch, error: Exception, where: str = "") -> GraphpruneError:
+        """The error of a model that does not run on a batch. where: how far it came."""
+        if memory_is_out(error):
+            return _memory_short(self.name, batch.inputs, batch.size, error, where)
         return run_error(self.name, batch.inputs, error)
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches; the last one is cut where ``samples`` are reached. Raises UsageError when there are none."""
         left = self.samples
         found = 0
-        for item in self._batches:
+        for item in guarded(self._batches, f"Reading {self.name} failed at"):
             batch = as_batch(item)
             if left is not None and batch.size > left:
                 batch = batch.pick(slice(left))
@@ -193,10 +204,45 @@ class Calibration:
             yield label, joined(parts[label])
 
 
-def run_error(name: str, inputs: Inputs, error: Exception) -> UsageError:
+def guarded(batches: Iterable[Any], where: str) -> Iterator[Any]:
+    """The batches; what fails while they are read becomes a UsageError that says where, with the number of the batch."""
+    rest = iter(batches)
+    for batch in count():
+        try:
+            item = next(rest)
+        except StopIteration:
+            return
+        except GraphpruneError:
+            raise
+        except Exception as error:  # user code, or files
+            if worker_is_lost(error):
+                raise UsageError(f"{where} batch {batch}. {lost_worker(error)}") from error
+            reason = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
+            raise UsageError(f"{where} batch {batch}: {reason}. Repair or remove the sample.") from error
+        yield item
+
+
+#: What a model may raise that does not run on a batch, or for which there is too little memory.
+MODEL_ERRORS: Final = (RuntimeError, ValueError, TypeError, IndexError, MemoryError)
+
+
+def run_error(name: str, inputs: Inputs, error: Exception) -> GraphpruneError:
     """The error of a model that does not run on calibration data. name: what the data are called."""
+    if memory_is_out(error):
+        return _memory_short(name, inputs, 0, error)
+    if worker_is_lost(error):
+        return UsageError(lost_worker(error))
     return UsageError(
         f"The model does not run on {name} ({inputs.describe()}): {first_line(error)}. Give batches as the model takes them."
+    )
+
+
+def _memory_short(name: str, inputs: Inputs, samples: int, error: Exception, where: str = "") -> MemoryShortError:
+    place = f" at {where}" if where else ""
+    return MemoryShortError(
+        f"Out of memory{place}, on {name} ({inputs.describe()}): {first_line(error).rstrip('.')}. "
+        "Give smaller batches, or fewer samples.",
+        samples,
     )
 
 

@@ -83,6 +83,14 @@ class DeviceError(CheckError):
     """The device failed while something was measured on it; what was measured before is kept."""
 
 
+class MemoryShortError(CheckError):
+    """A batch of calibration data does not fit into memory. samples: how many it has."""
+
+    def __init__(self, message: str, samples: int = 0) -> None:
+        super().__init__(message)
+        self.samples = samples
+
+
 class RewriteError(CheckError):
     """A plan cannot be carried out on the graph."""
 

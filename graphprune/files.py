@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import json
 import os
+import shutil
 import uuid
 import zipfile
 from collections.abc import Iterator
@@ -14,6 +17,7 @@ from typing import Any, Final, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from graphprune.errors import GraphpruneError, UsageError, first_line
+from graphprune.text import size as readable
 
 Data = TypeVar("Data", bound=BaseModel)
 
@@ -23,6 +27,8 @@ LARGEST_TEXT: Final = 2**28
 _ROOM: Final = 2**28
 _MOST_EXPANDED: Final = 200
 """Archives may hold so many bytes, or so many times their own size: deflate shrinks constant data a thousandfold."""
+_UNFINISHED: Final = ".tmp"
+_FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, a quota, a limit on the size of files
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
@@ -40,28 +46,72 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+def atomic_write(path: str | os.PathLike[str], size: int = 0) -> Iterator[Path]:
     """A temporary path in the folder of ``path``, which becomes ``path`` when the block ends well and vanishes when it does not.
 
-    The content is on the disk (fsync) before the name changes. Raises UsageError where the path cannot be written.
+    size: bytes that will be written, where that is known; nothing is begun where the disk has less room. The content is on the
+    disk (fsync) before the name changes. A process that is killed leaves the temporary file, which :func:`remove_unfinished` knows
+    by its name. Raises UsageError where the path cannot be written, or the disk is full.
     """
     target = Path(path)
     check_writable(target)
-    temporary = target.with_name(f".{uuid.uuid4().hex}.tmp")
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}{_UNFINISHED}")
+    with explained(target, size):
+        try:
+            if shutil.disk_usage(target.parent).free < size:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the umask decides who may read it
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, target)
+            _sync(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a file, atomically; text as UTF-8. Raises UsageError where the path cannot be written, or the disk is full."""
+    data = content.encode() if isinstance(content, str) else content
+    with atomic_write(path, len(data)) as temporary:
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def explained(target: Path, size: int = 0) -> Iterator[None]:
+    """What the system refuses while a file, of so many bytes, is written in the block becomes a UsageError that says what to do.
+
+    Errors about files elsewhere, which the block reads, stay as they are.
+    """
     try:
-        _create(temporary, target)
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, target)
-        _sync(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.filename is not None and Path(os.fsdecode(error.filename)).parent != target.parent:
+            raise
+        if error.errno not in _FULL:
+            raise UsageError(f"Cannot write {target}: {error.strerror or error}. See to that, or choose another path.") from error
+        free = shutil.disk_usage(target.parent).free
+        takes = f" ({readable(size)})" if size else ""
+        raise UsageError(
+            f"Cannot write {target}{takes}: {error.strerror}, {readable(free)} free. Make room, and run the same command again."
+        ) from error
+
+
+def remove_unfinished(place: Path) -> None:
+    """Delete what processes that were killed left of files that they were writing: of a file of this name, or anywhere in a folder.
+
+    Only for one who has the place to itself: see :func:`graphprune.claims.claimed`.
+    """
+    found = place.rglob(f".*{_UNFINISHED}") if place.is_dir() else place.parent.glob(f".{glob.escape(place.name)}.*{_UNFINISHED}")
+    for path in list(found):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def save_json(data: BaseModel, path: str | os.PathLike[str]) -> None:
     """Write data as JSON, atomically. Raises UsageError where the path cannot be written."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(data.model_dump_json(indent=1), encoding="utf-8")
+    write_whole(path, data.model_dump_json(indent=1))
 
 
 def read_text(path: str | os.PathLike[str], what: str, raises: type[GraphpruneError]) -> str:
@@ -117,13 +167,6 @@ def parse_json(kind: type[Data], text: str, name: str, what: str, remedy: str, r
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the top level"
         raise raises(f"{name} is no valid {what}: {first['msg']} at {place}. {remedy}") from error
-
-
-def _create(temporary: Path, target: Path) -> None:
-    try:
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # the umask decides who may read it
-    except OSError as error:
-        raise UsageError(f"Cannot write {target}: {error.strerror}. Choose another path.") from error
 
 
 def _sync(path: Path) -> None:

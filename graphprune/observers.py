@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from graphprune.errors import PipelineError, TargetError, UsageError
-from graphprune.files import atomic_write
+from graphprune.files import write_whole
 from graphprune.pipeline_text import format_pass, format_pipeline
 from graphprune.program import Program
 from graphprune.registry import unknown
@@ -196,8 +196,7 @@ class Dumper(Observer):
     def _dump(self, name: str, program: Program) -> None:
         try:
             self._dump_dir.mkdir(parents=True, exist_ok=True)
-            with atomic_write(self._dump_dir / f"{name}.py") as temporary:
-                temporary.write_text(graph_text(program.module), encoding="utf-8")
+            write_whole(self._dump_dir / f"{name}.py", graph_text(program.module))
             if program.plan is not None:
                 program.plan.save(self._dump_dir / f"{name}.json")
         except OSError as error:

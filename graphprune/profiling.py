@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 
 from graphprune.analysis_manager import AnalysisManager
+from graphprune.claims import claimed
+from graphprune.files import check_writable
 from graphprune.groups import Groups
 from graphprune.latency.clock import Clock, DeviceClock
 from graphprune.latency.environment import Environment, environment_of
@@ -48,8 +50,8 @@ def profile(
     divides, 0 for a thirty-second of each group. path: a file for the table, saved while it grows; a run that was interrupted
     goes on from it. progress: called with the number of models done, and of all.
 
-    Raises UsageError for a model without prunable groups, LatencyError where the file is of something else, DeviceError where
-    the device fails.
+    Raises UsageError for a model without prunable groups or a file that another process writes, LatencyError where the file is of
+    something else, DeviceError where the device fails.
     """
     environment = environment_of(model, device, compile=compile)
     count = SAMPLES[compile] if samples is None else samples
@@ -71,12 +73,13 @@ def profile_program(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LatencyTable:
     """The same for a model that was captured and analysed."""
-    found = settings or Settings(samples=SAMPLES[environment.compile == "compile"])
-    known = LatencyTable.load(path) if path is not None and Path(path).exists() else None
-
-    def save(table: LatencyTable) -> None:
-        if path is not None:
-            table.save(path)
-
-    timer = clock or DeviceClock(environment)
-    return profile_latency(program, groups, environment, timer, found, known=known, save=save, progress=progress)
+    found, timer = settings or Settings(samples=SAMPLES[environment.compile == "compile"]), clock or DeviceClock(environment)
+    if path is None:
+        return profile_latency(program, groups, environment, timer, found, progress=progress)
+    target = Path(path)
+    check_writable(target)
+    with claimed(target):
+        known = LatencyTable.load(target) if target.exists() else None
+        return profile_latency(
+            program, groups, environment, timer, found, known=known, save=lambda table: table.save(target), progress=progress
+        )

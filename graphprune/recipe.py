@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from graphprune.errors import UsageError
-from graphprune.files import atomic_write, read_text
+from graphprune.files import read_text, write_whole
 from graphprune.methods import METHODS, Method, Options
 from graphprune.registry import unknown
 from graphprune.training.recipes import RECIPES, recipe
@@ -105,8 +105,7 @@ class Recipe:
 
     def save(self, path: Path) -> None:
         """Write it, atomically."""
-        with atomic_write(path) as temporary:
-            temporary.write_text(self.to_toml(), encoding="utf-8")
+        write_whole(path, self.to_toml())
 
     def difference(self, other: Recipe) -> str | None:
         """The first option that makes another run of it, with both values; None where both would go the same way."""

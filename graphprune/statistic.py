@@ -133,6 +133,11 @@ class Statistic(ABC):
         """Samples of each class, for a statistic of classes; else 0."""
         return 0
 
+    @property
+    def splits(self) -> bool:
+        """Whether batches may be split without a change of the result, as where memory is short: sums and maxima may."""
+        return True
+
     @abstractmethod
     def observer(self, groups: Groups) -> Observer:
         """What measures it."""

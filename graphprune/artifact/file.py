@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,13 +85,21 @@ def write_artifact(
     except (ArtifactError, TypeError, ValueError) as error:
         remedy = "Write a torch.export program instead (-o slim.pt2)."
         raise ArtifactError(f"Cannot write {path} as an artifact: {error}. {remedy}") from error
-    with atomic_write(path) as temporary:
+    with atomic_write(path, sum(tensor.nbytes for tensor in stored.values())) as temporary:
         mode = temporary.stat().st_mode
         try:
             save_file(_unshared(stored), temporary, metadata)
         except (safetensors.SafetensorError, KeyError, RuntimeError) as error:
+            _raise_system_error(str(error))
             raise ArtifactError(f"Cannot write {path}: safetensors failed ({type(error).__name__}: {error}).") from error
         temporary.chmod(mode)  # safetensors makes a file of its own, for the owner alone
+
+
+def _raise_system_error(text: str) -> None:
+    """Raise the error of the system that a message of safetensors tells of, if it does: a full disk, for one."""
+    number = re.search(r"\(os error (\d+)\)", text)
+    if number is not None:
+        raise OSError(int(number[1]), os.strerror(int(number[1])))
 
 
 def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -11,12 +11,14 @@ from importlib import import_module
 
 import typer
 
+from graphprune.cli.errors import Commands
 from graphprune.cli.errors import run as answer
 from graphprune.cli.examples import EXAMPLES, epilog
 from graphprune.cli.options import Version
 
 app = typer.Typer(
     name="graphprune",
+    cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -39,19 +39,16 @@ def command(
 ) -> None:
     """Carry out a plan on the model that it was made for: the same slim model, bit for bit."""
     from graphprune import Plan, apply_plan
-    from graphprune.cli.loading import Request, check_format, check_outputs
+    from graphprune.cli.loading import Request, check_format, writing
     from graphprune.cli.slimming import finish
     from graphprune.cli.watching import Watching
 
     request = Request(source, weights, trust_pickle, shape, seed, data, mean, std)
     watching = Watching(time_passes, print_after, dump_dir)
     check_format(out)
-    check_outputs([out], [*request.files, plan])
-    decision = Plan.load(plan)
-    request = replace(request, scopes=decision.scopes)
-
-    with Output(as_json, quiet, verbose) as output:
-        job = request.open(output)
+    with writing([out], [*request.files, plan]), Output(as_json, quiet, verbose) as output:
+        decision = Plan.load(plan)
+        job = replace(request, scopes=decision.scopes).open(output)
 
         def run() -> PruneResult:
             with output.task("Applying") as task:

@@ -11,7 +11,7 @@ import typer
 from graphprune.cli import options
 from graphprune.cli.output import Output
 from graphprune.errors import UsageError
-from graphprune.files import atomic_write, check_writable
+from graphprune.files import atomic_write, check_writable, write_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -130,8 +130,7 @@ def _save(out: Path, model: nn.Module, result: PruneResult, training: Images, he
 
     files = {kind: out / name for kind, name in _FILES.items()}
     out.mkdir(parents=True, exist_ok=True)
-    with atomic_write(files["model"]) as temporary:
-        temporary.write_bytes(save(model.state_dict()))
+    write_whole(files["model"], save(model.state_dict()))
     graphprune.save(result, files["slim"])
     result.plan.save(files["plan"])
     with atomic_write(files["data"]) as temporary, temporary.open("wb") as stream:

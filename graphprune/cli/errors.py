@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from types import FrameType
+from typing import Any, Final
 
 import typer
+from typer.core import TyperGroup
 
 from graphprune.errors import GraphpruneError, PassContractError, UsageError
+from graphprune.failures import lost_worker, memory_is_out, worker_is_lost
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -23,22 +29,75 @@ INTERRUPTED: Final = 130
 _BadArguments = typer.BadParameter.__mro__[1]
 
 
+class Interrupted(Exception):
+    """The user, or who manages the machine, wants the command to end; the notes say how to go on."""
+
+
+class Commands(TyperGroup):
+    """The commands, which an interruption leaves as :class:`Interrupted`: typer takes a KeyboardInterrupt for an answer."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        """Run the command that was asked for."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _with_notes(Interrupted(), error) from error
+
+
 def run(app: typer.Typer, arguments: Sequence[str]) -> int:
-    """Run an application and return the exit code. Everything it raises ends as a short message on standard error."""
+    """Run an application and return the exit code. Everything it raises ends as a short message on standard error.
+
+    SIGTERM, by which schedulers and torchrun end a process, interrupts as Ctrl-C does.
+    """
     command = typer.main.get_command(app)
     try:
-        return int(command.main(list(arguments), prog_name="graphprune", standalone_mode=False) or DONE)
-    except (KeyboardInterrupt, typer.Abort):
-        return INTERRUPTED
+        with _terminable():
+            return int(command.main(list(arguments), prog_name="graphprune", standalone_mode=False) or DONE)
+    except KeyboardInterrupt:  # before the command began, or after it
+        return _interrupted(Interrupted())
     except Exception as error:
         if "--debug" in arguments:
             traceback.print_exc()
         return _answer(error)
 
 
+@contextmanager
+def going_on(out: Path | None) -> Iterator[None]:
+    """An interruption of the block says that what was found is in a file, and how to go on from there."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if out is not None and out.exists():
+            error.add_note(f"What was found so far is in {out}; the same command goes on from there.")
+        raise
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM raises a KeyboardInterrupt while the block runs, so that files are put away and the terminal is put right."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _with_notes(error: Exception, source: BaseException) -> Exception:
+    for note in getattr(source, "__notes__", ()):
+        error.add_note(note)
+    return error
+
+
 def _answer(error: Exception) -> int:
-    for kind, answer in _ANSWERS:
-        if isinstance(error, kind):
+    for fits, answer in _ANSWERS:
+        if isinstance(error, fits) if isinstance(fits, type) else fits(error):
             return answer(error)
     return _defect(error)
 
@@ -56,8 +115,16 @@ def _deliberate(error: Exception) -> int:
     return _say(_sentences(error), BAD_USAGE if isinstance(error, UsageError) else FAILED)
 
 
+def _interrupted(error: Exception) -> int:
+    return _say(" ".join(["interrupted.", *getattr(error, "__notes__", ())]), INTERRUPTED)
+
+
 def _out_of_memory(error: Exception) -> int:
     return _say("error: out of memory. Give a smaller --input, or use a machine with more memory.", FAILED)
+
+
+def _lost_worker(error: Exception) -> int:
+    return _say(f"error: {lost_worker(error)}", BAD_USAGE)
 
 
 def _system(error: Exception) -> int:
@@ -79,11 +146,14 @@ def _defect(error: Exception) -> int:
     )
 
 
-_ANSWERS: Final[tuple[tuple[type[BaseException], Callable[[Exception], int]], ...]] = (
+_ANSWERS: Final[tuple[tuple[type[BaseException] | Callable[[Exception], bool], Callable[[Exception], int]], ...]] = (
+    (Interrupted, _interrupted),
+    (typer.Abort, _interrupted),
     (_BadArguments, _bad_arguments),
     (PassContractError, _defect),
     (GraphpruneError, _deliberate),
-    (MemoryError, _out_of_memory),
+    (memory_is_out, _out_of_memory),
+    (worker_is_lost, _lost_worker),
     (OSError, _system),
 )
 

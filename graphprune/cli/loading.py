@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from graphprune.api import SYNTHETIC
 from graphprune.calibration import Calibration
+from graphprune.claims import claimed
 from graphprune.cli.output import Output
 from graphprune.errors import UsageError
 from graphprune.files import check_writable
@@ -77,6 +79,14 @@ class Request:
         """The files that are read, which must not be written over."""
         named = (Path(self.source), self.weights, self.data, None if self.calibrate is None else Path(self.calibrate))
         return [path for path in named if path is not None and path.is_file()]
+
+
+@contextmanager
+def writing(outputs: Sequence[Path | None], inputs: Sequence[Path]) -> Iterator[None]:
+    """Have files to oneself while the block runs, once they are checked as :func:`check_outputs` does. Raises UsageError."""
+    check_outputs(outputs, inputs)
+    with claimed(*(path for path in outputs if path is not None)):
+        yield
 
 
 def check_outputs(outputs: Sequence[Path | None], inputs: Sequence[Path]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from graphprune.cli import options
+from graphprune.cli.errors import going_on
 from graphprune.cli.output import Output
 
 _HOW = "How to measure"
@@ -92,7 +93,7 @@ def command(
     if plot is not None:
         check_plot(plot)
     check_outputs([out, plot], request.files)
-    with Output(as_json, quiet, verbose) as output:
+    with going_on(out), Output(as_json, quiet, verbose) as output:
         found = find_latency(request.open(output), wish, output)
         show(found, output)
         if plot is not None:

@@ -130,7 +130,7 @@ def command(
     debug: options.Debug = False,
 ) -> None:
     """Prune a model, prove the result equal to the masked original, and save it."""
-    from graphprune.cli.loading import Request, check_format, check_outputs, parse_policy
+    from graphprune.cli.loading import Request, check_format, parse_policy, writing
     from graphprune.cli.slimming import finish
     from graphprune.cli.watching import Watching
 
@@ -161,8 +161,8 @@ def command(
     request = Request(source, weights, trust_pickle, shape, seed, data, mean, std, scope, calibrate, samples)
     watching = Watching(time_passes, print_after, dump_dir)
     check_format(out, {".json": "plan"})
-    check_outputs([out, plan], [*request.files, *([latency] if latency is not None else [])])
-    with Output(as_json, quiet, verbose) as output:
+    inputs = [*request.files, *([latency] if latency is not None else [])]
+    with writing([out, plan], inputs), Output(as_json, quiet, verbose) as output:
         job = request.open(output)
         finish(job, lambda: _run(output, job, watching, given, pipeline, seed, timing), out, plan, watching, output)
 

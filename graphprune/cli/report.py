@@ -10,7 +10,7 @@ import typer
 from graphprune.cli import options
 from graphprune.cli.output import Output
 from graphprune.errors import UsageError
-from graphprune.files import atomic_write
+from graphprune.files import write_whole
 
 if TYPE_CHECKING:
     from graphprune.reporting import Material, Page
@@ -75,8 +75,7 @@ def command(
         with output.task("Writing the page"):
             page = _page(material)
             text = render(page)
-            with atomic_write(out) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+            write_whole(out, text)
         missing = {part.key: [lack.what for lack in part.missing] for part in page.sections if part.missing}
         output.data(
             {"out": str(out), "bytes": len(text.encode()), "sections": [part.key for part in page.sections], "missing": missing}

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import signal
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 import torch
@@ -25,7 +22,8 @@ from graphprune.cli.output import Output
 from graphprune.cli.pictures import check_plot
 from graphprune.cli.rounds import Several, rounds_table, watching
 from graphprune.errors import ArtifactError, RunError, UsageError, first_line
-from graphprune.files import atomic_write
+from graphprune.failures import lost_worker, memory_is_out, worker_is_lost
+from graphprune.files import atomic_write, write_whole
 from graphprune.methods import MethodResult
 from graphprune.program import Inputs
 from graphprune.recipe import Draft, Recipe
@@ -37,6 +35,13 @@ from graphprune.training.trainer import Trainer
 
 RECIPE: Final = "recipe.toml"
 _BEGUN: Final = {"journal.jsonl", "snapshots"}  # what a run may leave that was killed before its recipe was written
+
+#: What a run loses to the machine: how errors say so, and what the user is told.
+_LOSSES: Final[tuple[tuple[Callable[[Exception], bool], Callable[[Exception], str]], ...]] = (
+    (worker_is_lost, lost_worker),
+    (ranks.lost, lambda error: "Another process of this run went away; its own messages say why."),
+    (memory_is_out, lambda error: "Out of memory. Make some free, or train in another folder with a larger training.accumulate."),
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ def conduct(recipe: Recipe, extras: Extras, output: Output) -> None:
     _check_folder(folder, recipe)
     _check_fit(opened, recipe)
     ranks.together()
-    with _explained(folder, output):
+    with _explained(folder):
         with watching(output, recipe.options.expected_rounds()) as view:
             opened.trainer.watch = view.batch
             watches = [_Keeper(recipe, folder), view, _Warner(opened.data.classes, output), *_logs(extras, folder)]
@@ -181,31 +186,20 @@ def _logs(extras: Extras, folder: Path) -> list[Watch]:
 
 
 @contextmanager
-def _explained(folder: Path, output: Output) -> Iterator[None]:
-    """An interruption, or the loss of another process, says how to go on."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, stop) if main else None  # as schedulers and torchrun end a process
+def _explained(folder: Path) -> Iterator[None]:
+    """An interruption, or the loss of a process or of memory, says how to go on."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if ranks.rank() == 0 and (folder / RECIPE).exists():
-            again = f"graphprune run {shlex.quote(str(folder / RECIPE))}"
-            output.errors.print(f"graphprune: interrupted. Go on with the same command, or with: {again}", soft_wrap=True)
+            error.add_note(f"Go on with the same command, or with: graphprune run {shlex.quote(str(folder / RECIPE))}")
         raise
-    except RuntimeError as error:
-        if not ranks.lost(error):
+    except (RuntimeError, MemoryError) as error:
+        found = next((text for fits, text in _LOSSES if fits(error)), None)
+        if found is None:
             raise
-        raise RunError(
-            f"Another process of this run went away; its own messages say why. What was done is kept in {folder}: "
-            "run the same command again to go on."
-        ) from error
-    finally:
-        if main:
-            signal.signal(signal.SIGTERM, before)
+        kept = f"What was done is kept in {folder}: run the same command again to go on."
+        raise RunError(f"{found(error)} {kept}") from error
 
 
 def _run(recipe: Recipe, opened: Opened, policy: Mapping[str, str], watch: Watch) -> MethodResult:
@@ -239,8 +233,7 @@ def _finish(recipe: Recipe, opened: Opened, result: MethodResult, extras: Extras
     if not first:
         return
     data = _data(recipe, result, tested)
-    with atomic_write(folder / "result.json") as temporary:
-        temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    write_whole(folder / "result.json", json.dumps(data, indent=1) + "\n")
     drawn = [] if extras.plot == "none" else run_plots.draw(folder, result.rounds, extras.plot)
     output.data(data | {"out": str(folder), "plots": [str(path) for path in drawn]})
     output.show(rounds_table(result.rounds), *([tables.widths_table(result.pruned.report.widths)] if output.verbose else []))

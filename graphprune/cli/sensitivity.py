@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphprune.cli import options
+from graphprune.cli.errors import going_on
 from graphprune.cli.output import Output
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def command(
     debug: options.Debug = False,
 ) -> None:
     """Cut each group by itself, at several ratios, and measure the accuracy. Nothing is trained."""
-    from graphprune.cli.loading import Request, check_outputs, parse_policy
+    from graphprune.cli.loading import Request, parse_policy, writing
     from graphprune.cli.pictures import check_plot, picture
     from graphprune.curves import RATIOS, Sensitivity
 
@@ -74,9 +75,8 @@ def command(
                            "measure": f"top-1 accuracy on {data}, of weights {weights}"}  # fmt: skip
     if plot is not None:
         check_plot(plot)
-    check_outputs([out, plot], request.files)
-    known = Sensitivity.load(out) if out.exists() else None
-    with Output(as_json, quiet, verbose) as output:
+    with writing([out, plot], request.files), going_on(out), Output(as_json, quiet, verbose) as output:
+        known = Sensitivity.load(out) if out.exists() else None
         found = _run(output, request, how, known, out)
         output.data(found.model_dump(mode="json", exclude={"model"}))
         output.show(_table(found))

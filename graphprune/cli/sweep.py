@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphprune.cli import options
+from graphprune.cli.errors import going_on
 from graphprune.cli.output import Output
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def command(
 ) -> None:
     """Select at many budgets, without training, and show how much importance remains at what cost."""
     from graphprune.cli import front_tables
-    from graphprune.cli.loading import Request, check_outputs, parse_policy
+    from graphprune.cli.loading import Request, parse_policy, writing
     from graphprune.cli.pictures import check_plot
     from graphprune.pareto import Front, Sweep
 
@@ -88,9 +89,9 @@ def command(
                            "policy": parse_policy(policy), "latency": latency}  # fmt: skip
     if plot is not None:
         check_plot(plot)
-    check_outputs([out, plot], [*request.files, *([latency] if latency is not None else [])])
-    known = Front.load(out) if out.exists() else None
-    with Output(as_json, quiet, verbose) as output:
+    inputs = [*request.files, *([latency] if latency is not None else [])]
+    with writing([out, plot], inputs), going_on(out), Output(as_json, quiet, verbose) as output:
+        known = Front.load(out) if out.exists() else None
         job = request.open(output)
         front = _run(output, job, task, how, known, out)
         output.data(front_tables.as_data(front))

@@ -96,7 +96,7 @@ def _on_cpu(inputs: Inputs) -> Inputs:
 @contextmanager
 def _atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside ``path``, which becomes ``path`` when the block ends well and vanishes when it does not."""
-    temporary = path.with_name(f".{uuid4().hex}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     temporary.mkdir()
     try:
         yield temporary

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from graphprune.errors import UsageError, first_line
 from graphprune.exporting.checking import Exported, Job, check, run_here
 from graphprune.exporting.program import exported
-from graphprune.files import atomic_write
+from graphprune.files import write_whole
 from graphprune.program import Inputs
 from graphprune.quiet import quiet
 
@@ -33,8 +33,7 @@ def write_onnx(job: Job) -> Exported:
     found = Exported(note="It was not run: onnxruntime is not installed")
     if find_spec("onnxruntime") is not None:
         found = check(job, run_here(_session(content)))
-    with atomic_write(job.path) as temporary:
-        temporary.write_bytes(content)
+    write_whole(job.path, content)
     return found
 
 

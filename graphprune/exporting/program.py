@@ -10,7 +10,7 @@ from torch.export import Dim, ExportedProgram
 
 from graphprune.errors import UsageError, first_line
 from graphprune.exporting.checking import Exported, Job, check, run_here
-from graphprune.files import atomic_write
+from graphprune.files import write_whole
 from graphprune.quiet import quiet
 
 
@@ -21,8 +21,7 @@ def write_program(job: Job) -> Exported:
     stream.seek(0)
     loaded = torch.export.load(stream).module()
     found = check(job, run_here(lambda given: loaded(*given.args, **given.kwargs)))
-    with atomic_write(job.path) as temporary:
-        temporary.write_bytes(stream.getvalue())
+    write_whole(job.path, stream.getvalue())
     return found
 
 

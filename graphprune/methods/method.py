@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
@@ -14,8 +15,10 @@ from torch import nn
 
 from graphprune.api import PruneResult
 from graphprune.calibration import Calibration
+from graphprune.claims import claimed_folder
 from graphprune.errors import UsageError
 from graphprune.plan import Plan, fingerprint
+from graphprune.runs import ranks
 from graphprune.runs.bench import Bench
 from graphprune.runs.history import Round, Silent, Watch
 from graphprune.runs.loop import Evaluate, Loop, Train
@@ -169,8 +172,12 @@ class Method(Generic[Chosen]):
             raise UsageError(f"{self.name}: {name}: {first['msg'].removeprefix('Value error, ')}. Options: {known}.") from error
 
     def run(self, task: Task, options: Chosen) -> MethodResult:
-        """Run the method on a task. Random generators are left as they were."""
-        with own_randomness():
+        """Run the method on a task. Random generators are left as they were.
+
+        Raises UsageError where another process runs in the same folder.
+        """
+        folder = task.folder if ranks.rank() == 0 else None
+        with own_randomness(), nullcontext() if folder is None else claimed_folder(folder):
             return self._run(task, options)
 
     def _run(self, task: Task, options: Chosen) -> MethodResult:

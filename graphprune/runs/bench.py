@@ -17,7 +17,7 @@ from graphprune.analysis_manager import AnalysisManager
 from graphprune.api import PruneResult, calibrated, run_pipeline, timed
 from graphprune.cost import CostModel, Costs
 from graphprune.errors import DivergedError, TargetError, UsageError
-from graphprune.files import atomic_write
+from graphprune.files import write_whole
 from graphprune.filters import coupled_axes, find_filters
 from graphprune.groups import Groups, Ints
 from graphprune.latency.table import LatencyTable
@@ -248,8 +248,7 @@ class Bench:
         """Keep scores for the pictures of the run."""
         self.shown[name] = {group: list(values) for group, values in scores.items()}
         if self.task.folder is not None and ranks.rank() == 0:
-            with atomic_write(self.task.folder / "scores.json") as temporary:
-                temporary.write_text(json.dumps(self.shown), encoding="utf-8")
+            write_whole(self.task.folder / "scores.json", json.dumps(self.shown))
 
     def latency_table(self, stage: Stage, **settings: Any) -> LatencyTable:
         """The latency table of a stage's model, measured here. settings: of :func:`graphprune.profile`."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from graphprune.files import atomic_write
+from graphprune.files import write_whole
 
 Status = Literal["dense", "begun", "accepted", "rolled back", "final"]
 
@@ -65,5 +65,4 @@ class Silent:
 
 def write_rounds(path: Path, rounds: Sequence[Round]) -> None:
     """All rounds as JSON lines, atomically."""
-    with atomic_write(path) as temporary:
-        temporary.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rounds), encoding="utf-8")
+    write_whole(path, "".join(json.dumps(asdict(row)) + "\n" for row in rounds))

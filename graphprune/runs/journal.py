@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from graphprune.errors import RunError, first_line
+from graphprune.files import explained
 
 _VERSION: Final = 1
 
@@ -76,16 +77,18 @@ class Journal:
         if self._path is None or not self._write:
             return
         size = self._path.stat().st_size if self._path.exists() else 0
-        try:
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        with explained(self._path, len(text)):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as stream:
-                stream.write("".join(json.dumps(line) + "\n" for line in lines))
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError as error:
-            if self._path.exists():
-                os.truncate(self._path, size)  # a full disk took a part of the line
-            raise RunError(f"Cannot write {self._path}: {error.strerror}. Make room, and run the same command again.") from error
+            try:
+                with self._path.open("a", encoding="utf-8") as stream:
+                    stream.write(text)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            except OSError:
+                if self._path.exists():
+                    os.truncate(self._path, size)  # a full disk took a part of the line
+                raise
 
 
 def _read(path: Path, *, mend: bool) -> list[dict[str, Any]]:

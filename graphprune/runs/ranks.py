@@ -54,7 +54,7 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def lost(error: RuntimeError) -> bool:
+def lost(error: Exception) -> bool:
     """Whether an error says that another process went away."""
     return _distributed() and (isinstance(error, dist.DistError) or "gloo" in str(error) or "closed by peer" in str(error))
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from graphprune.errors import RunError
-from graphprune.files import atomic_write
+from graphprune.files import explained, write_whole
 
 
 class Snapshot:
@@ -38,9 +38,6 @@ class Store:
         self._kept: dict[str, bytes] = {}
         self._held: weakref.WeakValueDictionary[str, Snapshot] = weakref.WeakValueDictionary()
         self._forgets = True
-        if folder is not None and write and folder.is_dir():
-            for left in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-                left.unlink(missing_ok=True)
 
     def known(self, name: str) -> Snapshot:
         """The snapshot of a name that was written before, perhaps by an earlier process; one object while it lasts."""
@@ -59,20 +56,15 @@ class Store:
             self.drop(name)
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
-        """Store a content under a name until :meth:`drop`; in a file, atomically. Raises RunError where there is no room."""
+        """Store a content under a name until :meth:`drop`; in a file, atomically. Raises UsageError where there is no room."""
         stream = io.BytesIO()  # in memory first: torch aborts the process on a full disk
         torch.save(dict(content), stream)
         if self._folder is None:
             self._kept[name] = stream.getvalue()
         elif self._write:
-            try:
+            with explained(self._folder):
                 self._folder.mkdir(parents=True, exist_ok=True)
-                with atomic_write(self._path(name)) as temporary:
-                    temporary.write_bytes(stream.getvalue())
-            except OSError as error:
-                raise RunError(
-                    f"Cannot write {self._path(name)}: {error.strerror}. Make room, and run the same command again."
-                ) from error
+            write_whole(self._path(name), stream.getvalue())
 
     def has(self, name: str) -> bool:
         """Whether there is a content under this name."""

@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from graphprune.api import selection_pass
+from graphprune.claims import claimed_folder
 from graphprune.cost import Costs
 from graphprune.errors import UsageError
-from graphprune.files import atomic_write, load_json, save_json
+from graphprune.files import atomic_write, load_json, save_json, write_whole
 from graphprune.observers import Observer
 from graphprune.pass_base import Pass
 from graphprune.pass_manager import PassManager
@@ -32,7 +33,7 @@ from graphprune.streaming.checkpoint import Checkpoint, Entry, open_checkpoint
 from graphprune.streaming.configs import Config, Fit
 from graphprune.streaming.folder import CONFIG, fit_config
 from graphprune.streaming.proof import Proof, prove
-from graphprune.streaming.shards import check_space, in_order, is_finished, remove_unfinished, write_shard
+from graphprune.streaming.shards import check_space, in_order, is_finished, write_shard
 from graphprune.streaming.weights import Matched, Values, match
 from graphprune.tape import run_graph
 from graphprune.tracing import capture, normalise_inputs
@@ -221,7 +222,7 @@ def _plan_of(folder: Path, request: str) -> Plan | None:
         raise UsageError(f"Cannot write {folder}: the folder {folder.parent} does not exist. Create it or choose another path.")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"Cannot write {folder}: it is a file. Give a new folder.")
-    if not folder.exists() or not any(path.suffix != ".tmp" for path in folder.iterdir()):
+    if not folder.exists() or not any(not path.name.startswith(".") for path in folder.iterdir()):
         return None
     if not (folder / STATE).is_file():
         raise UsageError(f"Cannot write {folder}: it is not empty, and holds no unfinished run. Give a new folder.")
@@ -253,8 +254,19 @@ class _Writing:
         left = [name for name in listed if not is_finished(self.folder / name, listed[name], metadata[name])]
         if weights:
             check_space(self.folder.parent, sum(entry.nbytes for name in left for entry in listed[name]))
-        _make(self.folder)
-        remove_unfinished(self.folder)
+        with claimed_folder(self.folder):
+            return self._write(request, fit, listed, metadata, left, weights=weights)
+
+    def _write(
+        self,
+        request: str,
+        fit: Fit | None,
+        listed: Mapping[str, Sequence[Entry]],
+        metadata: Mapping[str, Mapping[str, str]],
+        left: Sequence[str],
+        *,
+        weights: bool,
+    ) -> int:
         save_json(_State(request=request), self.folder / STATE)
         self._plan.save(self.folder / PLAN)
         if not weights:
@@ -262,7 +274,7 @@ class _Writing:
         self._done = sum(entry.nbytes for name in listed if name not in left for entry in listed[name])
         for name in left:
             write_shard(self.folder / name, listed[name], metadata[name], self._slice)
-        self._settings(source, fit)
+        self._settings(self._matched.checkpoint, fit)
         return len(listed) - len(left)
 
     def _slice(self, name: str) -> Any:
@@ -283,13 +295,5 @@ class _Writing:
             _write_json(self.folder / source.index.name, {"metadata": {"total_size": self._total}, "weight_map": listed})
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"Cannot write {folder}: {error.strerror}. Choose another path.") from error
-
-
 def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n")

@@ -7,7 +7,6 @@ by an earlier run of the same plan, whose digest is in the header.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,6 @@ from graphprune.files import atomic_write
 from graphprune.streaming.checkpoint import DTYPES, Entry
 
 _ALIGNMENT: Final = 8
-_UNFINISHED: Final = re.compile(r"\.[0-9a-f]{32}\.tmp")
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -57,7 +55,8 @@ def write_shard(path: Path, entries: Sequence[Entry], metadata: Mapping[str, str
     Raises UsageError where the file cannot be written, OSError where the disk is full, and AssertionError for a tensor that is not
     as its entry says.
     """
-    with atomic_write(path) as temporary, temporary.open("r+b") as stream:
+    size = sum(entry.nbytes for entry in entries)
+    with atomic_write(path, size) as temporary, temporary.open("r+b") as stream:
         stream.write(header_of(entries, metadata))
         for entry in entries:
             stream.write(_bytes(load(entry.name), entry))
@@ -73,10 +72,3 @@ def check_space(folder: Path, wanted: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < wanted:
         raise UsageError(f"{folder} has {free / 1e9:.1f} GB of free space, and the slim checkpoint takes {wanted / 1e9:.1f} GB.")
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Delete what a run that was killed left of the file it was writing."""
-    for path in folder.iterdir():
-        if _UNFINISHED.fullmatch(path.name):
-            path.unlink()

@@ -6,8 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import count
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._pytree import tree_leaves
 
-from graphprune.errors import DivergedError, GraphpruneError, UsageError, first_line
+from graphprune.calibration import guarded
+from graphprune.errors import DivergedError, UsageError, first_line
 from graphprune.training import sharding
 from graphprune.training.data import TrainingData
 from graphprune.training.distillation import distilled
@@ -26,8 +26,6 @@ from graphprune.training.settings import Training
 
 _LOOK: Final = 20  # steps between two looks at the loss, each of which waits for the device
 _DTYPES: Final = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-_Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ class Trainer:
         right = torch.zeros((), dtype=torch.int64, device=processes.device)
         batches = samples.batches(order, self.settings.batch_size // processes.count, processes.device, None)
         with torch.no_grad(), _mode(model, False):
-            for x, y in _guarded(batches, f"The {name} data fail at"):
+            for x, y in guarded(batches, f"The {name} data fail at"):
                 with self.autocast():
                     right += (self.scores(forward, self.prepared(x, model)).argmax(1) == y).sum()
         return int(processes.total(right)) / len(samples)
@@ -207,7 +205,7 @@ class _Run:
         own = order[processes.index : batches * settings.batch_size : processes.count]
         part = settings.batch_size // processes.count // settings.accumulate
         with processes.apart(drawn):
-            parts = _guarded(
+            parts = guarded(
                 samples.batches(own, part, processes.device, drawn + processes.index), f"The training data fail at epoch {epoch},"
             )
             self._steps(parts, epoch, batches)
@@ -320,18 +318,3 @@ def logits_of(output: Any) -> Tensor:
     if found is None:
         raise UsageError(f"The model returns {type(output).__name__} without a tensor of class scores. Give a loop of your own.")
     return found
-
-
-def _guarded(batches: Iterator[_Item], where: str) -> Iterator[_Item]:
-    """The batches; what fails while they are read becomes a UsageError that says where."""
-    for batch in count():
-        try:
-            item = next(batches)
-        except StopIteration:
-            return
-        except GraphpruneError:
-            raise
-        except Exception as error:  # user code, or files
-            reason = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
-            raise UsageError(f"{where} batch {batch}: {reason}. Repair or remove the sample.") from error
-        yield item

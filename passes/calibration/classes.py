@@ -38,6 +38,11 @@ class ClassIndicators(Statistic):
         """Samples of each class."""
         return self.samples
 
+    @property
+    def splits(self) -> bool:
+        """Not with a median over the samples of a class."""
+        return not self.relative
+
     def observer(self, groups: Groups) -> Observer:
         """What measures it; keys are (node, axis, name) with the names ``reach`` and ``taylor``."""
         return _ClassIndicators(self)

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from graphprune.calibration import Batch, Calibration, no_data
+from graphprune.calibration import MODEL_ERRORS, Batch, Calibration, no_data
 from graphprune.errors import UsageError, first_line
+from graphprune.failures import memory_is_out, worker_is_lost
 from graphprune.filters import Filter
 from graphprune.groups import Groups
 from graphprune.labels import Value
 from graphprune.passes.calibration.interpreters import Keeping, Watch, Watching
 from graphprune.passes.calibration.layout import Layout
+from graphprune.passes.calibration.memory import within_memory
 from graphprune.program import Program, placeholder_values
 from graphprune.statistic import Observer, Statistic, Totals, gathered
-from graphprune.tape import tape_of
+from graphprune.tape import describe, tape_of
 from graphprune.twins import named_tensors, twin
+
+#: Batches of at most so many samples, each with its share of its class's samples.
+Shares: TypeAlias = Callable[[int | None], Iterable[tuple[Batch, float]]]
 
 
 def collect(
@@ -28,7 +34,9 @@ def collect(
     """Measure statistics on calibration data, in as few runs as possible: one, and one for each statistic of classes.
 
     The program runs in eval mode, without autocast, on the device of its weights; with gradients in float32 at least. Nothing
-    of it changes. Raises UsageError where there are no data, or the model does not run on them.
+    of it changes. Where memory is out, the run starts again on batches half as large, which changes no total beyond rounding.
+
+    Raises UsageError where there are no data or the model does not run on them, and MemoryShortError where no batch can be split.
     """
     wanted = list(dict.fromkeys(statistics))
     if not wanted:
@@ -40,24 +48,59 @@ def collect(
             "A criterion of gradients needs a model that traces as a whole, to its loss; this one is pruned in scopes. "
             "Use a criterion of activations or of weights."
         )
-    observers = {statistic: statistic.observer(groups) for statistic in wanted}
     runner = Runner(program, groups, gradients=any(s.gradients for s in wanted), parameters=any(s.parameters for s in wanted))
+    observers: dict[Statistic, Observer] = {}
     together = [statistic for statistic in wanted if not statistic.per_class]
     if together:
-        runner.run(data, data, {statistic: observers[statistic] for statistic in together}, filters)
+        observers |= _measured(runner, data, _plain(data), together, filters)
     for statistic in wanted:
         if statistic.per_class:
-            classes = list(data.by_class(statistic.per_class))
-            everywhere = Counter[int]()
-            for sizes in gathered({label: batch.size for label, batch in classes}):
-                everywhere.update(sizes)
-            for label, batch in classes:
-                observers[statistic].share = batch.size / everywhere[label]
-                runner.run(data, [batch], {statistic: observers[statistic]}, filters)
+            observers |= _measured(runner, data, _by_class(data, statistic), [statistic], filters)
     for observer in observers.values():
         observer.totals.all_reduce()
         check_finite(observer.totals, data)
-    return {statistic: observer.totals for statistic, observer in observers.items()}
+    return {statistic: observers[statistic].totals for statistic in wanted}
+
+
+def _plain(data: Calibration) -> Shares:
+    """Batches as they come."""
+    return lambda size: ((part, 1.0) for batch in data for part in batch.parts(size))
+
+
+def _by_class(data: Calibration, statistic: Statistic) -> Shares:
+    """A batch for each class, with the share that it has of the class's samples in all processes."""
+    classes = list(data.by_class(statistic.per_class))
+    everywhere = Counter[int]()
+    for sizes in gathered({label: batch.size for label, batch in classes}):
+        everywhere.update(sizes)
+    return lambda size: ((part, part.size / everywhere[label]) for label, batch in classes for part in batch.parts(size))
+
+
+def _measured(
+    runner: Runner, data: Calibration, shares: Shares, statistics: Sequence[Statistic], filters: Sequence[Filter]
+) -> dict[Statistic, Observer]:
+    """Observers that have seen all batches, in smaller ones where memory is short and that makes no difference."""
+
+    def run(size: int | None) -> dict[Statistic, Observer]:
+        observers = {statistic: statistic.observer(runner.groups) for statistic in statistics}
+        runner.run(data, shares(size), observers, filters)
+        return observers
+
+    def why_whole() -> str:
+        whole = next((statistic for statistic in statistics if not statistic.splits), None)
+        if whole is not None:
+            return f"{type(whole).__name__} looks at all samples of a batch together, so that it was not split."
+        pair = next((batch for batch, _ in shares(2) if batch.size == 2), None)
+        try:
+            if pair is None or runner.apart(data, pair, statistics, filters):
+                return ""
+        except (RuntimeError, MemoryError) as error:
+            if not memory_is_out(error):
+                raise
+            return "Nor do two samples fit, to see whether they may be run one by one: if they may, give batches of one."
+        return "What the model computes of a sample depends on the others of its batch, so that it was not split."
+
+    return within_memory(run, why_whole)
 
 
 def check_finite(totals: Totals, data: Calibration) -> None:
@@ -75,6 +118,7 @@ class Runner:
 
     def __init__(self, program: Program, groups: Groups, *, gradients: bool, parameters: bool) -> None:
         self.program = program
+        self.groups = groups
         self.gradients = gradients
         self._asks = parameters  # else gradients start at the first activations that are watched
         self.module = twin(program.module, self._copy)
@@ -94,15 +138,21 @@ class Runner:
         return nn.Parameter(value, requires_grad=self._asks and value.is_floating_point())
 
     def run(
-        self, data: Calibration, batches: Iterable[Batch], observers: Mapping[Statistic, Observer], filters: Sequence[Filter]
+        self,
+        data: Calibration,
+        batches: Iterable[tuple[Batch, float]],
+        observers: Mapping[Statistic, Observer],
+        filters: Sequence[Filter],
     ) -> None:
-        """Let observers see all batches."""
-        watch = Watch(self.overwritten)
-        for statistic, observer in observers.items():
-            watch.add(statistic, observer, filters)
+        """Let observers see all batches. batches: with the share of each, for statistics of classes."""
+        watch = _watch(self.overwritten, observers, filters)
         backward = any(statistic.gradients for statistic in observers)
-        with torch.autocast(self.device.type, enabled=False), torch.enable_grad() if backward else torch.no_grad():
-            for batch in batches:
+        for tensor in named_tensors(self.module).values():
+            tensor.grad = None
+        with self._arithmetic(backward):
+            for batch, share in batches:
+                for observer in observers.values():
+                    observer.share = share
                 self._batch(data, batch.to(self.device, self.program.inputs), watch, backward)
                 for observer in observers.values():
                     observer.end_batch(batch.size)
@@ -110,19 +160,47 @@ class Runner:
         for observer in observers.values():
             observer.end(parameters)
 
+    def apart(self, data: Calibration, pair: Batch, statistics: Iterable[Statistic], filters: Sequence[Filter]) -> bool:
+        """Whether two samples run in one batch as each does alone, to rounding: what observers would see, and the loss."""
+        watch = _watch(self.overwritten, {statistic: statistic.observer(self.groups) for statistic in statistics}, filters)
+        both, *singles = (b.to(self.device, self.program.inputs) for b in (pair, *pair.parts(1)))
+        with self._arithmetic(False):
+            self.layout.see(both, watch.nodes, self._results)
+            whole, *alone = (self._results(batch, watch.nodes) for batch in (both, *singles))
+            for tap in watch.taps:
+                one = self.layout.view(whole[tap.node], tap, 2)
+                others = [self.layout.view(results[tap.node], tap, 1) for results in alone]
+                if not _alike(one, torch.cat(others) if len(one) == 2 else others[0]):
+                    return False
+            if not any(statistic.gradients for statistic in statistics):
+                return True
+            losses = [data.loss(Keeping(self.module, ()).run(*self._values(b)), b.target).detach() for b in (both, *singles)]
+            return _alike(losses[0], torch.stack(losses[1:]).mean(0))
+
+    @contextmanager
+    def _arithmetic(self, backward: bool) -> Iterator[None]:
+        with torch.autocast(self.device.type, enabled=False), torch.enable_grad() if backward else torch.no_grad():
+            yield
+
     def _batch(self, data: Calibration, batch: Batch, watch: Watch, backward: bool) -> None:
         interpreter = Watching(self.module, watch, batch.size, self.layout)
         try:
             self.layout.see(batch, watch.nodes, self._results)
             output = interpreter.run(*self._values(batch))
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise data.run_error(batch, error) from error
-        if backward:
+        except MODEL_ERRORS as error:
+            raise data.run_error(batch, error, describe(interpreter.node) if interpreter.node else "") from error
+        if not backward:
+            return
+        try:
             loss = data.loss(output, batch.target)
             if not bool(torch.isfinite(loss)):
                 raise UsageError(f"The loss on {data.name} is {loss.item()}. Check the data, their scaling, and the weights.")
             if loss.requires_grad:  # else it depends on nothing that is watched
                 _backward(loss * batch.size)
+        except (RuntimeError, MemoryError) as error:
+            if not (memory_is_out(error) or worker_is_lost(error)):
+                raise
+            raise data.run_error(batch, error, "the loss and its way back") from error
 
     def _values(self, batch: Batch) -> list[Any]:
         """Values of the placeholders, in float32 where gradients would underflow in less; copies, since models write into them."""
@@ -142,9 +220,28 @@ def _backward(loss: Tensor) -> None:
     try:
         loss.backward()
     except RuntimeError as error:
+        if memory_is_out(error) or worker_is_lost(error):
+            raise
         raise UsageError(
             f"The loss does not go back through the model: {first_line(error)}. Use a criterion of activations or of weights."
         ) from error
+
+
+def _watch(overwritten: frozenset[str], observers: Mapping[Statistic, Observer], filters: Sequence[Filter]) -> Watch:
+    watch = Watch(overwritten)
+    for statistic, observer in observers.items():
+        watch.add(statistic, observer, filters)
+    return watch
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Equal to the rounding of operators that run on another number of samples."""
+    if one.shape != other.shape:
+        return False
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    most = torch.finfo(one.dtype).eps ** 0.5 * one.abs().max() if one.numel() else 0.0
+    return bool(((one - other).abs() <= most).all())
 
 
 def overwritten_nodes(program: Program, groups: Groups) -> frozenset[str]:

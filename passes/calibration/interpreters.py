@@ -42,6 +42,12 @@ class Watch:
             place.append(Watcher(tap, observer, statistic.gradients))
 
     @property
+    def taps(self) -> list[Tap]:
+        """All taps, once for each observer."""
+        places = [*self.made.values(), *(found for sources in self.read.values() for found in sources.values())]
+        return [watcher.tap for found in places for watcher in found]
+
+    @property
     def nodes(self) -> set[str]:
         """All nodes whose results are looked at."""
         return self.made.keys() | {name for sources in self.read.values() for name in sources}
@@ -52,12 +58,14 @@ class Watching(fx.Interpreter):
 
     def __init__(self, module: nn.Module, watch: Watch, size: int, layout: Layout) -> None:
         super().__init__(module)
+        self.node: fx.Node | None = None  # the one that runs
         self._watch = watch
         self._size = size
         self._layout = layout
 
     def run_node(self, n: fx.Node) -> Any:
         """A node's result, once it was seen, and what it reads before that."""
+        self.node = n
         late: Mapping[str, Sequence[Watcher]] = self._watch.read.get(n.name, {})
         for source in n.all_input_nodes if late else ():
             if source.name in late:

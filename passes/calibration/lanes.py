@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from graphprune.calibration import Batch, Calibration, no_data
+from graphprune.calibration import MODEL_ERRORS, Batch, Calibration, no_data
 from graphprune.program import Inputs, Program, placeholder_values
+from graphprune.tape import describe
 from graphprune.twins import twin
 
 Watch = Callable[[int, Any, tuple[Any, ...], Any], None]
@@ -41,8 +42,8 @@ class Lanes:
                     with _Watching(number, watch):
                         result = lane.run_node(node)
                     yield result
-            except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                raise self._data.run_error(self.batches[number], error) from error
+            except MODEL_ERRORS as error:
+                raise self._data.run_error(self.batches[number], error, describe(node)) from error
 
     def advance(self, node: fx.Node, watch: Watch | None = None) -> None:
         """Compute and keep a node; placeholders in their order."""

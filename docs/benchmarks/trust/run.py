@@ -3,11 +3,12 @@
     pip install -e ".[test]"
     python docs/benchmarks/trust/run.py --minutes 20 --mutants 60
 
-Four runs, each with a record beside this file. *zoo*: the small structures of ``tests/zoo`` under pytest. *fuzz*: random networks
-(``python -m tests.fuzz``) for so many minutes, counted on from the seeds of the record. *mutants*: a sample of wrong rules
-(``python -m tests.mutants``) that is not in the record yet. *hostile*: so many damaged and hostile files
-(``python -m tests.hostile``), counted on. Then ``README.md`` is written from the records; with ``--minutes 0``, ``--mutants 0``,
-``--files 0`` or ``--no-zoo`` from what was run before. ``--afresh`` forgets the records.
+Five runs, each with a record beside this file. *zoo*: the small structures of ``tests/zoo`` under pytest. *failures*: commands that
+are killed, interrupted, and short of room or memory (``tests/failure``). *fuzz*: random networks (``python -m tests.fuzz``) for so
+many minutes, counted on from the seeds of the record. *mutants*: a sample of wrong rules (``python -m tests.mutants``) that is not
+in the record yet. *hostile*: so many damaged and hostile files (``python -m tests.hostile``), counted on. Then ``README.md`` is
+written from the records; with ``--minutes 0``, ``--mutants 0``, ``--files 0``, ``--no-zoo`` or ``--no-failures`` from what was run
+before. ``--afresh`` forgets the records.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
-ZOO, FUZZ, MUTANTS, HOSTILE = (HERE / f"{name}.json" for name in ("zoo", "fuzz", "mutants", "hostile"))
+ZOO, FAILURES, FUZZ, MUTANTS, HOSTILE = (HERE / f"{name}.json" for name in ("zoo", "failures", "fuzz", "mutants", "hostile"))
 
 
 def child(*arguments: str) -> None:
@@ -37,15 +38,15 @@ def child(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, env=environment, check=False)
 
 
-def run_zoo() -> None:
-    """Run the zoo, and record how many tests passed, by what they test."""
+def run_tests(tests: str, record: Path) -> None:
+    """Run a folder of tests, and record how many passed, by what they test."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        child("pytest", "tests/zoo", "-q", "-p", "no:cacheprovider", f"--junitxml={report}")
+        child("pytest", tests, "-q", "-p", "no:cacheprovider", f"--junitxml={report}")
         cases = list(ET.parse(report).iter("testcase"))
     named = [(str(case.get("name")).partition("[")[0], not list(case)) for case in cases]
     counts = {"ran": Counter(name for name, _ in named), "passed": Counter(name for name, fine in named if fine)}
-    ZOO.write_text(json.dumps(counts, indent=1) + "\n")
+    record.write_text(json.dumps(counts, indent=1) + "\n")
 
 
 def load(path: Path) -> Any:
@@ -93,6 +94,35 @@ STRUCTURES = (
     ("Plans are exact, and cost what was said", "test_random_plans_are_exact", "two plans each, three prunings in a row"),
 )
 
+#: Of the tests of tests/failure, each for prune, profile, run and sweep: the same.
+SURVIVED = (
+    (
+        "What is killed ends as what was left alone",
+        "test_a_command_that_is_killed_while_it_writes_ends_the_same_once_it_is_repeated",
+        "kill -9 at a file, then the same command; bytes compared",
+    ),
+    (
+        "An interruption leaves a state to go on from",
+        "test_an_interruption_says_so_and_the_command_goes_on",
+        "Ctrl-C on a terminal in every phase, and SIGTERM; bytes compared",
+    ),
+    (
+        "A full disk changes nothing",
+        "test_no_room_for_a_file_is_said_with_its_size_and_the_command_goes_on",
+        "a limit on the size of files; bytes compared",
+    ),
+    (
+        "Two processes do not write to one output",
+        "test_the_second_process_is_refused_until_the_first_is_dead",
+        "a second process, and a third after kill -9 of the first",
+    ),
+    (
+        "Scores do not change where memory is short",
+        "test_scores_are_the_same_on_batches_that_fit",
+        "layers that take so many samples at most; float64, to 1e-12",
+    ),
+)
+
 
 def files_row(hostile: dict[str, Any]) -> str:
     """The row of the files; empty where none were read."""
@@ -104,7 +134,7 @@ def files_row(hostile: dict[str, Any]) -> str:
     return f"| A file from a stranger is read or refused in a sentence | hostile: {how} | {found} |"
 
 
-def rows(zoo: dict[str, Any], fuzz: dict[str, Any], mutants: dict[str, str]) -> list[str]:
+def rows(zoo: dict[str, Any], survived: dict[str, Any], fuzz: dict[str, Any], mutants: dict[str, str]) -> list[str]:
     """The table: promise, test and figure of each."""
     counts: Counter[str] = Counter(fuzz.get("counts", {}))
     failures = Counter(text.partition(":")[0] for text in fuzz.get("failures", {}).values())
@@ -112,11 +142,11 @@ def rows(zoo: dict[str, Any], fuzz: dict[str, Any], mutants: dict[str, str]) -> 
         f"| {promise} | fuzz, `{check}`: {how} | {counts[count]} networks, {failures[check]} failures |"
         for promise, check, how, count in CHECKS
     ]
-    for promise, test, how in STRUCTURES:
-        passed, ran = zoo.get("passed", {}).get(test, 0), zoo.get("ran", {}).get(test, 0)
-        if not ran:
-            continue  # the page says only what was run
-        made.append(f"| {promise} | zoo, `{test}`: {how} | {passed} of {ran} passed |")
+    for name, record, tests in (("zoo", zoo, STRUCTURES), ("failures", survived, SURVIVED)):
+        for promise, test, how in tests:
+            passed, ran = record.get("passed", {}).get(test, 0), record.get("ran", {}).get(test, 0)
+            if ran:  # the page says only what was run
+                made.append(f"| {promise} | {name}, `{test}`: {how} | {passed} of {ran} passed |")
     caught = sum(1 for stage in mutants.values() if stage)
     made.append(f"| A wrong rule does not pass | mutants: rules changed on purpose | {caught} of {len(mutants)} caught |")
     hostile = load(HOSTILE)
@@ -137,7 +167,7 @@ def reach(counts: Counter[str]) -> str:
 
 def page() -> str:
     """The page, from the records."""
-    zoo, fuzz, mutants = load(ZOO), load(FUZZ), load(MUTANTS)
+    zoo, failed, fuzz, mutants = load(ZOO), load(FAILURES), load(FUZZ), load(MUTANTS)
     counts: Counter[str] = Counter(fuzz.get("counts", {}))
     survivors = "\n".join(f"- `{name}`" for name, stage in mutants.items() if not stage) or "None."
     stages = Counter(stage for stage in mutants.values() if stage).most_common()
@@ -151,7 +181,7 @@ Made by `run.py` beside this page, which says how. {versions}.
 
 | promise | how it is tested | last run |
 | --- | --- | --- |
-{chr(10).join(rows(zoo, fuzz, mutants))}
+{chr(10).join(rows(zoo, failed, fuzz, mutants))}
 
 ## Random networks
 
@@ -177,13 +207,16 @@ def main() -> None:
     parser.add_argument("--mutants", type=int, default=60)
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--no-zoo", action="store_true")
+    parser.add_argument("--no-failures", action="store_true")
     parser.add_argument("--afresh", action="store_true")
     arguments = parser.parse_args()
     if arguments.afresh:
-        for path in (ZOO, FUZZ, MUTANTS, HOSTILE):
+        for path in (ZOO, FAILURES, FUZZ, MUTANTS, HOSTILE):
             path.unlink(missing_ok=True)
     if not arguments.no_zoo:
-        run_zoo()
+        run_tests("tests/zoo", ZOO)
+    if not arguments.no_failures:
+        run_tests("tests/failure", FAILURES)
     if arguments.minutes:
         child("tests.fuzz", "--minutes", str(arguments.minutes), "--record", str(FUZZ))
     if arguments.mutants:

@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from graphprune.calibration import Batch, Calibration, never_negative
+from graphprune.calibration import MODEL_ERRORS, Batch, Calibration, never_negative
 from graphprune.groups import Groups
 from graphprune.passes.calibration.collect import overwritten_nodes
 from graphprune.passes.selection.trials.silence import Silenced
 from graphprune.passes.verification.missing import MissingData, taken_apart
 from graphprune.program import Program, placeholder_values
+from graphprune.tape import describe
 from graphprune.twins import twin
 
 
@@ -85,8 +86,8 @@ class Sweep:
     def _advance(self, node: fx.Node, batch: Batch) -> None:
         try:
             self._interpreter.step(node)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise self._data.run_error(batch, error) from error
+        except MODEL_ERRORS as error:
+            raise self._data.run_error(batch, error, describe(node)) from error
 
     def _loss(self, output: Any, batch: Batch) -> float:
         return float(self._data.loss(output, batch.target))

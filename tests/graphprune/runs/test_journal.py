@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from graphprune.errors import RunError
+from graphprune.errors import RunError, UsageError
 from graphprune.runs.journal import Journal
 from graphprune.runs.results import check_result
 
@@ -77,7 +77,7 @@ def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path: Path, monkeypatch: p
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(RunError, match="No space left"):
+    with pytest.raises(UsageError, match=r"Cannot write .*/j \(\d\S* KiB\): No space left .* Make room"):
         journal.record("cut", "c", {"x": "y" * 1000})
     assert path.read_bytes() == before
 
