@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from graphprune.calibration import Batch, Calibration, no_data
 from graphprune.errors import UsageError, first_line
@@ -16,10 +17,13 @@ from graphprune.groups import Groups
 from graphprune.labels import Value
 from graphprune.passes.calibration.interpreters import Keeping, Watch, Watching
 from graphprune.passes.calibration.layout import Layout
+from graphprune.passes.calibration.loading import device_of, loaded, parts_of
 from graphprune.program import Program, placeholder_values
 from graphprune.statistic import Observer, Statistic, Totals, gathered
 from graphprune.tape import tape_of
 from graphprune.twins import named_tensors, twin
+
+_Lane: TypeAlias = tuple[Batch, Watching]
 
 
 def collect(
@@ -35,11 +39,8 @@ def collect(
         return {}
     if data is None:
         raise no_data("The criterion")
-    if program.scopes and any(statistic.gradients for statistic in wanted):
-        raise UsageError(
-            "A criterion of gradients needs a model that traces as a whole, to its loss; this one is pruned in scopes. "
-            "Use a criterion of activations or of weights."
-        )
+    if any(statistic.gradients for statistic in wanted):
+        _check_backward(program)
     observers = {statistic: statistic.observer(groups) for statistic in wanted}
     runner = Runner(program, groups, gradients=any(s.gradients for s in wanted), parameters=any(s.parameters for s in wanted))
     together = [statistic for statistic in wanted if not statistic.per_class]
@@ -60,6 +61,17 @@ def collect(
     return {statistic: observer.totals for statistic, observer in observers.items()}
 
 
+def _check_backward(program: Program) -> None:
+    """Raise UsageError where a program cannot go back from a loss."""
+    if program.scopes:
+        reason = "a model that traces as a whole, to its loss; this one is pruned in scopes"
+    elif program.weights is not None:
+        reason = "a backward pass through all weights at once; here they are loaded one after another"
+    else:
+        return
+    raise UsageError(f"A criterion of gradients needs {reason}. Use a criterion of activations or of weights.")
+
+
 def check_finite(totals: Totals, data: Calibration) -> None:
     """Raise UsageError where what was measured is NaN or infinite."""
     for key, total in totals.sums.items():
@@ -77,10 +89,11 @@ class Runner:
         self.program = program
         self.gradients = gradients
         self._asks = parameters  # else gradients start at the first activations that are watched
-        self.module = twin(program.module, self._copy)
+        self.module = cast(fx.GraphModule, twin(program.module, self._copy))
         for module in self.module.modules():
             module.training = False
-        self.device = next((tensor.device for tensor in program.tensors.values()), torch.device("cpu"))
+        self.parts = parts_of(program, self.module)
+        self.device = device_of(program)
         self.overwritten = overwritten_nodes(program, groups)
         self.layout = Layout(program)
 
@@ -102,27 +115,45 @@ class Runner:
             watch.add(statistic, observer, filters)
         backward = any(statistic.gradients for statistic in observers)
         with torch.autocast(self.device.type, enabled=False), torch.enable_grad() if backward else torch.no_grad():
-            for batch in batches:
-                self._batch(data, batch.to(self.device, self.program.inputs), watch, backward)
-                for observer in observers.values():
-                    observer.end_batch(batch.size)
+            lanes: Iterable[_Lane] = (self._started(data, batch.to(self.device, self.program.inputs), watch) for batch in batches)
+            lanes = list(lanes) if len(self.parts) > 1 else lanes  # all batches in step, so that weights are loaded once
+            for part in self.parts:
+                with loaded(self.program, self.module, part):
+                    for batch, interpreter in lanes:
+                        with self._running(data, batch):
+                            result = interpreter.advance(part)
+                        if part is self.parts[-1]:
+                            self._ended(data, batch, result, backward)
+                            for observer in observers.values():
+                                observer.end_batch(batch.size)
         parameters = {name: t.grad for name, t in named_tensors(self.module).items() if t.grad is not None}
         for observer in observers.values():
             observer.end(parameters)
 
-    def _batch(self, data: Calibration, batch: Batch, watch: Watch, backward: bool) -> None:
-        interpreter = Watching(self.module, watch, batch.size, self.layout)
-        try:
+    def _started(self, data: Calibration, batch: Batch, watch: Watch) -> _Lane:
+        with self._running(data, batch):
             self.layout.see(batch, watch.nodes, self._results)
-            output = interpreter.run(*self._values(batch))
+        return batch, Watching(self.module, self._values(batch), watch, batch.size, self.layout)
+
+    @staticmethod
+    @contextmanager
+    def _running(data: Calibration, batch: Batch) -> Iterator[None]:
+        """Errors of a model that does not run on a batch become the user's."""
+        try:
+            yield
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise data.run_error(batch, error) from error
-        if backward:
-            loss = data.loss(output, batch.target)
-            if not bool(torch.isfinite(loss)):
-                raise UsageError(f"The loss on {data.name} is {loss.item()}. Check the data, their scaling, and the weights.")
-            if loss.requires_grad:  # else it depends on nothing that is watched
-                _backward(loss * batch.size)
+
+    @staticmethod
+    def _ended(data: Calibration, batch: Batch, output: Any, backward: bool) -> None:
+        """Go back from the loss, where gradients are watched."""
+        if not backward:
+            return
+        loss = data.loss(output, batch.target)
+        if not bool(torch.isfinite(loss)):
+            raise UsageError(f"The loss on {data.name} is {loss.item()}. Check the data, their scaling, and the weights.")
+        if loss.requires_grad:  # else it depends on nothing that is watched
+            _backward(loss * batch.size)
 
     def _values(self, batch: Batch) -> list[Any]:
         """Values of the placeholders, in float32 where gradients would underflow in less; copies, since models write into them."""
@@ -132,9 +163,11 @@ class Runner:
 
     def _results(self, batch: Batch, nodes: Collection[str]) -> dict[str, Tensor]:
         """Results of some nodes, as they are when they are made."""
-        keeper = Keeping(self.module, nodes)
+        keeper = Keeping(self.module, self._values(batch), nodes)
         with torch.no_grad():
-            keeper.run(*self._values(batch))
+            for part in self.parts:
+                with loaded(self.program, self.module, part):
+                    keeper.advance(part)
         return keeper.found
 
 
