@@ -88,3 +88,17 @@ def test_the_command_prunes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert data["config"]["changes"]["hidden_size"] == [32, 16] and data["verification"]["passed"] and data["shards"]
     assert main([*where[:2], "-o", str(tmp_path / "full")]) == 2
     assert "it is not empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("make", [_llama, _gpt2])
+def test_activations_of_a_folder_are_those_of_the_model_in_memory(make: Any, tmp_path: Path) -> None:
+    """Buffers that no checkpoint has, such as rotary frequencies, and layers whose tokens are flattened into rows."""
+    model = _saved(make(), tmp_path / "full")
+    meta = build_for(read_config(tmp_path / "full"), open_checkpoint(tmp_path / "full"))
+    inputs = text_inputs(meta)
+    data = [{"input_ids": torch.randint(0, 96, (size, 16))} for size in (2, 3)]
+    how: dict[str, Any] = {"target": "channels=50%", "criterion": "attention", "ranking": "local", "data": data}
+    plan = prune_checkpoint(meta, inputs, tmp_path / "full", tmp_path / "slim", plan_only=True, **how).plan
+    model.config.use_cache = False
+    expected = graphprune.prune(model, inputs, **how).plan
+    assert plan.scores == expected.scores and plan.kept == expected.kept
