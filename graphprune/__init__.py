@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from graphprune.plan import Plan
     from graphprune.profiling import profile
     from graphprune.program import Program
-    from graphprune.streaming import prune_checkpoint
+    from graphprune.streaming import apply_plan_to_checkpoint, prune_checkpoint
     from graphprune.tracing import capture
     from graphprune.verification import Verification
 
@@ -46,6 +46,7 @@ __all__ = [
     "Sweep",
     "Verification",
     "apply_plan",
+    "apply_plan_to_checkpoint",
     "capture",
     "channel_groups",
     "compile_backend",
@@ -75,6 +76,7 @@ _HOMES = {
     "Sensitivity": "curves",
     "Sweep": "pareto",
     "Verification": "verification",
+    "apply_plan_to_checkpoint": "streaming",
     "capture": "tracing",
     "compile_backend": "compiling",
     "masked": "compiling",

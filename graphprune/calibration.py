@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, count
+from itertools import chain, count, islice
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -159,6 +159,15 @@ class Calibration:
         """Other batches, which a function makes of these and of how many samples to use at most; all else stays."""
         return Calibration(function(self._batches, self.samples), loss=self.loss, name=self.name, watch=self._watch)
 
+    def part(self, index: int, count: int) -> Calibration:
+        """Every ``count``-th batch from the ``index``-th on: what one of several processes measures.
+
+        >>> data = Calibration([torch.zeros(2, 3), torch.ones(4, 3), torch.zeros(1, 3)])
+        >>> [batch.size for batch in data.part(0, 2)], [batch.size for batch in data.part(1, 2)]
+        ([2, 1], [4])
+        """
+        return Calibration(_Part(self, index, count), samples=self.samples, loss=self.loss, name=self.name)
+
     def run_error(self, batch: Batch, error: Exception, where: str = "") -> GraphpruneError:
         """The error of a model that does not run on a batch. where: how far it came."""
         if memory_is_out(error):
@@ -249,6 +258,18 @@ def _memory_short(name: str, inputs: Inputs, samples: int, error: Exception, whe
 def no_data(what: str) -> UsageError:
     """The error of what needs calibration data where there are none."""
     return UsageError(f"{what} needs calibration data. Give data= (or --calibrate) with batches as the model takes them.")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some of the batches of calibration data, read as often as is asked."""
+
+    whole: Calibration
+    index: int
+    count: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        return islice(iter(self.whole), self.index, None, self.count)
 
 
 class _Kept:

@@ -128,20 +128,21 @@ def _euclidean(owners: Ints, values: Floats, count: int) -> Floats:
 REDUCTIONS: Mapping[str, Callable[[Ints, Floats, int], Floats]] = {"sum": _sum, "mean": _mean, "max": _max, "l2": _euclidean}
 
 Needs: TypeAlias = Callable[..., Sequence[Statistic]]
+Streams: TypeAlias = Callable[..., bool]
 
 
 @dataclass(frozen=True)
 class Criterion:
     """A registered criterion. function: gives the values. needs: the statistics that it reads, for its options. reduction: how
     the members of a unit combine unless the user says otherwise. filters: whether it asks which parameters make channels.
-    streams: whether it reads the weights one tensor after another, so that a model need not fit into memory."""
+    streams: whether, with some options, it reads the weights one tensor after another, so that a model need not fit into memory."""
 
     name: str
     function: Callable[..., Floats]
     needs: Needs
     reduction: str
     filters: bool
-    streams: bool
+    streams: Streams
 
     def __call__(self, context: ScoringContext, **options: Any) -> Floats:
         """Importance of every unit; see the function's own text."""
@@ -189,18 +190,29 @@ def _nothing(**options: Any) -> Sequence[Statistic]:
     return ()
 
 
+def always(**options: Any) -> bool:
+    """The answer of a criterion that streams whatever its options are."""
+    return True
+
+
+def never(**options: Any) -> bool:
+    """The answer of one that never does."""
+    return False
+
+
 def criterion(
-    name: str, needs: Needs = _nothing, reduction: str = "l2", filters: bool = False, streams: bool = False
+    name: str, needs: Needs = _nothing, reduction: str = "l2", filters: bool = False, streams: Streams | bool = False
 ) -> Callable[[Callable[..., Floats]], Callable[..., Floats]]:
     """Register a criterion under a name. needs: what to measure on calibration data, given the criterion's options. reduction:
     how the members of a unit combine by default. filters: the criterion reads ``context.filters``; those with needs always can.
-    streams: it takes weights one after another from ``context.members()`` or ``program.values`` and keeps none, so that models
-    larger than the memory can be scored by it."""
+    streams: whether, given its options, it takes weights one after another from ``context.members()`` or ``program.values`` and
+    keeps none, so that models larger than the memory can be scored by it; True or False where options do not matter."""
+    answers = (always if streams else never) if isinstance(streams, bool) else streams
 
     def register(function: Callable[..., Floats]) -> Callable[..., Floats]:
         if name in _CRITERIA:
             raise ValueError(f"two criteria are called {name}")
-        _CRITERIA[name] = Criterion(name, function, needs, reduction, filters, streams)
+        _CRITERIA[name] = Criterion(name, function, needs, reduction, filters, answers)
         return function
 
     return register

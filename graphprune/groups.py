@@ -244,9 +244,10 @@ class Groups:
         bounds = coefficients.indptr.tolist()
         rows = [coefficients.indices[a:b].tobytes() + coefficients.data[a:b].tobytes() for a, b in pairwise(bounds)]
         places: dict[tuple[int, bytes], int] = {}
-        of = [places.setdefault(key, len(places)) for key in zip(constants.tolist(), rows, strict=True)]
-        first = [of.index(place) for place in range(len(places))]
-        return Lengths(constants[first], coefficients[first], np.array(of, dtype=np.int64))
+        keys = zip(constants.tolist(), rows, strict=True)
+        of = np.array([places.setdefault(key, len(places)) for key in keys], dtype=np.int64)
+        _, first = np.unique(of, return_index=True)
+        return Lengths(constants[first], coefficients[first], of)
 
     def linear(self, field: Field) -> tuple[int, Mapping[int, int]]:
         """Length of the field's axis as ``constant + sum(coefficient * width)``: the constant, and coefficients by group."""

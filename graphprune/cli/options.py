@@ -14,6 +14,7 @@ _RESULT = "Result"
 _WATCH = "Watching"
 _ACCURACY = "Accuracy"
 _CALIBRATION = "Calibration"
+_HOW = "How to prune"
 
 
 def _print_version(wanted: bool) -> None:
@@ -148,12 +149,72 @@ Samples = Annotated[
     typer.Option(metavar="N", help="Samples of --calibrate to use at most.", rich_help_panel=_CALIBRATION),
 ]
 
+Target = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KIND=AMOUNT",
+        help="What must remain: macs=50%, params=2M, channels=0.5, weight_bytes=20MB, memory=30MiB (peak activations). "
+        "Repeatable. Default: macs=50%.",
+        rich_help_panel=_HOW,
+    ),
+]
+CriterionText = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="Importance of a channel: a name that `graphprune passes` lists, with options as in 'attention(p=2)', or a "
+        "weighted sum as in '0.5*l2+0.5*taylor'. Default: l2.",
+        rich_help_panel=_HOW,
+    ),
+]
+Reduction = Annotated[
+    str | None,
+    typer.Option(
+        metavar="sum|mean|max|l2", help="How coupled slices combine. Default: as suits the criterion.", rich_help_panel=_HOW
+    ),
+]
+Normalise = Annotated[
+    str | None,
+    typer.Option(metavar="none|mean|max|gaussian", help="Scale within each group. Default: max.", rich_help_panel=_HOW),
+]
+Share = Annotated[
+    str | None,
+    typer.Option(
+        metavar="none|params|macs", help="Divide scores by the group's share of these. Default: none.", rich_help_panel=_HOW
+    ),
+]
+Select = Annotated[
+    str | None,
+    typer.Option(
+        metavar="select|knapsack|greedy|threshold",
+        help="The pass that chooses what goes. Default: select.",
+        rich_help_panel=_HOW,
+    ),
+]
+Ranking = Annotated[
+    str | None,
+    typer.Option(metavar="global|local|isomorphic", help="What is compared with what. Default: global.", rich_help_panel=_HOW),
+]
+RoundTo = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|auto",
+        help="Keep channels in multiples of N where a group is wide enough; 'auto': at widths where the latency steps.",
+        rich_help_panel=_HOW,
+    ),
+]
+MinChannels = Annotated[int | None, typer.Option(metavar="N", help="Units that every group keeps at least.", rich_help_panel=_HOW)]
+MaxRatio = Annotated[
+    float | None, typer.Option(metavar="SHARE", help="Largest share of a group that may go, as 0.8.", rich_help_panel=_HOW)
+]
+PlanCopy = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan here too.", rich_help_panel=_RESULT)]
+
 Latency = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
         help="The model's latency table, of `graphprune profile`, for targets on latency. Default: it is measured first.",
-        rich_help_panel="How to prune",
+        rich_help_panel=_HOW,
     ),
 ]
 NoMeasure = Annotated[
@@ -161,7 +222,7 @@ NoMeasure = Annotated[
     typer.Option(
         "--no-measure",
         help="Meet targets on latency by the table alone, which may be of another machine; do not time slim models here.",
-        rich_help_panel="How to prune",
+        rich_help_panel=_HOW,
     ),
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,66 +25,16 @@ _HOW = "How to prune"
 def command(
     source: options.SourceText,
     out: options.OutOrPlan,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KIND=AMOUNT",
-            help="What must remain: macs=50%, params=2M, channels=0.5, weight_bytes=20MB, memory=30MiB (peak activations). "
-            "Repeatable. Default: macs=50%.",
-            rich_help_panel=_HOW,
-        ),
-    ] = None,
-    criterion: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Importance of a channel: a name that `graphprune passes` lists, with options as in 'attention(p=2)', or a "
-            "weighted sum as in '0.5*l2+0.5*taylor'. Default: l2.",
-            rich_help_panel=_HOW,
-        ),
-    ] = None,
-    reduction: Annotated[
-        str | None,
-        typer.Option(
-            metavar="sum|mean|max|l2", help="How coupled slices combine. Default: as suits the criterion.", rich_help_panel=_HOW
-        ),
-    ] = None,
-    normalise: Annotated[
-        str | None,
-        typer.Option(metavar="none|mean|max|gaussian", help="Scale within each group. Default: max.", rich_help_panel=_HOW),
-    ] = None,
-    share: Annotated[
-        str | None,
-        typer.Option(
-            metavar="none|params|macs", help="Divide scores by the group's share of these. Default: none.", rich_help_panel=_HOW
-        ),
-    ] = None,
-    select: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PASS",
-            help="The pass that chooses what goes: select, knapsack, greedy or threshold. Default: select.",
-            rich_help_panel=_HOW,
-        ),
-    ] = None,
-    ranking: Annotated[
-        str | None,
-        typer.Option(metavar="global|local|isomorphic", help="What is compared with what. Default: global.", rich_help_panel=_HOW),
-    ] = None,
-    round_to: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N|auto",
-            help="Keep channels in multiples of N where a group is wide enough; 'auto': at widths where the latency steps.",
-            rich_help_panel=_HOW,
-        ),
-    ] = None,
-    min_channels: Annotated[
-        int | None, typer.Option(metavar="N", help="Units that every group keeps at least.", rich_help_panel=_HOW)
-    ] = None,
-    max_ratio: Annotated[
-        float | None, typer.Option(metavar="SHARE", help="Largest share of a group that may go, as 0.8.", rich_help_panel=_HOW)
-    ] = None,
+    target: options.Target = None,
+    criterion: options.CriterionText = None,
+    reduction: options.Reduction = None,
+    normalise: options.Normalise = None,
+    share: options.Share = None,
+    select: options.Select = None,
+    ranking: options.Ranking = None,
+    round_to: options.RoundTo = None,
+    min_channels: options.MinChannels = None,
+    max_ratio: options.MaxRatio = None,
     latency: options.Latency = None,
     no_measure: options.NoMeasure = False,
     compensate: Annotated[
@@ -110,7 +60,7 @@ def command(
             rich_help_panel=_HOW,
         ),
     ] = None,
-    plan: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan here too.", rich_help_panel="Result")] = None,
+    plan: options.PlanCopy = None,
     no_verify: options.NoVerify = False,
     shape: options.Shape = None,
     weights: options.Weights = None,
@@ -142,7 +92,7 @@ def command(
         "share": share,
         "select": select,
         "ranking": ranking,
-        "round_to": None if round_to is None else _multiple(round_to),
+        "round_to": None if round_to is None else multiple(round_to),
         "min_channels": min_channels,
         "max_ratio": max_ratio,
         "compensate": compensate,
@@ -167,9 +117,12 @@ def command(
         finish(job, lambda: _run(output, job, watching, given, pipeline, seed, timing), out, plan, watching, output)
 
 
-def _multiple(text: str) -> int | str:
-    if text == "auto" or text.removeprefix("-").isdecimal():
-        return text if text == "auto" else int(text)
+def multiple(text: str) -> int | Literal["auto"]:
+    """What ``--round-to`` says. Raises UsageError for anything else than a number or ``auto``."""
+    if text == "auto":
+        return "auto"
+    if text.removeprefix("-").isdecimal():
+        return int(text)
     raise UsageError(f"--round-to {text} is neither a number of channels nor 'auto'.")
 
 

@@ -41,24 +41,38 @@ def command(
     exclude: options.Exclude = None,
     policy: options.PolicyChoices = None,
     seed: options.Seed = 0,
-    target: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KIND=AMOUNT", help="What must remain, as of `prune`. Default: macs=50%.", rich_help_panel=_HOW),
-    ] = None,
+    target: options.Target = None,
     criterion: Annotated[
-        str, typer.Option(metavar="TEXT", help="One that streams: l2, l1, lamp, bn-scale, random.", rich_help_panel=_HOW)
-    ] = "l2",
-    ranking: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="local|global|isomorphic",
-            help="What is compared with what. 'local' gives alike layers the same widths, which a config can say.",
+            metavar="TEXT",
+            help="Importance of a channel, as of `prune`, if it reads weights one by one: l2, l1, lamp, sp-lamp, bn-scale, "
+            "fpgm, euclidean, cosine, random; with --calibrate also attention, apoz, mean-activation, variance. Default: l2.",
             rich_help_panel=_HOW,
         ),
-    ] = "local",
-    round_to: Annotated[
-        int, typer.Option(metavar="N", help="Keep channels in multiples of N where a group is wide enough.", rich_help_panel=_HOW)
-    ] = 1,
+    ] = None,
+    reduction: options.Reduction = None,
+    normalise: options.Normalise = None,
+    share: options.Share = None,
+    select: options.Select = None,
+    ranking: Annotated[
+        str | None,
+        typer.Option(
+            metavar="local|global|isomorphic",
+            help="What is compared with what. Default: local, which gives alike layers the same widths, which a config can say.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    round_to: options.RoundTo = None,
+    min_channels: options.MinChannels = None,
+    max_ratio: options.MaxRatio = None,
+    calibrate: options.Calibrate = None,
+    samples: options.Samples = 512,
+    from_plan: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Carry out this plan, instead of scoring and selecting.", rich_help_panel=_HOW),
+    ] = None,
+    plan: options.PlanCopy = None,
     plan_only: Annotated[
         bool,
         typer.Option(
@@ -76,22 +90,54 @@ def command(
     debug: options.Debug = False,
 ) -> None:
     """Prune a checkpoint larger than the memory: it is scored and cut one tensor at a time."""
-    from graphprune.cli.loading import parse_policy
-    from graphprune.cli.prune import targets_of
-    from graphprune.streaming import prune_checkpoint
+    from graphprune.cli.loading import check_outputs, parse_policy
+    from graphprune.cli.prune import multiple, targets_of
+    from graphprune.runs.ranks import leave, meet
+    from graphprune.sources import load_calibration
+    from graphprune.streaming import apply_plan_to_checkpoint, prune_checkpoint
 
-    chosen = targets_of(target) or {"macs": "50%"}
+    how = {
+        "target": targets_of(target),
+        "criterion": criterion,
+        "reduction": reduction,
+        "normalise": normalise,
+        "share": share,
+        "select": select,
+        "ranking": ranking,
+        "round_to": None if round_to is None else multiple(round_to),
+        "min_channels": min_channels,
+        "max_ratio": max_ratio,
+        "exclude": exclude,
+        "policy": parse_policy(policy) or None,
+        "data": calibrate,
+        "plan_only": plan_only or None,
+    }
+    given: dict[str, Any] = {name: value for name, value in how.items() if value is not None}
+    if from_plan is not None and given:
+        name = "calibrate" if "data" in given else next(iter(given)).replace("_", "-")
+        raise UsageError(f"--from-plan replaces --{name}. Leave out one of them.")
+    check_outputs([plan], [] if from_plan is None else [from_plan])
+    rank, ranks = meet()
+    as_json, quiet = as_json and rank == 0, quiet or rank > 0
     with Output(as_json, quiet, verbose) as output:
         with output.task(f"Reading {checkpoint}"):
             built, inputs, config = _open(checkpoint, model, shape, seed)
+            if calibrate is not None:
+                given["data"] = load_calibration(calibrate, samples=samples, like=inputs, seed=seed).part(rank, ranks)
         with output.task("Analysing", total=1.0) as task:
-            report = prune_checkpoint(
-                built, inputs, checkpoint, out, target=chosen, criterion=criterion, ranking=ranking, round_to=round_to,
-                exclude=tuple(exclude or ()), policy=parse_policy(policy), seed=seed, verify=not no_verify,
-                proof_bytes=int(proof_memory * 1e9), plan_only=plan_only, config=config, progress=_Shown(task),
-            )  # fmt: skip
-        output.data(_data(report, out))
+            shared: dict[str, Any] = {"seed": seed, "verify": not no_verify, "proof_bytes": int(proof_memory * 1e9)}
+            shared |= {"config": config, "progress": _Shown(task)}
+            if from_plan is None:
+                report = prune_checkpoint(built, inputs, checkpoint, out, **given, **shared)
+            else:
+                report = apply_plan_to_checkpoint(built, inputs, checkpoint, out, from_plan, **shared)
+        if plan is not None and rank == 0:
+            report.plan.save(plan)
+        output.data(_data(report, out, plan))
         _print(report, inputs.describe(), out, output)
+        if plan is not None:
+            output.say(f"Plan written to {plan}.")
+    leave()
 
 
 def _open(checkpoint: Path, model: str | None, shape: str | None, seed: int) -> tuple[nn.Module, Inputs, dict[str, Any] | None]:
@@ -156,7 +202,7 @@ def _config_line(fit: Fit) -> str:
     return f"config.json: {changes}. Its model runs the same operators on the same shapes as the slim graph."
 
 
-def _data(report: CheckpointReport, out: Path) -> dict[str, Any]:
+def _data(report: CheckpointReport, out: Path, plan: Path | None) -> dict[str, Any]:
     from graphprune.cli import tables
 
     fit = report.config
@@ -173,4 +219,5 @@ def _data(report: CheckpointReport, out: Path) -> dict[str, Any]:
         "shards": report.shards,
         "resumed": report.resumed,
         "out": str(out),
+        "plan": None if plan is None else str(plan),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from datetime import timedelta
 from typing import TypeVar
 
 import torch.distributed as dist
@@ -16,6 +17,15 @@ T = TypeVar("T")
 def launched() -> int:
     """The number of this process by what launched it, before the processes have met; 0 for a run that is not distributed."""
     return int(os.environ.get("RANK", "0"))
+
+
+def meet() -> tuple[int, int]:
+    """Join the processes that torchrun, accelerate or the like launched, to compute on CPUs; the number of this one, and how many
+    there are: (0, 1) for a run that is not distributed."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 0, 1
+    dist.init_process_group("gloo", timeout=timedelta(days=1))  # some have more to do than others
+    return dist.get_rank(), dist.get_world_size()
 
 
 def rank() -> int:

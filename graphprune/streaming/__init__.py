@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from graphprune.streaming.checkpoint import Checkpoint, Entry, open_checkpoint
+from graphprune.streaming.checkpoint import Checkpoint, open_checkpoint
 from graphprune.streaming.configs import Fit
 from graphprune.streaming.folder import build_for, read_config, text_inputs
+from graphprune.streaming.header import Entry
 from graphprune.streaming.proof import Proof
-from graphprune.streaming.prune import CheckpointReport, prune_checkpoint
+from graphprune.streaming.prune import CheckpointReport, apply_plan_to_checkpoint, prune_checkpoint
 
 __all__ = [
     "Checkpoint",
@@ -14,6 +15,7 @@ __all__ = [
     "Entry",
     "Fit",
     "Proof",
+    "apply_plan_to_checkpoint",
     "build_for",
     "open_checkpoint",
     "prune_checkpoint",

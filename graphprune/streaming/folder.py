@@ -7,24 +7,28 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
+from math import prod
 from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from graphprune.errors import GraphpruneError, UsageError, first_line
 from graphprune.files import parse_text, read_text
 from graphprune.program import Inputs, Program
 from graphprune.quiet import quiet
-from graphprune.streaming.checkpoint import Checkpoint, Entry
+from graphprune.streaming.checkpoint import Checkpoint
 from graphprune.streaming.configs import Config, Fit, Search, Shapes
+from graphprune.streaming.header import Entry
 from graphprune.streaming.same import difference
 from graphprune.tracing import capture
 
 CONFIG: Final = "config.json"
 _MOST: Final = 1_000_000
+_LARGE: Final = 2**20  # elements
 _TEXT: Final = (2, 16)  # batch and tokens of the default example
 
 
@@ -73,6 +77,18 @@ def _at_most(parameters: int) -> Iterator[None]:
         handle.remove()
 
 
+class _Unallocated(TorchFunctionMode):
+    """Large tensors of ``torch.empty`` are made on the meta device: they are parameters which get there once they are registered,
+    and until then even memory that nobody writes to counts against limits."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty and args and kwargs.get("device") is None:
+            sizes = args if isinstance(args[0], int) else args[0]
+            kwargs = {**kwargs, "device": "meta"} if prod(sizes) >= _LARGE else kwargs
+        return func(*args, **kwargs)
+
+
 def build(config: Config, most: int = _MOST) -> nn.Module:
     """The model of a config in eval mode: parameters on the meta device, buffers with their values. most: parameters, in number.
 
@@ -82,7 +98,7 @@ def build(config: Config, most: int = _MOST) -> nn.Module:
 
     cls = _architecture(config["architectures"][0])
     try:
-        with quiet(), init_empty_weights(include_buffers=False), _at_most(most):
+        with quiet(), init_empty_weights(include_buffers=False), _Unallocated(), _at_most(most):
             model = cls(cls.config_class.from_dict(config)).eval()
         model.tie_weights()  # each registration made a tensor of its own
     except Exception as error:  # whatever a class of models says of numbers that do not go together

@@ -16,7 +16,7 @@ from torch import Tensor, uint8
 
 from graphprune.errors import UsageError
 from graphprune.files import atomic_write
-from graphprune.streaming.checkpoint import DTYPES, Entry
+from graphprune.streaming.header import DTYPES, Entry
 
 _ALIGNMENT: Final = 8
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}

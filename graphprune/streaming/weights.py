@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from graphprune.errors import UsageError
 from graphprune.plan import Plan
-from graphprune.streaming.checkpoint import Checkpoint, Entry
+from graphprune.streaming.checkpoint import Checkpoint
+from graphprune.streaming.header import Entry
 from graphprune.twins import named_tensors
 
 Watch = Callable[[str], None]

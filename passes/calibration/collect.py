@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from graphprune.calibration import MODEL_ERRORS, Batch, Calibration, no_data
 from graphprune.errors import UsageError, first_line
@@ -18,6 +18,7 @@ from graphprune.groups import Groups
 from graphprune.labels import Value
 from graphprune.passes.calibration.interpreters import Keeping, Watch, Watching
 from graphprune.passes.calibration.layout import Layout
+from graphprune.passes.calibration.loading import device_of, loaded, parts_of
 from graphprune.passes.calibration.memory import within_memory
 from graphprune.program import Program, placeholder_values
 from graphprune.statistic import Observer, Statistic, Totals, gathered
@@ -26,6 +27,7 @@ from graphprune.twins import named_tensors, twin
 
 #: Batches of at most so many samples, each with its share of its class's samples.
 Shares: TypeAlias = Callable[[int | None], Iterable[tuple[Batch, float]]]
+_Lane: TypeAlias = tuple[Batch, float, Watching]
 
 
 def collect(
@@ -43,11 +45,8 @@ def collect(
         return {}
     if data is None:
         raise no_data("The criterion")
-    if program.scopes and any(statistic.gradients for statistic in wanted):
-        raise UsageError(
-            "A criterion of gradients needs a model that traces as a whole, to its loss; this one is pruned in scopes. "
-            "Use a criterion of activations or of weights."
-        )
+    if any(statistic.gradients for statistic in wanted):
+        _check_backward(program)
     runner = Runner(program, groups, gradients=any(s.gradients for s in wanted), parameters=any(s.parameters for s in wanted))
     observers: dict[Statistic, Observer] = {}
     together = [statistic for statistic in wanted if not statistic.per_class]
@@ -103,6 +102,17 @@ def _measured(
     return within_memory(run, why_whole)
 
 
+def _check_backward(program: Program) -> None:
+    """Raise UsageError where a program cannot go back from a loss."""
+    if program.scopes:
+        reason = "a model that traces as a whole, to its loss; this one is pruned in scopes"
+    elif program.weights is not None:
+        reason = "a backward pass through all weights at once; here they are loaded one after another"
+    else:
+        return
+    raise UsageError(f"A criterion of gradients needs {reason}. Use a criterion of activations or of weights.")
+
+
 def check_finite(totals: Totals, data: Calibration) -> None:
     """Raise UsageError where what was measured is NaN or infinite."""
     for key, total in totals.sums.items():
@@ -121,10 +131,11 @@ class Runner:
         self.groups = groups
         self.gradients = gradients
         self._asks = parameters  # else gradients start at the first activations that are watched
-        self.module = twin(program.module, self._copy)
+        self.module = cast(fx.GraphModule, twin(program.module, self._copy))
         for module in self.module.modules():
             module.training = False
-        self.device = next((tensor.device for tensor in program.tensors.values()), torch.device("cpu"))
+        self.parts = parts_of(program, self.module)
+        self.device = device_of(program)
         self.overwritten = overwritten_nodes(program, groups)
         self.layout = Layout(program)
 
@@ -148,14 +159,14 @@ class Runner:
         watch = _watch(self.overwritten, observers, filters)
         backward = any(statistic.gradients for statistic in observers)
         for tensor in named_tensors(self.module).values():
-            tensor.grad = None
+            tensor.grad = None  # of an attempt for which memory was short
         with self._arithmetic(backward):
-            for batch, share in batches:
-                for observer in observers.values():
-                    observer.share = share
-                self._batch(data, batch.to(self.device, self.program.inputs), watch, backward)
-                for observer in observers.values():
-                    observer.end_batch(batch.size)
+            lanes: Iterable[_Lane] = (self._started(data, batch, share, watch) for batch, share in batches)
+            lanes = list(lanes) if len(self.parts) > 1 else lanes  # all batches in step, so that weights are loaded once
+            for part in self.parts:
+                with loaded(self.program, self.module, part):
+                    for lane in lanes:
+                        self._advance(data, lane, part, observers, backward)
         parameters = {name: t.grad for name, t in named_tensors(self.module).items() if t.grad is not None}
         for observer in observers.values():
             observer.end(parameters)
@@ -174,7 +185,8 @@ class Runner:
                     return False
             if not any(statistic.gradients for statistic in statistics):
                 return True
-            losses = [data.loss(Keeping(self.module, ()).run(*self._values(b)), b.target).detach() for b in (both, *singles)]
+            outputs = [Keeping(self.module, self._values(b), ()).advance(self.module.graph.nodes) for b in (both, *singles)]
+            losses = [data.loss(output, b.target).detach() for output, b in zip(outputs, (both, *singles), strict=True)]
             return _alike(losses[0], torch.stack(losses[1:]).mean(0))
 
     @contextmanager
@@ -182,25 +194,27 @@ class Runner:
         with torch.autocast(self.device.type, enabled=False), torch.enable_grad() if backward else torch.no_grad():
             yield
 
-    def _batch(self, data: Calibration, batch: Batch, watch: Watch, backward: bool) -> None:
-        interpreter = Watching(self.module, watch, batch.size, self.layout)
-        try:
+    def _started(self, data: Calibration, batch: Batch, share: float, watch: Watch) -> _Lane:
+        batch = batch.to(self.device, self.program.inputs)
+        with _running(data, batch):
             self.layout.see(batch, watch.nodes, self._results)
-            output = interpreter.run(*self._values(batch))
-        except MODEL_ERRORS as error:
-            raise data.run_error(batch, error, describe(interpreter.node) if interpreter.node else "") from error
-        if not backward:
+        return batch, share, Watching(self.module, self._values(batch), watch, batch.size, self.layout)
+
+    def _advance(
+        self, data: Calibration, lane: _Lane, part: list[fx.Node], observers: Mapping[Statistic, Observer], backward: bool
+    ) -> None:
+        """Run a part of the graph on a batch; the last one ends with the loss, where gradients are watched."""
+        batch, share, interpreter = lane
+        for observer in observers.values():
+            observer.share = share
+        with _running(data, batch, interpreter):
+            output = interpreter.advance(part)
+        if part is not self.parts[-1]:
             return
-        try:
-            loss = data.loss(output, batch.target)
-            if not bool(torch.isfinite(loss)):
-                raise UsageError(f"The loss on {data.name} is {loss.item()}. Check the data, their scaling, and the weights.")
-            if loss.requires_grad:  # else it depends on nothing that is watched
-                _backward(loss * batch.size)
-        except (RuntimeError, MemoryError) as error:
-            if not (memory_is_out(error) or worker_is_lost(error)):
-                raise
-            raise data.run_error(batch, error, "the loss and its way back") from error
+        if backward:
+            _go_back(data, batch, output)
+        for observer in observers.values():
+            observer.end_batch(batch.size)
 
     def _values(self, batch: Batch) -> list[Any]:
         """Values of the placeholders, in float32 where gradients would underflow in less; copies, since models write into them."""
@@ -210,10 +224,36 @@ class Runner:
 
     def _results(self, batch: Batch, nodes: Collection[str]) -> dict[str, Tensor]:
         """Results of some nodes, as they are when they are made."""
-        keeper = Keeping(self.module, nodes)
+        keeper = Keeping(self.module, self._values(batch), nodes)
         with torch.no_grad():
-            keeper.run(*self._values(batch))
+            for part in self.parts:
+                with loaded(self.program, self.module, part):
+                    keeper.advance(part)
         return keeper.found
+
+
+@contextmanager
+def _running(data: Calibration, batch: Batch, interpreter: Watching | None = None) -> Iterator[None]:
+    """Errors of a model that does not run on a batch become the user's."""
+    try:
+        yield
+    except MODEL_ERRORS as error:
+        node = None if interpreter is None else interpreter.node
+        raise data.run_error(batch, error, describe(node) if node is not None else "") from error
+
+
+def _go_back(data: Calibration, batch: Batch, output: Any) -> None:
+    """From the loss of an output to what it depends on."""
+    try:
+        loss = data.loss(output, batch.target)
+        if not bool(torch.isfinite(loss)):
+            raise UsageError(f"The loss on {data.name} is {loss.item()}. Check the data, their scaling, and the weights.")
+        if loss.requires_grad:  # else it depends on nothing that is watched
+            _backward(loss * batch.size)
+    except (RuntimeError, MemoryError) as error:
+        if not (memory_is_out(error) or worker_is_lost(error)):
+            raise
+        raise data.run_error(batch, error, "the loss and its way back") from error
 
 
 def _backward(loss: Tensor) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -53,19 +53,41 @@ class Watch:
         return self.made.keys() | {name for sources in self.read.values() for name in sources}
 
 
-class Watching(fx.Interpreter):
+class Stepwise(fx.Interpreter):
+    """Runs a graph some nodes at a time, in their order; a value is freed once no later node reads it."""
+
+    def __init__(self, module: nn.Module, arguments: Sequence[Any]) -> None:
+        super().__init__(module)
+        self.extra_traceback = False
+        self.args_iter = iter(arguments)
+        self.node: fx.Node | None = None  # the one that runs
+
+    def advance(self, nodes: Iterable[fx.Node]) -> Any:
+        """Run the next nodes; returns the result of the last one."""
+        result = None
+        for node in nodes:
+            self.node = node
+            result = self.env[node] = self.run_node(node)
+            self.forget(node)
+        return result
+
+    def forget(self, node: fx.Node) -> None:
+        """Free what is not read after a node."""
+        for read in self.user_to_last_uses.get(node, ()):
+            del self.env[read]
+
+
+class Watching(Stepwise):
     """Runs a graph on a batch of some size and shows activations, and their gradients, to observers as they are made."""
 
-    def __init__(self, module: nn.Module, watch: Watch, size: int, layout: Layout) -> None:
-        super().__init__(module)
-        self.node: fx.Node | None = None  # the one that runs
+    def __init__(self, module: nn.Module, arguments: Sequence[Any], watch: Watch, size: int, layout: Layout) -> None:
+        super().__init__(module, arguments)
         self._watch = watch
         self._size = size
         self._layout = layout
 
     def run_node(self, n: fx.Node) -> Any:
         """A node's result, once it was seen, and what it reads before that."""
-        self.node = n
         late: Mapping[str, Sequence[Watcher]] = self._watch.read.get(n.name, {})
         for source in n.all_input_nodes if late else ():
             if source.name in late:
@@ -96,11 +118,11 @@ class Watching(fx.Interpreter):
             observer.see_gradient(tap, given, taken)
 
 
-class Keeping(fx.Interpreter):
+class Keeping(Stepwise):
     """Runs a graph and keeps copies of the results of some nodes, as they are made."""
 
-    def __init__(self, module: nn.Module, nodes: Collection[str]) -> None:
-        super().__init__(module)
+    def __init__(self, module: nn.Module, arguments: Sequence[Any], nodes: Collection[str]) -> None:
+        super().__init__(module, arguments)
         self._nodes = nodes
         self.found: dict[str, Tensor] = {}
 

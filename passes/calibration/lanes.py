@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphprune.calibration import MODEL_ERRORS, Batch, Calibration, no_data
+from graphprune.passes.calibration.interpreters import Stepwise
+from graphprune.passes.calibration.loading import device_of
 from graphprune.program import Inputs, Program, placeholder_values
 from graphprune.tape import describe
 from graphprune.twins import twin
@@ -28,7 +29,7 @@ class Lanes:
         copy = twin(module, lambda tensor: tensor)
         for child in copy.modules():
             child.training = False
-        self.lanes = [_Lane(copy, _copies(placeholder_values(module.graph, batch.inputs))) for batch in batches]
+        self.lanes = [Stepwise(copy, _copies(placeholder_values(module.graph, batch.inputs))) for batch in batches]
         self.batches = batches
         self._data = data
 
@@ -49,19 +50,11 @@ class Lanes:
         """Compute and keep a node; placeholders in their order."""
         for lane, result in zip(self.lanes, self.compute(node, watch), strict=True):
             lane.env[node] = result
-            for read in lane.user_to_last_uses.get(node, []):
-                del lane.env[read]
+            lane.forget(node)
 
     def values(self, node: fx.Node) -> list[Any]:
         """What a node made, for each batch."""
         return [lane.env[node] for lane in self.lanes]
-
-
-class _Lane(fx.Interpreter):
-    def __init__(self, module: nn.Module, arguments: list[Any]) -> None:
-        super().__init__(module)
-        self.extra_traceback = False
-        self.args_iter = iter(arguments)
 
 
 class _Watching(TorchDispatchMode):
@@ -79,8 +72,7 @@ def calibration_batches(program: Program, what: str) -> list[Batch]:
     """The calibration data of a program, on its device. Raises UsageError where there are none."""
     if program.calibration is None:
         raise no_data(what)
-    device = next((tensor.device for tensor in program.tensors.values()), torch.device("cpu"))
-    return [batch.to(device, program.inputs) for batch in program.calibration]
+    return [batch.to(device_of(program), program.inputs) for batch in program.calibration]
 
 
 def map_inputs(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:

@@ -7,7 +7,7 @@ from graphprune.passes.calibration.moments import Moments, moment, needs_moments
 from graphprune.statistic import Place
 
 
-@criterion("apoz", needs=needs_moments, reduction="max")
+@criterion("apoz", needs=needs_moments, reduction="max", streams=True)
 def apoz(context: ScoringContext, *, at: Place = "consumed") -> Floats:
     """``reduce_t (1 - APoZ) = reduce_t #(a != 0) / #a`` over the activations t of a unit; shape (units,), in [0, 1] for each.
 

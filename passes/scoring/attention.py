@@ -14,7 +14,7 @@ from graphprune.statistic import Place
 _POWERS = {1: "abs", 2: "square", 4: "fourth"}
 
 
-@criterion("attention", needs=needs_moments, reduction="max")
+@criterion("attention", needs=needs_moments, reduction="max", streams=True)
 def attention(
     context: ScoringContext,
     *,

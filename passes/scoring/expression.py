@@ -29,6 +29,11 @@ class Term:
         """What it reads of calibration data."""
         return self.criterion.needs(**self.options)
 
+    @property
+    def streams(self) -> bool:
+        """Whether it reads the weights one tensor after another."""
+        return self.criterion.streams(**self.options)
+
     def score(self, context: ScoringContext) -> Floats:
         """Importance of every unit, not yet weighted."""
         return self.criterion(context, **self.options)

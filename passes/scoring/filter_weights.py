@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -13,10 +13,16 @@ from torch import Tensor, fx
 from graphprune.criteria import Floats, ScoringContext
 from graphprune.filters import Filter
 from graphprune.groups import FROZEN, Ints
+from graphprune.passes.calibration.loading import loaded
 from graphprune.passes.scoring.norms import batch_norm_factors
 from graphprune.twins import twin
 
 Scope: TypeAlias = Literal["layer", "group"]
+
+
+def by_layer(scope: Scope, **options: object) -> bool:
+    """Whether a criterion with these options looks at one layer after another, and never at several."""
+    return scope == "layer"
 
 
 class FilterWeights:
@@ -25,8 +31,6 @@ class FilterWeights:
     def __init__(self, context: ScoringContext, *, bn_fold: bool = False) -> None:
         self.context = context
         self._factors = batch_norm_factors(context.program) if bn_fold else {}
-        self._computed: dict[fx.Node, Any] = {}
-        self._interpreter: fx.Interpreter | None = None
 
     def filters(self, *, makes: bool) -> list[Filter]:
         """The filters in one role; a weight that the graph uses several times counts once."""
@@ -39,29 +43,36 @@ class FilterWeights:
     def weight(self, found: Filter) -> Tensor:
         """The weight itself, in its own dtype: a parameter, or what the graph computes from parameters."""
         if not found.weight:
-            return self.context.program.tensors[found.tensor].detach()
+            return self.context.program.values[found.tensor].detach()
         with torch.no_grad():
-            value: Tensor = self._compute(self._nodes[found.weight])
+            value: Tensor = self._compute(found.weight)
         return value
 
     @cached_property
-    def _nodes(self) -> dict[str, fx.Node]:
-        return {node.name: node for node in self.context.program.module.graph.nodes}
+    def _places(self) -> dict[str, int]:
+        """Where nodes are in the graph, by name."""
+        return {node.name: place for place, node in enumerate(self.context.program.module.graph.nodes)}
 
-    def _compute(self, node: fx.Node) -> Any:
-        if self._interpreter is None:
-            # A copy in eval mode, so that a parametrisation which keeps state (spectral normalisation) changes none.
-            module: Any = twin(self.context.program.module, lambda tensor: tensor.detach())
-            for part in module.modules():
-                part.training = False
-            self._interpreter = fx.Interpreter(module, garbage_collect_values=False)
-            self._interpreter.env = self._computed
-        for source in node.all_input_nodes:
-            if source not in self._computed:
-                self._compute(source)
-        if node not in self._computed:
-            self._computed[node] = self._interpreter.run_node(node)
-        return self._computed[node]
+    @cached_property
+    def _interpreter(self) -> fx.Interpreter:
+        # A copy in eval mode, so that a parametrisation which keeps state (spectral normalisation) changes none.
+        module = twin(self.context.program.module, lambda tensor: tensor.detach())
+        for part in module.modules():
+            part.training = False
+        return fx.Interpreter(module, garbage_collect_values=False)
+
+    def _compute(self, name: str) -> Any:
+        """What a node makes of parameters alone."""
+        interpreter, nodes = self._interpreter, list(self.context.program.module.graph.nodes)
+        needed = [nodes[self._places[name]]]
+        for node in needed:  # it grows
+            needed += [source for source in node.all_input_nodes if source not in needed]
+        needed.sort(key=lambda node: self._places[node.name])
+        interpreter.env = {}
+        with loaded(self.context.program, cast(fx.GraphModule, interpreter.module), needed):
+            for node in needed:
+                interpreter.env[node] = interpreter.run_node(node)
+        return interpreter.env[needed[-1]]
 
     def rows(self, found: Filter) -> Iterator[tuple[Ints, Tensor]]:
         """For each group on a filter's axis: its units, and their slices as rows (units, elements), in the weight's dtype.
@@ -88,7 +99,7 @@ class FilterWeights:
 
     def producers(self, scope: Scope) -> Iterator[tuple[Ints, Tensor]]:
         """Rows of the producing filters: of every layer, or those of all layers of a group side by side."""
-        layers = [found for f in self.filters(makes=True) for found in self.rows(f)]
+        layers = (found for f in self.filters(makes=True) for found in self.rows(f))
         if scope == "layer":
             yield from layers
             return

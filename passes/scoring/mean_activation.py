@@ -7,7 +7,7 @@ from graphprune.passes.calibration.moments import Moments, moment, needs_moments
 from graphprune.statistic import Place
 
 
-@criterion("mean-activation", needs=needs_moments, reduction="max")
+@criterion("mean-activation", needs=needs_moments, reduction="max", streams=True)
 def mean_activation(context: ScoringContext, *, at: Place = "consumed") -> Floats:
     """``reduce_t |mean(a)|`` over samples and positions, t the activations of a unit; shape (units,), in activation units.
 

@@ -75,9 +75,9 @@ def batch_norm_factors(program: Program) -> dict[str, Tensor]:
         maker = made_by.get(id(operation.args[0])) if operation.args else None
         if variance is None or maker is None:
             continue
-        factors = (program.tensors[variance].detach().double() + float(_argument(operation, "eps", "epsilon"))).rsqrt()
+        factors = (program.values[variance].detach().double() + float(_argument(operation, "eps", "epsilon"))).rsqrt()
         weight = tape.names.get(id(_argument(operation, "weight")))
-        found[maker] = factors if weight is None else factors * program.tensors[weight].detach().double().abs()
+        found[maker] = factors if weight is None else factors * program.values[weight].detach().double().abs()
     return found
 
 

@@ -14,7 +14,7 @@ def _needs(at: Place, samples: int, tolerance: float) -> tuple[Statistic, ...]:
     return (Ranks(at, samples, tolerance),)
 
 
-@criterion("rank", needs=_needs, reduction="max")
+@criterion("rank", needs=_needs, reduction="max", streams=True)
 def rank(context: ScoringContext, *, samples: int = 500, tolerance: float = 1e-5, at: Place = "consumed") -> Floats:
     """``reduce_t mean_n rank(a_n)`` over samples n and the activations t of a unit, a_n one channel's map of one sample; shape
     (units,), each in [0, the shorter side]. NaN for units whose activations have no two axes of places, such as tokens.

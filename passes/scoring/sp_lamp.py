@@ -13,7 +13,7 @@ from graphprune.passes.scoring.filter_weights import FilterWeights
 from graphprune.passes.scoring.lamp import lamp_normalised
 
 
-@criterion("sp-lamp", filters=True, reduction="mean")
+@criterion("sp-lamp", filters=True, reduction="mean", streams=True)
 def sp_lamp(
     context: ScoringContext,
     *,

@@ -12,7 +12,7 @@ from graphprune.passes.calibration.moments import Moments, moment, needs_moments
 from graphprune.statistic import Place
 
 
-@criterion("variance", needs=needs_moments, reduction="max")
+@criterion("variance", needs=needs_moments, reduction="max", streams=True)
 def variance(context: ScoringContext, *, at: Place = "consumed") -> Floats:
     """``reduce_t (mean(a^2) - mean(a)^2)`` over samples and positions, t the activations of a unit; shape (units,), in squared
     activation units. Differences below float32's resolution of the mean square count as none.

@@ -2,13 +2,17 @@
 
     pip install graphprune torch-pruning==1.6.1 matplotlib
     python docs/benchmarks/analysis/run.py peer      # ratios of time and peak memory, per model
-    python docs/benchmarks/analysis/run.py linear    # time against the number of layers, and the fitted exponent
+    python docs/benchmarks/analysis/run.py stages    # time of each stage against the number of operators, and the fitted exponents
 
 ``peer``: every model is pruned to half its channels, local ranking, by L2 magnitude, from the same in-memory model, in one
 process, ours and theirs in turn (``A B A B ...``) after one warm-up of each; the ratio is that of the medians. Ours is
 capture + analysis + scoring + selection + rewrite, with and without the verification that the peer does not have; theirs
 is the construction of the pruner (which traces the model) and one step, on a copy made outside the timed region. Peak
 memory is measured apart, in a fresh process for each, as what the resident size rises above that before the run.
+
+``stages``: chains of residual convolutions and of transformer blocks, of 10^2 to 10^5 ATen operators, on the meta device; capture,
+analysis (channel groups and costs), planning (half of all channels by random scores, local ranking) and rewrite, each timed by
+itself in CPU seconds of the process, the least of some runs. An exponent is the slope of a line fitted to the logarithms.
 Results go to ``results.json`` and ``README.md`` beside this file.
 """
 
@@ -174,24 +178,106 @@ class Chain(nn.Module):
         return result
 
 
-def linear(depths: tuple[int, ...], repeats: int) -> dict[str, Any]:
-    """Time of analysis + rewrite for chains of growing depth, and the exponent of a power law fitted to it."""
-    import graphprune
+class Block(nn.Module):
+    """A pre-norm transformer block with fused queries, keys and values."""
 
-    points = []
-    for depth in depths:
-        model, example = Chain(depth).eval(), torch.randn(1, 3, 8, 8)
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.second, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
 
-        def make(model: nn.Module = model, example: torch.Tensor = example) -> Callable[[], Any]:
-            return lambda: graphprune.prune(model, example, target="channels=50%", ranking="local", verify=False)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Same shape: (batch, tokens, width)."""
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        result: torch.Tensor = x + self.down(nn.functional.gelu(self.up(self.second(x))))
+        return result
 
-        seconds(make)
-        points.append((depth, statistics.median(seconds(make) for _ in range(repeats))))
-        print(depth, round(points[-1][1], 3), flush=True)
+
+class Transformer(nn.Module):
+    """A number of transformer blocks between embeddings and a classifier."""
+
+    def __init__(self, depth: int, width: int = 16, heads: int = 4) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(32, width), nn.Linear(width, 10)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Class scores of token ids of shape (batch, tokens)."""
+        x = self.embed(ids)
+        for block in self.blocks:
+            x = block(x)
+        result: torch.Tensor = self.head(x.mean(1))
+        return result
+
+
+#: Nets of the part ``stages``: how to make one of some depth, its example input, and about how many operators a block has.
+NETS: dict[str, tuple[Callable[[int], nn.Module], torch.Tensor, int]] = {
+    "residual convolutions": (Chain, torch.zeros(1, 3, 8, 8), 4),
+    "transformer blocks": (Transformer, torch.zeros(1, 5, dtype=torch.int64), 31),
+}
+
+
+def stage_times(model: nn.Module, example: torch.Tensor) -> dict[str, float]:
+    """CPU seconds of each stage, and how many operators the model runs."""
+    from graphprune.analysis_manager import AnalysisManager
+    from graphprune.collector import collector_paused
+    from graphprune.pass_manager import PassManager
+    from graphprune.passes.analysis.channels import ChannelGroups
+    from graphprune.passes.analysis.cost import ModelCost
+    from graphprune.passes.rewrite.rewrite import RewritePass
+    from graphprune.passes.selection.select import SelectPass
+    from graphprune.scores import Scores
+    from graphprune.tape import tape_of
+    from graphprune.tracing import capture
+
+    times: dict[str, float] = {}
+
+    def timed(stage: str, step: Callable[[], Any]) -> Any:
+        begin = time.process_time()
+        result = step()
+        times[stage] = time.process_time() - begin
+        return result
+
+    analyses = AnalysisManager()
+    with collector_paused():
+        program = timed("capture", lambda: capture(model, example))
+        groups, _ = timed("analysis", lambda: (analyses.get(program, ChannelGroups), analyses.get(program, ModelCost)))
+        scores = Scores("random", np.random.default_rng(0).random(groups.unit_count))
+        select = SelectPass(channels="50%", ranking="local")
+        scored = program.with_(scores={"random": scores})
+        planned = timed("planning", lambda: PassManager([select]).run(scored, analyses))
+        timed("rewrite", lambda: PassManager([RewritePass()]).run(planned, analyses))
+    operators = sum(len(step.operations) for step in tape_of(program).steps)
+    return {"operators": operators, **times}
+
+
+def stages(sizes: tuple[int, ...], most: int) -> dict[str, Any]:
+    """Times of the stages for nets of about so many operators, and the exponents of power laws fitted to them."""
+    found = {}
+    for name, (make, example, operators) in NETS.items():
+        rows = []
+        for size in sizes:
+            with torch.device("meta"):
+                model = make(max(1, size // operators)).eval()
+            runs = []
+            for _ in range(max(1, min(most, 10_000 // size))):
+                runs.append(stage_times(model, example))
+                gc.collect()
+            rows.append({key: min(run[key] for run in runs) for key in runs[0]})
+            print(name, {key: round(value, 4) for key, value in rows[-1].items()}, flush=True)
+        exponents = {key: exponent([(row["operators"], row[key]) for row in rows]) for key in rows[0] if key != "operators"}
+        total = [(row["operators"], sum(row.values()) - row["operators"]) for row in rows]
+        found[name] = {"rows": rows, "exponents": exponents | {"total": exponent(total)}}
+        print(name, found[name]["exponents"], flush=True)
+    return found
+
+
+def exponent(points: list[tuple[float, float]]) -> float:
+    """The slope of the line fitted to the logarithms of (size, seconds)."""
     logs = np.log(np.array(points))
-    exponent = float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
-    upper = logs[len(logs) // 2 :]
-    return {"points": points, "exponent": exponent, "exponent_upper_half": float(np.polyfit(upper[:, 0], upper[:, 1], 1)[0])}
+    return float(np.polyfit(logs[:, 0], logs[:, 1], 1)[0])
 
 
 def publish(results: dict[str, Any]) -> None:
@@ -226,14 +312,16 @@ def publish(results: dict[str, Any]) -> None:
             "Seconds are medians of alternating runs; MiB is the growth of the peak resident size in a fresh process.",
             "",
         ]
-    if fit := results.get("linear"):
+    for name, fit in results.get("stages", {}).items():
+        slopes = fit["exponents"]
+        columns = [key for key in slopes if key != "total"]
         lines += [
-            f"Time against depth (residual chains of {fit['points'][0][0]} to {fit['points'][-1][0]:,} layers): fitted exponent "
-            f"**{fit['exponent']:.2f}**, {fit['exponent_upper_half']:.2f} on the upper half.",
+            f"CPU seconds of each stage against the number of operators, {name}:",
             "",
-            "| layers | seconds | ms for each layer |",
-            "| ---: | ---: | ---: |",
-            *(f"| {depth:,} | {time_:.3f} | {1000 * time_ / depth:.2f} |" for depth, time_ in fit["points"]),
+            f"| operators | {' | '.join(columns)} |",
+            f"| ---: |{' ---: |' * len(columns)}",
+            *(f"| {row['operators']:,} | {' | '.join(f'{row[key]:.3f}' for key in columns)} |" for row in fit["rows"]),
+            f"| **exponent** ({slopes['total']:.2f} for the sum) | {' | '.join(f'**{slopes[key]:.2f}**' for key in columns)} |",
             "",
         ]
     (HERE / "README.md").write_text("\n".join(lines))
@@ -242,7 +330,7 @@ def publish(results: dict[str, Any]) -> None:
 def main() -> None:
     """Run one part and update the published results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("peer", "linear", "memory"))
+    parser.add_argument("part", choices=("peer", "stages", "memory"))
     parser.add_argument("arguments", nargs="*")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
@@ -257,7 +345,7 @@ def main() -> None:
     if options.part == "peer":
         results["peer"] = peer(tuple(options.arguments) or MODELS, options.repeats)
     else:
-        results["linear"] = linear((50, 150, 500, 1500, 5000), 3)
+        results["stages"] = stages(tuple(map(int, options.arguments)) or (100, 1_000, 10_000, 100_000), options.repeats)
     publish(results)
 
 

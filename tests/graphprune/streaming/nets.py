@@ -34,6 +34,7 @@ class Net(nn.Module):
     def __init__(self, width: int = 16, hidden: int = 24, depth: int = 4, tokens: int = 40, tied: bool = True) -> None:
         super().__init__()
         self.shift: Tensor
+        self.scale: Tensor
         self.embed = nn.Embedding(tokens, width)
         self.register_buffer("shift", torch.zeros(width))
         self.register_buffer("scale", torch.ones(1), persistent=False)
@@ -52,9 +53,11 @@ class Net(nn.Module):
 
 
 def on_meta(**how: int | bool) -> Net:
-    """The model without values."""
+    """The model without values, but for the buffer that is no part of the state."""
     with torch.device("meta"):
-        return Net(**how).eval()  # type: ignore[arg-type]
+        net = Net(**how).eval()  # type: ignore[arg-type]
+    net.scale = torch.ones(1, device="cpu")
+    return net
 
 
 def save_sharded(model: nn.Module, folder: Path, shards: int = 3) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from graphprune.errors import UsageError
@@ -79,6 +79,39 @@ def test_a_truncated_shard_is_named(folder: Path, size: int) -> None:
     os.truncate(file, size if size >= 0 else file.stat().st_size + size)
     with pytest.raises(UsageError, match=r"model-00002-of-00003\.safetensors is not a whole safetensors file"):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}', "does not list tensors"),  # no end
+        (b'{"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}', "does not list tensors"),
+        (
+            b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
+            "values of b",
+        ),
+        (b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}', "values of a"),
+        (b'{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}', "values of a"),
+        (b'{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}', "its header says"),
+        (b'{"a":{"dtype":"F4","shape":[4],"data_offsets":[0,8]}}', "the dtype F4"),
+    ],
+)
+def test_a_header_that_does_not_add_up_is_refused(tmp_path: Path, header: bytes, message: str) -> None:
+    """Offsets that overlap, leave holes, or are not the size of the shape; the library refuses these files, too."""
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(UsageError, match=message):
+        open_checkpoint(path)
+    with pytest.raises(SafetensorError):
+        load_file(path)
+
+
+def test_a_file_that_changes_while_it_is_read_is_noticed(folder: Path) -> None:
+    found = open_checkpoint(folder)
+    file = folder / found.entries["embed.weight"].shard
+    os.truncate(file, file.stat().st_size - 4)
+    with pytest.raises(UsageError, match="changed while it was read"):
+        found.tensor("embed.weight")
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -95,3 +95,17 @@ def test_a_config_of_more_layers_than_the_checkpoint_has_is_refused_before_they_
     config = read_config(tmp_path) | {"num_hidden_layers": 10**9}
     with pytest.raises(UsageError, match=r"more than .* parameters, and the checkpoint does not"):
         build_for(config, open_checkpoint(tmp_path))
+
+
+@pytest.mark.parametrize("make", [_llama, _gpt2])
+def test_activations_of_a_folder_are_those_of_the_model_in_memory(make: Any, tmp_path: Path) -> None:
+    """Buffers that no checkpoint has, such as rotary frequencies, and layers whose tokens are flattened into rows."""
+    model = _saved(make(), tmp_path / "full")
+    meta = build_for(read_config(tmp_path / "full"), open_checkpoint(tmp_path / "full"))
+    inputs = text_inputs(meta)
+    data = [{"input_ids": torch.randint(0, 96, (size, 16))} for size in (2, 3)]
+    how: dict[str, Any] = {"target": "channels=50%", "criterion": "attention", "ranking": "local", "data": data}
+    plan = prune_checkpoint(meta, inputs, tmp_path / "full", tmp_path / "slim", plan_only=True, **how).plan
+    model.config.use_cache = False
+    expected = graphprune.prune(model, inputs, **how).plan
+    assert plan.scores == expected.scores and plan.kept == expected.kept

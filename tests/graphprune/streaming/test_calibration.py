@@ -1,0 +1,105 @@
+"""Criteria of activations on checkpoints that are not in memory: the scores of the model in memory, each weight read once."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import graphprune
+from graphprune.errors import UsageError
+from graphprune.streaming import prune_checkpoint
+from tests.graphprune.streaming.nets import INPUTS, ROOT, Net, on_meta, save_sharded
+
+_ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+TARGET = "channels=50%"
+
+
+def batches() -> list[Tensor]:
+    """Batches of several sizes."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(0, 40, (size, 6), generator=generator) for size in (3, 2, 3, 1)]
+
+
+def real_buffers() -> Net:
+    """A model whose buffers have values, wherever it is built."""
+    return on_meta()
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Net:
+    torch.manual_seed(0)
+    model = Net().eval()
+    save_sharded(model, tmp_path / "full")
+    return model
+
+
+@pytest.mark.parametrize("criterion", ["attention", "apoz(at=produced)", "variance", "0.5*l2+0.5*mean-activation"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_scores_are_those_of_the_model_in_memory(tmp_path: Path, criterion: str, dtype: torch.dtype) -> None:
+    """Bit for bit: the plan records the scores."""
+    torch.manual_seed(0)
+    net = Net().eval().to(dtype)
+    save_sharded(net, tmp_path / "full")
+    how: dict[str, Any] = {"target": TARGET, "criterion": criterion, "ranking": "local", "data": batches()}
+    found = prune_checkpoint(on_meta().to(dtype), INPUTS, tmp_path / "full", tmp_path / "slim", **how).plan
+    expected = graphprune.prune(net, INPUTS, **how).plan
+    assert found.scores == expected.scores and found.kept == expected.kept
+
+
+def test_every_weight_is_read_once_for_all_batches(net: Net, tmp_path: Path) -> None:
+    seen: list[int] = []
+    prune_checkpoint(
+        on_meta(), INPUTS, tmp_path / "full", tmp_path / "slim", target=TARGET, criterion="attention", data=batches(),
+        progress=lambda what, done, total: seen.append(done) if what == "Scoring" else None, plan_only=True,
+    )  # fmt: skip
+    weights = sum(tensor.nbytes for tensor in net.parameters()) + net.shift.nbytes
+    assert seen[-1] == weights + net.head.weight.nbytes  # the tied one is read by the first layer, and by the last
+
+
+def test_batches_that_the_model_does_not_take_are_named(net: Net, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not run on the calibration data"):
+        prune_checkpoint(
+            on_meta(), INPUTS, tmp_path / "full", tmp_path / "slim", criterion="attention", data=[torch.full((2, 6), 99)]
+        )
+    assert not (tmp_path / "slim").exists()
+
+
+def test_a_buffer_without_values_anywhere_is_named(net: Net, tmp_path: Path) -> None:
+    bare = on_meta()
+    bare.scale = torch.ones(1, device="meta")
+    with pytest.raises(UsageError, match="The buffer scale has no values"):
+        prune_checkpoint(bare, INPUTS, tmp_path / "full", tmp_path / "slim", criterion="attention", data=batches())
+
+
+def test_two_processes_measure_a_part_each_and_write_one_checkpoint(net: Net, tmp_path: Path) -> None:
+    """As torchrun starts them: the plan is that of one process with all data."""
+    command = [sys.executable, "-P", "-m", "graphprune", "prune-checkpoint", str(tmp_path / "full"), "-o", str(tmp_path / "slim")]
+    command += ["--model", "tests.graphprune.streaming.test_calibration:real_buffers", "--input", "2x6:int64", "--target", TARGET]
+    command += ["--criterion", "variance", "--calibrate", "tests.graphprune.streaming.test_calibration:batches"]
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    started = [
+        subprocess.Popen(
+            command, env={**_ENVIRONMENT, **meeting, "RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=200) for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    assert "3 files of weights" in said[0][0] and not said[1][0]
+    expected = graphprune.prune(net, INPUTS, target=TARGET, criterion="variance", ranking="local", data=batches()).plan
+    assert graphprune.Plan.load(tmp_path / "slim" / "plan.json").kept == expected.kept
