@@ -186,8 +186,8 @@ Share = Annotated[
 Select = Annotated[
     str | None,
     typer.Option(
-        metavar="select|knapsack|greedy|threshold",
-        help="The pass that chooses what goes. Default: select.",
+        metavar="PASS",
+        help="The pass that chooses what goes: select, knapsack, greedy or threshold. Default: select.",
         rich_help_panel=_HOW,
     ),
 ]

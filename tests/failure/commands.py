@@ -81,7 +81,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
         ("slim.safetensors", "plan.json"),
         {
             "loading": _LOADING,
-            "calibrating": ("graphprune.passes.calibration.collect:Runner._batch", 1),
+            "calibrating": ("graphprune.passes.calibration.collect:Runner._advance", 1),
             "selecting": ("graphprune.passes.selection.select:SelectPass.run", 0),
             "rewriting": ("graphprune.passes.rewrite.rewrite:RewritePass.run", 0),
             "verifying": ("graphprune.passes.verification.verify:VerifyPass.run", 0),
@@ -122,7 +122,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
         ("front.json",),
         {
             "loading": _LOADING,
-            "calibrating": ("graphprune.passes.calibration.collect:Runner._batch", 1),
+            "calibrating": ("graphprune.passes.calibration.collect:Runner._advance", 1),
             "selecting the first point": ("graphprune.pareto:_point", 0),
             "selecting another": ("graphprune.pareto:_point", 2),
             "writing": ("graphprune.files:_sync", 2),

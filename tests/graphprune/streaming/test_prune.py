@@ -242,7 +242,7 @@ def test_a_disk_that_fills_up_leaves_no_part_of_a_file(net: Net, tmp_path: Path,
 
     real = shards._bytes
     monkeypatch.setattr(shards, "_bytes", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UsageError, match="No space left"):
         prune_checkpoint(on_meta(), INPUTS, tmp_path / "full", tmp_path / "slim", target=TARGET)
     assert set(_files(tmp_path / "slim")) <= {"plan.json", "graphprune.json", "model-00001-of-00003.safetensors"}
     monkeypatch.undo()
