@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from graphprune.calibration import Calibration
     from graphprune.callbacks import GradualPruning
     from graphprune.compiling import Backend, FxPass, Masked, compile_backend, masked
-    from graphprune.curves import Sensitivity, sensitivity
     from graphprune.errors import GraphpruneError
-    from graphprune.pareto import Front, Sweep, sweep
-    from graphprune.plan import Plan
-    from graphprune.profiling import profile
-    from graphprune.program import Program
+    from graphprune.ir.program import Program
+    from graphprune.plans.plan import Plan
     from graphprune.streaming import apply_plan_to_checkpoint, prune_checkpoint
+    from graphprune.surveys.curves import Sensitivity, sensitivity
+    from graphprune.surveys.pareto import Front, Sweep, sweep
+    from graphprune.surveys.profiling import profile
     from graphprune.tracing import capture
     from graphprune.verification import Verification
 
@@ -66,24 +66,24 @@ __all__ = [
 _HOMES = {
     "Backend": "compiling",
     "Calibration": "calibration",
-    "Front": "pareto",
+    "Front": "surveys.pareto",
     "FxPass": "compiling",
     "GradualPruning": "callbacks",
     "GraphpruneError": "errors",
     "Masked": "compiling",
-    "Plan": "plan",
-    "Program": "program",
-    "Sensitivity": "curves",
-    "Sweep": "pareto",
+    "Plan": "plans.plan",
+    "Program": "ir.program",
+    "Sensitivity": "surveys.curves",
+    "Sweep": "surveys.pareto",
     "Verification": "verification",
     "apply_plan_to_checkpoint": "streaming",
     "capture": "tracing",
     "compile_backend": "compiling",
     "masked": "compiling",
-    "profile": "profiling",
+    "profile": "surveys.profiling",
     "prune_checkpoint": "streaming",
-    "sensitivity": "curves",
-    "sweep": "pareto",
+    "sensitivity": "surveys.curves",
+    "sweep": "surveys.pareto",
 }
 
 

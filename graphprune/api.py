@@ -10,21 +10,19 @@ from typing import Any, Final, Literal, overload
 import torch
 from torch import fx, nn
 
-from graphprune.analysis_manager import AnalysisManager
 from graphprune.artifact import read_artifact, write_artifact
 from graphprune.artifact.modes import describe_modes
 from graphprune.artifact.parts import describe_parts, parts_in, with_weights_of
 from graphprune.calibration import Calibration, no_data
+from graphprune.channels.groups import Groups
 from graphprune.collector import collector_paused
 from graphprune.errors import ArtifactError, PipelineError, UsageError
 from graphprune.files import check_writable, write_whole
-from graphprune.groups import Groups
+from graphprune.ir.program import Program
+from graphprune.ir.twins import named_tensors, unwrapped
 from graphprune.latency.clock import Clock
 from graphprune.latency.environment import environment_of
 from graphprune.latency.table import LatencyTable
-from graphprune.observers import Observer
-from graphprune.pass_base import Pass
-from graphprune.pass_manager import PassManager
 from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
 from graphprune.passes.calibration.synthesis import synthesise
 from graphprune.passes.latency.source import latency_from
@@ -37,17 +35,19 @@ from graphprune.passes.selection.decision import Budgeted, budgeted_passes
 from graphprune.passes.selection.select import SelectPass
 from graphprune.passes.selection.target import KINDS, split_target
 from graphprune.passes.verification.verify import VerifyPass, compare
-from graphprune.pipeline_text import format_pipeline, parse_pipeline
-from graphprune.plan import Plan
-from graphprune.profiling import profile_program
-from graphprune.program import Program
-from graphprune.registry import pass_class
+from graphprune.pipeline.analysis_manager import AnalysisManager
+from graphprune.pipeline.observers import Observer
+from graphprune.pipeline.pass_base import Pass
+from graphprune.pipeline.pass_manager import PassManager
+from graphprune.pipeline.registry import pass_class
+from graphprune.pipeline.text import format_pipeline, parse_pipeline
+from graphprune.plans.plan import Plan
 from graphprune.result import PruneResult as PruneResult
 from graphprune.result import Report as Report
 from graphprune.sources import load_calibration
+from graphprune.surveys.profiling import profile_program
 from graphprune.tracing import capture, normalise_inputs, put_back
 from graphprune.tracing.scope_data import scope_calibration
-from graphprune.twins import named_tensors, unwrapped
 from graphprune.verification import Verification
 
 #: What ``compensate`` may be.
@@ -105,8 +105,8 @@ def prune(
     select: the selection pass: ``select``, which removes in one order of all units (its ranking is an option of its own),
         ``knapsack``, ``greedy`` or ``threshold``.
     ranking, round_to, min_channels, max_ratio: see :class:`~graphprune.passes.selection.select.SelectPass`.
-    latency: for a target on it, the model's table (:func:`~graphprune.profiling.profile`), or the file of one; by default it is
-        measured first, which takes minutes. What is chosen by its predictions is timed here and put right until it is within
+    latency: for a target on it, the model's table (:func:`~graphprune.surveys.profiling.profile`), or the file of one; by default
+        it is measured first, which takes minutes. What is chosen by its predictions is timed here and put right until it is within
         1 % of the target. measure: False for the predictions alone, as for a table of another machine.
     exclude, policy: see :class:`~graphprune.passes.analysis.channels.ChannelsPass`.
     scopes: submodules to prune in place, see :func:`~graphprune.tracing.capture`.

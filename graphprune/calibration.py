@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from graphprune.errors import GraphpruneError, MemoryShortError, UsageError, first_line
 from graphprune.failures import lost_worker, memory_is_out, worker_is_lost
-from graphprune.program import Inputs
+from graphprune.ir.program import Inputs
 
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
 

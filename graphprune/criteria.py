@@ -18,12 +18,12 @@ import numpy.typing as npt
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from graphprune.channels.filters import Filter, taps_of
+from graphprune.channels.groups import Groups, Ints
 from graphprune.errors import UsageError
 from graphprune.extensions import load_extensions
-from graphprune.filters import Filter, taps_of
-from graphprune.groups import Groups, Ints
-from graphprune.program import Program
-from graphprune.registry import unknown
+from graphprune.ir.program import Program
+from graphprune.pipeline.registry import unknown
 from graphprune.statistic import Place, Statistic, Tap, Totals
 
 Floats = npt.NDArray[np.float64]

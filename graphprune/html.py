@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 from graphprune.text import count, listed, share, size, verification_line
 
 if TYPE_CHECKING:
-    from graphprune.cost import Costs
-    from graphprune.groups import Group, Groups
-    from graphprune.plan import Plan
-    from graphprune.program import Program
+    from graphprune.channels.groups import Group, Groups
+    from graphprune.costs.cost import Costs
+    from graphprune.ir.program import Program
+    from graphprune.plans.plan import Plan
     from graphprune.result import Report
 
 _SHOWN: Final = 12  # a table of more rows is folded

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from graphprune.errors import UsageError
 from graphprune.files import read_text, write_whole
 from graphprune.methods import METHODS, Method, Options
-from graphprune.registry import unknown
+from graphprune.pipeline.registry import unknown
 from graphprune.training.recipes import RECIPES, recipe
 from graphprune.training.settings import Training
 

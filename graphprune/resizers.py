@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import fx, nn
 
-from graphprune.labels import Shape
+from graphprune.channels.labels import Shape
 
 
 class Site(Protocol):

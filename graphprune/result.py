@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import fx, nn
 
+from graphprune.channels.groups import Groups
 from graphprune.compensation import Compensated
-from graphprune.cost import Costs
-from graphprune.groups import Groups
+from graphprune.costs.cost import Costs
 from graphprune.html import of_result
-from graphprune.plan import Plan
-from graphprune.plan_editor import PlanEditor
+from graphprune.ir.program import Inputs, Scope
+from graphprune.plans.editor import PlanEditor
+from graphprune.plans.plan import Plan
 from graphprune.plots import plot_widths
-from graphprune.program import Inputs, Scope
 from graphprune.verification import Verification
 
 

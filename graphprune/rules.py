@@ -24,8 +24,8 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
-from graphprune.labels import Field, LabelSpace, Reason, Shape, Value
-from graphprune.policy import Policy
+from graphprune.channels.labels import Field, LabelSpace, Reason, Shape, Value
+from graphprune.pipeline.policy import Policy
 
 Rule: TypeAlias = "Callable[[Call], None]"
 
@@ -229,7 +229,7 @@ class Call:
         return self.recorder.has_open_bounds()
 
     def choose(self, policy: str) -> str:
-        """The policy's choice at this site (see :class:`graphprune.policy.Policy`)."""
+        """The policy's choice at this site (see :class:`graphprune.pipeline.policy.Policy`)."""
         return self.recorder.choose(policy)
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from graphprune.groups import Groups, Ints
+from graphprune.channels.groups import Groups, Ints
 
 T = TypeVar("T")
 Place: TypeAlias = Literal["consumed", "produced"]

@@ -15,15 +15,15 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import graphprune
-from graphprune.cost import CostModel
-from graphprune.groups import FROZEN, Groups, Kept
+from graphprune.channels.groups import FROZEN, Groups, Kept
+from graphprune.channels.propagate import propagate
+from graphprune.channels.tape import tape_of
+from graphprune.costs.cost import CostModel
+from graphprune.ir.program import Program
+from graphprune.ir.twins import named_tensors
 from graphprune.passes.analysis.channels import excluded, make_policy
-from graphprune.plan import Plan, make_plan
-from graphprune.program import Program
-from graphprune.propagate import propagate
-from graphprune.tape import tape_of
+from graphprune.plans.plan import Plan, make_plan
 from graphprune.tracing import capture, normalise_inputs
-from graphprune.twins import named_tensors
 
 
 @dataclass(frozen=True)

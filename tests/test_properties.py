@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 import graphprune
-from graphprune.plan import Plan
+from graphprune.plans.plan import Plan
 from tests.checking import analyse, check_plan, max_error, run
 from tests.random_nets import RandomNet, networks
 

@@ -30,7 +30,7 @@ from graphprune.artifact.tensors import TensorTable, restore
 from graphprune.artifact.values import shorten
 from graphprune.errors import ArtifactError
 from graphprune.files import atomic_write, check_writable
-from graphprune.program import Inputs
+from graphprune.ir.program import Inputs
 
 VERSION = "1"
 _PARTS = ("graph", "modules", "tensors", "inputs", "provenance")

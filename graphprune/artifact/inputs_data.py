@@ -11,7 +11,7 @@ import torch
 
 from graphprune.artifact.values import CONSTANTS, field, of_type, shorten
 from graphprune.errors import ArtifactError
-from graphprune.program import Inputs
+from graphprune.ir.program import Inputs
 
 MAX_BYTES = 2**33
 """Example inputs larger than this together are refused: they would fill the memory of whoever uses the file."""

@@ -23,7 +23,7 @@ from graphprune.artifact import targets
 from graphprune.artifact.tensors import TensorTable
 from graphprune.artifact.values import CONSTANTS, check_name, field, of_type, shorten
 from graphprune.errors import ArtifactError
-from graphprune.graph_module import GraphModule
+from graphprune.ir.graph_module import GraphModule
 
 _INTERNAL = frozenset(nn.Module().__dict__) | frozenset(fx.GraphModule(nn.Module(), fx.Graph()).__dict__)
 _HOOKS = tuple(name for name in nn.Module().__dict__ if name.endswith("_hooks"))

@@ -15,8 +15,8 @@ from torch import fx, nn
 
 from graphprune.artifact.values import check_name
 from graphprune.errors import ArtifactError
-from graphprune.program import Scope
-from graphprune.twins import named_tensors, twin
+from graphprune.ir.program import Scope
+from graphprune.ir.twins import named_tensors, twin
 
 _KEY: Final = "scopes"
 _SCOPES: Final = TypeAdapter(tuple[Scope, ...])

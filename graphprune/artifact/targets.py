@@ -25,7 +25,7 @@ from torchvision import ops
 
 from graphprune.artifact.values import shorten
 from graphprune.errors import ArtifactError
-from graphprune.train_mode import add_in_train_mode
+from graphprune.ir.train_mode import add_in_train_mode
 
 Table = Mapping[str, Callable[..., Any]]
 
@@ -118,7 +118,7 @@ _TABLES: Mapping[str, Callable[[], Table]] = {
     "builtins": lambda: {name: vars(builtins)[name] for name in _BUILTINS},
     "math": lambda: {name: value for name, value in vars(math).items() if isinstance(value, BuiltinFunctionType)},
     "torchvision.ops": _torchvision_ops,
-    "graphprune.train_mode": lambda: {"add_in_train_mode": add_in_train_mode},
+    "graphprune.ir.train_mode": lambda: {"add_in_train_mode": add_in_train_mode},
     **{module: partial(_picked, module, names) for module, names in _TORCHVISION_MODELS.items()},
 }
 

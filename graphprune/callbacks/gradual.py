@@ -7,7 +7,7 @@ from graphprune.compiling import Masked
 from graphprune.errors import UsageError
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.target import parse_target, split_target
-from graphprune.plan import Plan
+from graphprune.plans.plan import Plan
 from graphprune.schedule import SCHEDULES, share_done
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from graphprune.analysis_manager import AnalysisManager
 from graphprune.cli import tables
 from graphprune.cli.accuracy import top1
 from graphprune.cli.loading import Request
 from graphprune.cli.output import Output
-from graphprune.cost import Costs
+from graphprune.costs.cost import Costs
 from graphprune.errors import UsageError, first_line
+from graphprune.ir.program import Inputs, Program, placeholder_values
 from graphprune.latency.batch import batch_of, with_batch
 from graphprune.latency.clock import Clock, DeviceClock, Subject
 from graphprune.latency.copies import SURE
@@ -22,7 +22,7 @@ from graphprune.latency.environment import Environment, environment_of
 from graphprune.latency.timing import Ratio, Timing
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
-from graphprune.program import Inputs, Program, placeholder_values
+from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.sources import Source, example_inputs, load_source
 from graphprune.sources.images import load_images
 from graphprune.tracing import capture

@@ -11,11 +11,11 @@ import sympy
 from rich.console import RenderableType
 from rich.text import Text
 
+from graphprune.channels.groups import Group
 from graphprune.cli import tables
 from graphprune.cli.survey import Survey
-from graphprune.cost import CostModel
-from graphprune.groups import Group
-from graphprune.measures import Measure
+from graphprune.costs.cost import CostModel
+from graphprune.costs.measures import Measure
 
 
 @dataclass(frozen=True)

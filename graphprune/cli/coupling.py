@@ -10,12 +10,12 @@ from typing import Final
 
 import networkx as nx
 
+from graphprune.channels.couplings import layers
+from graphprune.channels.groups import Groups
 from graphprune.cli.pictures import FORMATS, check_plot, picture
 from graphprune.cli.survey import listed_groups
-from graphprune.couplings import layers
 from graphprune.errors import UsageError
 from graphprune.files import atomic_write
-from graphprune.groups import Groups
 
 
 def check_graph_format(path: Path) -> None:

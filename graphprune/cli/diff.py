@@ -11,7 +11,7 @@ from graphprune.cli import options
 from graphprune.cli.output import Output
 
 if TYPE_CHECKING:
-    from graphprune.plan_diff import PlanDiff
+    from graphprune.plans.diff import PlanDiff
 
 _WHAT = "A plan (.json), or a slim model that holds its plan (.safetensors, .pt2)."
 
@@ -25,7 +25,7 @@ def command(
     debug: options.Debug = False,
 ) -> None:
     """Compare two plans: what both keep, and what only one does. Exit code 1 where they differ."""
-    from graphprune.plan_diff import diff_plans, read_plan
+    from graphprune.plans.diff import diff_plans, read_plan
 
     with Output(as_json, quiet, verbose) as output:
         found = diff_plans(read_plan(a), read_plan(b))

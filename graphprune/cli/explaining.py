@@ -12,11 +12,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from graphprune.channels.couplings import Coupling, Kind, couplings, layers
+from graphprune.channels.groups import Group
+from graphprune.channels.labels import Reason
 from graphprune.cli import tables
 from graphprune.cli.survey import Survey
-from graphprune.couplings import Coupling, Kind, couplings, layers
-from graphprune.groups import Group
-from graphprune.labels import Reason
 from graphprune.passes.analysis.remedies import remedy
 
 #: What a node does to channels, with those that it meets and those that they are tied to.

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from graphprune.cli import tables
 from graphprune.cli.pictures import picture
-from graphprune.pareto import Front, Point
+from graphprune.surveys.pareto import Front, Point
 
 
 def front_table(front: Front) -> Table:

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from graphprune.analysis_manager import AnalysisManager
 from graphprune.api import calibrated
 from graphprune.cli import tables
 from graphprune.cli.loading import Job
@@ -18,9 +17,10 @@ from graphprune.cli.pictures import picture
 from graphprune.cli.watching import PassProgress, shown
 from graphprune.criteria import Floats
 from graphprune.errors import UsageError
-from graphprune.pass_manager import PassManager
 from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass, matches
 from graphprune.passes.scoring.score import ScorePass
+from graphprune.pipeline.analysis_manager import AnalysisManager
+from graphprune.pipeline.pass_manager import PassManager
 from graphprune.tracing import capture
 
 _BARS: Final = " ▁▂▃▄▅▆▇█"

@@ -13,9 +13,9 @@ from graphprune.claims import claimed
 from graphprune.cli.output import Output
 from graphprune.errors import UsageError
 from graphprune.files import check_writable
-from graphprune.policy import CHOICES
-from graphprune.program import Inputs
-from graphprune.registry import unknown
+from graphprune.ir.program import Inputs
+from graphprune.pipeline.policy import CHOICES
+from graphprune.pipeline.registry import unknown
 from graphprune.sources import Source, example_inputs, load_calibration, load_source
 from graphprune.sources.images import Images, load_images
 

@@ -18,8 +18,8 @@ def command(
 ) -> None:
     """List passes with their options, criteria, and policies with their choices."""
     from graphprune.criteria import criteria_names, find_criterion
-    from graphprune.policy import CHOICES, Policy
-    from graphprune.registry import pass_class, pass_names
+    from graphprune.pipeline.policy import CHOICES, Policy
+    from graphprune.pipeline.registry import pass_class, pass_names
 
     with Output(as_json, quiet, verbose) as output:
         passes = {name: _about_pass(pass_class(name), verbose) for name in pass_names()}

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from graphprune.analysis_manager import AnalysisManager
+from graphprune.channels.groups import Groups
 from graphprune.cli.loading import Job
 from graphprune.cli.output import Output, Task
 from graphprune.cli.watching import counted
 from graphprune.errors import UsageError, first_line
-from graphprune.groups import Groups
+from graphprune.ir.program import Inputs
 from graphprune.latency.batch import batch_of, best, saturating, with_batch
 from graphprune.latency.clock import Clock, DeviceClock
 from graphprune.latency.environment import Environment, environment_of
@@ -20,8 +20,8 @@ from graphprune.latency.roofline import RooflineModel, measure_roofline
 from graphprune.latency.table import LatencyTable, Settings
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.latency.profile import Maker
-from graphprune.profiling import SAMPLES, profile_program
-from graphprune.program import Inputs
+from graphprune.pipeline.analysis_manager import AnalysisManager
+from graphprune.surveys.profiling import SAMPLES, profile_program
 from graphprune.tracing import capture
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from graphprune.cli.output import Task
-    from graphprune.program import Inputs
+    from graphprune.ir.program import Inputs
     from graphprune.streaming import CheckpointReport, Fit
 
 _HOW = "How to prune"

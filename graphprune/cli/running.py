@@ -24,8 +24,8 @@ from graphprune.cli.rounds import Several, rounds_table, watching
 from graphprune.errors import ArtifactError, RunError, UsageError, first_line
 from graphprune.failures import lost_worker, memory_is_out, worker_is_lost
 from graphprune.files import atomic_write, write_whole
+from graphprune.ir.program import Inputs
 from graphprune.methods import MethodResult
-from graphprune.program import Inputs
 from graphprune.recipe import Draft, Recipe
 from graphprune.runs import ranks
 from graphprune.runs.history import Round, Silent, Watch

@@ -14,7 +14,7 @@ from graphprune.cli.output import Output
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from graphprune.curves import Sensitivity
+    from graphprune.surveys.curves import Sensitivity
 
 _HOW = "What to try"
 
@@ -66,7 +66,7 @@ def command(
     """Cut each group by itself, at several ratios, and measure the accuracy. Nothing is trained."""
     from graphprune.cli.loading import Request, parse_policy, writing
     from graphprune.cli.pictures import check_plot, picture
-    from graphprune.curves import RATIOS, Sensitivity
+    from graphprune.surveys.curves import RATIOS, Sensitivity
 
     request = Request(source, weights, trust_pickle, shape, seed, data, mean, std, scopes=scope, calibrate=calibrate,
                       samples=samples)  # fmt: skip
@@ -91,7 +91,7 @@ def _run(output: Output, request: Any, how: dict[str, Any], known: Sensitivity |
     from torch import nn
 
     from graphprune.cli.accuracy import top1
-    from graphprune.curves import sensitivity
+    from graphprune.surveys.curves import sensitivity
 
     job = request.open(output)
     with output.task("Scoring") as task:

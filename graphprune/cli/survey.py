@@ -8,14 +8,14 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from graphprune.analysis_manager import AnalysisManager
+from graphprune.channels.groups import Group, Groups
 from graphprune.cli.loading import Job
-from graphprune.cost import CostModel, Costs
+from graphprune.costs.cost import CostModel, Costs
 from graphprune.errors import UsageError
-from graphprune.groups import Group, Groups
+from graphprune.ir.program import Program
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
-from graphprune.program import Program
+from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.tracing import capture
 
 #: A kernel's height and width are frozen in every convolution; that is no news, so it is told in one line.

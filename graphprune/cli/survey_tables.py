@@ -10,12 +10,12 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from graphprune.channels.groups import Group
+from graphprune.channels.labels import Reason
 from graphprune.cli import tables
 from graphprune.cli.explaining import place
 from graphprune.cli.survey import KERNEL_EXTENT, Survey
 from graphprune.cli.trees import group_tree
-from graphprune.groups import Group
-from graphprune.labels import Reason
 
 
 def overview(survey: Survey, groups: Sequence[Group], verbose: bool) -> Iterator[RenderableType]:

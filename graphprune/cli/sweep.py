@@ -12,7 +12,7 @@ from graphprune.cli.errors import going_on
 from graphprune.cli.output import Output
 
 if TYPE_CHECKING:
-    from graphprune.pareto import Front
+    from graphprune.surveys.pareto import Front
 
 _HOW = "What to try"
 
@@ -80,7 +80,7 @@ def command(
     from graphprune.cli import front_tables
     from graphprune.cli.loading import Request, parse_policy, writing
     from graphprune.cli.pictures import check_plot
-    from graphprune.pareto import Front, Sweep
+    from graphprune.surveys.pareto import Front, Sweep
 
     task = Sweep(metric, points, least, tuple(way or ["global"]), {"round_to": round_to})
     request = Request(source, weights, trust_pickle, shape, seed, mean=mean, std=std, scopes=scope, calibrate=calibrate,
@@ -105,7 +105,7 @@ def command(
 
 def _run(output: Output, job: Any, task: Any, how: dict[str, Any], known: Front | None, out: Path) -> Front:
     from graphprune.cli.watching import shown
-    from graphprune.pareto import sweep
+    from graphprune.surveys.pareto import sweep
 
     with output.task("Scoring", total=task.points * len(task.ways)) as shown_task:
         if known is not None:

@@ -18,7 +18,7 @@ from graphprune.text import verification_line as verification_line
 
 if TYPE_CHECKING:
     from graphprune.compensation import Compensated
-    from graphprune.cost import Costs
+    from graphprune.costs.cost import Costs
     from graphprune.verification import Verification
 
 

@@ -11,10 +11,10 @@ from typing import Final, NamedTuple
 from rich.table import Table
 from rich.text import Text
 
+from graphprune.channels.couplings import layers
+from graphprune.channels.groups import Group
 from graphprune.cli import tables
 from graphprune.cli.survey import Survey, listed_groups
-from graphprune.couplings import layers
-from graphprune.groups import Group
 
 _WIDEST: Final = 36  # labels take this much of a line before they are folded
 

@@ -13,7 +13,7 @@ from graphprune.errors import UsageError
 
 if TYPE_CHECKING:
     from graphprune.artifact import Artifact
-    from graphprune.plan import Plan
+    from graphprune.plans.plan import Plan
 
 
 def command(
@@ -67,7 +67,7 @@ def command(
 def _read(slim: Path, plan: Path | None) -> tuple[Artifact, Plan]:
     """The slim model and its plan. Raises ArtifactError or PlanError."""
     from graphprune.artifact import read_artifact
-    from graphprune.plan import Plan
+    from graphprune.plans.plan import Plan
 
     if slim.suffix == ".pt2":
         raise UsageError(

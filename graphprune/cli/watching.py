@@ -11,8 +11,8 @@ from time import monotonic
 
 from graphprune.calibration import Calibration
 from graphprune.cli.output import Output, Task
-from graphprune.observers import Dumper, Observer, Printer, Reproducer, Step, Timing
-from graphprune.program import Program
+from graphprune.ir.program import Program
+from graphprune.pipeline.observers import Dumper, Observer, Printer, Reproducer, Step, Timing
 
 _DOING = {
     "channels": "Following channels",

@@ -12,16 +12,16 @@ from warnings import warn
 import torch
 from torch import Tensor, fx, nn
 
-from graphprune.analysis_manager import AnalysisManager
 from graphprune.api import PruneResult, prune, run_pipeline
 from graphprune.compiling.lifting import Lifted, lift
 from graphprune.compiling.parts import names_in_plan, part_of_plan
 from graphprune.compiling.runtime import Compiled, Runtime, Slice, functional, written_buffers
 from graphprune.errors import CaptureError, CheckError, PlanError, UsageError
+from graphprune.ir.twins import unwrapped
 from graphprune.passes.analysis.channels import ChannelGroups
-from graphprune.plan import Plan
+from graphprune.pipeline.analysis_manager import AnalysisManager
+from graphprune.plans.plan import Plan
 from graphprune.tracing import capture
-from graphprune.twins import unwrapped
 
 _SELECTION: Final = (
     *("criterion", "reduction", "normalise", "select", "ranking", "round_to", "min_channels", "max_ratio"),

@@ -10,10 +10,10 @@ from torch import fx
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from graphprune.errors import UsageError
-from graphprune.pass_base import Pass
-from graphprune.pass_manager import PassManager
-from graphprune.pipeline_text import parse_pipeline
-from graphprune.program import Program
+from graphprune.ir.program import Program
+from graphprune.pipeline.pass_base import Pass
+from graphprune.pipeline.pass_manager import PassManager
+from graphprune.pipeline.text import parse_pipeline
 from graphprune.tracing import capture
 
 

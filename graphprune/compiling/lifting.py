@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from graphprune.errors import CaptureError
-from graphprune.program import Inputs
+from graphprune.ir.program import Inputs
 
 _STORE: Final = re.compile(r"\._(?:modules|parameters|buffers)\['([^']+)'\]")
 _SIZE: Final = re.compile(r"(.*)\.size\(\)\[(\d+)\]")

@@ -17,23 +17,23 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from graphprune.analysis_manager import AnalysisManager
 from graphprune.api import PruneResult, run_pipeline
-from graphprune.cost import CostModel
+from graphprune.channels.groups import Group, Groups, Kept
+from graphprune.costs.cost import CostModel
 from graphprune.errors import UsageError
-from graphprune.groups import Group, Groups, Kept
-from graphprune.pass_base import Pass
-from graphprune.pass_manager import PassManager
+from graphprune.ir.program import Program
+from graphprune.ir.twins import named_tensors
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
 from graphprune.passes.analysis.filters import Filters
 from graphprune.passes.selection.trials.silence import read_by_weights, reading_axes
-from graphprune.pipeline_text import parse_pipeline
-from graphprune.plan import Plan, kept_units, make_plan
-from graphprune.program import Program
+from graphprune.pipeline.analysis_manager import AnalysisManager
+from graphprune.pipeline.pass_base import Pass
+from graphprune.pipeline.pass_manager import PassManager
+from graphprune.pipeline.text import parse_pipeline
+from graphprune.plans.plan import Plan, kept_units, make_plan
 from graphprune.scores import Scores
 from graphprune.tracing import capture
-from graphprune.twins import named_tensors
 
 
 class Masked(nn.Module):

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 from torch import nn
 
+from graphprune.channels.groups import FROZEN, Groups, Kept
 from graphprune.errors import PlanError
-from graphprune.groups import FROZEN, Groups, Kept
-from graphprune.plan import Plan, fingerprint, make_plan
-from graphprune.twins import named_tensors
+from graphprune.ir.twins import named_tensors
+from graphprune.plans.plan import Plan, fingerprint, make_plan
 
 
 def names_in_plan(plan: Plan, part: nn.Module, model: nn.Module | None = None) -> dict[str, str]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, fx
 
 from graphprune.compiling.lifting import Lifted
-from graphprune.plan import Plan
-from graphprune.program import Inputs
-from graphprune.twins import named_tensors, twin
+from graphprune.ir.program import Inputs
+from graphprune.ir.twins import named_tensors, twin
+from graphprune.plans.plan import Plan
 
 Compiled = Callable[..., Any]
 

@@ -14,8 +14,8 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from graphprune.errors import VerificationError
+from graphprune.ir.program import Inputs
 from graphprune.latency.batch import batch_of, with_batch
-from graphprune.program import Inputs
 from graphprune.verification import TOLERANCE
 
 _SLACK: Final = 10  # other runtimes add up in another order

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from graphprune.errors import ArtifactError
-from graphprune.twins import named_tensors
+from graphprune.ir.twins import named_tensors
 
 _OWN: Final = frozenset(nn.Module().__dict__)
 _DERIVED: Final = ("_flat_weights", "_flat_weight_refs")  # what recurrent layers make of their parameters

@@ -18,9 +18,9 @@ from graphprune.exporting.folder import write_folder
 from graphprune.exporting.onnx_file import write_onnx
 from graphprune.exporting.program import write_program
 from graphprune.files import check_writable
+from graphprune.ir.program import Inputs
 from graphprune.latency.batch import batch_of, with_batch
-from graphprune.program import Inputs
-from graphprune.registry import unknown
+from graphprune.pipeline.registry import unknown
 
 _BATCH: Final = 2  # of the example: torch.export takes a size of 1 for a constant
 

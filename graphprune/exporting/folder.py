@@ -23,7 +23,7 @@ from graphprune.errors import ArtifactError, UsageError
 from graphprune.exporting.checking import Exported, Job, Ran, check
 from graphprune.exporting.fresh import run_fresh
 from graphprune.exporting.source_code import source_of
-from graphprune.program import Inputs
+from graphprune.ir.program import Inputs
 
 
 def write_folder(job: Job) -> Exported:

@@ -13,7 +13,7 @@ import torch
 
 from graphprune.errors import VerificationError
 from graphprune.exporting.checking import TURN, TURNS, Ran
-from graphprune.program import Inputs
+from graphprune.ir.program import Inputs
 
 _RUNNER = Path(__file__).with_name("fresh_runner.py")
 

@@ -13,7 +13,7 @@ from graphprune.errors import UsageError, first_line
 from graphprune.exporting.checking import Exported, Job, check, run_here
 from graphprune.exporting.program import exported
 from graphprune.files import write_whole
-from graphprune.program import Inputs
+from graphprune.ir.program import Inputs
 from graphprune.quiet import quiet
 
 

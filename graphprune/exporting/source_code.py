@@ -19,9 +19,9 @@ from torch import Tensor, fx, nn
 from graphprune.artifact.targets import function_name
 from graphprune.errors import ArtifactError
 from graphprune.exporting.constructors import call_of
-from graphprune.program import Inputs, placeholder_values
-from graphprune.train_mode import add_in_train_mode
-from graphprune.twins import modules_by_path, named_tensors
+from graphprune.ir.program import Inputs, placeholder_values
+from graphprune.ir.train_mode import add_in_train_mode
+from graphprune.ir.twins import modules_by_path, named_tensors
 
 _CONTAINERS: Final = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _FUNCTIONAL: Final = ("torch.nn.functional", "torch._C._nn")

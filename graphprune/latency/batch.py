@@ -10,7 +10,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from graphprune.errors import UsageError
-from graphprune.program import Inputs
+from graphprune.ir.program import Inputs
 
 _GAIN: Final = 1.05  # a doubling that raises the throughput by less has found the device busy
 _LONGEST: Final = 10_000.0  # milliseconds of one call

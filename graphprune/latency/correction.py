@@ -13,10 +13,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from graphprune.groups import Ints
+from graphprune.channels.groups import Ints
+from graphprune.costs.measures import Measure
 from graphprune.latency.fit import Floats
 from graphprune.latency.staircase import stairs
-from graphprune.measures import Measure
 
 _SHARED: Final = 0.1  # standard deviations before anything is measured: of the factor that all terms share ...
 _OWN: Final = 0.2  # ... and of each term's around it

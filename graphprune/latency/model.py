@@ -9,8 +9,8 @@ from typing import ClassVar, Final
 import numpy as np
 import numpy.typing as npt
 
+from graphprune.channels.groups import Ints
 from graphprune.errors import LatencyError
-from graphprune.groups import Ints
 from graphprune.latency.fit import Floats
 from graphprune.latency.layer_times import fit_families
 from graphprune.latency.staircase import stairs

@@ -18,13 +18,13 @@ import torch
 from scipy.optimize import least_squares
 from torch import fx, nn
 
-from graphprune.groups import Groups
+from graphprune.channels.groups import Groups
+from graphprune.ir.program import Program
 from graphprune.latency.clock import Clock, Subject
 from graphprune.latency.environment import Environment
 from graphprune.latency.fit import Floats
 from graphprune.latency.model import Accuracy, accuracy
 from graphprune.latency.work import Layers, Work
-from graphprune.program import Program
 
 _EVERY: Final = 4  # every so many layers, one only tests the fit
 _TOGETHER: Final = 8  # layers that are timed by turns

@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from graphprune.groups import Ints
+from graphprune.channels.groups import Ints
 from graphprune.latency.fit import Floats
 from graphprune.latency.layer_times import fit_families
 from graphprune.latency.table import LatencyTable, Sample

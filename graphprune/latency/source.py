@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphprune.groups import Floats, Ints
+from graphprune.channels.groups import Floats, Ints
+from graphprune.costs.measures import Measure
 from graphprune.latency.timing import Ratio
-from graphprune.measures import Measure
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import Final
 
 import numpy as np
 
-from graphprune.groups import Ints
+from graphprune.channels.groups import Ints
+from graphprune.costs.measures import Measure
 from graphprune.latency.fit import Floats
-from graphprune.measures import Measure
 
 _EDGE: Final = 0.004  # a step from one width to the next rises by at least this share of the model's latency ...
 _STEEP: Final = 1.5  # ... and by so many times what an even ramp would

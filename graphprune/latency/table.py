@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
+from graphprune.channels.groups import Groups, Ints
 from graphprune.errors import LatencyError
 from graphprune.files import load_json, save_json
-from graphprune.groups import Groups, Ints
 from graphprune.latency.environment import Environment
 from graphprune.latency.timing import Timing
 

@@ -10,14 +10,14 @@ import numpy.typing as npt
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
-from graphprune.groups import Groups
-from graphprune.labels import Field, Value
+from graphprune.channels.groups import Groups
+from graphprune.channels.labels import Field, Value
+from graphprune.channels.tape import Step, tape_of
+from graphprune.costs.measures import Products, volume
+from graphprune.ir.program import Program
+from graphprune.ir.twins import modules_by_path
 from graphprune.latency.fit import Floats
-from graphprune.measures import Products, volume
-from graphprune.program import Program
 from graphprune.rules import only_moves
-from graphprune.tape import Step, tape_of
-from graphprune.twins import modules_by_path
 
 
 @dataclass(frozen=True)

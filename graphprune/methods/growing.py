@@ -18,7 +18,7 @@ from graphprune.methods.method import Options, method
 from graphprune.methods.texts import Criterion, Target
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.select import SelectPass
-from graphprune.plan import Plan
+from graphprune.plans.plan import Plan
 from graphprune.runs.bench import Bench
 from graphprune.runs.stage import Stage
 from graphprune.training.penalties import GroupL2

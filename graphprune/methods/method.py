@@ -17,7 +17,8 @@ from graphprune.api import PruneResult
 from graphprune.calibration import Calibration
 from graphprune.claims import claimed_folder
 from graphprune.errors import UsageError
-from graphprune.plan import Plan, fingerprint
+from graphprune.ir.twins import unwrapped
+from graphprune.plans.plan import Plan, fingerprint
 from graphprune.runs import ranks
 from graphprune.runs.bench import Bench
 from graphprune.runs.history import Round, Silent, Watch
@@ -26,7 +27,6 @@ from graphprune.runs.seeding import own_randomness
 from graphprune.runs.stage import Stage
 from graphprune.runs.task import Task
 from graphprune.sources import load_calibration
-from graphprune.twins import unwrapped
 
 
 class Options(BaseModel):

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
-from graphprune.groups import Groups
-from graphprune.labels import Value
-from graphprune.program import Program
+from graphprune.channels.groups import Groups
+from graphprune.channels.labels import Value
+from graphprune.ir.program import Program
 
 
 @dataclass

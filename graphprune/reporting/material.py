@@ -17,9 +17,9 @@ from graphprune.cli.loading import Request as Source
 from graphprune.cli.loading import parse_policy
 from graphprune.cli.output import Output
 from graphprune.errors import GraphpruneError, UsageError
+from graphprune.ir.program import Inputs
 from graphprune.latency.table import LatencyTable
-from graphprune.plan import Plan
-from graphprune.program import Inputs
+from graphprune.plans.plan import Plan
 from graphprune.recipe import Draft, ModelSection
 from graphprune.reporting.original import Original, analysed
 from graphprune.reporting.runs import Run, runs_in

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from graphprune.analysis_manager import AnalysisManager
-from graphprune.cost import CostModel, Costs
+from graphprune.channels.groups import Groups, Ints
+from graphprune.costs.cost import CostModel, Costs
 from graphprune.errors import PipelineError
-from graphprune.groups import Groups, Ints
+from graphprune.ir.program import Inputs, Program
 from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
 from graphprune.passes.analysis.cost import ModelCost
-from graphprune.pipeline_text import parse_pipeline
-from graphprune.plan import Plan, kept_units
-from graphprune.program import Inputs, Program
+from graphprune.pipeline.analysis_manager import AnalysisManager
+from graphprune.pipeline.text import parse_pipeline
+from graphprune.plans.plan import Plan, kept_units
 from graphprune.sources import Source
 from graphprune.tracing import capture
 

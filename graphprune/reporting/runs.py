@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from graphprune.errors import RunError
 from graphprune.files import read_text
-from graphprune.plan import Plan
+from graphprune.plans.plan import Plan
 from graphprune.recipe import Draft
 from graphprune.runs.history import Round
 

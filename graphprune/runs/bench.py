@@ -13,16 +13,14 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from graphprune.analysis_manager import AnalysisManager
 from graphprune.api import PruneResult, calibrated, run_pipeline, timed
-from graphprune.cost import CostModel, Costs
+from graphprune.channels.filters import coupled_axes, find_filters
+from graphprune.channels.groups import Groups, Ints
+from graphprune.costs.cost import CostModel, Costs
 from graphprune.errors import DivergedError, TargetError, UsageError
 from graphprune.files import write_whole
-from graphprune.filters import coupled_axes, find_filters
-from graphprune.groups import Groups, Ints
+from graphprune.ir.program import Program
 from graphprune.latency.table import LatencyTable
-from graphprune.pass_base import Pass
-from graphprune.pass_manager import PassManager
 from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
 from graphprune.passes.analysis.cost import ModelCost
 from graphprune.passes.calibration.consumers import find_norms
@@ -31,9 +29,10 @@ from graphprune.passes.rewrite.rewrite import RewritePass
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.target import parse_target
 from graphprune.passes.verification.verify import VerifyPass
-from graphprune.plan import Plan, kept_units
-from graphprune.profiling import profile
-from graphprune.program import Program
+from graphprune.pipeline.analysis_manager import AnalysisManager
+from graphprune.pipeline.pass_base import Pass
+from graphprune.pipeline.pass_manager import PassManager
+from graphprune.plans.plan import Plan, kept_units
 from graphprune.runs import ranks
 from graphprune.runs.fitting import Fitting
 from graphprune.runs.history import Round, write_rounds
@@ -43,6 +42,7 @@ from graphprune.runs.seeding import derived, seed_everything
 from graphprune.runs.stage import Stage
 from graphprune.runs.store import Store
 from graphprune.runs.task import Task
+from graphprune.surveys.profiling import profile
 from graphprune.tracing import capture, normalise_inputs
 from graphprune.training.optimiser_state import slice_state
 from graphprune.training.penalties import Penalty

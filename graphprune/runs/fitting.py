@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from graphprune.errors import DivergedError
-from graphprune.plan import Plan
+from graphprune.plans.plan import Plan
 from graphprune.runs.masks import expanded, masked
 from graphprune.training.penalties import Penalty, penalised
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from graphprune.plan import Plan
-from graphprune.twins import named_tensors
+from graphprune.ir.twins import named_tensors
+from graphprune.plans.plan import Plan
 
 
 def expanded(plan: Plan, weights: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:

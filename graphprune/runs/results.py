@@ -7,10 +7,10 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, RootModel, ValidationError, model_validator
 
-from graphprune.cost import Costs
+from graphprune.costs.cost import Costs
 from graphprune.errors import RunError
 from graphprune.latency.table import LatencyTable
-from graphprune.plan import Plan
+from graphprune.plans.plan import Plan
 
 
 class _Result(BaseModel):

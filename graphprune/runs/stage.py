@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from graphprune.cost import Costs
-from graphprune.plan import Plan
+from graphprune.costs.cost import Costs
+from graphprune.plans.plan import Plan
 from graphprune.runs.store import Snapshot
 
 

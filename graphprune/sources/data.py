@@ -13,7 +13,7 @@ from torch import Tensor
 
 from graphprune.calibration import Batch, Calibration
 from graphprune.errors import UsageError
-from graphprune.program import Inputs
+from graphprune.ir.program import Inputs
 from graphprune.sources.factories import call_named, is_named
 from graphprune.sources.images import Images, load_images, load_picture, scaled_channels
 

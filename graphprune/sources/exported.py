@@ -18,7 +18,7 @@ from torch.export.pt2_archive import PT2ArchiveReader
 
 from graphprune.errors import ArtifactError, UsageError
 from graphprune.files import check_archive
-from graphprune.program import Inputs
+from graphprune.ir.program import Inputs
 from graphprune.quiet import quiet
 from graphprune.sources.program_checks import check_program, check_text
 from graphprune.sources.source import Source

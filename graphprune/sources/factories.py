@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from graphprune.errors import UsageError
-from graphprune.program import Inputs
+from graphprune.ir.program import Inputs
 from graphprune.sources.source import Source
 
 _CALL = re.compile(r"(?P<library>[\w.]+):(?P<name>[^()\s]+)(?P<call>\(.*\))?", re.DOTALL)

@@ -10,7 +10,7 @@ from typing import Any, Final
 import torch
 
 from graphprune.errors import UsageError
-from graphprune.program import Inputs
+from graphprune.ir.program import Inputs
 from graphprune.sources.source import Source
 
 _SHAPE: Final = re.compile(r"\d+(x\d+)*", re.ASCII)

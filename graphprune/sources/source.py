@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from graphprune.program import Inputs
+from graphprune.ir.program import Inputs
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from graphprune.errors import GraphpruneError, UsageError, first_line
 from graphprune.files import parse_text, read_text
-from graphprune.program import Inputs, Program
+from graphprune.ir.program import Inputs, Program
 from graphprune.quiet import quiet
 from graphprune.streaming.checkpoint import Checkpoint
 from graphprune.streaming.configs import Config, Fit, Search, Shapes

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from graphprune.errors import CaptureError
-from graphprune.pass_manager import PassManager
+from graphprune.ir.program import Inputs
+from graphprune.ir.twins import named_tensors
 from graphprune.passes.rewrite.rewrite import RewritePass
 from graphprune.passes.verification.verify import VerifyPass
-from graphprune.plan import Plan, fingerprint
-from graphprune.program import Inputs
+from graphprune.pipeline.pass_manager import PassManager
+from graphprune.plans.plan import Plan, fingerprint
 from graphprune.streaming.shorter import fill, shorten
 from graphprune.tracing import capture
-from graphprune.twins import named_tensors
 from graphprune.verification import Verification
 
 

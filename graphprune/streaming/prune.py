@@ -11,19 +11,20 @@ from torch import nn
 
 from graphprune.api import SYNTHETIC, selection_pass
 from graphprune.calibration import Calibration, no_data
-from graphprune.cost import Costs
+from graphprune.channels.tape import run_graph
+from graphprune.costs.cost import Costs
 from graphprune.errors import UsageError
-from graphprune.observers import Observer
-from graphprune.pass_base import Pass
-from graphprune.pass_manager import PassManager
+from graphprune.ir.program import Inputs, Program
 from graphprune.passes.analysis.channels import ChannelsPass
 from graphprune.passes.rewrite.rewrite import RewritePass
 from graphprune.passes.scoring.expression import parse_criterion
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.target import split_target
-from graphprune.pipeline_text import format_pipeline
-from graphprune.plan import Plan, fingerprint
-from graphprune.program import Inputs, Program
+from graphprune.pipeline.observers import Observer
+from graphprune.pipeline.pass_base import Pass
+from graphprune.pipeline.pass_manager import PassManager
+from graphprune.pipeline.text import format_pipeline
+from graphprune.plans.plan import Plan, fingerprint
 from graphprune.runs.ranks import rank, shared
 from graphprune.sources import load_calibration
 from graphprune.streaming.checkpoint import open_checkpoint
@@ -33,7 +34,6 @@ from graphprune.streaming.header import Entry
 from graphprune.streaming.proof import Proof, prove
 from graphprune.streaming.weights import Matched, Values, match
 from graphprune.streaming.writing import Progress, Writing, digest, plan_of, silent
-from graphprune.tape import run_graph
 from graphprune.tracing import capture, normalise_inputs
 
 _INSTEAD: Final = "Use l2, l1, lamp, sp-lamp or fpgm, or on data attention, apoz or variance."

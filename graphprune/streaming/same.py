@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_flatten
 
-from graphprune.program import Program
-from graphprune.tape import Operation, Tape, run_graph
-from graphprune.twins import named_tensors
+from graphprune.channels.tape import Operation, Tape, run_graph
+from graphprune.ir.program import Program
+from graphprune.ir.twins import named_tensors
 
 
 def difference(first: Program, second: Program, state: Container[str]) -> str:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from graphprune.errors import UsageError
-from graphprune.plan import Plan
+from graphprune.ir.twins import named_tensors
+from graphprune.plans.plan import Plan
 from graphprune.streaming.checkpoint import Checkpoint
 from graphprune.streaming.header import Entry
-from graphprune.twins import named_tensors
 
 Watch = Callable[[str], None]
 _REMEDY: Final = "Give the model that it was saved from."

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from graphprune.claims import claimed_folder
 from graphprune.errors import UsageError
 from graphprune.files import atomic_write, load_json, save_json, write_whole
-from graphprune.plan import Plan
+from graphprune.plans.plan import Plan
 from graphprune.streaming.checkpoint import Checkpoint
 from graphprune.streaming.configs import Fit
 from graphprune.streaming.folder import CONFIG

@@ -10,19 +10,19 @@ import torch
 from torch import fx, nn
 
 from graphprune.artifact.modes import noted_modes
+from graphprune.channels.tape import Step, run_error
 from graphprune.collector import collector_paused
 from graphprune.errors import CaptureError, TraceError
 from graphprune.extensions import load_extensions
-from graphprune.graph_module import adopt
-from graphprune.program import Inputs, Program, Scope
-from graphprune.tape import Step, run_error
+from graphprune.ir.graph_module import adopt
+from graphprune.ir.program import Inputs, Program, Scope
+from graphprune.ir.twins import named_tensors, unwrapped
 from graphprune.tracing.inputs import ModuleCall, argument_names, check_inputs, holds_tensor, normalise_inputs, options_of
 from graphprune.tracing.rehearsal import rehearse
 from graphprune.tracing.scopes import find_scopes, named_scopes, outside, record_calls, scope_of
 from graphprune.tracing.source import error_line
 from graphprune.tracing.tracer import Tracer
 from graphprune.tracing.training import Addition, Change, Differs, Mode, changes, follow_mode, keep_still
-from graphprune.twins import named_tensors, unwrapped
 
 
 def capture(model: nn.Module, example_inputs: Any, *, scopes: Sequence[str] = (), source: str = "") -> Program:

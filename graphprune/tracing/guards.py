@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import fx
 
+from graphprune.channels.tape import Operation, Step
 from graphprune.rules import keeps_sizes, tensors_in
-from graphprune.tape import Operation, Step
 from graphprune.tracing.sizes import Origin, origin_of, plain, size_of, with_origin
 from graphprune.tracing.source import in_brackets, source_line
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from graphprune.errors import CaptureError
-from graphprune.program import Inputs
+from graphprune.ir.program import Inputs
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from graphprune.channels.tape import Operation, Recording
 from graphprune.rules import tensors_in
-from graphprune.tape import Operation, Recording
 
 
 class Mark(NamedTuple):

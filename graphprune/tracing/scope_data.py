@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from graphprune.calibration import Batch, Calibration, as_batch, run_error
 from graphprune.errors import UsageError
-from graphprune.program import Inputs, Program
+from graphprune.ir.program import Inputs, Program
 from graphprune.tracing.inputs import argument_names
 from graphprune.tracing.scopes import record_calls
 

@@ -17,12 +17,12 @@ from torch import fx, nn
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
+from graphprune.channels.tape import stand_in
 from graphprune.errors import CaptureError
-from graphprune.graph_module import adopt
-from graphprune.program import Inputs, Scope
-from graphprune.tape import stand_in
+from graphprune.ir.graph_module import adopt
+from graphprune.ir.program import Inputs, Scope
+from graphprune.ir.twins import set_mode
 from graphprune.tracing.inputs import ModuleCall
-from graphprune.twins import set_mode
 
 
 def record_calls(root: nn.Module, inputs: Inputs, paths: Collection[str] | None = None) -> dict[str, ModuleCall]:

@@ -10,9 +10,9 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from graphprune.tape import stand_in
+from graphprune.channels.tape import stand_in
+from graphprune.ir.twins import named_tensors
 from graphprune.tracing.sizes import literal
-from graphprune.twins import named_tensors
 
 _INTERNAL: Final = frozenset(nn.Module().__dict__) | {"_compiled_call_impl"}
 _HOOKS: Final = tuple(key for key in nn.Module().__dict__ if "forward" in key)

@@ -18,10 +18,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
+from graphprune.channels.tape import Recording, boundary_of, opaque_refusal, plain_containers, run_opaque, stand_ins
 from graphprune.errors import first_line
 from graphprune.resizers import module_resizer
 from graphprune.rules import tensors_in
-from graphprune.tape import Recording, boundary_of, opaque_refusal, plain_containers, run_opaque, stand_ins
 from graphprune.tracing.constants import Constants
 from graphprune.tracing.conversions import Conversions
 from graphprune.tracing.guards import Guards

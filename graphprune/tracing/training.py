@@ -11,9 +11,9 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
+from graphprune.ir.train_mode import add_in_train_mode
 from graphprune.tracing.results import Mark
 from graphprune.tracing.source import in_brackets
-from graphprune.train_mode import add_in_train_mode
 
 _LASTING: Final = (int, float, str, type(None), torch.dtype, torch.device)
 

@@ -13,8 +13,8 @@ import torch
 from torch import fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from graphprune.channels.tape import Recording, Step, Tape
 from graphprune.rules import tensors_in
-from graphprune.tape import Recording, Step, Tape
 from graphprune.tracing.results import Mark, Results
 from graphprune.tracing.shadow import Shadow
 from graphprune.tracing.sizes import Origin, Shape, origin_of, plain

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from graphprune.errors import PlanError
-from graphprune.plan import Plan
-from graphprune.twins import named_tensors, unwrapped
+from graphprune.ir.twins import named_tensors, unwrapped
+from graphprune.plans.plan import Plan
 
 _Key: TypeAlias = int | str
 

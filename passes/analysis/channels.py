@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import ClassVar, Final, Literal
 
-from graphprune.analysis_manager import AnalysisView
+from graphprune.channels.groups import Groups
+from graphprune.channels.labels import Field, Reason, axes_of
+from graphprune.channels.propagate import Trace, propagate
 from graphprune.errors import UsageError
-from graphprune.groups import Groups
-from graphprune.labels import Field, Reason, axes_of
-from graphprune.pass_base import Analysis, Pass
-from graphprune.policy import CHOICES, Policy
-from graphprune.program import Program
-from graphprune.propagate import Trace, propagate
+from graphprune.ir.program import Program
+from graphprune.pipeline.analysis_manager import AnalysisView
+from graphprune.pipeline.pass_base import Analysis, Pass
+from graphprune.pipeline.policy import CHOICES, Policy
 
 _AXIS: Final = re.compile(r"(.*)\[(\d+)\]")
 

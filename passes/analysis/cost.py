@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from graphprune.analysis_manager import AnalysisView
-from graphprune.cost import CostModel
-from graphprune.pass_base import Analysis
+from graphprune.costs.cost import CostModel
+from graphprune.ir.program import Program
 from graphprune.passes.analysis.channels import ChannelGroups
-from graphprune.program import Program
+from graphprune.pipeline.analysis_manager import AnalysisView
+from graphprune.pipeline.pass_base import Analysis
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from graphprune.analysis_manager import AnalysisView
-from graphprune.filters import Filter, find_filters
-from graphprune.pass_base import Analysis
+from graphprune.channels.filters import Filter, find_filters
+from graphprune.ir.program import Program
 from graphprune.passes.analysis.channels import ChannelGroups
-from graphprune.program import Program
+from graphprune.pipeline.analysis_manager import AnalysisView
+from graphprune.pipeline.pass_base import Analysis
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from graphprune.labels import Reason
+from graphprune.channels.labels import Reason
 
 #: The first pattern that the reason's text, a bar and its operator hold says what to do.
 REMEDIES: Final[Mapping[str, str]] = {

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from graphprune.groups import Groups
+from graphprune.channels.groups import Groups
 from graphprune.kernels.activation_attention import activation_attention
 from graphprune.statistic import Observer, Place, Statistic, Tap
 

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphprune.calibration import MODEL_ERRORS, Batch, Calibration, no_data
+from graphprune.channels.filters import Filter
+from graphprune.channels.groups import Groups
+from graphprune.channels.labels import Value
+from graphprune.channels.tape import describe, tape_of
 from graphprune.errors import UsageError, first_line
 from graphprune.failures import memory_is_out, worker_is_lost
-from graphprune.filters import Filter
-from graphprune.groups import Groups
-from graphprune.labels import Value
+from graphprune.ir.program import Program, placeholder_values
+from graphprune.ir.twins import named_tensors, twin
 from graphprune.passes.calibration.interpreters import Keeping, Watch, Watching
 from graphprune.passes.calibration.layout import Layout
 from graphprune.passes.calibration.loading import device_of, loaded, parts_of
 from graphprune.passes.calibration.memory import within_memory
-from graphprune.program import Program, placeholder_values
 from graphprune.statistic import Observer, Statistic, Totals, gathered
-from graphprune.tape import describe, tape_of
-from graphprune.twins import named_tensors, twin
 
 #: Batches of at most so many samples, each with its share of its class's samples.
 Shares: TypeAlias = Callable[[int | None], Iterable[tuple[Batch, float]]]

@@ -9,11 +9,11 @@ from typing import Any, Final
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from graphprune.channels.tape import Operation, Step, Tape, tape_of
+from graphprune.ir.program import Program
 from graphprune.passes.analysis.rules.normalisation import BATCH_NORMS
 from graphprune.passes.calibration.contraction import find_contraction
 from graphprune.passes.calibration.lanes import storage
-from graphprune.program import Program
-from graphprune.tape import Operation, Step, Tape, tape_of
 
 _BATCH_NORMS: Final = frozenset(f"aten::{name}" for name in BATCH_NORMS)
 _SUMS: Final = frozenset({"aten::add", "aten::add_"})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graphprune.groups import Groups
+from graphprune.channels.groups import Groups
 from graphprune.statistic import Observer, Place, Statistic, Tap
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, fx, nn
 
-from graphprune.filters import Filter, taps_of
+from graphprune.channels.filters import Filter, taps_of
 from graphprune.passes.calibration.layout import Layout
 from graphprune.statistic import Observer, Statistic, Tap
 

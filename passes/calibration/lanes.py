@@ -9,11 +9,11 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphprune.calibration import MODEL_ERRORS, Batch, Calibration, no_data
+from graphprune.channels.tape import describe
+from graphprune.ir.program import Inputs, Program, placeholder_values
+from graphprune.ir.twins import twin
 from graphprune.passes.calibration.interpreters import Stepwise
 from graphprune.passes.calibration.loading import device_of
-from graphprune.program import Inputs, Program, placeholder_values
-from graphprune.tape import describe
-from graphprune.twins import twin
 
 Watch = Callable[[int, Any, tuple[Any, ...], Any], None]
 

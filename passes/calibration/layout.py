@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from graphprune.calibration import Batch
+from graphprune.channels.tape import run_graph, tape_of
 from graphprune.errors import CaptureError
-from graphprune.program import Inputs, Program
+from graphprune.ir.program import Inputs, Program
 from graphprune.statistic import Tap
-from graphprune.tape import run_graph, tape_of
 
 Run: TypeAlias = Callable[[Batch, Collection[str]], Mapping[str, Tensor]]
 

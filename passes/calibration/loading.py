@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
+from graphprune.channels.tape import tape_of
 from graphprune.errors import UsageError
-from graphprune.program import Program
-from graphprune.tape import tape_of
-from graphprune.twins import modules_by_path
+from graphprune.ir.program import Program
+from graphprune.ir.twins import modules_by_path
 
 
 def device_of(program: Program) -> torch.device:

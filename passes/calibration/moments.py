@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from graphprune.channels.groups import Groups
 from graphprune.criteria import Floats
-from graphprune.groups import Groups
 from graphprune.kernels.activation_attention import activation_attention
 from graphprune.statistic import Observer, Place, Statistic, Tap, Totals
 

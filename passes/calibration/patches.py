@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphprune.ir.program import Program
 from graphprune.passes.calibration.contraction import find_contraction, laid_out_as, sample_positions
 from graphprune.passes.calibration.lanes import Lanes, calibration_batches, storage
 from graphprune.passes.calibration.least_squares import LeastSquares
-from graphprune.program import Program
 
 
 @dataclass

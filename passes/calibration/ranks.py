@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graphprune.groups import Groups
+from graphprune.channels.groups import Groups
 from graphprune.statistic import Observer, Place, Statistic, Tap
 
 _BLOCK = 1 << 22  # elements of maps decomposed at once

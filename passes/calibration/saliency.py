@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from graphprune.groups import Groups
+from graphprune.channels.groups import Groups
 from graphprune.statistic import Observer, Place, Statistic, Tap
 
 

@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_leaves
 
 from graphprune.calibration import Batch, Calibration
 from graphprune.errors import UsageError
+from graphprune.ir.program import Inputs, Program
 from graphprune.passes.calibration.consumers import Norm, find_norms
 from graphprune.passes.calibration.lanes import Lanes, map_inputs
-from graphprune.program import Inputs, Program
 
 _EPSILON: Final = 1e-6  # keeps channels that never vary from taking over
 

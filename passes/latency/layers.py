@@ -10,10 +10,10 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
-from graphprune.groups import Groups
-from graphprune.labels import Field, Value
+from graphprune.channels.groups import Groups
+from graphprune.channels.labels import Field, Value
+from graphprune.ir.twins import modules_by_path
 from graphprune.latency.table import Length, NodeInfo
-from graphprune.twins import modules_by_path
 
 _CALLS: Final = ("call_module", "call_function", "call_method")
 _MOST_LENGTHS: Final = 2  # a layer's time is fitted to its output's and its input's length

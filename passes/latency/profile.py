@@ -10,16 +10,16 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves, tree_map
 
+from graphprune.channels.groups import Groups, Kept
 from graphprune.errors import DeviceError, UsageError, first_line
-from graphprune.groups import Groups, Kept
+from graphprune.ir.program import Inputs, Program, placeholder_values
 from graphprune.latency.clock import Clock, Subject
 from graphprune.latency.environment import Environment
 from graphprune.latency.sampling import DESIGNS, Wanted, expected_samples, pending
 from graphprune.latency.table import LatencyTable, Sample, Settings
 from graphprune.passes.latency.layers import node_infos
 from graphprune.passes.rewrite.rewrite import rewrite
-from graphprune.plan import fingerprint
-from graphprune.program import Inputs, Program, placeholder_values
+from graphprune.plans.plan import fingerprint
 
 _TOGETHER: Final = 4  # models that are timed by turns, and hence in memory at the same time
 

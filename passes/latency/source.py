@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from graphprune.channels.groups import Groups, Ints
 from graphprune.errors import LatencyError
-from graphprune.groups import Groups, Ints
+from graphprune.ir.program import Program
 from graphprune.latency.clock import Clock, DeviceClock
 from graphprune.latency.copies import SURE
 from graphprune.latency.environment import environment_of
@@ -13,8 +14,7 @@ from graphprune.latency.model import LatencyModel
 from graphprune.latency.source import Latency, Measured
 from graphprune.latency.table import LatencyTable
 from graphprune.passes.latency.profile import Maker
-from graphprune.plan import fingerprint
-from graphprune.program import Program
+from graphprune.plans.plan import fingerprint
 
 
 def latency_from(

@@ -10,18 +10,18 @@ from typing import Any, ClassVar, Final
 import torch
 from torch import Tensor, fx
 
-from graphprune.analysis_manager import AnalysisView
+from graphprune.channels.filters import find_filters
 from graphprune.compensation import Compensated
 from graphprune.errors import UsageError
-from graphprune.filters import find_filters
-from graphprune.pass_base import Pass
+from graphprune.ir.program import Program
+from graphprune.ir.twins import named_tensors
 from graphprune.passes.calibration.consumers import Consumer, Norm, find_consumers
 from graphprune.passes.calibration.contraction import Contraction, find_contraction, kept_mask, laid_out_as, sample_positions
 from graphprune.passes.calibration.lanes import Lanes, Watch, calibration_batches, storage
 from graphprune.passes.calibration.least_squares import LeastSquares
 from graphprune.passes.rewrite.copies import copy_of
-from graphprune.program import Program
-from graphprune.twins import named_tensors
+from graphprune.pipeline.analysis_manager import AnalysisView
+from graphprune.pipeline.pass_base import Pass
 from graphprune.verification import TOLERANCE
 
 _SMALLEST_SCALE: Final = 1e-3  # of a norm's largest: channels with less cannot correct the sum that they are added to

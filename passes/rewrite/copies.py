@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from graphprune.graph_module import adopt
-from graphprune.twins import twin
+from graphprune.ir.graph_module import adopt
+from graphprune.ir.twins import twin
 
 
 def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:

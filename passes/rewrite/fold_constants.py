@@ -10,18 +10,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from graphprune.analysis_manager import AnalysisView
 from graphprune.calibration import Batch, Calibration
 from graphprune.compensation import Compensated
 from graphprune.errors import PipelineError
-from graphprune.pass_base import Pass
+from graphprune.ir.program import Program
+from graphprune.ir.twins import named_tensors
 from graphprune.passes.calibration.consumers import Consumer, find_consumers
 from graphprune.passes.calibration.contraction import Contraction, find_contraction, kept_mask, laid_out_as
 from graphprune.passes.calibration.known import UnknownData
 from graphprune.passes.calibration.lanes import Lanes, map_inputs, storage
 from graphprune.passes.rewrite.copies import copy_of
-from graphprune.program import Program
-from graphprune.twins import named_tensors
+from graphprune.pipeline.analysis_manager import AnalysisView
+from graphprune.pipeline.pass_base import Pass
 
 
 @dataclass(frozen=True)

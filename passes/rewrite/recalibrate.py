@@ -9,14 +9,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from graphprune.analysis_manager import AnalysisView
 from graphprune.errors import UsageError
-from graphprune.pass_base import Pass
+from graphprune.ir.program import Program
+from graphprune.ir.twins import named_tensors
 from graphprune.passes.calibration.consumers import Norm, find_norms
 from graphprune.passes.calibration.lanes import Lanes, calibration_batches
 from graphprune.passes.rewrite.copies import copy_of
-from graphprune.program import Program
-from graphprune.twins import named_tensors
+from graphprune.pipeline.analysis_manager import AnalysisView
+from graphprune.pipeline.pass_base import Pass
 
 
 def moments(activations: Sequence[Tensor]) -> tuple[Tensor, Tensor, int]:

@@ -10,22 +10,22 @@ import numpy as np
 import torch
 from torch import fx
 
-from graphprune.analysis_manager import AnalysisView
+from graphprune.channels.groups import Groups, Kept
+from graphprune.channels.propagate import Trace, varies
 from graphprune.errors import RewriteError
-from graphprune.graph_module import adopt
-from graphprune.groups import Groups, Kept
-from graphprune.pass_base import Pass
+from graphprune.ir.graph_module import adopt
+from graphprune.ir.program import Program, Record
+from graphprune.ir.twins import modules_by_path, named_tensors, twin
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
 from graphprune.passes.rewrite import calls, modules, recurrent  # noqa: F401  (register the resizers)
 from graphprune.passes.rewrite.copies import copy_graph
 from graphprune.passes.rewrite.shuffles import rewrite_shuffles
 from graphprune.passes.rewrite.site import NodeSite, Provenance, Rewriting
-from graphprune.plan import kept_units
-from graphprune.program import Program, Record
-from graphprune.propagate import Trace, varies
+from graphprune.pipeline.analysis_manager import AnalysisView
+from graphprune.pipeline.pass_base import Pass
+from graphprune.plans.plan import kept_units
 from graphprune.resizers import call_resizer, module_resizer
-from graphprune.twins import modules_by_path, named_tensors, twin
 
 _CALLS: Final = ("call_module", "call_function", "call_method")
 _CHANNELS_LAST: Final[Mapping[int, torch.memory_format]] = {4: torch.channels_last, 5: torch.channels_last_3d}

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import fx
 
-from graphprune.groups import Ints
+from graphprune.channels.groups import Ints
+from graphprune.channels.shuffles import Shuffle
+from graphprune.ir.twins import named_tensors
 from graphprune.passes.rewrite.site import Provenance, Rewriting
-from graphprune.shuffles import Shuffle
-from graphprune.twins import named_tensors
 
 
 def rewrite_shuffles(

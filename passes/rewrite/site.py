@@ -14,9 +14,9 @@ from torch import fx
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
-from graphprune.groups import Kept
-from graphprune.labels import Shape, Value
-from graphprune.propagate import Trace
+from graphprune.channels.groups import Kept
+from graphprune.channels.labels import Shape, Value
+from graphprune.channels.propagate import Trace
 
 
 @dataclass(frozen=True)

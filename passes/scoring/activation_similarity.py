@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from graphprune.channels.groups import Ints
 from graphprune.criteria import Floats, ScoringContext, criterion
-from graphprune.groups import Ints
 from graphprune.passes.calibration.gram import ChannelGram
 from graphprune.statistic import Place, Statistic
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from graphprune.channels.groups import Ints
 from graphprune.criteria import Floats, ScoringContext, criterion
-from graphprune.groups import Ints
 from graphprune.passes.calibration.saliency import ParameterGradients
 from graphprune.passes.scoring.magnitude import slice_sums
 from graphprune.passes.scoring.norms import batch_norm_parameters

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from graphprune.channels.filters import Filter
+from graphprune.channels.groups import FROZEN, Ints
 from graphprune.criteria import Floats, ScoringContext
-from graphprune.filters import Filter
-from graphprune.groups import FROZEN, Ints
+from graphprune.ir.twins import twin
 from graphprune.passes.calibration.loading import loaded
 from graphprune.passes.scoring.norms import batch_norm_factors
-from graphprune.twins import twin
 
 Scope: TypeAlias = Literal["layer", "group"]
 

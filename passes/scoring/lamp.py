@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from graphprune.channels.groups import Groups
 from graphprune.criteria import Floats, ScoringContext, criterion
-from graphprune.groups import Groups
 from graphprune.passes.scoring.magnitude import slice_powers
 
 

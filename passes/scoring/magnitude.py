@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from graphprune.channels.groups import Ints
 from graphprune.criteria import Floats, ScoringContext
-from graphprune.groups import Ints
 
 
 def slice_powers(context: ScoringContext, power: int) -> Iterator[tuple[Ints, Floats]]:

@@ -7,10 +7,10 @@ from typing import Any, Final
 
 from torch import Tensor
 
+from graphprune.channels.tape import Operation, Tape, tape_of
+from graphprune.ir.program import Program
 from graphprune.passes.analysis.rules.normalisation import BATCH_NORMS
-from graphprune.program import Program
 from graphprune.rules import only_moves
-from graphprune.tape import Operation, Tape, tape_of
 
 _NORMS: Final = frozenset(BATCH_NORMS) | {"native_layer_norm", "native_group_norm", "_fused_rms_norm", "rms_norm"}
 _ROOTS: Final = frozenset({"rsqrt", "sqrt"})

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from graphprune.channels.groups import FROZEN
 from graphprune.criteria import Floats, ScoringContext, criterion
-from graphprune.groups import FROZEN
 from graphprune.passes.calibration.least_squares import damped_factor
 from graphprune.passes.calibration.patches import Patches, measure_patches
 

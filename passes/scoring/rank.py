@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from graphprune.channels.groups import Ints
 from graphprune.criteria import Floats, ScoringContext, criterion
-from graphprune.groups import Ints
 from graphprune.passes.calibration.ranks import Ranks
 from graphprune.statistic import Place, Statistic
 

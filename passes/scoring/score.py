@@ -9,18 +9,18 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from graphprune.analysis_manager import AnalysisView
+from graphprune.channels.filters import Filter
+from graphprune.channels.groups import FROZEN, Groups
 from graphprune.criteria import REDUCTIONS, Floats, ScoringContext
 from graphprune.errors import UsageError
-from graphprune.filters import Filter
-from graphprune.groups import FROZEN, Groups
-from graphprune.pass_base import Pass
+from graphprune.ir.program import Program
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.filters import Filters
 from graphprune.passes.calibration.collect import collect
 from graphprune.passes.scoring.expression import Term, parse_criterion
 from graphprune.passes.scoring.shares import SHARES
-from graphprune.program import Program
+from graphprune.pipeline.analysis_manager import AnalysisView
+from graphprune.pipeline.pass_base import Pass
 from graphprune.scores import Scores
 
 NORMALISATIONS: Mapping[str, Callable[[Floats], Floats]] = {

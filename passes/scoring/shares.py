@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from graphprune.channels.filters import Filter
+from graphprune.channels.groups import FROZEN, Groups
 from graphprune.criteria import Floats
-from graphprune.filters import Filter
-from graphprune.groups import FROZEN, Groups
 
 
 def _shares(groups: Groups, filters: Sequence[Filter], amount: Callable[[Filter], int], whose: Callable[[Filter], str]) -> Floats:

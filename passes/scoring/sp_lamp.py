@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
+from graphprune.channels.groups import Ints
 from graphprune.criteria import Floats, ScoringContext, criterion
-from graphprune.groups import Ints
 from graphprune.passes.scoring.filter_weights import FilterWeights
 from graphprune.passes.scoring.lamp import lamp_normalised
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
+from graphprune.channels.groups import Ints
 from graphprune.criteria import Floats, ScoringContext, criterion
-from graphprune.groups import Ints
 from graphprune.passes.calibration.saliency import ParameterGradients, Saliency
 from graphprune.passes.scoring.magnitude import slice_sums
 from graphprune.statistic import Place, Statistic

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from graphprune.channels.groups import Ints
 from graphprune.criteria import Floats, ScoringContext, criterion
-from graphprune.groups import Ints
 from graphprune.passes.calibration.moments import Moments, moment, needs_moments
 from graphprune.statistic import Place
 

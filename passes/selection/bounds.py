@@ -11,9 +11,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from graphprune.channels.groups import Bools, Floats, Ints
+from graphprune.costs.measures import Measure
 from graphprune.errors import UsageError
-from graphprune.groups import Bools, Floats, Ints
-from graphprune.measures import Measure
 from graphprune.passes.selection.target import Target
 
 _AT_A_TIME = 4096  # width vectors in one step of an evaluation

@@ -11,12 +11,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from graphprune.analysis_manager import AnalysisView
-from graphprune.cost import CostModel
+from graphprune.channels.groups import Floats, Group, Groups, Ints, Kept
+from graphprune.costs.cost import CostModel
+from graphprune.costs.measures import Measure
 from graphprune.errors import TargetError, UsageError
-from graphprune.groups import Floats, Group, Groups, Ints, Kept
-from graphprune.measures import Measure
-from graphprune.pass_base import Pass
+from graphprune.ir.program import Program
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
 from graphprune.passes.scoring.score import latest, unit_order
@@ -24,9 +23,10 @@ from graphprune.passes.selection.bounds import Bounds, Limit, Stepped, make_boun
 from graphprune.passes.selection.settle import Choice, Options, settled
 from graphprune.passes.selection.solvers.problem import Choices
 from graphprune.passes.selection.target import KINDS, Target, parse_target
-from graphprune.plan import make_plan
-from graphprune.program import Program
-from graphprune.registry import pass_class, providers
+from graphprune.pipeline.analysis_manager import AnalysisView
+from graphprune.pipeline.pass_base import Pass
+from graphprune.pipeline.registry import pass_class, providers
+from graphprune.plans.plan import make_plan
 from graphprune.scores import Scores
 
 

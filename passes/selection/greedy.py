@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from graphprune.analysis_manager import AnalysisView
 from graphprune.passes.selection.decision import Budgeted, Question
 from graphprune.passes.selection.local_search import grown, shrunk, top
 from graphprune.passes.selection.settle import Choice
+from graphprune.pipeline.analysis_manager import AnalysisView
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from graphprune.analysis_manager import AnalysisView
+from graphprune.channels.groups import Ints
 from graphprune.errors import UsageError
-from graphprune.groups import Ints
 from graphprune.passes.selection.decision import Budgeted, Question
 from graphprune.passes.selection.local_search import polished, shrunk, top
 from graphprune.passes.selection.optimum import PAIRWISE, SOLVERS, Search
@@ -18,6 +17,7 @@ from graphprune.passes.selection.ranking import RANKINGS, rank
 from graphprune.passes.selection.select import fewest_removals
 from graphprune.passes.selection.settle import Choice
 from graphprune.passes.selection.solvers.problem import Choices
+from graphprune.pipeline.analysis_manager import AnalysisView
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from graphprune.groups import Floats, Ints
+from graphprune.channels.groups import Floats, Ints
 from graphprune.passes.selection.bounds import Bounds
 from graphprune.passes.selection.solvers.problem import Choices, Constraint, Pair
 

@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from graphprune.analysis_manager import AnalysisView
 from graphprune.calibration import Batch
+from graphprune.channels.groups import Kept
 from graphprune.errors import TargetError, UsageError
-from graphprune.groups import Kept
-from graphprune.pass_base import Pass
+from graphprune.ir.program import Program
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
 from graphprune.passes.analysis.filters import Filters
@@ -29,9 +28,10 @@ from graphprune.passes.selection.trials.layers import SCOPES, find_layers, highe
 from graphprune.passes.selection.trials.race import OBJECTIVES, Race
 from graphprune.passes.selection.trials.slim import Slim
 from graphprune.passes.selection.trials.sweep import Work
-from graphprune.plan import make_plan
-from graphprune.program import Program
-from graphprune.registry import unknown
+from graphprune.pipeline.analysis_manager import AnalysisView
+from graphprune.pipeline.pass_base import Pass
+from graphprune.pipeline.registry import unknown
+from graphprune.plans.plan import make_plan
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from typing import Final
 
 import numpy as np
 
+from graphprune.channels.groups import Floats, Ints
 from graphprune.errors import CheckError, TargetError
-from graphprune.groups import Floats, Ints
 from graphprune.passes.selection.bounds import Bounds
 from graphprune.passes.selection.linearised import additive, changes, pair_count, pairwise
 from graphprune.passes.selection.local_search import polished, top

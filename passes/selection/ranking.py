@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from graphprune.channels.groups import Group, Groups, Ints
 from graphprune.criteria import Floats
-from graphprune.groups import Group, Groups, Ints
 from graphprune.passes.scoring.score import unit_order
 
 

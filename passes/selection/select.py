@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from graphprune.analysis_manager import AnalysisView
+from graphprune.channels.groups import Ints
 from graphprune.errors import UsageError
-from graphprune.groups import Ints
 from graphprune.passes.selection.decision import Budgeted, Question
 from graphprune.passes.selection.ranking import RANKINGS, Ranking, rank
 from graphprune.passes.selection.settle import Choice
+from graphprune.pipeline.analysis_manager import AnalysisView
 
 
 @dataclass(frozen=True)

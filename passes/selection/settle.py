@@ -15,11 +15,11 @@ from typing import Final
 
 import numpy as np
 
+from graphprune.channels.groups import Ints
+from graphprune.costs.measures import Measure
 from graphprune.errors import TargetError
-from graphprune.groups import Ints
 from graphprune.latency.correction import Corrected, Seen, corrected
 from graphprune.latency.source import Measured
-from graphprune.measures import Measure
 from graphprune.passes.selection.bounds import Limit
 
 _MODELS: Final = 8  # slim models that are timed at most

@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from graphprune.analysis_manager import AnalysisView
+from graphprune.channels.groups import Ints
 from graphprune.errors import UsageError
-from graphprune.groups import Ints
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
 from graphprune.passes.analysis.filters import Filters
@@ -18,6 +17,7 @@ from graphprune.passes.scoring.shares import SHARES
 from graphprune.passes.selection.decision import Budgeted, Question
 from graphprune.passes.selection.ranking import Ranking, rank
 from graphprune.passes.selection.settle import Choice
+from graphprune.pipeline.analysis_manager import AnalysisView
 
 
 @dataclass(frozen=True)

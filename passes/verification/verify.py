@@ -12,12 +12,12 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from graphprune.analysis_manager import AnalysisView
-from graphprune.pass_base import Pass
+from graphprune.ir.program import Inputs, Program, placeholder_values
+from graphprune.ir.twins import named_tensors, twin
 from graphprune.passes.verification.missing import MissingData, taken_apart
-from graphprune.plan import Plan
-from graphprune.program import Inputs, Program, placeholder_values
-from graphprune.twins import named_tensors, twin
+from graphprune.pipeline.analysis_manager import AnalysisView
+from graphprune.pipeline.pass_base import Pass
+from graphprune.plans.plan import Plan
 from graphprune.verification import TOLERANCE, Verification
 
 

@@ -123,8 +123,8 @@ COMMANDS: Final[Mapping[str, Command]] = {
         {
             "loading": _LOADING,
             "calibrating": ("graphprune.passes.calibration.collect:Runner._advance", 1),
-            "selecting the first point": ("graphprune.pareto:_point", 0),
-            "selecting another": ("graphprune.pareto:_point", 2),
+            "selecting the first point": ("graphprune.surveys.pareto:_point", 0),
+            "selecting another": ("graphprune.surveys.pareto:_point", 2),
             "writing": ("graphprune.files:_sync", 2),
         },
     ),

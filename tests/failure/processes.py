@@ -29,7 +29,7 @@ _CONTEXT.set_forkserver_preload(
         "tests.planted_latency",
         "graphprune.cli.running",
         "graphprune.cli.profiling",
-        "graphprune.pareto",
+        "graphprune.surveys.pareto",
         "accelerate",
     ]
 )

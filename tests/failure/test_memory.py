@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import graphprune
-from graphprune.analysis_manager import AnalysisManager
 from graphprune.calibration import Calibration, default_loss
 from graphprune.errors import MemoryShortError
-from graphprune.pass_manager import PassManager
 from graphprune.passes.analysis.channels import ChannelsPass
 from graphprune.passes.scoring.score import ScorePass
+from graphprune.pipeline.analysis_manager import AnalysisManager
+from graphprune.pipeline.pass_manager import PassManager
 from tests.failure.commands import COMMANDS
 from tests.failure.conftest import Whole
 from tests.failure.processes import left, run

@@ -15,11 +15,11 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 import graphprune
+from graphprune.channels.groups import FROZEN
 from graphprune.errors import CaptureError, PlanError, TargetError, UsageError
-from graphprune.groups import FROZEN
-from graphprune.plan import Plan
+from graphprune.ir.twins import named_tensors
+from graphprune.plans.plan import Plan
 from graphprune.quiet import quiet
-from graphprune.twins import named_tensors
 from tests.checking import Analysed, analyse, run, state_hash
 from tests.fuzz.silence import choose, silenced
 from tests.fuzz.spec import Network, Spec, build, inputs_of

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from graphprune.groups import FROZEN, Group, Groups, Kept
-from graphprune.plan import Plan
-from graphprune.twins import named_tensors
+from graphprune.channels.groups import FROZEN, Group, Groups, Kept
+from graphprune.ir.twins import named_tensors
+from graphprune.plans.plan import Plan
 from tests.fuzz.block import Block
 
 #: By layer and parameter, the axes that are summed over. All other axes make channels.

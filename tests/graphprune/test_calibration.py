@@ -13,7 +13,7 @@ from torch import Tensor
 
 from graphprune.calibration import Batch, Calibration, as_batch, default_loss, never_negative
 from graphprune.errors import UsageError
-from graphprune.program import Inputs
+from graphprune.ir.program import Inputs
 
 X, Y = torch.arange(12.0).reshape(6, 2), torch.tensor([0, 1, 0, 2, 1, 0])
 

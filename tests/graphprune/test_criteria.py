@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from graphprune.channels.filters import find_filters
 from graphprune.criteria import ScoringContext, find_criterion
-from graphprune.filters import find_filters
 from graphprune.passes.scoring.expression import parse_criterion
 from graphprune.passes.scoring.score import combined
 from tests.checking import analyse

@@ -19,12 +19,10 @@ import graphprune
 from graphprune.cli.loading import Request as Named
 from graphprune.cli.output import Output
 from graphprune.cli.run_plots import draw
-from graphprune.curves import Sensitivity
+from graphprune.ir.program import Inputs
 from graphprune.methods import iterative
-from graphprune.pareto import Front
-from graphprune.plan import Plan
-from graphprune.plan_diff import diff_plans, read_plan
-from graphprune.program import Inputs
+from graphprune.plans.diff import diff_plans, read_plan
+from graphprune.plans.plan import Plan
 from graphprune.recipe import Draft, example
 from graphprune.reporting import gather, render, sections_of
 from graphprune.reporting.material import Request
@@ -32,6 +30,8 @@ from graphprune.reporting.page import Page
 from graphprune.sources import load_calibration, load_source
 from graphprune.sources.weights import load_weights
 from graphprune.streaming import build_for, open_checkpoint, prune_checkpoint, read_config, text_inputs
+from graphprune.surveys.curves import Sensitivity
+from graphprune.surveys.pareto import Front
 from graphprune.training.data import load_training_data
 from tests.hostile import lies, mutate
 from tests.hostile.mutate import BYTES, Mutator

@@ -15,8 +15,8 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 #: What is mutated: the rules of all operators, and the algebra that they write into.
 TARGETS: Final = (
     *sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "passes/analysis/rules").glob("[a-z]*.py")),
-    "graphprune/labels.py",
-    "graphprune/shuffles.py",
+    "graphprune/channels/labels.py",
+    "graphprune/channels/shuffles.py",
 )
 
 _NOTES: Final = {"tie", "match", "freeze", "freeze_inputs", "note_statistics", "scalar", "set_value"}

@@ -46,7 +46,7 @@ def test_a_sample_is_fixed_by_its_seed_and_spread_over_kinds_and_files() -> None
 
 def test_rules_are_loaded_by_their_name_in_the_package() -> None:
     assert module_name("passes/analysis/rules/views.py") == "graphprune.passes.analysis.rules.views"
-    assert module_name("graphprune/labels.py") == "graphprune.labels"
-    assert own_tests("graphprune/labels.py") == [("its own tests", ["tests/graphprune/test_labels.py"])]
+    assert module_name("graphprune/channels/labels.py") == "graphprune.channels.labels"
+    assert own_tests("graphprune/channels/labels.py") == [("its own tests", ["tests/graphprune/channels/test_labels.py"])]
     assert own_tests("passes/analysis/rules/wide.py") == []
     assert str(Mutation("f.py", 0, "k", 3, "x")) == "f.py:3: k: x"

@@ -221,15 +221,15 @@ NETS: dict[str, tuple[Callable[[int], nn.Module], torch.Tensor, int]] = {
 
 def stage_times(model: nn.Module, example: torch.Tensor) -> dict[str, float]:
     """CPU seconds of each stage, and how many operators the model runs."""
-    from graphprune.analysis_manager import AnalysisManager
+    from graphprune.channels.tape import tape_of
     from graphprune.collector import collector_paused
-    from graphprune.pass_manager import PassManager
     from graphprune.passes.analysis.channels import ChannelGroups
     from graphprune.passes.analysis.cost import ModelCost
     from graphprune.passes.rewrite.rewrite import RewritePass
     from graphprune.passes.selection.select import SelectPass
+    from graphprune.pipeline.analysis_manager import AnalysisManager
+    from graphprune.pipeline.pass_manager import PassManager
     from graphprune.scores import Scores
-    from graphprune.tape import tape_of
     from graphprune.tracing import capture
 
     times: dict[str, float] = {}

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import graphprune
-from graphprune.analysis_manager import AnalysisManager
 from graphprune.passes.analysis.channels import ChannelGroups
+from graphprune.pipeline.analysis_manager import AnalysisManager
 
 REPEATS = 3
 _MOST_SECONDS = 60.0  # a slow contender is repeated less, but at least once

@@ -29,10 +29,10 @@ from suites.large import fill, parameters_on_meta, shorten
 from torch import nn
 
 import graphprune
-from graphprune.analysis_manager import AnalysisManager
-from graphprune.groups import Groups
+from graphprune.channels.groups import Groups
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
+from graphprune.pipeline.analysis_manager import AnalysisManager
 
 HOW: dict[str, Any] = {"target": "channels=50%", "ranking": "local", "criterion": "l2"}
 

@@ -17,8 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 import graphprune
 from graphprune.errors import GraphpruneError
+from graphprune.ir.program import Inputs
 from graphprune.latency.batch import with_batch
-from graphprune.program import Inputs
 from graphprune.tracing import normalise_inputs
 
 BATCHES = (2, 3)

@@ -36,9 +36,9 @@ sys.path[:0] = [str(HERE.parents[2]), str(HERE.parent / "resnet56_cifar10")]  # 
 
 import graphprune  # noqa: E402
 from graphprune.calibration import Calibration  # noqa: E402
-from graphprune.pass_manager import PassManager  # noqa: E402
-from graphprune.pipeline_text import parse_pipeline  # noqa: E402
-from graphprune.program import Program  # noqa: E402
+from graphprune.ir.program import Program  # noqa: E402
+from graphprune.pipeline.pass_manager import PassManager  # noqa: E402
+from graphprune.pipeline.text import parse_pipeline  # noqa: E402
 
 RESULTS = HERE / "results.jsonl"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -25,11 +25,11 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[2]))  # a clone that is not installed
 
 import graphprune  # noqa: E402
-from graphprune.analysis_manager import AnalysisManager  # noqa: E402
 from graphprune.criteria import criteria_names, find_criterion  # noqa: E402
 from graphprune.passes.analysis.channels import ChannelGroups  # noqa: E402
 from graphprune.passes.analysis.filters import Filters  # noqa: E402
 from graphprune.passes.scoring.score import ScorePass  # noqa: E402
+from graphprune.pipeline.analysis_manager import AnalysisManager  # noqa: E402
 
 BATCHES, BATCH, SIZE, CLASSES = 4, 16, 64, 10
 FORMS = ["taylor(form=weight)", "fpgm(scope=group)"]

@@ -32,8 +32,8 @@ import run as criteria  # noqa: E402
 
 import graphprune  # noqa: E402
 from graphprune.calibration import Calibration  # noqa: E402
-from graphprune.pass_manager import PassManager  # noqa: E402
-from graphprune.pipeline_text import parse_pipeline  # noqa: E402
+from graphprune.pipeline.pass_manager import PassManager  # noqa: E402
+from graphprune.pipeline.text import parse_pipeline  # noqa: E402
 
 RESULTS = HERE / "results.jsonl"
 DELTA, STEPS = 2, 55

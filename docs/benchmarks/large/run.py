@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from transformers import LlamaConfig
 
-from graphprune.analysis_manager import AnalysisManager
-from graphprune.pass_manager import PassManager
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
 from graphprune.passes.rewrite.rewrite import RewritePass
 from graphprune.passes.selection.select import SelectPass
+from graphprune.pipeline.analysis_manager import AnalysisManager
+from graphprune.pipeline.pass_manager import PassManager
 from graphprune.scores import Scores
 from graphprune.streaming.folder import build, text_inputs
 from graphprune.tracing import capture

@@ -49,9 +49,9 @@ from graphprune.latency.environment import environment_of  # noqa: E402
 from graphprune.latency.model import held_out_accuracy  # noqa: E402
 from graphprune.latency.table import LatencyTable  # noqa: E402
 from graphprune.latency.timing import Timing  # noqa: E402
-from graphprune.pareto import kept_score  # noqa: E402
 from graphprune.passes.scoring.score import latest  # noqa: E402
-from graphprune.plan import kept_units  # noqa: E402
+from graphprune.plans.plan import kept_units  # noqa: E402
+from graphprune.surveys.pareto import kept_score  # noqa: E402
 
 MODELS = ("resnet18", "mobilenet_v2", "resnet56", "resnet50")
 BATCH = {"resnet56": 16}  # else 1
@@ -134,8 +134,8 @@ class Bench:
 
     def score(self, result: graphprune.PruneResult) -> float:
         """The share of the l2 score that a slim model keeps."""
-        from graphprune.pass_manager import PassManager
-        from graphprune.pipeline_text import parse_pipeline
+        from graphprune.pipeline.pass_manager import PassManager
+        from graphprune.pipeline.text import parse_pipeline
 
         if not hasattr(self, "_scored"):
             program = graphprune.capture(self.model, self.inputs)

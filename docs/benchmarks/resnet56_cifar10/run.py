@@ -143,14 +143,14 @@ def same_tensors(one: Path, other: Path) -> int:
 
 def one_unit_fewer(model: nn.Module, plan: graphprune.Plan) -> tuple[int, int]:
     """MACs, counted on the model itself, with the last removed unit kept; and how many units the plan removes."""
-    from graphprune.analysis_manager import AnalysisManager
-    from graphprune.pass_manager import PassManager
     from graphprune.passes.analysis.channels import ChannelGroups
     from graphprune.passes.scoring.score import ScorePass, latest
     from graphprune.passes.selection.ranking import rank
     from graphprune.passes.selection.select import SelectPass
-    from graphprune.pipeline_text import parse_pipeline
-    from graphprune.plan import kept_units, make_plan
+    from graphprune.pipeline.analysis_manager import AnalysisManager
+    from graphprune.pipeline.pass_manager import PassManager
+    from graphprune.pipeline.text import parse_pipeline
+    from graphprune.plans.plan import kept_units, make_plan
 
     steps = parse_pipeline(plan.pipeline)
     select = next(step for step in steps if isinstance(step, SelectPass))

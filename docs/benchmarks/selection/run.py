@@ -29,10 +29,8 @@ import torch  # noqa: E402
 import torchvision  # noqa: E402
 
 import graphprune  # noqa: E402
-from graphprune.analysis_manager import AnalysisManager  # noqa: E402
 from graphprune.files import atomic_write  # noqa: E402
-from graphprune.pareto import kept_score  # noqa: E402
-from graphprune.pass_manager import PassManager  # noqa: E402
+from graphprune.ir.program import Program  # noqa: E402
 from graphprune.passes.analysis.channels import ChannelGroups  # noqa: E402
 from graphprune.passes.scoring.score import latest  # noqa: E402
 from graphprune.passes.selection.decision import Budgeted, Question  # noqa: E402
@@ -40,9 +38,11 @@ from graphprune.passes.selection.linearised import changes  # noqa: E402
 from graphprune.passes.selection.local_search import top  # noqa: E402
 from graphprune.passes.selection.solvers import dynamic, mixed_integer  # noqa: E402
 from graphprune.passes.selection.solvers.problem import Constraint  # noqa: E402
-from graphprune.pipeline_text import parse_pipeline  # noqa: E402
-from graphprune.plan import kept_units  # noqa: E402
-from graphprune.program import Program  # noqa: E402
+from graphprune.pipeline.analysis_manager import AnalysisManager  # noqa: E402
+from graphprune.pipeline.pass_manager import PassManager  # noqa: E402
+from graphprune.pipeline.text import parse_pipeline  # noqa: E402
+from graphprune.plans.plan import kept_units  # noqa: E402
+from graphprune.surveys.pareto import kept_score  # noqa: E402
 
 BUCKETS = 100_000
 ROUND_TO = 8

@@ -41,11 +41,11 @@ from torch import Tensor, nn  # noqa: E402
 
 import graphprune  # noqa: E402
 from graphprune.exporting import export_model  # noqa: E402
+from graphprune.ir.program import Inputs  # noqa: E402
 from graphprune.latency.clock import DeviceClock, Subject  # noqa: E402
 from graphprune.latency.copies import PUBLISHED  # noqa: E402
 from graphprune.latency.environment import Environment, environment_of  # noqa: E402
 from graphprune.latency.timing import Timing  # noqa: E402
-from graphprune.program import Inputs  # noqa: E402
 
 MODELS = (
     "torchvision:resnet18",

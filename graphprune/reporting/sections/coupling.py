@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, TypeAlias
 
+from graphprune.channels.groups import Group
 from graphprune.cli.survey import KERNEL_EXTENT
 from graphprune.cli.tables import listed
-from graphprune.groups import Group
 from graphprune.reporting.boxes import boxes, opened
 from graphprune.reporting.facts import Chart, Missing, Section, Table
 from graphprune.reporting.layers import Layer, layer_graph, layer_of

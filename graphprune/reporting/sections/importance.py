@@ -8,9 +8,9 @@ import numpy as np
 
 from graphprune.api import calibrated
 from graphprune.errors import GraphpruneError
-from graphprune.pass_manager import PassManager
 from graphprune.passes.scoring.score import ScorePass
-from graphprune.plan import Plan
+from graphprune.pipeline.pass_manager import PassManager
+from graphprune.plans.plan import Plan
 from graphprune.reporting.facts import Chart, Missing, Section, Table
 from graphprune.reporting.material import Material
 from graphprune.reporting.original import Original

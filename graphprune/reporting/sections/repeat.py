@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from graphprune.errors import GraphpruneError
-from graphprune.pipeline_text import parse_pipeline
-from graphprune.plan import Plan
-from graphprune.program import Inputs
+from graphprune.ir.program import Inputs
+from graphprune.pipeline.text import parse_pipeline
+from graphprune.plans.plan import Plan
 from graphprune.reporting.facts import Missing, Section, Table, Text
 from graphprune.reporting.material import Material
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from graphprune.cli import tables
 from graphprune.cli.tables import count, share, size
-from graphprune.cost import Costs
+from graphprune.costs.cost import Costs
 from graphprune.errors import UsageError
 from graphprune.passes.selection.target import parse_target
 from graphprune.reporting.facts import Missing, Section, Table, Tile

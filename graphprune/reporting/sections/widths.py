@@ -6,7 +6,7 @@ import re
 from typing import Final
 
 from graphprune.cli.tables import share
-from graphprune.plan import Plan
+from graphprune.plans.plan import Plan
 from graphprune.reporting.facts import Chart, Missing, Section, Table
 from graphprune.reporting.material import Material
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphprune.labels import Field, Value, along, axes_of
+from graphprune.channels.labels import Field, Value, along, axes_of
 from graphprune.rules import Call, rule
 
 KERNEL = "the extent of a convolution kernel"

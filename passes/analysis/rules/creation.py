@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphprune.labels import along
+from graphprune.channels.labels import along
 from graphprune.rules import Call, rule
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from graphprune.labels import Field, Value, axes_of
+from graphprune.channels.labels import Field, Value, axes_of
 from graphprune.passes.analysis.rules.wide import settled
 from graphprune.rules import Call, rule
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from graphprune.labels import Field, Value, along, axes_of
+from graphprune.channels.labels import Field, Value, along, axes_of
 from graphprune.passes.analysis.rules.convolution import channel_labels
 from graphprune.rules import Call, rule
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from graphprune.labels import Field, Value, axes_of
+from graphprune.channels.labels import Field, Value, axes_of
 from graphprune.passes.analysis.rules.normalisation import note_statistics
 from graphprune.rules import Call, rule
 

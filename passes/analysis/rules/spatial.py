@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphprune.labels import Field, along
+from graphprune.channels.labels import Field, along
 from graphprune.passes.analysis.rules.convolution import channel_labels
 from graphprune.rules import Call, rule
 

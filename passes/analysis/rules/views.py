@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from graphprune.labels import Field, Value, along, axes_of
+from graphprune.channels.labels import Field, Value, along, axes_of
 from graphprune.passes.analysis.rules.convolution import channel_labels
 from graphprune.passes.analysis.rules.wide import narrowed, settled
 from graphprune.rules import Call, rule

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from graphprune.labels import Field, Value, axes_of
+from graphprune.channels.labels import Field, Value, axes_of
 from graphprune.rules import Call
 
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from graphprune.channels.filters import Filter
+from graphprune.channels.groups import Groups, Ints
 from graphprune.criteria import ScoringContext
-from graphprune.filters import Filter
-from graphprune.groups import Groups, Ints
+from graphprune.ir.program import Program
 from graphprune.passes.calibration.collect import collect
 from graphprune.passes.scoring.expression import Term, parse_criterion
 from graphprune.passes.scoring.score import combined
 from graphprune.passes.selection.trials.layers import Layer
-from graphprune.program import Program
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from graphprune.calibration import Batch, Calibration, joined, never_negative
-from graphprune.groups import Floats, Ints
+from graphprune.channels.groups import Floats, Ints
 
 
 def hardest_first(batches: Sequence[Batch], outputs: Sequence[Any], data: Calibration) -> Sequence[Batch]:

@@ -9,14 +9,14 @@ from math import floor
 
 import numpy as np
 
-from graphprune.analysis_manager import AnalysisManager
-from graphprune.cost import CostModel
-from graphprune.filters import Filter
-from graphprune.groups import FROZEN, Floats, Groups
+from graphprune.channels.filters import Filter
+from graphprune.channels.groups import FROZEN, Floats, Groups
+from graphprune.costs.cost import CostModel
+from graphprune.ir.program import Program
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
 from graphprune.passes.analysis.filters import Filters
-from graphprune.program import Program
+from graphprune.pipeline.analysis_manager import AnalysisManager
 
 SCOPES = ("layer", "group")
 

@@ -9,8 +9,8 @@ from typing import Final, NamedTuple, TypeAlias
 import numpy as np
 
 from graphprune.calibration import Batch, Calibration
+from graphprune.channels.groups import Floats
 from graphprune.errors import UsageError
-from graphprune.groups import Floats
 from graphprune.passes.selection.trials.silence import Silenced
 from graphprune.passes.selection.trials.sweep import Sweep
 from graphprune.statistic import gathered

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from graphprune.filters import Filter
-from graphprune.groups import Bools, Groups, Ints
-from graphprune.labels import Field, Value
+from graphprune.channels.filters import Filter
+from graphprune.channels.groups import Bools, Groups, Ints
+from graphprune.channels.labels import Field, Value
+from graphprune.channels.tape import Operation
+from graphprune.ir.program import Program
 from graphprune.passes.calibration.lanes import storage
-from graphprune.program import Program
 from graphprune.rules import tensors_in, views_only
-from graphprune.tape import Operation
 
 #: Operators that sum over channels, and which of their arguments they multiply.
 _PRODUCTS: Final[Mapping[str, slice]] = {

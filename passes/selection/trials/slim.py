@@ -7,11 +7,11 @@ from functools import cached_property
 
 import numpy as np
 
-from graphprune.analysis_manager import AnalysisManager
 from graphprune.calibration import Calibration
-from graphprune.cost import CostModel
-from graphprune.filters import Filter
-from graphprune.groups import FROZEN, Groups, Ints, Kept
+from graphprune.channels.filters import Filter
+from graphprune.channels.groups import FROZEN, Groups, Ints, Kept
+from graphprune.costs.cost import CostModel
+from graphprune.ir.program import Program
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
 from graphprune.passes.analysis.filters import Filters
@@ -21,7 +21,7 @@ from graphprune.passes.selection.trials.layers import Layer
 from graphprune.passes.selection.trials.race import Cut
 from graphprune.passes.selection.trials.silence import Silence
 from graphprune.passes.selection.trials.sweep import Sweep, Work
-from graphprune.program import Program
+from graphprune.pipeline.analysis_manager import AnalysisManager
 
 
 class Slim:

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, fx
 
 from graphprune.calibration import MODEL_ERRORS, Batch, Calibration, never_negative
-from graphprune.groups import Groups
+from graphprune.channels.groups import Groups
+from graphprune.channels.tape import describe
+from graphprune.ir.program import Program, placeholder_values
+from graphprune.ir.twins import twin
 from graphprune.passes.calibration.collect import overwritten_nodes
 from graphprune.passes.selection.trials.silence import Silenced
 from graphprune.passes.verification.missing import MissingData, taken_apart
-from graphprune.program import Program, placeholder_values
-from graphprune.tape import describe
-from graphprune.twins import twin
 
 
 @dataclass

@@ -22,7 +22,7 @@ from torch import nn
 from graphprune.artifact import read_artifact, write_artifact
 from graphprune.artifact.file import digest
 from graphprune.errors import ArtifactError
-from graphprune.program import Inputs
+from graphprune.ir.program import Inputs
 from graphprune.tracing import capture
 
 SENTINEL = "graphprune_sentinel"

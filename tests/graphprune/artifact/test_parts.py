@@ -10,7 +10,7 @@ from torch import nn
 
 from graphprune.artifact.parts import describe_parts, parts_in, with_weights_of
 from graphprune.errors import ArtifactError
-from graphprune.program import Scope
+from graphprune.ir.program import Scope
 from graphprune.tracing import capture
 
 

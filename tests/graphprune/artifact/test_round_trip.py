@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 import graphprune
 from graphprune.artifact import Artifact, read_artifact, write_artifact
 from graphprune.errors import ArtifactError, UsageError
-from graphprune.program import Inputs
+from graphprune.ir.program import Inputs
 from graphprune.tracing import capture
 
 ROOT = Path(__file__).parents[3]

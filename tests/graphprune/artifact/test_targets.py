@@ -14,7 +14,7 @@ from torch import nn
 
 from graphprune.artifact import targets
 from graphprune.errors import ArtifactError
-from graphprune.train_mode import add_in_train_mode
+from graphprune.ir.train_mode import add_in_train_mode
 
 ALLOWED: list[Any] = [
     torch.relu,

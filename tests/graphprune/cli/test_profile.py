@@ -98,11 +98,11 @@ def test_what_was_measured_stays_when_the_device_fails(cli: Cli, folder: Path, m
 
         return real(*arguments, save=saved, **options)
 
-    monkeypatch.setattr("graphprune.profiling.profile_latency", failing)
+    monkeypatch.setattr("graphprune.surveys.profiling.profile_latency", failing)
     ran = cli("profile", *SOURCE, "-o", "table.json", "--samples", "8")
     assert ran.code == 1 and "The device failed" in ran.err and ran.out == ""
     before = LatencyTable.load(folder / "table.json")
-    monkeypatch.setattr("graphprune.profiling.profile_latency", real)
+    monkeypatch.setattr("graphprune.surveys.profiling.profile_latency", real)
     assert cli("profile", *SOURCE, "-o", "table.json", "--samples", "8").code == 0
     after = LatencyTable.load(folder / "table.json")
     assert len(after.samples) == 8 and after.samples[: len(before.samples)] == before.samples

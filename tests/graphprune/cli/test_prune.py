@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import graphprune
 from graphprune.artifact import read_artifact, write_artifact
 from graphprune.cli.digits import small_cnn
-from graphprune.pipeline_text import parse_pipeline
+from graphprune.pipeline.text import parse_pipeline
 
 Cli = Callable[..., Any]
 

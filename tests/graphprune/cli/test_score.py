@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import graphprune
-from graphprune.analysis_manager import AnalysisManager
 from graphprune.cli.digits import small_cnn
 from graphprune.cli.importance import Importance, histogram, rank_correlations
-from graphprune.pass_manager import PassManager
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.scoring.score import ScorePass
+from graphprune.pipeline.analysis_manager import AnalysisManager
+from graphprune.pipeline.pass_manager import PassManager
 
 Cli = Callable[..., Any]
 SOURCE = "graphprune.cli.digits:small_cnn"

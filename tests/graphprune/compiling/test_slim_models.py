@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import graphprune
-from graphprune.program import Inputs
+from graphprune.ir.program import Inputs
 from graphprune.tracing import normalise_inputs
 from tests.zoo import attention, heads, positions
 from tests.zoo.case import CASES

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 import graphprune
 from graphprune.errors import UsageError, VerificationError
 from graphprune.exporting import Exported, export_model, onnx_file, program
-from graphprune.program import Inputs
+from graphprune.ir.program import Inputs
 
 
 class Net(nn.Module):

@@ -17,7 +17,7 @@ from torch.nn import functional
 import graphprune
 from graphprune.errors import ArtifactError, UsageError, VerificationError
 from graphprune.exporting import export_model, folder
-from graphprune.program import Inputs
+from graphprune.ir.program import Inputs
 from tests.zoo.case import ready
 
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from graphprune.errors import UsageError
+from graphprune.ir.program import Inputs
 from graphprune.latency.batch import batch_of, best, saturating, with_batch
-from graphprune.program import Inputs
 
 
 @pytest.mark.parametrize(("busy_from", "expected"), [(1, 1), (8, 8), (64, 64)])

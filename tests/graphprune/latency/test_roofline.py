@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 import graphprune
-from graphprune.analysis_manager import AnalysisManager
 from graphprune.latency.clock import Subject
 from graphprune.latency.roofline import Roofline, RooflineModel, fit_roofline, measure_roofline, probes
 from graphprune.latency.timing import Timing
 from graphprune.latency.work import Layers, Work
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
+from graphprune.pipeline.analysis_manager import AnalysisManager
 from tests.planted_latency import HERE, exactly
 
 DEVICE = Roofline(rate=4e7, bandwidth=2e7, ramp=30.0, overhead=0.004)

@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 import graphprune
-from graphprune.analysis_manager import AnalysisManager
 from graphprune.errors import LatencyError
 from graphprune.latency.environment import Environment, environment_of
 from graphprune.latency.table import LatencyTable
 from graphprune.passes.analysis.channels import ChannelGroups
-from graphprune.plan import fingerprint
+from graphprune.pipeline.analysis_manager import AnalysisManager
+from graphprune.plans.plan import fingerprint
 from tests.planted_latency import HERE, chain, empty_table, filled
 
 

@@ -6,7 +6,7 @@ import torch
 
 from graphprune.methods import growing
 from graphprune.methods.growing import grown, overlap
-from graphprune.plan import Plan
+from graphprune.plans.plan import Plan
 from tests.loops import INPUT, DigitsLoop, Residual
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 import graphprune
-from graphprune.analysis_manager import AnalysisManager
 from graphprune.passes.analysis.channels import ChannelGroups
+from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.reporting.layers import Layer, layer_graph, layer_of
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from graphprune.errors import UsageError
-from graphprune.program import Inputs
+from graphprune.ir.program import Inputs
 from graphprune.sources import load_calibration
 
 RGB = Inputs((torch.zeros(1, 3, 8, 8),))

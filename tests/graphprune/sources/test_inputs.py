@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from graphprune.errors import UsageError
-from graphprune.program import Inputs
+from graphprune.ir.program import Inputs
 from graphprune.sources import Source, example_inputs, parse_input
 
 

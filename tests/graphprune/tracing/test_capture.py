@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import graphprune
+from graphprune.channels.tape import describe
 from graphprune.errors import CaptureError
-from graphprune.program import Inputs
-from graphprune.tape import describe
+from graphprune.ir.program import Inputs
 from graphprune.tracing.inputs import normalise_inputs
 from graphprune.training.optimiser_state import slice_state
 from tests.checking import analyse, check_plan, max_error, run, state_hash

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import graphprune
-from graphprune.tape import Recording
+from graphprune.channels.tape import Recording
 from graphprune.tracing.results import Results
 
 RESULTS = {name: torch.empty(0, device="meta") for name in "abc123"}

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import graphprune
-from graphprune.analysis_manager import AnalysisManager
 from graphprune.api import calibrated
 from graphprune.calibration import Calibration
 from graphprune.errors import UsageError
+from graphprune.ir.program import Program
 from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
 from graphprune.passes.scoring.score import ScorePass
-from graphprune.program import Program
+from graphprune.pipeline.analysis_manager import AnalysisManager
 from tests.checking import state_hash
 
 
@@ -63,7 +63,7 @@ def pairs(seed: int = 1) -> list[tuple[list[Tensor], None]]:
 
 
 def scores(program: Program, criterion: str) -> dict[str, Any]:
-    from graphprune.pass_manager import PassManager
+    from graphprune.pipeline.pass_manager import PassManager
 
     done = PassManager([ChannelsPass(), ScorePass(criterion=criterion, normalise="none")]).run(program)
     groups = AnalysisManager().get(done, ChannelGroups)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import graphprune
-from graphprune.train_mode import add_in_train_mode
+from graphprune.ir.train_mode import add_in_train_mode
 from tests.graphprune.tracing.forwards import check, double
 from tests.zoo.case import net, ready
 

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import graphprune
 from graphprune.errors import PlanError
-from graphprune.plan import Plan
+from graphprune.plans.plan import Plan
 from graphprune.training.optimiser_state import slice_state
 
 X = torch.linspace(-1, 1, 4 * 3 * 36, dtype=torch.float64).reshape(4, 3, 6, 6)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import graphprune.passes.analysis.rules as rules
-from graphprune.labels import Reason
+from graphprune.channels.labels import Reason
 from graphprune.passes.analysis.remedies import REMEDIES, remedy
 
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from graphprune.calibration import Batch, Calibration
-from graphprune.filters import find_filters, taps_of
+from graphprune.channels.filters import find_filters, taps_of
+from graphprune.ir.program import placeholder_values
 from graphprune.passes.calibration.collect import collect
 from graphprune.passes.calibration.saliency import Saliency
-from graphprune.program import placeholder_values
 from graphprune.statistic import Place, Tap
 from graphprune.tracing import normalise_inputs
 from tests.passes.scoring.scored import Floats, images, labelled, scored

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from graphprune.ir.program import Program
+from graphprune.ir.twins import named_tensors
 from graphprune.passes.calibration.loading import loaded, parts_of
-from graphprune.program import Program
 from graphprune.tracing import capture
-from graphprune.twins import named_tensors
 from tests.graphprune.streaming.nets import INPUTS, Net, on_meta
 
 

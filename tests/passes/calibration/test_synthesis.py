@@ -9,10 +9,10 @@ from torch import Tensor, nn
 import graphprune
 from graphprune.calibration import Batch, Calibration
 from graphprune.errors import UsageError
+from graphprune.ir.program import Inputs, Program
 from graphprune.passes.calibration.consumers import find_norms
 from graphprune.passes.calibration.synthesis import mismatch, synthesise
 from graphprune.passes.rewrite.compensate import CompensatePass
-from graphprune.program import Inputs, Program
 from tests.passes.rewrite.compensating import after, error, without
 from tests.zoo.case import ready
 

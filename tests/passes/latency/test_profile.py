@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 import graphprune
-from graphprune.analysis_manager import AnalysisManager
+from graphprune.channels.groups import Groups
 from graphprune.errors import DeviceError, LatencyError, UsageError
-from graphprune.groups import Groups
+from graphprune.ir.program import Program
 from graphprune.latency.model import LatencyModel, held_out_accuracy
 from graphprune.latency.table import LatencyTable, Settings
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.latency.profile import profile_latency
-from graphprune.program import Program
+from graphprune.pipeline.analysis_manager import AnalysisManager
 from tests.planted_latency import HERE, PlantedClock, conv_ms
 
 

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 import graphprune
-from graphprune.analysis_manager import AnalysisManager
+from graphprune.channels.groups import Groups
+from graphprune.channels.propagate import propagate
 from graphprune.errors import LatencyError
-from graphprune.groups import Groups
+from graphprune.ir.program import Program
 from graphprune.latency.clock import Subject
 from graphprune.latency.environment import environment_of
 from graphprune.latency.table import LatencyTable, Settings
@@ -22,8 +23,7 @@ from graphprune.latency.timing import Timing, standard_error
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.latency.profile import profile_latency
 from graphprune.passes.latency.source import latency_from
-from graphprune.program import Program
-from graphprune.propagate import propagate
+from graphprune.pipeline.analysis_manager import AnalysisManager
 from tests.planted_latency import PlantedClock, conv_ms
 
 IMAGE = torch.zeros(1, 3, 4, 4)
@@ -156,14 +156,14 @@ def test_the_channels_are_followed_once(here: tuple[Program, Groups, LatencyTabl
     monkeypatch.setattr("graphprune.passes.analysis.channels.propagate", counted)
     graphprune.prune(model(), IMAGE, target="latency=60%", latency=here[2], measure=False, exclude=(), verify=False)
     assert len(traced) == 1
-    for module in ("graphprune.passes.latency.source", "graphprune.profiling"):
+    for module in ("graphprune.passes.latency.source", "graphprune.surveys.profiling"):
         monkeypatch.setattr(f"{module}.DeviceClock", lambda environment, **options: PlantedClock())
     graphprune.prune(model(), IMAGE, target="latency=60%", verify=False)
     assert len(traced) == 2
 
 
 def test_without_a_table_the_model_is_measured_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("graphprune.passes.latency.source", "graphprune.profiling"):
+    for module in ("graphprune.passes.latency.source", "graphprune.surveys.profiling"):
         monkeypatch.setattr(f"{module}.DeviceClock", lambda environment, **options: PlantedClock())
     result = graphprune.prune(model(), IMAGE, target="latency=60%")
     assert 0.5 <= result.plan.achieved["latency"] <= 0.606

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from graphprune.calibration import Calibration
-from graphprune.groups import Kept
-from graphprune.pass_base import Pass
-from graphprune.pass_manager import PassManager
+from graphprune.channels.groups import Kept
+from graphprune.ir.program import Program
 from graphprune.passes.rewrite.rewrite import RewritePass
-from graphprune.program import Program
+from graphprune.pipeline.pass_base import Pass
+from graphprune.pipeline.pass_manager import PassManager
 from tests.checking import analyse
 
 

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 import tests.zoo.test_zoo  # noqa: F401  (fills the table of structures)
 from graphprune.calibration import Batch, Calibration
+from graphprune.channels.filters import find_filters
 from graphprune.compensation import Compensated
 from graphprune.errors import PipelineError, UsageError
-from graphprune.filters import find_filters
-from graphprune.pass_manager import PassManager
+from graphprune.ir.program import Program
+from graphprune.ir.twins import named_tensors
 from graphprune.passes.rewrite.compensate import CompensatePass
 from graphprune.passes.rewrite.fold_constants import FoldConstantsPass
 from graphprune.passes.rewrite.rewrite import RewritePass
-from graphprune.program import Program
+from graphprune.pipeline.pass_manager import PassManager
 from graphprune.tracing import normalise_inputs
-from graphprune.twins import named_tensors
 from tests.checking import analyse
 from tests.passes.rewrite.compensating import after, error, without
 from tests.zoo.case import CASES, net

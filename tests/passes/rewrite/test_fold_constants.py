@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graphprune.errors import PipelineError
-from graphprune.pass_manager import PassManager
+from graphprune.ir.program import Program
 from graphprune.passes.rewrite.compensate import CompensatePass
 from graphprune.passes.rewrite.fold_constants import FoldConstantsPass
-from graphprune.program import Program
+from graphprune.pipeline.pass_manager import PassManager
 from tests.passes.rewrite.compensating import after, error, without
 from tests.zoo.case import net
 

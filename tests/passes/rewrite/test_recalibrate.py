@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graphprune.errors import UsageError
+from graphprune.ir.twins import named_tensors
 from graphprune.passes.rewrite.recalibrate import RecalibratePass
-from graphprune.twins import named_tensors
 from tests.passes.rewrite.compensating import after, without
 from tests.zoo.case import net
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graphprune.groups import Kept
+from graphprune.channels.groups import Kept
 from tests.checking import analyse, check_plan
 
 

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphprune.analysis_manager import AnalysisManager
 from graphprune.calibration import Calibration
-from graphprune.pass_manager import PassManager
 from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
 from graphprune.passes.scoring.score import ScorePass
+from graphprune.pipeline.analysis_manager import AnalysisManager
+from graphprune.pipeline.pass_manager import PassManager
 from graphprune.tracing import capture
 from tests.zoo.case import conv, net
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from graphprune.errors import UsageError
-from graphprune.pass_base import Pass
 from graphprune.passes.scoring.expression import parse_criterion
 from graphprune.passes.scoring.score import ScorePass
-from graphprune.pipeline_text import format_pipeline, parse_pipeline
+from graphprune.pipeline.pass_base import Pass
+from graphprune.pipeline.text import format_pipeline, parse_pipeline
 from tests.passes.scoring.scored import chain, images, labelled, scored
 
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from graphprune.channels.filters import find_filters
 from graphprune.criteria import ScoringContext, find_criterion
-from graphprune.filters import find_filters
 from graphprune.passes.scoring.filter_weights import FilterWeights
 from tests.checking import Analysed, analyse, state_hash
 from tests.passes.scoring.scored import images

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from graphprune.groups import Groups
+from graphprune.channels.groups import Groups
 from graphprune.passes.scoring.lamp import lamp_normalised
 from tests.checking import analyse
 from tests.passes.scoring.scored import chain, images, scored

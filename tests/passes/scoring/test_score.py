@@ -13,8 +13,8 @@ from torch import Tensor, nn
 import graphprune
 from graphprune.criteria import ScoringContext, find_criterion
 from graphprune.errors import UsageError
+from graphprune.ir.twins import named_tensors
 from graphprune.passes.scoring.score import ScorePass, check_finite, normalised
-from graphprune.twins import named_tensors
 from tests.checking import Analysed, analyse
 from tests.zoo.case import net
 

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from graphprune.channels.filters import find_filters
 from graphprune.errors import UsageError
-from graphprune.filters import find_filters
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.scoring.shares import SHARES
 from tests.checking import Analysed, analyse

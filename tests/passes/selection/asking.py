@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import graphprune
-from graphprune.analysis_manager import AnalysisManager
-from graphprune.groups import Floats, Ints
-from graphprune.pass_manager import PassManager
+from graphprune.channels.groups import Floats, Ints
 from graphprune.passes.selection.decision import Budgeted, Question
 from graphprune.passes.selection.solvers.problem import Choices
-from graphprune.pipeline_text import parse_pipeline
+from graphprune.pipeline.analysis_manager import AnalysisManager
+from graphprune.pipeline.pass_manager import PassManager
+from graphprune.pipeline.text import parse_pipeline
 from tests.zoo.case import conv, net, pooled
 
 IMAGE = torch.zeros(1, 3, 8, 8, dtype=torch.float64)

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from graphprune.calibration import default_loss
-from graphprune.cost import CostModel
-from graphprune.groups import Kept
+from graphprune.channels.groups import Kept
+from graphprune.costs.cost import CostModel
 from graphprune.passes.rewrite.rewrite import rewrite
 from tests.checking import analyse
 from tests.passes.selection.asking import IMAGE

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 import graphprune
-from graphprune.analysis_manager import AnalysisManager
-from graphprune.cost import CostModel
+from graphprune.costs.cost import CostModel
 from graphprune.errors import TargetError, UsageError
 from graphprune.passes.selection.bounds import Bounds, Limit
 from graphprune.passes.selection.knapsack import KnapsackPass
 from graphprune.passes.selection.local_search import top
 from graphprune.passes.selection.optimum import Search
 from graphprune.passes.selection.target import KINDS, parse_target
-from graphprune.pipeline_text import format_pipeline, parse_pipeline
+from graphprune.pipeline.analysis_manager import AnalysisManager
+from graphprune.pipeline.text import format_pipeline, parse_pipeline
 from graphprune.scores import Scores
 from tests.checking import counted_macs
 from tests.passes.selection.asking import (

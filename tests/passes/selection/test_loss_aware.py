@@ -15,11 +15,11 @@ from torch import Tensor, nn
 import graphprune
 from graphprune.calibration import Batch, Calibration, default_loss
 from graphprune.errors import PipelineError, TargetError, UsageError
-from graphprune.pass_manager import PassManager
+from graphprune.ir.program import Program
 from graphprune.passes.selection.loss_aware import LossAwarePass
 from graphprune.passes.selection.trials.layers import least_widths, step_sizes
-from graphprune.pipeline_text import format_pipeline, parse_pipeline
-from graphprune.program import Program
+from graphprune.pipeline.pass_manager import PassManager
+from graphprune.pipeline.text import format_pipeline, parse_pipeline
 from graphprune.tracing import normalise_inputs
 from tests.checking import analyse, run, state_hash
 from tests.passes.selection.asking import IMAGE, residual
@@ -190,7 +190,7 @@ def test_steps_are_those_of_the_dense_model_when_it_is_cut_again_and_again() -> 
 def test_step_sizes_are_those_of_about_one_percent() -> None:
     program = program_of(residual(), labelled())
     found = analyse(residual(), IMAGE)
-    cost = graphprune.cost.CostModel(found.program, found.groups).macs
+    cost = graphprune.costs.cost.CostModel(found.program, found.groups).macs
     for group in found.groups.prunable:
         one = found.groups.widths - np.eye(len(found.groups.prunable), dtype=np.int64)[group.index]
         percent = 100 * (1 - cost(one) / cost(found.groups.widths))

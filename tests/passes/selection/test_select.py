@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import graphprune
-from graphprune.cost import CostModel
+from graphprune.costs.cost import CostModel
 from graphprune.criteria import ScoringContext, find_criterion
 from graphprune.errors import TargetError, UsageError
 from graphprune.passes.scoring.score import normalised

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from graphprune.channels.groups import Ints
+from graphprune.costs.measures import Measure
 from graphprune.errors import TargetError, UsageError
-from graphprune.groups import Ints
+from graphprune.ir.program import Program
 from graphprune.latency.source import Latency, Measured
-from graphprune.measures import Measure
-from graphprune.pass_manager import PassManager
 from graphprune.passes.selection.bounds import Bounds, Limit
 from graphprune.passes.selection.optimum import Search
 from graphprune.passes.selection.settle import Choice, Options, settled
 from graphprune.passes.selection.solvers.problem import Choices
 from graphprune.passes.selection.target import parse_target
-from graphprune.pipeline_text import parse_pipeline
-from graphprune.program import Program
+from graphprune.pipeline.pass_manager import PassManager
+from graphprune.pipeline.text import parse_pipeline
 from tests.passes.selection.asking import IMAGE, Planted, residual
 from tests.planted_latency import Chain
 

@@ -17,8 +17,8 @@ from torch import Tensor, fx, nn
 
 import graphprune
 from graphprune.errors import PlanError, VerificationError
-from graphprune.plan import Plan
-from graphprune.twins import named_tensors
+from graphprune.ir.twins import named_tensors
+from graphprune.plans.plan import Plan
 from tests.checking import Analysed, analyse, state_hash
 from tests.zoo.case import conv, net, ready
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from graphprune.labels import Field, Value, axes_of
+from graphprune.channels.labels import Field, Value, axes_of
+from graphprune.channels.propagate import Trace, propagate
 from graphprune.passes.analysis.channels import make_policy
-from graphprune.propagate import Trace, propagate
 from graphprune.tracing import capture
 
 Atoms = set[int]

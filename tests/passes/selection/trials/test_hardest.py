@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from graphprune.calibration import Batch, Calibration, default_loss
+from graphprune.ir.program import Inputs
 from graphprune.passes.selection.trials.hardest import hardest_first
-from graphprune.program import Inputs
 
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 1])
 OUTPUTS = torch.randn(7, 3, generator=torch.Generator().manual_seed(1))

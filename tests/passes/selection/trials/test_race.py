@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphprune.calibration import Batch, Calibration
+from graphprune.channels.groups import Floats
 from graphprune.errors import UsageError
-from graphprune.groups import Floats
+from graphprune.ir.program import Inputs
 from graphprune.passes.selection.trials import race
 from graphprune.passes.selection.trials.race import Cut, Race, Winner
-from graphprune.program import Inputs
 
 DATA = Calibration([torch.zeros(1)])
 

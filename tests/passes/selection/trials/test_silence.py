@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from graphprune.calibration import Batch, Calibration
-from graphprune.filters import find_filters
-from graphprune.groups import Kept
+from graphprune.channels.filters import find_filters
+from graphprune.channels.groups import Kept
 from graphprune.passes.rewrite.rewrite import rewrite
 from graphprune.passes.selection.trials import silence
 from graphprune.passes.selection.trials.silence import Silence, read_by_weights

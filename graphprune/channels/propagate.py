@@ -1,0 +1,248 @@
+"""Label propagation: carries labels through every ATen operator on a program's tape.
+
+No operator is named here; :mod:`graphprune.rules` says what each one does to labels.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import fx
+from torch.utils._pytree import tree_leaves, tree_map
+
+from graphprune.channels.labels import Field, LabelSpace, Reason, Value, along
+from graphprune.channels.shuffles import Shuffle, find_shuffles
+from graphprune.channels.tape import Operation, Step, Tape, describe, run_error, tape_of
+from graphprune.ir.program import Program
+from graphprune.pipeline.policy import Policy
+from graphprune.rules import Call, only_moves, rule_for, tensors_in
+
+_PLAIN: Final = (torch.Tensor, int, float)  # results with nothing nested in them
+
+
+@dataclass(frozen=True)
+class MacsTerm:
+    """Multiply-accumulates of one operator call: a product of constants and of kept counts of label vectors."""
+
+    node: str
+    factors: tuple[Field | int, ...]
+
+
+class TiedBy(NamedTuple):
+    """Who wrote down the ties before ``end`` (and after those of the entry before): an operator at a graph node."""
+
+    end: int
+    node: str
+    operator: str
+
+
+@dataclass
+class Trace:
+    """Everything that one abstract execution wrote down.
+
+    parameters: abstract value of every parameter and buffer that was used, by its first name.
+    aliases: other names of the same tensors.
+    values: abstract value of every graph node's result (same nesting), by node name.
+    operands: every labelled tensor value that an operator saw or made, with the node that ran.
+    shuffles: runs of views that permute one axis.
+    scalars: constants whose new value is a kept count, by (node name, constant name).
+    missing: operators without a rule, with the nodes that call them.
+    tied: who wrote down each tie, run by run.
+    tape: what was read. known: every tensor of the tape with its abstract value, by identity.
+    """
+
+    space: LabelSpace
+    tape: Tape
+    parameters: dict[str, Value] = field(default_factory=dict)
+    aliases: dict[str, str] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
+    operands: list[tuple[str, Value]] = field(default_factory=list)
+    shuffles: list[Shuffle] = field(default_factory=list)
+    scalars: dict[tuple[str, str], Field] = field(default_factory=dict)
+    macs: list[MacsTerm] = field(default_factory=list)
+    missing: dict[str, list[str]] = field(default_factory=dict)
+    operators: int = 0
+    tied: list[TiedBy] = field(default_factory=list)
+    known: dict[int, tuple[torch.Tensor, Value]] = field(default_factory=dict)
+
+
+def propagate(program: Program, policy: Policy | None = None) -> Trace:
+    """Carry labels through the program. Raises CaptureError when it cannot run on its example inputs."""
+    tape = tape_of(program)
+    state = _Propagation(tape, policy or Policy())
+    nodes = {node.name: node for node in program.module.graph.nodes}
+    for step in tape.steps:
+        node = nodes[step.node]
+        try:
+            state.run(step, node)
+        except TypeError as error:  # operands of several dtypes: the meta device lets them pass
+            raise run_error(program.inputs, error, describe(node), node.meta.get("source", "")) from error
+    moving = frozenset(state.movers - state.workers)
+    trace = state.trace
+    trace.shuffles = find_shuffles(program.module.graph, trace.values, moving)
+    return trace
+
+
+class _Propagation:
+    """Applies the rule of every operator of a tape."""
+
+    def __init__(self, tape: Tape, policy: Policy) -> None:
+        self.space = LabelSpace()
+        self.policy = policy
+        self.trace = Trace(self.space, tape, aliases=dict(tape.aliases))
+        self.node: fx.Node | None = None
+        self.open_bounds: bool | None = None
+        self._result: Any = None
+        self.movers: set[str] = set()  # nodes that ran operators which only move elements ...
+        self.workers: set[str] = set()  # ... and nodes that ran others
+        self._tape = tape
+        self._values = self.trace.known
+        self._rules: dict[Any, Any] = {}
+
+    def run(self, step: Step, node: fx.Node) -> None:
+        """Carry labels through one node."""
+        self.node = node
+        self.open_bounds = None
+        self._result = step.result
+        for operation in step.operations:
+            self._apply(operation)
+        result = step.result
+        if step.refusal:
+            self.freeze_tensors(step.boundary, step.refusal, node.op.removeprefix("call_"))
+            self.freeze_results(result, step.refusal)
+        elif node.op == "output":
+            self.freeze_tensors(result, "it reaches the model's output", "output")
+        plain = isinstance(result, _PLAIN)
+        self.trace.values[node.name] = self.value_or_item(result) if plain else tree_map(self.value_or_item, result)
+
+    def _apply(self, operation: Operation) -> None:
+        func = operation.operator
+        known = self._rules.get(func)
+        if known is None:
+            known = self._rules[func] = rule_for(func), only_moves(func)
+        rule, moves = known
+        self.trace.operators += 1
+        assert self.node is not None
+        (self.movers if moves else self.workers).add(self.node.name)
+        call = Call(self, *operation)
+        if rule is not None:
+            rule(call)
+            if len(self.space.ties) > (self.trace.tied[-1].end if self.trace.tied else 0):
+                self.trace.tied.append(TiedBy(len(self.space.ties), self.node.name, call.name))
+            return
+        self.trace.missing.setdefault(call.name, []).append(self.node.name)
+        call.freeze_inputs(f"operator {call.name} has no rule")
+        for index in range(len(call.outputs)):
+            call.set((), index)
+
+    # -- what a rule's call asks for (graphprune.rules.Recorder) ---------------------------------------------------
+
+    def value_of(self, tensor: torch.Tensor) -> Value:
+        """The tensor's value; a parameter or buffer gets its labels at its first use."""
+        known = self._values.get(id(tensor))
+        if known is not None:
+            return known[1]
+        name = self._tape.names.get(id(tensor))
+        if name is None:
+            return self.set_value(tensor, ())
+        rank = tensor.dim()
+        fields = [along(self.space.fresh(size), axis, rank) for axis, size in enumerate(tensor.shape) if size > 1]
+        value = self.trace.parameters[name] = self.set_value(tensor, fields)
+        return value
+
+    def set_value(self, tensor: torch.Tensor, fields: Sequence[Field]) -> Value:
+        """Remember a tensor's value (and the tensor, so that its identity is not reused)."""
+        storage = tensor.untyped_storage()._cdata
+        value = Value(tuple(tensor.shape), tuple(fields), tensor.element_size(), storage, tensor.stride())
+        self._values[id(tensor)] = (tensor, value)
+        if fields:
+            self.trace.operands.append((self.node.name if self.node else "", value))
+        return value
+
+    def value_or_item(self, item: Any) -> Any:
+        """The value of a tensor; anything else as it is."""
+        return self.value_of(item) if isinstance(item, torch.Tensor) else item
+
+    def reason(self, text: str, operator: str) -> Reason:
+        """A reason at the node that runs."""
+        node = self.node
+        return Reason(text, operator, node.name if node else "", node.meta.get("source", "") if node else "")
+
+    def record_macs(self, factors: Sequence[Field | int]) -> None:
+        """Multiply-accumulates of the running node."""
+        assert self.node is not None
+        self.trace.macs.append(MacsTerm(self.node.name, tuple(factors)))
+
+    def record_scalar(self, name: str, labels: Field) -> None:
+        """A constant of the running node that is a kept count."""
+        assert self.node is not None
+        self.trace.scalars[self.node.name, name] = labels
+
+    def choose(self, policy: str) -> str:
+        """The policy's choice at the running node."""
+        assert self.node is not None
+        return self.policy.choose(policy, self.node.name, str(self.node.target))
+
+    def constant(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The data of a 1-D integer buffer; None for any other tensor."""
+        return self._tape.constants.get(id(tensor))
+
+    def is_read(self, tensor: torch.Tensor) -> bool:
+        """Whether anything reads a part of the running node's value."""
+        assert self.node is not None
+        parts = self._result if isinstance(self._result, (tuple, list)) else ()
+        at = next((index for index, part in enumerate(parts) if part is tensor), None)
+        return at is None or any(user.target is not operator.getitem or user.args[1] == at for user in self.node.users)
+
+    def has_open_bounds(self) -> bool:
+        """Whether the running node computes its numbers from sizes that vary between calls."""
+        if self.open_bounds is None:
+            assert self.node is not None
+            numbers = [arg for arg in self.node.all_input_nodes if not _holds_value(self.trace.values[arg.name])]
+            self.open_bounds = any(varies(arg, self.trace.values) for arg in numbers)
+        return self.open_bounds
+
+    def freeze_results(self, tree: Any, text: str) -> None:
+        """Give results that nothing is known of labels that are frozen, so that what meets them knows why."""
+        for tensor in tensors_in((tree,)):
+            rank = tensor.dim()
+            atoms = [along(self.space.fresh(n, soft=True), axis, rank) for axis, n in enumerate(tensor.shape) if n > 1]
+            self.set_value(tensor, atoms)
+        self.freeze_tensors(tree, text, "opaque")
+
+    def freeze_tensors(self, tree: Any, text: str, operator: str) -> None:
+        """Freeze every label of every tensor in a structure."""
+        why = self.reason(text, operator)
+        for tensor in tensors_in((tree,)):
+            for item in self.value_of(tensor).fields:
+                self.space.freeze(item, why)
+
+
+def _holds_value(item: Any) -> bool:
+    return any(isinstance(leaf, Value) for leaf in tree_leaves(item, is_leaf=lambda leaf: isinstance(leaf, Value)))
+
+
+def varies(number: fx.Node, values: Mapping[str, Any]) -> bool:
+    """Whether a number that the graph computes depends on an option, or on a tensor size that is no channel count.
+
+    A channel count is an axis with labels; the axes of a shape are told apart where the shape is indexed.
+    """
+    sources = number.all_input_nodes
+    index = number.args[1] if len(number.args) > 1 and isinstance(number.args[1], int) else None
+    for source in sources:
+        value = values[source.name]
+        if isinstance(value, Value):
+            axes = range(len(value.shape)) if index is None else [index % max(1, len(value.shape))]
+            if any(axis not in value.labelled for axis in axes):
+                return True
+        elif index is not None and isinstance(value, (tuple, list)) and source.all_input_nodes:
+            tensor = values[source.all_input_nodes[0].name]
+            if isinstance(tensor, Value) and index % len(value) not in tensor.labelled:
+                return True
+        elif source.op == "placeholder" or varies(source, values):
+            return True
+    return False

@@ -1,0 +1,1 @@
+"""What a model costs as a function of its widths."""

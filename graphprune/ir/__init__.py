@@ -1,0 +1,1 @@
+"""The program that passes work on: an fx graph, its inputs, and what is known of it."""

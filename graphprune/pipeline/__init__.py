@@ -1,0 +1,1 @@
+"""Passes and what runs them: declarations, text, the two managers and their observers."""

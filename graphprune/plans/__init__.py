@@ -1,0 +1,1 @@
+"""Plans: which slices of which tensors stay."""

@@ -1,0 +1,1 @@
+"""Looking at many cuts without making one: curves, fronts, and tables of latency."""

@@ -1,0 +1,73 @@
+"""Twins of module trees: other tensors, everything else shared, nothing of the original changed."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import torch
+from torch import nn
+
+from graphprune.ir.twins import named_tensors, restore_modes, twin
+
+
+def _model() -> nn.Sequential:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+    model.get_submodule("2.1").weight = model.get_parameter("2.0.weight")  # tied
+    model.register_buffer("index", torch.arange(3), persistent=False)
+    return model
+
+
+def test_tensors_are_replaced_once_each_and_ties_are_kept() -> None:
+    model, seen = _model(), []
+
+    def replace(tensor: torch.Tensor) -> torch.Tensor:
+        seen.append(tensor)
+        return nn.Parameter(tensor.detach() + 1) if isinstance(tensor, nn.Parameter) else tensor + 1
+
+    copy = twin(model, replace)
+    assert len({id(tensor) for tensor in seen}) == len(seen)
+    assert copy.get_parameter("2.0.weight") is copy.get_parameter("2.1.weight")
+    for name, tensor in named_tensors(model).items():
+        assert torch.equal(named_tensors(copy)[name], tensor + 1)
+
+
+def test_what_is_done_to_a_twin_leaves_the_original_alone() -> None:
+    model = _model()
+    before = list(model.state_dict()), [module.training for module in model.modules()], set(model._non_persistent_buffers_set)
+    copy = twin(model, lambda tensor: tensor).eval()
+    copy.register_buffer("made", torch.zeros(2), persistent=False)
+    copy.get_submodule("0").__dict__["in_features"] = 7
+    after = list(model.state_dict()), [module.training for module in model.modules()], set(model._non_persistent_buffers_set)
+    assert before == after and not hasattr(model, "made")
+    assert model.get_submodule("0").in_features == 3
+
+
+def test_a_twin_goes_with_its_last_reference() -> None:
+    """No cycle keeps its tensors until the garbage collector runs: a large model would be in memory twice."""
+    model = _model()
+    gc.disable()
+    try:
+        copy = twin(model, lambda tensor: tensor.detach().clone())
+        tensors = [weakref.ref(tensor) for tensor in named_tensors(copy).values()]
+        assert all(tensor() is not None for tensor in tensors)
+        del copy
+        assert all(tensor() is None for tensor in tensors)
+    finally:
+        gc.enable()
+
+
+def test_names_are_those_of_torch() -> None:
+    model = _model()
+    wanted = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    found = named_tensors(model)
+    assert list(found) == list(wanted) and all(found[name] is wanted[name] for name in wanted)
+
+
+def test_modes_and_persistence_follow_the_namesake() -> None:
+    like, module = _model(), _model()
+    like.get_submodule("1").eval()
+    module.register_buffer("made_by_tracing", torch.zeros(1))
+    restore_modes(module, like)
+    assert [child.training for child in module.modules()] == [child.training for child in like.modules()]
+    assert module.state_dict().keys() == like.state_dict().keys()
