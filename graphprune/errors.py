@@ -10,7 +10,7 @@ import re
 from typing import Final
 
 _LONG: Final = re.compile(r"\S{400,}")
-_CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def _escaped(match: re.Match[str]) -> str:
@@ -20,11 +20,13 @@ def _escaped(match: re.Match[str]) -> str:
 class GraphpruneError(Exception):
     """Base class of every error that graphprune raises on purpose.
 
-    Messages quote names that come from files. Control characters in them are shown as escapes, and long words are cut.
+    Messages quote names that come from files. They stay one line: control characters are shown as escapes, long words are cut, and so
+    is the traceback that torch.fx appends to what passes through its interpreter.
     """
 
     def __str__(self) -> str:
-        return _LONG.sub(lambda word: f"{word[0][:80]}...{word[0][-40:]}", _CONTROL.sub(_escaped, super().__str__()))
+        line = _CONTROL.sub(_escaped, super().__str__().partition("\n\n")[0].strip())
+        return _LONG.sub(lambda word: f"{word[0][:80]}...{word[0][-40:]}", line)
 
 
 class UsageError(GraphpruneError):

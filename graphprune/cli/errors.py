@@ -159,9 +159,8 @@ _ANSWERS: Final[tuple[tuple[type[BaseException] | Callable[[Exception], bool], C
 
 
 def _sentences(error: Exception) -> str:
-    """The message (torch.fx appends a traceback to what passes through its interpreter) and the notes on it."""
-    text = str(error).partition("\n\n")[0].strip()
-    return "\n".join([f"error: {text}", *getattr(error, "__notes__", ())])
+    """The message and the notes on it."""
+    return "\n".join([f"error: {error}", *getattr(error, "__notes__", ())])
 
 
 def _say(text: str, code: int) -> int:

@@ -48,7 +48,7 @@ def check_finite(model: nn.Module, tensors: Mapping[str, Any], origin: str) -> N
             continue
         if tensor.is_meta:
             raise UsageError(f"{name} of {origin} has no data (it is on the meta device). Build the model on a real device.")
-        values = tensor.detach()
+        values = _wide(tensor.detach(), f"{name} of {origin}")
         good = torch.isfinite(values)
         if name not in parameters:
             good |= torch.isneginf(values)
@@ -57,6 +57,14 @@ def check_finite(model: nn.Module, tensors: Mapping[str, Any], origin: str) -> N
             raise UsageError(
                 f"{name} of {origin} holds {count} NaN or infinite values of {values.numel()}. Use weights that are finite."
             )
+
+
+def _wide(values: torch.Tensor, what: str) -> torch.Tensor:
+    """Values of eight bits and fewer in a dtype that can be compared. Raises UsageError where there is no way to one."""
+    try:
+        return values.float() if values.dtype.itemsize == 1 else values
+    except (NotImplementedError, RuntimeError) as error:
+        raise UsageError(f"{what} is {values.dtype}, which cannot be computed with. Convert it to float32 or bfloat16.") from error
 
 
 def _read(path: Path) -> Any:

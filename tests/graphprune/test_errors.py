@@ -11,5 +11,11 @@ def test_control_characters_are_shown_and_long_words_are_cut() -> None:
 
 
 def test_plain_messages_stay_as_they_are() -> None:
-    text = "Kein Kanal \u00fcbrig in layer1.0.conv1; see /a/long/path/model.json.\nA note."
+    text = "Kein Kanal \u00fcbrig in layer1.0.conv1; see /a/long/path/model.json. And what to do."
     assert str(PlanError(text)) == text
+
+
+def test_messages_stay_one_line_also_after_a_graph_interpreter_has_appended_its_traceback() -> None:
+    error = PlanError("conv1 is float32\nfloat32[4].")
+    error.args = (f"{error.args[0]}\n\nWhile executing %conv1", *error.args[1:])
+    assert str(error) == "conv1 is float32\\nfloat32[4]."

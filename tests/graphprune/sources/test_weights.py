@@ -217,3 +217,13 @@ def test_tensors_that_are_not_dense_are_refused(change: Callable[[torch.Tensor],
     state["0.weight"] = change(state["0.weight"])
     torch.save(state, tmp_path / "w.pt")
     assert "0.weight of" in _refused(tmp_path / "w.pt")
+
+
+def test_values_of_eight_bits_are_compared_too(tmp_path: Path) -> None:
+    model = nn.Linear(2, 1, bias=False)
+    save_file({"weight": torch.tensor([[1.0, 2.0]]).to(torch.float8_e4m3fn)}, tmp_path / "w.safetensors")
+    load_weights(model, tmp_path / "w.safetensors")
+    assert model.weight.tolist() == [[1.0, 2.0]]
+    save_file({"weight": torch.tensor([[1.0, torch.nan]]).to(torch.float8_e4m3fn)}, tmp_path / "w.safetensors")
+    with pytest.raises(UsageError, match="holds 1 NaN or infinite values of 2"):
+        load_weights(model, tmp_path / "w.safetensors")
