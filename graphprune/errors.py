@@ -20,8 +20,8 @@ def _escaped(match: re.Match[str]) -> str:
 class GraphpruneError(Exception):
     """Base class of every error that graphprune raises on purpose.
 
-    Messages quote names that come from files. They stay one line: control characters are shown as escapes, long words are cut, and so
-    is the traceback that torch.fx appends to what passes through its interpreter.
+    Messages quote names that come from files. They stay one line: control characters are shown as escapes, long words are cut, and
+    so is the traceback that torch.fx appends to what passes through its interpreter.
     """
 
     def __str__(self) -> str:

@@ -56,7 +56,7 @@ def _leaves_a_part(folder: Path) -> None:
 
 
 def _says_nothing(folder: Path) -> None:
-    raise UsageError("first line\nsecond line.")
+    raise UsageError("no full stop")
 
 
 def _raises(folder: Path) -> None:
