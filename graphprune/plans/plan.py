@@ -66,7 +66,10 @@ class Plan(BaseModel):
         return parse_json(cls, text, name, "plan", _REMEDY, PlanError)
 
     def then(self, later: Plan) -> Plan:
-        """This plan followed by one for the model that it leaves, as one plan for the original."""
+        """This plan followed by one for the model that it leaves, as one plan for the original.
+
+        Raises PlanError where the later one keeps what this one does not leave.
+        """
         kept = composed(self.kept, later.kept)
         return later.model_copy(update={"kept": dict(sorted(kept.items())), "model": self.model})
 
@@ -169,12 +172,21 @@ def composed(
 
     >>> composed({"w": {0: [0, 2, 5]}}, {"w": {0: [1, 2], 1: [0]}})
     {'w': {0: [2, 5], 1: [0]}}
+
+    Raises PlanError where the second keeps what the first does not leave.
     """
     result = {name: {axis: list(indices) for axis, indices in axes.items()} for name, axes in first.items()}
     for name, axes in then.items():
         known = result.setdefault(name, {})
         for axis, indices in axes.items():
-            known[axis] = [known[axis][index] for index in indices] if axis in known else list(indices)
+            last = max(indices, default=0)
+            left = known.get(axis, range(last + 1))
+            if last >= len(left):
+                raise PlanError(
+                    f"The later plan keeps index {last} of axis {axis} of {name}, of which the earlier one leaves {len(left)}. "
+                    "Put plans together in the order in which they were made."
+                )
+            known[axis] = [left[index] for index in indices]
     return result
 
 

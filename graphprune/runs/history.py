@@ -6,7 +6,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
+
+from pydantic import Field
 
 from graphprune.files import write_whole
 
@@ -32,7 +34,7 @@ class Round:
     samples: int = 0
     best: float | None = None
     latency: float | None = None
-    widths: dict[str, int] = field(default_factory=dict)
+    widths: dict[str, Annotated[int, Field(gt=0)]] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
     note: str = ""
 

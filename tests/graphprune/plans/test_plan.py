@@ -152,3 +152,9 @@ def test_a_plan_cannot_be_changed(found: Analysed) -> None:
     plan = found.random_plan(0)
     with pytest.raises(ValueError, match="frozen"):
         setattr(plan, "pipeline", "other")  # noqa: B010  (mypy knows that it cannot be set)
+
+
+def test_a_plan_that_keeps_what_an_earlier_one_does_not_leave_is_refused() -> None:
+    first, later = (Plan(kept={"w": {0: kept}}, model={}) for kept in ([0, 3], [0, 2]))
+    with pytest.raises(PlanError, match="keeps index 2 of axis 0 of w, of which the earlier one leaves 2"):
+        first.then(later)
