@@ -18,7 +18,7 @@ from graphprune.passes.verification.missing import MissingData, taken_apart
 from graphprune.pipeline.analysis_manager import AnalysisView
 from graphprune.pipeline.pass_base import Pass
 from graphprune.plans.plan import Plan
-from graphprune.verification import TOLERANCE, Verification
+from graphprune.verification import IN_DOUBLE, TOLERANCE, Verification
 
 
 def compare(
@@ -59,7 +59,8 @@ def _compare(
     smaller = _with_tensors(slim, {name: _sliced(t, plan.kept.get(name, {})) for name, t in values.items()})
     device = next((tensor.device for tensor in full.values()), torch.device("cpu"))
     arguments = _random_arguments(original, inputs, generator, device, dtype)
-    tolerance = max((TOLERANCE.get(t.dtype, 0.0) for t in full.values()), default=TOLERANCE[torch.float32])
+    usual = max((TOLERANCE.get(t.dtype, 0.0) for t in full.values()), default=TOLERANCE[torch.float32])
+    tolerance = usual if dtype is None else IN_DOUBLE
     given = _arguments_by_name(original.graph, slim.graph, arguments)
     comparison = _Comparison(_Steps(smaller, given), _Steps(masked, arguments), tolerance)
     with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):

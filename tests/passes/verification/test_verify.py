@@ -364,3 +364,31 @@ def test_keyword_inputs_are_matched_by_name() -> None:
     result = graphprune.prune(model, inputs, target="channels=50%")
     swapped = {"y": inputs["y"], "x": inputs["x"]}
     assert graphprune.verify(model, result.model, result.plan, swapped).check().error < 1e-10
+
+
+class _Steep(nn.Module):
+    """What rounding makes of sums is made much larger."""
+
+    def __init__(self, steepness: float) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 1024), nn.Linear(1024, 8)
+        self.steepness = steepness
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes (n, 16) and (n, 8)."""
+        return torch.sin(self.steepness * self.second(F.relu(self.first(x))))
+
+
+def test_a_model_that_is_steep_is_told_from_one_that_is_wrong_by_twice_the_digits() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 16)
+    model = _Steep(1e7)
+    result = graphprune.prune(model, x, target="channels=50%", verify=False)
+    found = graphprune.verify(model, result.model, result.plan, x)
+    assert found.passed and found.tolerance == 1e-8
+    wrong = result.graph
+    for item in wrong.graph.nodes:  # the same error as a share of the output, in whatever dtype
+        if item.op == "call_function" and item.target is operator.mul:
+            item.args = tuple(arg if isinstance(arg, fx.Node) else 1.0001e7 for arg in item.args)
+    wrong.recompile()
+    assert not graphprune.verify(model, wrong, result.plan, x).passed
