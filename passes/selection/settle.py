@@ -59,8 +59,8 @@ class Options:
 def settled(limit: Limit, options: Options) -> Choice:
     """Of the choices that were timed and are at most 1 % above the target, the one that keeps the most importance.
 
-    limit: the target, the model that predicts, and the predicted milliseconds that the target amounts to. It stops at the first
-    choice within 1 %, or when nothing new is allowed nearer, which the choice's notes tell. Where two standard errors of a
+    limit: the target, the model that predicts, and the predicted milliseconds that the target amounts to. It stops when that one is
+    within 1 %, or when nothing new is allowed nearer, which the choice's notes tell. Where two standard errors of a
     measurement are more than 1 %, they take the place of this: nothing nearer could be told from the target. A slim model that is
     no faster than a wider one is never returned. Raises TargetError where all that were tried are slower.
     """
@@ -101,7 +101,7 @@ class _Settling:
         self._tries: list[_Try] = []
 
     def run(self) -> Choice:
-        while len(self._tries) < _MODELS and not any(one.settles for one in self._tries):
+        while len(self._tries) < _MODELS and not (self._top is not None and self._top.settles):
             model = self._model()
             chosen = self._next(model)
             if chosen is None:
@@ -148,9 +148,11 @@ class _Settling:
 
     def _next(self, model: Measure) -> Choice | None:
         """A choice that was not timed yet; None where there is none."""
-        ways = [self._by_model, self._between]
-        if len(self._tries) >= _BY_MODEL and len(self._tries) % 2 == 0:
-            ways.reverse()
+        ways = [self._by_model, self._between, self._wider]
+        if any(one.settles for one in self._tries):  # but keeps less than a faster one does
+            ways = [self._wider]
+        elif len(self._tries) >= _BY_MODEL and len(self._tries) % 2 == 0:
+            ways = [self._between, self._by_model, self._wider]
         for way in ways:
             chosen = way(model)
             if chosen is not None:
@@ -200,13 +202,34 @@ class _Settling:
                 return Choice(widths)
         return None
 
+    def _wider(self, model: Measure) -> Choice | None:
+        """The best choice so far, widened on the way to a slower one, or to the whole, as far as a straight line has it."""
+        top = self._top
+        if top is None:
+            return None
+        widths = top.choice.widths
+        slower = [(one.choice.widths, one.reached) for one in self._tries if not one.fits and (one.choice.widths >= widths).all()]
+        slower.append((self._options.full, top.measured.whole / self._limit.target.limit(top.measured.whole)))
+        upper, reached = min(slower, key=lambda one: one[1])
+        line = (1 - top.reached) / max(reached - top.reached, _LESS)
+        for share in (line, line / 2, (1 + line) / 2) if 0 < line < 1 else ():
+            found = self._options.between(widths, upper, share)
+            if found is not None and self._known(found) is None:
+                return Choice(found)
+        return None
+
     # ------------------------------------------------------------------------------------------------ what to return
 
-    def _best(self) -> Choice:
+    @property
+    def _top(self) -> _Try | None:
+        """Of those that are fast enough, the one that keeps the most importance."""
         fitting = [one for one in self._tries if one.fits and not self._outdone(one)]
-        if not fitting:
+        return max(fitting, key=lambda one: (self._options.worth(one.choice.widths), -one.reached), default=None)
+
+    def _best(self) -> Choice:
+        found = self._top
+        if found is None:
             raise self._too_slow()
-        found = max(fitting, key=lambda one: (self._options.worth(one.choice.widths), -one.reached))
         return replace(found.choice, notes={**found.choice.notes, "latency": self._told(found)})
 
     def _outdone(self, one: _Try) -> bool:
