@@ -286,6 +286,17 @@ def analyse_groups(model: nn.Module) -> dict[str, int]:
 
 
 @case
+def shuffle_of_a_view_that_splits_channels_from_places() -> Case:
+    """What is shuffled varies along channels and places at once, so that the shuffle stays, and its groups shrink alike."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        y = F.channel_shuffle(self.a(x.mean((2, 3))).view(-1, 6, 2, 2), 3)
+        return self.b(y)
+
+    return Case(net(forward, a=nn.Linear(3, 24), b=conv(6, 2)), image(), {"a": 2})
+
+
+@case
 def two_shuffles_in_a_row() -> Case:
     def forward(self: Any, x: Tensor) -> Any:
         y = F.channel_shuffle(F.channel_shuffle(self.a(x), 2), 4)

@@ -265,9 +265,10 @@ def channel_shuffle(call: Call) -> None:
     batch, vector = channel_labels(call, source)
     if vector is not None:
         table = vector.reshape(groups, -1)
+        spread = any(1 in axes_of(field) and len(axes_of(field)) > 1 for field in source.fields)
         if table.shape[1] == 1:
             call.scalar("groups", vector)  # nothing moves, and there are as many groups as channels
-        elif np.unique(vector).size < vector.size:
+        elif spread or np.unique(vector).size < vector.size:
             call.space.tie(table, table[:1])  # no permutation of distinct atoms, which is redone: the groups shrink alike
         batch = [*batch, along(table.T.reshape(-1), 1, len(source.shape))]
     call.set(batch)
