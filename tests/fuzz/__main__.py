@@ -17,26 +17,16 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from graphprune.files import atomic_write
-from tests.fuzz.check import Outcome, check
-from tests.fuzz.generate import generate
-from tests.fuzz.shrink import shrink
+from tests.fuzz.attempt import attempt
+from tests.fuzz.check import Outcome
 from tests.fuzz.spec import Spec
 
 FOUND = Path(__file__).parent / "found"
-
-
-def attempt(seed: int) -> tuple[Outcome, Spec]:
-    """Check the network of a seed; a failing one comes back shrunk."""
-    torch.set_num_threads(1)
-    spec = generate(seed)
-    outcome = check(spec)
-    return outcome, shrink(spec, outcome) if outcome.failure else spec
 
 
 def outcomes(first: int, jobs: int, deadline: float) -> Iterator[tuple[Outcome, Spec]]:

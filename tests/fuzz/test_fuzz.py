@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,6 +21,7 @@ from tests.fuzz.silence import choose, silenced
 from tests.fuzz.spec import Spec
 
 SLICE = range(32)
+ROOT = Path(__file__).resolve().parents[2]
 FOUND = sorted((Path(__file__).parent / "found").glob("*.json"))
 
 
@@ -67,3 +72,11 @@ def test_a_failing_network_is_shrunk_to_what_fails() -> None:
 
 def _reads_images_in_groups(spec: Spec) -> bool:
     return any(step.block == "GroupedConv" for step in spec.steps)
+
+
+def test_the_command_checks_networks_in_several_processes(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.fuzz", "--minutes", "0.001", "--jobs", "2", "--record", str(tmp_path / "record.json")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "record.json").read_text())["counts"]["networks"] == 2
