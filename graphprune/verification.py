@@ -17,9 +17,6 @@ TOLERANCE: Final[Mapping[torch.dtype, float]] = {
     torch.bfloat16: 5e-2,
     torch.float16: 1e-2,
 }
-#: The same for a model of another dtype that is run in float64, because it exceeds its own tolerance. Such a model makes more of
-#: rounding than others do, in float64, too; this is still stricter than what is asked of it in its own dtype.
-IN_DOUBLE: Final = 1e-8
 
 
 @dataclass(frozen=True)
