@@ -1,9 +1,10 @@
 """Triton kernels for the statistics of activations: one read of each tensor, whatever its layout.
 
 Dimensions that lie evenly in memory are merged first, so that a tensor is ``[rows, channels, inner]`` with the innermost
-reduced dimension apart. A program walks tiles ``[BLOCK_C, BLOCK_I]`` and keeps its sums in registers. Which of the two
-dimensions is contiguous decides the shape of a tile and, in the compiler, the width of its loads. A second kernel adds up the
-partial sums, always in the same order: results are the same bits in every run.
+reduced dimension apart. Which of the last two is contiguous decides the kernel: ``inner_kernel`` has tiles of rows and inner
+places of one channel, ``channels_kernel`` of channels and inner places of one row. A program walks its tiles, with the next ones
+on their way to shared memory, and keeps its sums in registers. Where several programs share a channel, another kernel adds up
+their sums, always in the same order: results are the same bits in every run.
 """
 
 # Triton's language has no types.
@@ -60,14 +61,33 @@ def _add(x, total, absolute, square, fourth, largest, nonzero, FOLD: tl.constexp
 
 
 @triton.jit
+def _loaded(pointers, mask, FULL: tl.constexpr, PAIRS: tl.constexpr, ALONG_I: tl.constexpr):
+    """A tile as float32. PAIRS: it is of words, each two bfloat16 along the contiguous dimension, which then becomes twice as long.
+
+    As a number, a bfloat16 is the upper half of a float32: two instructions open a word, where the compiler takes three.
+    """
+    if FULL:
+        x = tl.load(pointers, eviction_policy="evict_first")
+    else:
+        x = tl.load(pointers, mask=mask, other=0, eviction_policy="evict_first")
+    if PAIRS:
+        low = (x << 16).to(tl.float32, bitcast=True)
+        high = (x & -65536).to(tl.float32, bitcast=True)
+        x = tl.interleave(low, high) if ALONG_I else tl.trans(tl.interleave(tl.trans(low), tl.trans(high)))
+    return x.to(tl.float32)
+
+
+@triton.jit
 def _store(partial_ptr, program, c, c_mask, channels, total, absolute, square, fourth, largest, taylor, STATS: tl.constexpr):
-    """Partial sums of a program: partial is [programs, STATS, channels]."""
+    """Sums of a program: partial is [programs, STATS, channels]."""
     p_partial = partial_ptr + program.to(tl.int64) * STATS * channels + c
+    absolute = tl.sum(absolute, axis=1)
     tl.store(p_partial, tl.sum(total, axis=1), mask=c_mask)
-    tl.store(p_partial + channels, tl.sum(absolute, axis=1), mask=c_mask)
+    tl.store(p_partial + channels, absolute, mask=c_mask)
     tl.store(p_partial + 2 * channels, tl.sum(square, axis=1), mask=c_mask)
     tl.store(p_partial + 3 * channels, tl.sum(fourth, axis=1), mask=c_mask)
-    tl.store(p_partial + 4 * channels, tl.max(largest, axis=1), mask=c_mask)
+    # Hardware maxima drop NaN; the sum of the same values has it.
+    tl.store(p_partial + 4 * channels, tl.where(absolute == absolute, tl.max(largest, axis=1), absolute), mask=c_mask)
     if STATS == 6:
         tl.store(p_partial + 5 * channels, tl.sum(taylor, axis=1), mask=c_mask)
 
@@ -110,24 +130,83 @@ def merge_kernel(
 @triton.jit(do_not_specialize=[
     "channels", "inner", "rows", "size_1", "size_2", "stride_c", "stride_i", "stride_0", "stride_1", "stride_2", "tiles_each",
 ])  # fmt: skip
-def statistics_kernel(
+def inner_kernel(
     x_ptr, partial_ptr, count_ptr,
     channels, inner, rows, size_1, size_2, stride_c, stride_i, stride_0, stride_1, stride_2, tiles_each,
-    ALIGN: tl.constexpr, C_ALIGN: tl.constexpr, I_ALIGN: tl.constexpr, C_UNIT: tl.constexpr, I_UNIT: tl.constexpr,
-    DIMS: tl.constexpr, FULL: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr,
-    FOLD: tl.constexpr, ALONG_I: tl.constexpr, UNROLL: tl.constexpr, WIDE: tl.constexpr,
+    ALIGN: tl.constexpr, I_ALIGN: tl.constexpr, I_UNIT: tl.constexpr, DIMS: tl.constexpr, FULL: tl.constexpr,
+    BLOCK_R: tl.constexpr, BLOCK_I: tl.constexpr, FOLD: tl.constexpr, PAIRS: tl.constexpr, STAGES: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """x[rows, channels, inner] -> partial[programs, 5, channels] and count; strides and sizes come divided by their ALIGN."""
+    """x[rows, channels, inner] -> partial[programs, 5, channels] and count; a program has tiles [BLOCK_R, BLOCK_I] of a channel.
+
+    Strides and sizes come divided by their ALIGN. With PAIRS, x is bfloat16 and is read in words.
+    """
+    c = tl.program_id(0)
+    program = tl.program_id(1)
+    WORD: tl.constexpr = 2 if PAIRS else 1
+    inner = inner.to(tl.int64 if WIDE else tl.int32) * I_ALIGN
+    step_i = 1 if I_UNIT else stride_i.to(tl.int64) * ALIGN
+    r = tl.arange(0, BLOCK_R)
+    i = tl.arange(0, BLOCK_I // WORD)
+    if PAIRS:
+        x_ptr = x_ptr.to(tl.pointer_type(tl.int32))
+    p_channel = x_ptr + c.to(tl.int64) * stride_c * (ALIGN // WORD)
+
+    across = tl.cdiv(inner, BLOCK_I)
+    first = program.to(tl.int64) * tiles_each
+    last = tl.minimum(first + tiles_each, across * tl.cdiv(rows, BLOCK_R).to(tl.int64))
+    row = (first // across).to(tl.int32) * BLOCK_R
+    start = (first % across).to(tl.int64 if WIDE else tl.int32) * BLOCK_I
+
+    # [BLOCK_R, BLOCK_I / FOLD]
+    total = tl.zeros((BLOCK_R, BLOCK_I // FOLD), dtype=tl.float32)
+    absolute = tl.zeros((BLOCK_R, BLOCK_I // FOLD), dtype=tl.float32)
+    square = tl.zeros((BLOCK_R, BLOCK_I // FOLD), dtype=tl.float32)
+    fourth = tl.zeros((BLOCK_R, BLOCK_I // FOLD), dtype=tl.float32)
+    largest = tl.zeros((BLOCK_R, BLOCK_I // FOLD), dtype=tl.float32)
+    nonzero = tl.zeros((BLOCK_R, BLOCK_I // FOLD), dtype=tl.float32)
+    for _ in tl.range(0, (last - first).to(tl.int32), num_stages=STAGES):
+        base = _row_offset(row + r, size_1, size_2, stride_0, stride_1, stride_2, DIMS) * (ALIGN // WORD)
+        p_tile = p_channel + (base[:, None] + (start // WORD + i).to(tl.int64)[None, :] * step_i)
+        mask = (row + r < rows)[:, None] & (start + i * WORD < inner)[None, :]
+        x = _loaded(p_tile, mask, FULL, PAIRS, True)
+        total, absolute, square, fourth, largest, nonzero = _add(x, total, absolute, square, fourth, largest, nonzero, FOLD, True)
+        wrap = start + BLOCK_I >= inner
+        row = tl.where(wrap, row + BLOCK_R, row)
+        start = tl.where(wrap, 0, start + BLOCK_I).to(tl.int64 if WIDE else tl.int32)
+    every: tl.constexpr = BLOCK_R * (BLOCK_I // FOLD)
+    _store(
+        partial_ptr, program, c + tl.arange(0, 1), tl.arange(0, 1) < 1, channels,
+        tl.reshape(total, (1, every)), tl.reshape(absolute, (1, every)), tl.reshape(square, (1, every)),
+        tl.reshape(fourth, (1, every)), tl.reshape(largest, (1, every)), tl.reshape(total, (1, every)), 5,
+    )  # fmt: skip
+    tl.store(count_ptr + program.to(tl.int64) * channels + c, tl.sum(tl.sum(nonzero.to(tl.int32), axis=1), axis=0))
+
+
+@triton.jit(do_not_specialize=[
+    "channels", "inner", "rows", "size_1", "size_2", "stride_c", "stride_i", "stride_0", "stride_1", "stride_2", "tiles_each",
+])  # fmt: skip
+def channels_kernel(
+    x_ptr, partial_ptr, count_ptr,
+    channels, inner, rows, size_1, size_2, stride_c, stride_i, stride_0, stride_1, stride_2, tiles_each,
+    ALIGN: tl.constexpr, C_ALIGN: tl.constexpr, C_UNIT: tl.constexpr, DIMS: tl.constexpr, FULL: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr, FOLD: tl.constexpr, PAIRS: tl.constexpr, STAGES: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """x[rows, channels, inner] -> partial[programs, 5, channels] and count; a program has tiles [BLOCK_C, BLOCK_I] of some rows.
+
+    Strides and sizes come divided by their ALIGN. With PAIRS, x is bfloat16 and is read in words.
+    """
     group = tl.program_id(0)
     program = tl.program_id(1)
+    WORD: tl.constexpr = 2 if PAIRS else 1
     channels = channels * C_ALIGN
-    inner = inner.to(tl.int64 if WIDE else tl.int32) * I_ALIGN
+    inner = inner.to(tl.int64 if WIDE else tl.int32)
     step_c = 1 if C_UNIT else stride_c.to(tl.int64) * ALIGN
-    step_i = 1 if I_UNIT else stride_i.to(tl.int64) * ALIGN
-    c = group * BLOCK_C + tl.arange(0, BLOCK_C)
+    step_i = stride_i.to(tl.int64) * (ALIGN // WORD)
+    word = group * (BLOCK_C // WORD) + tl.arange(0, BLOCK_C // WORD)
     i = tl.arange(0, BLOCK_I)
-    c_mask = c < channels
-    p_tile = x_ptr + (c.to(tl.int64)[:, None] * step_c + i.to(tl.int64)[None, :] * step_i)
+    if PAIRS:
+        x_ptr = x_ptr.to(tl.pointer_type(tl.int32))
+    p_tile = x_ptr + (word.to(tl.int64)[:, None] * step_c + i.to(tl.int64)[None, :] * step_i)
 
     across = tl.cdiv(inner, BLOCK_I)
     first = program.to(tl.int64) * tiles_each
@@ -142,19 +221,16 @@ def statistics_kernel(
     fourth = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
     largest = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
     nonzero = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
-    for _ in tl.range(0, (last - first).to(tl.int32), loop_unroll_factor=UNROLL):
-        base = _row_offset(row, size_1, size_2, stride_0, stride_1, stride_2, DIMS) * ALIGN + start * step_i
-        if FULL:
-            x = tl.load(p_tile + base, eviction_policy="evict_first").to(tl.float32)
-        else:
-            mask = c_mask[:, None] & (start + i < inner)[None, :]
-            x = tl.load(p_tile + base, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
-        total, absolute, square, fourth, largest, nonzero = _add(
-            x, total, absolute, square, fourth, largest, nonzero, FOLD, ALONG_I
-        )
+    for _ in tl.range(0, (last - first).to(tl.int32), num_stages=STAGES):
+        base = _row_offset(row, size_1, size_2, stride_0, stride_1, stride_2, DIMS) * (ALIGN // WORD) + start * step_i
+        mask = (word * WORD < channels)[:, None] & (start + i < inner)[None, :]
+        x = _loaded(p_tile + base, mask, FULL, PAIRS, False)
+        total, absolute, square, fourth, largest, nonzero = _add(x, total, absolute, square, fourth, largest, nonzero, FOLD, False)
         wrap = start + BLOCK_I >= inner
         row = tl.where(wrap, row + 1, row)
         start = tl.where(wrap, 0, start + BLOCK_I).to(tl.int64 if WIDE else tl.int32)
+    c = group * BLOCK_C + tl.arange(0, BLOCK_C)
+    c_mask = c < channels
     _store(partial_ptr, program, c, c_mask, channels, total, absolute, square, fourth, largest, total, 5)
     tl.store(count_ptr + program.to(tl.int64) * channels + c, tl.sum(nonzero.to(tl.int32), axis=1), mask=c_mask)
 
@@ -172,7 +248,7 @@ def gradient_kernel(
     X_ALIGN: tl.constexpr, G_ALIGN: tl.constexpr, C_ALIGN: tl.constexpr, I_ALIGN: tl.constexpr,
     X_C_UNIT: tl.constexpr, X_I_UNIT: tl.constexpr, G_C_UNIT: tl.constexpr, G_I_UNIT: tl.constexpr,
     DIMS: tl.constexpr, FULL: tl.constexpr, COUNT: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_I: tl.constexpr,
-    FOLD: tl.constexpr, ALONG_I: tl.constexpr, UNROLL: tl.constexpr,
+    FOLD: tl.constexpr, ALONG_I: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """x, g [samples, channels, positions, inner] -> as above, taylor[tiles, samples, channels], indicator[channels, ...].
 
@@ -214,14 +290,10 @@ def gradient_kernel(
         p_taylor = taylor_ptr + tile.to(tl.int64) * samples * channels + c
         above = tl.zeros((BLOCK_C, BLOCK_I), dtype=tl.int32)
         first = (item % chunks) * samples_each
-        for n in tl.range(first, tl.minimum(first + samples_each, samples), loop_unroll_factor=UNROLL):
+        for n in tl.range(first, tl.minimum(first + samples_each, samples), num_stages=STAGES):
             wide_n = tl.cast(n, tl.int64)
-            if FULL:
-                x = tl.load(p_x + wide_n * x_stride_n * X_ALIGN, eviction_policy="evict_first").to(tl.float32)
-                g = tl.load(p_g + wide_n * g_stride_n * G_ALIGN, eviction_policy="evict_first").to(tl.float32)
-            else:
-                x = tl.load(p_x + wide_n * x_stride_n * X_ALIGN, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
-                g = tl.load(p_g + wide_n * g_stride_n * G_ALIGN, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
+            x = _loaded(p_x + wide_n * x_stride_n * X_ALIGN, mask, FULL, False, ALONG_I)
+            g = _loaded(p_g + wide_n * g_stride_n * G_ALIGN, mask, FULL, False, ALONG_I)
             total, absolute, square, fourth, largest, nonzero = _add(
                 x, total, absolute, square, fourth, largest, nonzero, FOLD, ALONG_I
             )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from graphprune.kernels.activation_attention.kernel import gradient_kernel, merge_kernel, statistics_kernel
+from graphprune.kernels.activation_attention.kernel import channels_kernel, gradient_kernel, inner_kernel, merge_kernel
 from graphprune.kernels.activation_attention.reference import statistics, statistics_with_gradient
 
 
@@ -19,39 +19,46 @@ from graphprune.kernels.activation_attention.reference import statistics, statis
 class Tiling:
     """How a launch is cut up."""
 
-    elements: int
-    """Of a tile, a power of two."""
+    loads: int
+    """Of each thread for a tile, a power of two."""
     contiguous: int
     """Longest side of a tile along contiguous memory, likewise."""
     warps: int
-    unroll: int
+    stages: int
+    """Tiles that are on their way at a time."""
     programs: int
-    """For each multiprocessor."""
+    """For each multiprocessor: as many as run on it at once, since of a few more the second turn leaves most of it idle."""
+    tiles: int = 1
+    """Of a program, at least: where there are fewer, fewer programs share a channel."""
+
+    def elements(self, load: int) -> int:
+        """Of a tile, where loads are of so many."""
+        return self.warps * _WARP * load * self.loads
 
 
-# From sweeps on an NVIDIA H200: large tiles of few warps, so that sums fold within threads and many loads are in flight. Where
-# channels are contiguous, a program of one warp adds up the locations of a sample without waiting for others.
-ALONG_INNER = Tiling(elements=4096, contiguous=1024, warps=4, unroll=2, programs=8)
-ALONG_CHANNELS = Tiling(elements=4096, contiguous=64, warps=4, unroll=2, programs=8)
-GRADIENT_ALONG_INNER = Tiling(elements=2048, contiguous=256, warps=4, unroll=1, programs=4)
-GRADIENT_ALONG_CHANNELS = Tiling(elements=1024, contiguous=64, warps=1, unroll=1, programs=8)
+# From sweeps on an NVIDIA H200.
+ALONG_INNER = Tiling(loads=4, contiguous=1024, warps=4, stages=4, programs=4, tiles=16)
+ALONG_CHANNELS = Tiling(loads=4, contiguous=64, warps=4, stages=4, programs=4)
+GRADIENT = Tiling(loads=4, contiguous=64, warps=1, stages=3, programs=10)
 
 _MERGED_CHANNELS, _MERGED_PROGRAMS = 16, 128  # of the partial sums that a program adds up at a time
 _INT32 = 2**31 - 1
 _ALIGNMENT = 16  # more elements than the widest load holds
 _LOAD = 16  # bytes of the widest load
 _WARP = 32
-_NARROW = 4  # so much smaller is a tile of single values: none of its sums can be folded
+_NARROW = 4  # where loads are of single values, a thread has so many times as many, and there are as many times fewer warps
 
 
 def launch(activation: Tensor, channel_dim: int, tiling: Tiling | None = None) -> tuple[Tensor, Tensor]:
     """As ``reference.statistics``, for float32, float16 and bfloat16."""
     shape, strides = tuple(activation.shape), activation.stride()
-    plan = _plan(shape, strides, _load(activation), channel_dim, _processors(activation), tiling)
+    words = activation.dtype == torch.bfloat16
+    plan = _plan(shape, strides, _load(activation), words, channel_dim, _processors(activation), tiling)
     if plan is None:
         return statistics(activation, channel_dim)
     partial, count = _workspace(activation, plan, 5)
-    statistics_kernel[plan.grid](activation, partial, count, *plan.sizes, **plan.constants)
+    kernel = inner_kernel if plan.along_inner else channels_kernel
+    kernel[plan.grid](activation, partial, count, *plan.sizes, **plan.constants)
     return _merged(partial, count)
 
 
@@ -82,13 +89,21 @@ class _Plan:
     tiles: int
     sizes: tuple[int, ...]
     constants: dict[str, Any]
+    along_inner: bool
+    """Whether the innermost reduced dimension lies closer in memory than the channels."""
 
 
 @lru_cache(maxsize=4096)
 def _plan(
-    shape: tuple[int, ...], strides: tuple[int, ...], load: int, channel_dim: int, processors: int, tiling: Tiling | None
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    load: int,
+    words: bool,
+    channel_dim: int,
+    processors: int,
+    tiling: Tiling | None,
 ) -> _Plan | None:
-    """The launch for an activation, or nothing where the kernel has no dimensions enough."""
+    """The launch for an activation, or nothing where the kernels have no dimensions enough; words: it is of bfloat16."""
     reduced = [dim for dim in range(len(shape)) if dim != channel_dim]
     sizes, (steps,) = merge([shape[dim] for dim in reduced], [[strides[dim] for dim in reduced]])
     if 0 in shape or len(sizes) > 4:
@@ -96,16 +111,26 @@ def _plan(
     channels, stride_c = shape[channel_dim], strides[channel_dim]
     (*outer, inner), (*outer_steps, stride_i) = sizes, steps
     align = math.gcd(_ALIGNMENT, *outer_steps, *(stride for stride in (stride_c, stride_i) if stride != 1))
-    tiling = tiling or (ALONG_INNER if stride_i < stride_c else ALONG_CHANNELS)
-    tile = _Tile(channels, stride_c, inner, stride_i, math.gcd(load, align), tiling)
-    rows, tiles = math.prod(outer), math.prod(outer) * tile.across
-    each = _ceil(tiles, _ceil(tile.tiling.programs * processors, tile.groups))
-    programs = _ceil(tiles, each)
+    rows, along_inner = math.prod(outer), stride_i < stride_c and inner > 1
+    tiling = tiling or (ALONG_INNER if along_inner else ALONG_CHANNELS)
+    load = math.gcd(load, align)
+    if along_inner:
+        beside = _InnerTile(channels, rows, inner, stride_i, load, tiling)
+        tile: _InnerTile | _Tile = beside
+        tiles = _ceil(rows, beside.block_r) * beside.across
+        counts = channels, inner // beside.i_align
+    else:
+        tile = _Tile(channels, stride_c, inner, stride_i, load, tiling)
+        tiles = rows * tile.across
+        counts = channels // tile.c_align, inner
+    programs = max(1, tile.tiling.programs * processors // tile.groups)
+    each = max(_ceil(tiles, programs), min(tiles, tiling.tiles))
     steps = [stride // align for stride in (stride_c, stride_i, *_padded(outer_steps, 3))]
-    arguments = channels // tile.c_align, inner // tile.i_align, rows, *[*outer, 1, 1, 1][1:3], *steps, each
-    constants = tile.constants() | {"ALIGN": align, "C_UNIT": stride_c == 1, "I_UNIT": stride_i == 1}
-    constants |= {"DIMS": max(1, len(outer)), "WIDE": inner > _INT32 // 2}
-    return _Plan((tile.groups, programs), channels, tiles, arguments, constants)
+    arguments = *counts, rows, *[*outer, 1, 1, 1][1:3], *steps, each
+    constants = tile.constants() | {"ALIGN": align, "DIMS": max(1, len(outer)), "WIDE": inner > _INT32 // 2}
+    constants |= {"I_UNIT": stride_i == 1} if along_inner else {"C_UNIT": stride_c == 1}
+    constants |= {"PAIRS": words and tile.load > 1}
+    return _Plan((tile.groups, _ceil(tiles, each)), channels, tiles, arguments, constants, along_inner)
 
 
 @lru_cache(maxsize=4096)
@@ -129,7 +154,7 @@ def _gradient_plan(
         return None
     *outer, inner = sizes
     along_inner = x_steps[-1] < x[1] and inner > 1
-    tiling = tiling or (GRADIENT_ALONG_INNER if along_inner else GRADIENT_ALONG_CHANNELS)
+    tiling = tiling or GRADIENT
     x_align, x_divided = _divided(x, x_steps)
     g_align, g_divided = _divided(g, g_steps)
     tile = _Tile(channels, x[1], inner, x_steps[-1], math.gcd(load, x_align, g_align), tiling)
@@ -142,7 +167,8 @@ def _gradient_plan(
     constants = tile.constants() | {"X_ALIGN": x_align, "G_ALIGN": g_align, "COUNT": counted, "DIMS": max(1, len(outer))}
     constants |= {"X_C_UNIT": x[1] == 1, "X_I_UNIT": x_steps[-1] == 1, "G_C_UNIT": g[1] == 1, "G_I_UNIT": g_steps[-1] == 1}
     kept = k_strides[0], k_inner, *_padded(k_outer, 2)
-    return _Plan((tile.groups, programs), channels, tiles, (*arguments, *x_divided, *g_divided, *kept), constants)
+    constants |= {"I_ALIGN": tile.i_align, "ALONG_I": along_inner}
+    return _Plan((tile.groups, programs), channels, tiles, (*arguments, *x_divided, *g_divided, *kept), constants, along_inner)
 
 
 def merge(sizes: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
@@ -171,31 +197,50 @@ def merge(sizes: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list[
     return merged, [list(stride) for stride in zip(*steps, strict=True)]
 
 
+class _InnerTile:
+    """The tile of a launch over ``[rows, inner]`` of one channel."""
+
+    def __init__(self, channels: int, rows: int, inner: int, stride_i: int, load: int, tiling: Tiling) -> None:
+        self.i_align = math.gcd(_ALIGNMENT, inner) if stride_i == 1 else 1
+        self.load = math.gcd(load, self.i_align)
+        if self.load == 1:
+            fewer = math.gcd(tiling.warps, _NARROW)
+            tiling = replace(tiling, loads=tiling.loads * fewer, warps=tiling.warps // fewer, programs=tiling.programs * fewer)
+        self.tiling, self.groups = tiling, channels
+        self.block_i = _side(inner, tiling.contiguous)
+        self.block_r = min(_power_of_two(rows), max(1, tiling.elements(self.load) // self.block_i))
+        self.across = _ceil(inner, self.block_i)
+        self.full = rows % self.block_r == 0 and inner % self.block_i == 0
+
+    def constants(self) -> dict[str, Any]:
+        """What the kernel is compiled for."""
+        shape = {"BLOCK_R": self.block_r, "BLOCK_I": self.block_i, "FULL": self.full, "I_ALIGN": self.i_align}
+        return shape | {"FOLD": min(self.load, self.block_i), "STAGES": self.tiling.stages, "num_warps": self.tiling.warps}
+
+
 class _Tile:
     """The tile of a launch over ``[channels, inner]``, and what its shape says to the compiler."""
 
     def __init__(self, channels: int, stride_c: int, inner: int, stride_i: int, load: int, tiling: Tiling) -> None:
         self.tiling = tiling
-        self.along_inner = stride_i < stride_c and inner > 1
+        along_inner = stride_i < stride_c and inner > 1
         # A mask that is the same for a whole load, and strides that keep it aligned, let the load be wide.
         self.c_align = math.gcd(_ALIGNMENT, channels) if stride_c == 1 else 1
         self.i_align = math.gcd(_ALIGNMENT, inner) if stride_i == 1 else 1
-        load = math.gcd(load, self.i_align if self.along_inner else self.c_align)
-        elements = tiling.elements if load > 1 else tiling.elements // _NARROW
-        longest = _side(inner if self.along_inner else channels, tiling.contiguous)
-        other = min(_power_of_two(channels if self.along_inner else inner), max(1, elements // longest))
-        self.block_c, self.block_i = (other, longest) if self.along_inner else (longest, other)
+        self.load = math.gcd(load, self.i_align if along_inner else self.c_align)
+        longest = _side(inner if along_inner else channels, tiling.contiguous)
+        other = min(_power_of_two(channels if along_inner else inner), max(1, tiling.elements(self.load) // longest))
+        self.block_c, self.block_i = (other, longest) if along_inner else (longest, other)
         self.across, self.groups = _ceil(inner, self.block_i), _ceil(channels, self.block_c)
         self.full = channels % self.block_c == 0 and inner % self.block_i == 0
         # What a thread holds of a channel: a load along the inner dimension, or every so many locations across it.
-        beside = max(1, tiling.warps * _WARP * load // self.block_c)
-        self.fold = min(load, self.block_i) if self.along_inner else max(1, self.block_i // beside)
+        beside = max(1, tiling.warps * _WARP * self.load // self.block_c)
+        self.fold = min(self.load, self.block_i) if along_inner else max(1, self.block_i // beside)
 
     def constants(self) -> dict[str, Any]:
-        """What both kernels are compiled for."""
-        shape = {"BLOCK_C": self.block_c, "BLOCK_I": self.block_i, "FULL": self.full}
-        aligned = {"C_ALIGN": self.c_align, "I_ALIGN": self.i_align, "FOLD": self.fold, "ALONG_I": self.along_inner}
-        return shape | aligned | {"UNROLL": self.tiling.unroll, "num_warps": self.tiling.warps}
+        """What a kernel is compiled for."""
+        shape = {"BLOCK_C": self.block_c, "BLOCK_I": self.block_i, "FULL": self.full, "C_ALIGN": self.c_align}
+        return shape | {"FOLD": self.fold, "STAGES": self.tiling.stages, "num_warps": self.tiling.warps}
 
 
 def _shared_out(samples: int, tiles: int, workers: int) -> tuple[int, int]:
@@ -230,15 +275,17 @@ def _padded(strides: Sequence[int], count: int) -> list[int]:
 
 
 def _workspace(like: Tensor, plan: _Plan, rows: int) -> tuple[Tensor, Tensor]:
-    """Partial sums and counts of each program."""
+    """Sums and counts of each program; of one alone, they are the results."""
     programs = plan.grid[1]
     partial = torch.empty((programs, rows, plan.channels), dtype=torch.float32, device=like.device)
-    return partial, torch.empty((programs, plan.channels), dtype=torch.int32, device=like.device)
+    return partial, torch.empty((programs, plan.channels), dtype=torch.int64 if programs == 1 else torch.int32, device=like.device)
 
 
 def _merged(partial: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     """The sums and the count over all programs."""
     programs, rows, channels = partial.shape
+    if programs == 1:
+        return partial[0], count[0]
     sums = torch.empty((rows, channels), dtype=torch.float32, device=partial.device)
     nonzero = torch.empty(channels, dtype=torch.int64, device=partial.device)
     beside = min(_power_of_two(programs), _MERGED_PROGRAMS)

@@ -5,7 +5,7 @@ product of two rows is then ``high . high + high . low + low . high``, summed in
 in registers and leaves only sums and minima of its rows and columns, so each pair of blocks is computed once. All of it is
 deterministic: every program writes to places of its own, and what is added later is added in order.
 
-``starts`` is int64 [6, matrices + 1]: where each matrix begins, counted in the units named below.
+``starts`` is int64 [8, matrices + 1]: where each matrix begins, counted in the units named below.
 """
 
 # Triton's language has no types.
@@ -23,6 +23,7 @@ SPLIT = tl.constexpr(3)  # PADDING elements of the split rows: as a factor, it t
 COLUMN_BLOCKS = tl.constexpr(4)
 TILES = tl.constexpr(5)
 NORM_TILES = tl.constexpr(6)
+SPLIT_TILES = tl.constexpr(7)
 GROUP = tl.constexpr(8)  # blocks of rows that are paired at about the same time, for the cache
 PADDING = tl.constexpr(64)  # split rows are as long as a multiple of this
 
@@ -106,45 +107,56 @@ def column_kernel(
 @triton.jit
 def split_kernel(
     x_ptr, starts_ptr, inverse_ptr, column_ptr, cosine_ptr, scale_ptr, high_ptr, low_ptr, matrices, columns,
-    STEPS: tl.constexpr, PARTS: tl.constexpr, BLOCK_D: tl.constexpr,
+    STEPS: tl.constexpr, PARTS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Mean cosine distance of each row, and the row centred, scaled and split. A program per row; column is [2, columns]."""
-    row = tl.program_id(0)
-    matrix, first = _find(starts_ptr, matrices, row, ROWS, STEPS)
+    """Mean cosine distance of each row, and the row centred, scaled and split; column is [2, columns].
+
+    A program has BLOCK_N rows, so that the columns' means are read once for all of them.
+    """
+    tile = tl.program_id(0)
+    matrix, first = _find(starts_ptr, matrices, tile, SPLIT_TILES, STEPS)
     rows = _size(starts_ptr, matrices, matrix, ROWS)
     length = _size(starts_ptr, matrices, matrix, COLUMNS)
+    row_start = _start(starts_ptr, matrices, matrix, ROWS)
     width = tl.cdiv(length, PADDING) * PADDING
-    p_x = x_ptr + _start(starts_ptr, matrices, matrix, VALUES) + (row - first) * length
-    p_column = column_ptr + _start(starts_ptr, matrices, matrix, COLUMNS)
-    inverse = tl.load(inverse_ptr + row)
+    n = (tile - first).to(tl.int32) * BLOCK_N + tl.arange(0, BLOCK_N)
+    wide_n = n.to(tl.int64)[:, None]
     d = tl.arange(0, BLOCK_D)
-    product = tl.zeros((BLOCK_D,), dtype=tl.float32)
-    square = tl.zeros((BLOCK_D,), dtype=tl.float32)
-    largest = tl.zeros((BLOCK_D,), dtype=tl.float32)
+    p_x = x_ptr + _start(starts_ptr, matrices, matrix, VALUES) + wide_n * length + d[None, :]
+    p_column = column_ptr + _start(starts_ptr, matrices, matrix, COLUMNS) + d
+    inverse = tl.load(inverse_ptr + row_start + n, mask=n < rows, other=0.0)
+    # [BLOCK_N, BLOCK_D]
+    product = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
+    square = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
+    largest = tl.zeros((BLOCK_N, BLOCK_D), dtype=tl.float32)
     for start in range(0, length, BLOCK_D):
-        mask = start + d < length
-        x = tl.load(p_x + start + d, mask=mask, other=0.0).to(tl.float32)
-        unit = x * inverse
-        product += unit * tl.load(p_column + columns + start + d, mask=mask, other=0.0)
+        mask = (n < rows)[:, None] & (start + d < length)[None, :]
+        x = tl.load(p_x + start, mask=mask, other=0.0).to(tl.float32)
+        mean = tl.load(p_column + start, mask=start + d < length, other=0.0)
+        unit = x * inverse[:, None]
+        product += unit * tl.load(p_column + columns + start, mask=start + d < length, other=0.0)[None, :]
         square += unit * unit
-        largest = tl.maximum(largest, tl.abs(x - tl.load(p_column + start + d, mask=mask, other=0.0)))
-    similar = tl.sum(product, axis=0) - tl.sum(square, axis=0)
-    tl.store(cosine_ptr + row, tl.where(rows > 1, 1.0 - similar / tl.maximum(rows - 1, 1), float("inf")))
+        largest = tl.maximum(largest, tl.where(mask, tl.abs(x - mean[None, :]), 0.0))
+    similar = tl.sum(product, axis=1) - tl.sum(square, axis=1)
+    cosine = tl.where(rows > 1, 1.0 - similar / tl.maximum(rows - 1, 1), float("inf"))
+    tl.store(cosine_ptr + row_start + n, cosine, mask=n < rows)
 
     # The power of two that brings the largest value to [2^14, 2^15): float16 ends at 65504, and what it loses is below 2^-24.
-    exponent = tl.max(largest, axis=0).to(tl.int32, bitcast=True) >> 23
+    exponent = tl.max(largest, axis=1).to(tl.int32, bitcast=True) >> 23
     biased = tl.minimum(tl.maximum(268 - exponent, 1), 253)
     scale = (biased << 23).to(tl.float32, bitcast=True)
-    tl.store(scale_ptr + row, ((254 - biased) << 23).to(tl.float32, bitcast=True))
-    split = _start(starts_ptr, matrices, matrix, SPLIT) * PADDING + (row - first) * width
+    tl.store(scale_ptr + row_start + n, ((254 - biased) << 23).to(tl.float32, bitcast=True), mask=n < rows)
+    split = _start(starts_ptr, matrices, matrix, SPLIT) * PADDING + wide_n * width + d[None, :]
     for start in range(0, width, BLOCK_D):
-        mask = start + d < length
-        x = tl.load(p_x + start + d, mask=mask, other=0.0).to(tl.float32)
-        x = (x - tl.load(p_column + start + d, mask=mask, other=0.0)) * scale
+        mask = (n < rows)[:, None] & (start + d < length)[None, :]
+        x = tl.load(p_x + start, mask=mask, other=0.0).to(tl.float32)
+        mean = tl.load(p_column + start, mask=start + d < length, other=0.0)
+        x = tl.where(mask, (x - mean[None, :]) * scale[:, None], 0.0)
         high = x.to(tl.float16)
-        tl.store(high_ptr + split + start + d, high, mask=start + d < width)
+        kept = (n < rows)[:, None] & (start + d < width)[None, :]
+        tl.store(high_ptr + split + start, high, mask=kept)
         if PARTS == 2:
-            tl.store(low_ptr + split + start + d, (x - high.to(tl.float32)).to(tl.float16), mask=start + d < width)
+            tl.store(low_ptr + split + start, (x - high.to(tl.float32)).to(tl.float16), mask=kept)
 
 
 @triton.jit

@@ -20,6 +20,7 @@ _CHUNKS = 32  # parts of the rows that are added up apart, at most
 _ROWS_EACH = 128  # of a chunk, at least
 _LARGE_ROWS = 1024  # of a matrix: from here on there are enough large tiles
 _VALUES_EACH = 1024  # of a row at a time
+_SPLIT_ROWS, _SPLIT_VALUES = 4, 512  # of a program that splits rows, at a time
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Tiling:
 
 # Each was the fastest of those that were measured on an NVIDIA H200.
 LARGE = Tiling(block=128, depth=64, warps=8, stages=3)
+LARGE_HIGH = Tiling(block=128, depth=64, warps=8, stages=4)  # of one float16 for each value
 SMALL = Tiling(block=64, depth=64, warps=4, stages=3)
 _SQUARES = Tiling(block=64, depth=64, warps=4, stages=3)
 
@@ -54,13 +56,14 @@ def launch(matrices: Sequence[Tensor], parts: int, tiling: Tiling | None = None)
     shapes = [(len(matrix), matrix.shape[1:].numel()) for matrix in matrices]
     if any(0 in shape for shape in shapes):
         return similarity(matrices)
-    tiling = tiling or (LARGE if max(shapes)[0] >= _LARGE_ROWS else SMALL)
+    large = LARGE if parts == 2 else LARGE_HIGH
+    tiling = tiling or (large if max(shapes)[0] >= _LARGE_ROWS else SMALL)
     packed = matrices[0].reshape(-1) if len(matrices) == 1 else torch.cat([matrix.reshape(-1) for matrix in matrices])
     counts = _counts(shapes, tiling)
     starts = torch.tensor([list(accumulate(column, initial=0)) for column in counts], dtype=torch.int64).to(
         packed.device, non_blocking=True
     )
-    _, rows, columns, split, column_blocks, tiles, square_tiles = (sum(column) for column in counts)
+    _, rows, columns, split, column_blocks, tiles, square_tiles, split_tiles = (sum(column) for column in counts)
     common = {"STEPS": len(matrices).bit_length()}
     wide = {"BLOCK_D": min(_VALUES_EACH, _power_of_two(max(length for _, length in shapes))), **common}
 
@@ -78,9 +81,10 @@ def launch(matrices: Sequence[Tensor], parts: int, tiling: Tiling | None = None)
 
     cosine, scale, square = empty(rows), empty(rows), empty(rows)
     high, low = (empty(split * _PADDING if part < parts else 0, dtype=torch.float16) for part in range(2))
-    kernel.split_kernel[(rows,)](
-        packed, starts, inverse, column, cosine, scale, high, low, len(matrices), columns, PARTS=parts, **wide
-    )
+    kernel.split_kernel[(split_tiles,)](
+        packed, starts, inverse, column, cosine, scale, high, low, len(matrices), columns, PARTS=parts, BLOCK_N=_SPLIT_ROWS,
+        BLOCK_D=min(_SPLIT_VALUES, wide["BLOCK_D"]), **common,
+    )  # fmt: skip
     kernel.square_kernel[(square_tiles,)](
         starts, scale, high, low, square, len(matrices), PARTS=parts, BLOCK=_SQUARES.block, BLOCK_K=tiling.depth,
         num_warps=_SQUARES.warps, num_stages=_SQUARES.stages, **common,
@@ -110,6 +114,7 @@ def _counts(shapes: list[tuple[int, int]], tiling: Tiling) -> list[list[int]]:
         [_ceil(length, _COLUMNS_EACH) for _, length in shapes],
         [_tiles(_ceil(rows, tiling.block), tiling.slots) for rows, _ in shapes],
         [_ceil(rows, _SQUARES.block) for rows, _ in shapes],
+        [_ceil(rows, _SPLIT_ROWS) for rows, _ in shapes],
     ]
 
 

@@ -17,7 +17,7 @@ from tests.kernels import common
 
 # Sizes that fill no tile: one element, a prime of channels, one more than a power of two, no space at all.
 SHAPES = [(1, 1, 1, 1), (2, 63, 3, 3), (1, 2, 1, 2049), (3, 33), (2, 16, 4, 8)]
-SMALL = attention_launch.Tiling(elements=64, contiguous=16, warps=1, unroll=2, programs=3)
+SMALL = attention_launch.Tiling(loads=1, contiguous=16, warps=1, stages=2, programs=3)
 
 
 def attention() -> None:
@@ -29,6 +29,8 @@ def attention() -> None:
     cases += [(values, others[name], SMALL) for name, values in common.layouts(a).items()]
     cases += [(common.layouts(a)[name], others["channels_last"], SMALL) for name in ("contiguous", "transposed")]
     cases += [(a.to(dtype), g.to(dtype), SMALL) for dtype in (torch.float16, torch.bfloat16)]
+    wide = torch.randn(2, 6, 3, 4).bfloat16()  # in words, whichever dimension is contiguous
+    cases += [(values, values, SMALL) for values in common.layouts(wide).values()]
     cases += [(a[:, :, :0], g[:, :, :0], SMALL), (a[:1].expand(2, -1, -1, -1), g, SMALL)]
     many = torch.randn(2, 3, 2, 3, 4, 2)
     cases += [(many.flip(0)[:, :, ::2], many[:, :, ::2], SMALL), (many.transpose(2, 5), many.transpose(2, 5), SMALL)]
