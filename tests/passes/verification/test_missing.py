@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from graphprune.arithmetic import taken_apart
 from graphprune.passes.verification.missing import MissingData
 
 Kept = dict[int, list[int]]
@@ -38,7 +39,7 @@ def agree(
     function: Callable[..., Any], operands: Sequence[tuple[Tensor, Kept]], result: Kept, small: Callable[..., Any] | None = None
 ) -> None:
     """``function`` on masked operands holds what ``small`` (default: the same) makes of the cut ones, and nothing else."""
-    with MissingData(), torch.no_grad():
+    with MissingData(), torch.no_grad(), taken_apart(F.scaled_dot_product_attention):
         full = function(*[masked(tensor, kept) for tensor, kept in operands])
     wanted = (small or function)(*[cut(tensor, kept) for tensor, kept in operands])
     fulls, wanteds = (list(item) if isinstance(item, tuple) else [item] for item in (full, wanted))
