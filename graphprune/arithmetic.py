@@ -11,17 +11,27 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # What decides how float32 products are rounded. Convolutions on a GPU are in TF32, with 10 bits, unless told otherwise.
-_SWITCHES: Final[tuple[Any, ...]] = (
-    torch.backends.cuda.matmul,
-    torch.backends.cudnn.conv,
-    torch.backends.cudnn.rnn,
-    torch.backends.mkldnn.matmul,
-    torch.backends.mkldnn.conv,
-    torch.backends.mkldnn.rnn,
+_BACKENDS: Final[Any] = torch.backends  # whose types do not tell of all switches
+_SWITCHES: Final = (
+    _BACKENDS.cuda.matmul,
+    _BACKENDS.cudnn.conv,
+    _BACKENDS.cudnn.rnn,
+    _BACKENDS.mkldnn.matmul,
+    _BACKENDS.mkldnn.conv,
+    _BACKENDS.mkldnn.rnn,
 )
 _AS_IT_IS: Final = ("none", "ieee")
+
+
+def _calls(*names: str) -> frozenset[Any]:
+    """What a node calls where a graph says this: ATen's operators, as exported programs have them."""
+    packets = [getattr(torch.ops.aten, name) for name in names]
+    return frozenset(packets) | {getattr(packet, overload) for packet in packets for overload in packet.overloads()}
+
+
 #: Calls that libraries run as one kernel over all steps of a sequence.
-RECURRENT: Final = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})
+RECURRENT: Final = _calls("lstm", "gru", "rnn_tanh", "rnn_relu") | {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu}
+_ATTENTION: Final = _calls("scaled_dot_product_attention") | {F.scaled_dot_product_attention}
 
 
 @contextmanager
@@ -47,7 +57,7 @@ def full_precision() -> Iterator[None]:
 @contextmanager
 def taken_apart(target: Any) -> Iterator[None]:
     """What a graph node calls runs as separate products and element-wise operators, whatever fused kernels there are for it."""
-    if target is F.scaled_dot_product_attention:
+    if target in _ATTENTION:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     elif target in RECURRENT:

@@ -104,6 +104,21 @@ def _dot(func: Any, a: Tensor, b: Tensor) -> Any:
     return func(present(a), present(b))
 
 
+@_handles(
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+)
+def _attention(func: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **kwargs: Any) -> Any:
+    kwargs.setdefault("scale", q.shape[-1] ** -0.5)
+    if kwargs.get("attn_mask") is not None:
+        kwargs["attn_mask"] = present(kwargs["attn_mask"])
+    first, *others = func(*(present(item) if isinstance(item, Tensor) else item for item in (q, k, v, *rest)), **kwargs)
+    gone = _absent(q, [-1]).unsqueeze(-1) | _absent(v, [-2]).unsqueeze(-2)
+    return (first.masked_fill(gone, torch.nan), *others)
+
+
 @_handles("_trilinear")
 def _trilinear(func: Any, a: Tensor, b: Tensor, c: Tensor, *expanded: Any, **kwargs: Any) -> Tensor:
     for dims, index in zip(expanded[:3], range(3), strict=True):

@@ -12,11 +12,12 @@ from torch import nn
 import graphprune
 from graphprune.arithmetic import full_precision, taken_apart
 
+_BACKENDS: Any = torch.backends
 _SWITCHES: dict[str, Any] = {
-    "matmul": torch.backends.cuda.matmul,
-    "conv": torch.backends.cudnn.conv,
-    "rnn": torch.backends.cudnn.rnn,
-    "mkldnn": torch.backends.mkldnn.matmul,
+    "matmul": _BACKENDS.cuda.matmul,
+    "conv": _BACKENDS.cudnn.conv,
+    "rnn": _BACKENDS.cudnn.rnn,
+    "mkldnn": _BACKENDS.mkldnn.matmul,
 }
 
 
@@ -26,10 +27,10 @@ def _precisions() -> list[str]:
 
 @pytest.fixture(autouse=True)
 def _left_as_found() -> Iterator[None]:
-    before = torch.backends.fp32_precision, _precisions()  # type: ignore[attr-defined]
+    before = _BACKENDS.fp32_precision, _precisions()
     yield
     torch.set_float32_matmul_precision("highest")
-    torch.backends.fp32_precision = before[0]  # type: ignore[attr-defined]
+    _BACKENDS.fp32_precision = before[0]
     for switch, precision in zip(_SWITCHES.values(), before[1], strict=True):
         switch.fp32_precision = precision
 
@@ -39,7 +40,7 @@ def _tell(how: str) -> None:
     if how == "high":
         torch.set_float32_matmul_precision("high")
     elif how == "everything":
-        torch.backends.fp32_precision = "tf32"  # type: ignore[attr-defined]
+        _BACKENDS.fp32_precision = "tf32"
     elif how in _SWITCHES:
         _SWITCHES[how].fp32_precision = "tf32"
 
@@ -59,10 +60,11 @@ def test_a_proof_runs_whatever_was_asked_for_and_leaves_it(how: str) -> None:
     """Switches of both generations, mixed, make torch's own ``cudnn.flags`` fail."""
     _tell(how)
     if how == "conv":
-        torch.backends.cudnn.conv.fp32_precision = "ieee"
+        _SWITCHES["conv"].fp32_precision = "ieee"
     before = _precisions()
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
-    assert graphprune.prune(model, torch.zeros(1, 3, 8, 8), target="channels=50%").report.verification.passed  # type: ignore[union-attr]
+    proof = graphprune.prune(model, torch.zeros(1, 3, 8, 8), target="channels=50%").report.verification
+    assert proof is not None and proof.passed
     assert _precisions() == before
 
 

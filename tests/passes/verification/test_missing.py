@@ -176,6 +176,21 @@ def test_attention_keeps_the_scale_of_the_full_width(scale: float | None) -> Non
     agree(full, [q, k, v], {**heads, 3: OUT}, small)
 
 
+def test_attention_as_one_kernel() -> None:
+    """As graphs that were exported for a device call it."""
+    operands = [(drawn(2, 3, 5, 8), {1: [0, 2], 3: C}) for _ in range(3)]
+    mask = drawn(5, 5)
+
+    def full(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        found: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask)[0]
+        return found
+
+    def small(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.transpose(-1, -2) * 8**-0.5 + mask).softmax(-1) @ v
+
+    agree(full, operands, {1: [0, 2], 3: C}, small)
+
+
 def test_attention_under_masks() -> None:
     q, k, v = ((drawn(2, 3, 5, 8), {3: C}) for _ in range(3))
     mask = torch.ones(5, 5, dtype=torch.bool).tril()
