@@ -37,7 +37,8 @@ def collect(
     """Measure statistics on calibration data, in as few runs as possible: one, and one for each statistic of classes.
 
     The program runs in eval mode, without autocast and TF32, on the device of its weights; with gradients in float32 at least.
-    Nothing of it changes. Where memory is out, the run starts again on batches half as large, which changes no total beyond rounding.
+    Nothing of it changes. Where memory is out, the run starts again on batches half as large, which changes no total beyond
+    rounding.
 
     Raises UsageError where there are no data or the model does not run on them, and MemoryShortError where no batch can be split.
     """

@@ -69,7 +69,7 @@ def _table(rows: Sequence[Row]) -> str:
     lines = ["| model | MACs left | original, ms | slim, ms | speed-up | worth |" + (_PEER if peer else "")]
     lines.append("| --- | ---: | ---: | ---: | ---: | ---: |" + (" ---: | ---: |" if peer else ""))
     for row in rows:
-        name = row["model"].partition(":")[2]
+        name = row["model"].partition(":")[2] + (f", {row['images']} images" if row["batch"] == "auto" and "images" in row else "")
         if "refused" in row:
             lines.append(f"| {name} | {row['asked']:.0%} asked | {row['refused']} | | | |" + (" | |" if peer else ""))
             continue

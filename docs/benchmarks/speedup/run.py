@@ -7,7 +7,8 @@
     python run.py --peer                           # torch-pruning 1.6.1 at equal MACs beside ours (it must be installed)
     python run.py --publish                        # write the page and the plot from what is there, and stop
 
-One thread, one image of 224 x 224 pixels (``--batch``; ``auto``: the smallest batch that keeps the device busy), fresh weights, criterion l2, widths in multiples of 8.
+One thread, one image of 224 x 224 pixels (``--batch``; ``auto``: the smallest batch that keeps the device busy), fresh weights,
+criterion l2, widths in multiples of 8.
 For each model: slim models that keep 75, 50 and 25 % of the MACs, each proved. For each way the original and the slim ones, and the
 peer's, are timed in one measurement by turns, over several copies of each in memory (a session of onnxruntime stays where it is): a
 drift of the machine hits all of them. *worth* is the share of the time that
@@ -28,6 +29,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -46,8 +48,8 @@ from torch import Tensor, nn  # noqa: E402
 import graphprune  # noqa: E402
 from graphprune.exporting import export_model  # noqa: E402
 from graphprune.ir.program import Inputs  # noqa: E402
-from graphprune.latency.clock import DeviceClock, Subject  # noqa: E402
 from graphprune.latency.batch import best, saturating  # noqa: E402
+from graphprune.latency.clock import DeviceClock, Subject  # noqa: E402
 from graphprune.latency.copies import PUBLISHED, ROUGH  # noqa: E402
 from graphprune.latency.environment import Environment, environment_of  # noqa: E402
 from graphprune.latency.timing import Timing  # noqa: E402
@@ -67,6 +69,7 @@ MODELS = (
     "timm:deit_tiny_patch16_224",
 )
 SHARES = (0.75, 0.5, 0.25)
+EFFORT = {"cpu": PUBLISHED, "cuda": replace(PUBLISHED, seconds=20)}  # a GPU has nothing else to do
 USUAL = ("float32", "contiguous_format")
 RESULTS = HERE / "results.jsonl"
 Row = dict[str, Any]
@@ -130,7 +133,7 @@ class Bench:
         runner, _ = WAYS[way]
         modules = [self.model, *self.slim, *self.peers]
         subjects = [Subject(runner(module, self.inputs), (self.inputs,)) for module in modules]
-        return DeviceClock(environment, PUBLISHED).whole(subjects)
+        return DeviceClock(environment, EFFORT[environment.device]).whole(subjects)
 
 
 def rows_of(bench: Bench, key: str, way: str, options: argparse.Namespace) -> list[Row]:
