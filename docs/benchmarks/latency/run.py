@@ -14,7 +14,7 @@ For each model:
   - for each of :data:`SHARES` of the latency three slim models of that measured latency: the knapsack's on the latency; a uniform
     one (local ranking); and the knapsack's on MACs, whose target is moved until the latency is reached. What each keeps of the
     score is compared. Selection times slim models itself; the figures here are of another measurement after the rewrite, by turns
-    with the original, over copies of both until the ratio's standard error is 0.2 % (or three minutes are over, 20 seconds on a GPU).
+    with the original, over copies of both until the ratio's standard error is 0.2 % (or 180 s are over, 20 s on a GPU).
 With ``--peer``: torch-pruning's model at half the MACs (local ranking), ours at the same MACs (knapsack), and ours at the peer's
 latency; all of them timed by turns with the original.
 
