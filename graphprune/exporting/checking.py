@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
+from graphprune.arithmetic import full_precision
 from graphprune.errors import VerificationError
 from graphprune.ir.program import Inputs
 from graphprune.latency.batch import batch_of, with_batch
@@ -78,7 +79,8 @@ def check(job: Job, run: Callable[[Sequence[Inputs]], Ran]) -> Exported:
     ran = run(cases)
     worst, tolerance = 0.0, TOLERANCE[torch.float64]
     for given, found in zip(cases, ran.outputs, strict=True):
-        wanted = tensors_of(job.module(*given.args, **given.kwargs))
+        with full_precision():
+            wanted = tensors_of(job.module(*given.args, **given.kwargs))
         if [tensor.shape for tensor in wanted] != [tensor.shape for tensor in found]:
             raise VerificationError(
                 f"{job.path} is not written: its outputs have other shapes than the model's at {given.describe()}."
@@ -104,7 +106,8 @@ def run_here(call: Callable[[Inputs], Any]) -> Callable[[Sequence[Inputs]], Ran]
     """Run what was written in this process, where it was loaded as ``call``."""
 
     def run(cases: Sequence[Inputs]) -> Ran:
-        outputs = [tensors_of(call(given)) for given in cases]
+        with full_precision():
+            outputs = [tensors_of(call(given)) for given in cases]
         return Ran(outputs, milliseconds(lambda: call(cases[0])))
 
     return run
@@ -112,7 +115,13 @@ def run_here(call: Callable[[Inputs], Any]) -> Callable[[Sequence[Inputs]], Ran]
 
 def milliseconds(call: Callable[[], Any]) -> float:
     """Milliseconds of a call: the median of a few turns."""
-    timer = Timer(call)
+
+    def whole() -> None:
+        call()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+
+    timer = Timer(whole)
     count = max(1, round(TURN / max(timer.timeit(1), 1e-9)))
     return 1000 * median(timer.repeat(TURNS, min(count, 1000))) / min(count, 1000)
 

@@ -34,9 +34,17 @@ def main(kind: str, written: str, given: str, made: str) -> None:
     torch.set_num_threads(task["threads"])
     with torch.no_grad():
         model = _LOADERS[kind](Path(written))
+        coarse, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
         outputs = [_tensors(model(*args, **kwargs)) for args, kwargs in task["cases"]]
+        torch.backends.cudnn.allow_tf32 = coarse
         args, kwargs = task["cases"][0]
-        timer = Timer(lambda: model(*args, **kwargs))
+
+        def call() -> None:
+            model(*args, **kwargs)
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
+
+        timer = Timer(call)
         count = min(1000, max(1, round(task["seconds"] / max(timer.timeit(1), 1e-9))))
         ms = 1000 * median(timer.repeat(task["turns"], count)) / count
     torch.save({"outputs": outputs, "ms": ms}, made)

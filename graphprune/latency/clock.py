@@ -92,9 +92,9 @@ class DeviceClock:
         return subject
 
     def _by_turns(self, calls: Sequence[Callable[[], Any]]) -> CopyTimes:
-        device, eager = self.environment.device, self.environment.compile == "eager"
-        measure = _cuda_turn if device == "cuda" else self._cpu_turn
-        placed = [replayed(call) for call in calls] if device == "cuda" and eager else calls  # CUDA graphs know addresses
+        on_gpu = self.environment.device == "cuda"
+        measure = _cuda_turn if on_gpu else self._cpu_turn
+        placed = [replayed(call) for call in calls] if on_gpu else calls  # anew for each copy: CUDA graphs know addresses
         counts = [_calls_in_a_turn(call, measure) for call in placed]
         turn = list(zip(placed, counts, strict=True))
         seconds = [[measure(call, count) for call, count in turn] for _ in range(self.effort.turns)]

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, fx, nn
 
+from graphprune.arithmetic import full_precision
 from graphprune.calibration import MODEL_ERRORS, Batch, Calibration, no_data
 from graphprune.channels.filters import Filter
 from graphprune.channels.groups import Groups
@@ -35,8 +36,9 @@ def collect(
 ) -> dict[Statistic, Totals]:
     """Measure statistics on calibration data, in as few runs as possible: one, and one for each statistic of classes.
 
-    The program runs in eval mode, without autocast, on the device of its weights; with gradients in float32 at least. Nothing
-    of it changes. Where memory is out, the run starts again on batches half as large, which changes no total beyond rounding.
+    The program runs in eval mode, without autocast and TF32, on the device of its weights; with gradients in float32 at least.
+    Nothing of it changes. Where memory is out, the run starts again on batches half as large, which changes no total beyond
+    rounding.
 
     Raises UsageError where there are no data or the model does not run on them, and MemoryShortError where no batch can be split.
     """
@@ -191,7 +193,8 @@ class Runner:
 
     @contextmanager
     def _arithmetic(self, backward: bool) -> Iterator[None]:
-        with torch.autocast(self.device.type, enabled=False), torch.enable_grad() if backward else torch.no_grad():
+        gradients = torch.enable_grad() if backward else torch.no_grad()
+        with torch.autocast(self.device.type, enabled=False), full_precision(), gradients:
             yield
 
     def _started(self, data: Calibration, batch: Batch, share: float, watch: Watch) -> _Lane:

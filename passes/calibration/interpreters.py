@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, fx, nn
 
+from graphprune.arithmetic import RECURRENT, taken_apart
 from graphprune.channels.filters import Filter, taps_of
 from graphprune.passes.calibration.layout import Layout
 from graphprune.statistic import Observer, Statistic, Tap
@@ -92,7 +94,9 @@ class Watching(Stepwise):
         for source in n.all_input_nodes if late else ():
             if source.name in late:
                 self.env[source] = self._seen(source.name, self.env[source], late[source.name])
-        result = super().run_node(n)
+        # Of recurrent kernels on a GPU there is a way back in train mode alone.
+        with taken_apart(n.target if n.target in RECURRENT and torch.is_grad_enabled() else None):
+            result = super().run_node(n)
         return self._seen(n.name, result, self._watch.made.get(n.name, ()))
 
     def _seen(self, name: str, result: Any, watchers: Sequence[Watcher]) -> Any:

@@ -78,6 +78,9 @@ class UnknownData(TorchDispatchMode):
         return result
 
 
+_ANY: Final = 0.5  # of a count: what fast algorithms of convolutions leave of zero is less
+
+
 def _known(tensor: Tensor) -> Tensor:
     return tensor if not tensor.is_floating_point() else tensor.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
 
@@ -95,14 +98,14 @@ def _matters(tensor: Tensor) -> Tensor:
 def _convolution(func: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
     result: Tensor = func(_known(x), weight, bias, *rest)
     reached: Tensor = func(_unknown(x), _matters(weight), None, *rest)
-    return result.masked_fill(reached > 0, torch.nan)
+    return result.masked_fill(reached > _ANY, torch.nan)
 
 
 @_handles("mm", "bmm")
 def _product(func: Any, a: Tensor, b: Tensor) -> Tensor:
     result: Tensor = func(_known(a), _known(b))
     reached = func(_unknown(a), _matters(b)) + func(_matters(a), _unknown(b))
-    return result.masked_fill(reached > 0, torch.nan)
+    return result.masked_fill(reached > _ANY, torch.nan)
 
 
 @_handles("addmm", "baddbmm")
@@ -110,7 +113,7 @@ def _biased_product(func: Any, c: Tensor, a: Tensor, b: Tensor, **kwargs: Any) -
     result: Tensor = func(c, _known(a), _known(b), **kwargs)
     zero = torch.zeros_like(c)
     reached = func(zero, _unknown(a), _matters(b)) + func(zero, _matters(a), _unknown(b))
-    return result.masked_fill(reached > 0, torch.nan)
+    return result.masked_fill(reached > _ANY, torch.nan)
 
 
 @_handles("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")

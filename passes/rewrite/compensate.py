@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Final
 import torch
 from torch import Tensor, fx
 
+from graphprune.arithmetic import full_precision
 from graphprune.channels.filters import find_filters
 from graphprune.compensation import Compensated
 from graphprune.errors import UsageError
@@ -66,7 +67,7 @@ class CompensatePass(Pass):
     def run(self, program: Program, analyses: AnalysisView) -> Program:
         """The program with new weights and what they achieve. Raises UsageError where the model does not run on the data."""
         sweep = _Sweep(program, self)
-        with torch.no_grad():
+        with torch.no_grad(), full_precision():
             for node in sweep.module.graph.nodes:
                 sweep.visit(node)
         return program.with_(module=sweep.module, compensation=(*program.compensation, *sweep.done, *_others(program, sweep)))

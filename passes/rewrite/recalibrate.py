@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from graphprune.arithmetic import full_precision
 from graphprune.errors import UsageError
 from graphprune.ir.program import Program
 from graphprune.ir.twins import named_tensors
@@ -59,7 +60,7 @@ class RecalibratePass(Pass):
         by_name = {norm.node.name: norm for norm in norms}
         assert program.calibration is not None
         lanes = Lanes(module, batches, program.calibration)
-        with torch.no_grad():
+        with torch.no_grad(), full_precision():
             nodes = {node.name: node for node in module.graph.nodes}
             for node in nodes.values():
                 norm = by_name.get(node.name)

@@ -11,9 +11,8 @@ channel which the plan keeps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,24 +42,6 @@ class MissingData(TorchDispatchMode):
         if handler is None:
             return func(*args, **(kwargs or {}))
         return handler(func, *args, **(kwargs or {}))
-
-
-# Libraries run these as one kernel, inside of which the mode sees nothing.
-_FUSED: Final = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})
-
-
-@contextmanager
-def taken_apart(target: Any) -> Iterator[None]:
-    """What a graph node calls runs within as operators that the mode knows, whatever libraries offer."""
-    if target not in _FUSED:
-        yield
-        return
-    before = torch.backends.mkldnn.set_flags(_enabled=False)
-    try:
-        with torch.backends.cudnn.flags(enabled=False):
-            yield
-    finally:
-        torch.backends.mkldnn.set_flags(_enabled=before[0])
 
 
 def present(tensor: Tensor) -> Tensor:
@@ -123,19 +104,19 @@ def _dot(func: Any, a: Tensor, b: Tensor) -> Any:
     return func(present(a), present(b))
 
 
-@_handles("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_attention_math", "scaled_dot_product_attention")
+@_handles(
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+)
 def _attention(func: Any, q: Tensor, k: Tensor, v: Tensor, *rest: Any, **kwargs: Any) -> Any:
     kwargs.setdefault("scale", q.shape[-1] ** -0.5)
-    kwargs.pop("enable_gqa", None)
-    if q.dim() > 2 and q.shape[-3] != k.shape[-3]:  # grouped queries
-        k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
     if kwargs.get("attn_mask") is not None:
         kwargs["attn_mask"] = present(kwargs["attn_mask"])
-    result = func(present(q), present(k), present(v), *rest, **kwargs)
-    first = result[0] if isinstance(result, tuple) else result
+    first, *others = func(*(present(item) if isinstance(item, Tensor) else item for item in (q, k, v, *rest)), **kwargs)
     gone = _absent(q, [-1]).unsqueeze(-1) | _absent(v, [-2]).unsqueeze(-2)
-    first = first.masked_fill(gone, torch.nan)
-    return (first, *result[1:]) if isinstance(result, tuple) else first
+    return (first.masked_fill(gone, torch.nan), *others)
 
 
 @_handles("_trilinear")

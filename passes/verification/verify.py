@@ -12,9 +12,10 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from graphprune.arithmetic import full_precision, taken_apart
 from graphprune.ir.program import Inputs, Program, placeholder_values
 from graphprune.ir.twins import named_tensors, twin
-from graphprune.passes.verification.missing import MissingData, taken_apart
+from graphprune.passes.verification.missing import MissingData
 from graphprune.pipeline.analysis_manager import AnalysisView
 from graphprune.pipeline.pass_base import Pass
 from graphprune.plans.plan import Plan
@@ -63,7 +64,7 @@ def _compare(
     tolerance = max((TOLERANCE.get(t.dtype, 0.0) for t in full.values()), default=TOLERANCE[torch.float32])
     given = _arguments_by_name(original.graph, slim.graph, arguments)
     comparison = _Comparison(_Steps(smaller, given), _Steps(masked, arguments), tolerance, corrects=dtype is not None)
-    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with torch.no_grad(), full_precision():
         comparison.run()
     return Verification(comparison.worst, tolerance, comparison.compared, randomised, comparison.failure)
 

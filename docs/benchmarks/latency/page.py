@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 Row = dict[str, Any]
@@ -22,10 +23,11 @@ def page(rows: Sequence[Row], models: Sequence[str], shares: Sequence[float]) ->
     """All of it, as Markdown."""
     versions = "; ".join(dict.fromkeys(row["made_with"] for row in rows))
     parts = [_HEAD.format(versions=versions)]
-    for mode in ("eager", "compiled"):
-        chosen = [row for row in rows if row.get("mode") == mode]
+    for device, mode in product(("cpu", "cuda"), ("eager", "compiled")):
+        chosen = [row for row in rows if row.get("mode") == mode and row.get("device", "cpu") == device]
         if chosen:
-            parts += [f"## Targets, {mode}\n", _summary(chosen), _targets(chosen, models, shares), _profiles(chosen, models)]
+            place = "" if device == "cpu" else ", on a GPU"
+            parts += [f"## Targets, {mode}{place}\n", _summary(chosen), _targets(chosen, models, shares), _profiles(chosen, models)]
     against = [row for row in rows if row["key"].endswith("/peer")]
     if against:
         parts += ["## Against torch-pruning 1.6.1, at half the MACs\n", _peer(against, models)]
@@ -75,8 +77,8 @@ def _reached(row: Row) -> str:
 
 def _profiles(rows: Sequence[Row], models: Sequence[str]) -> str:
     lines = [
-        "| model | latency, ms | slim models in the table | seconds | held-out error, mean |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| model | batch | latency, ms | slim models in the table | seconds | held-out error, mean |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for model in models:
         known = [row for row in rows if row["model"] == model and "whole_ms" in row]
@@ -85,7 +87,9 @@ def _profiles(rows: Sequence[Row], models: Sequence[str]) -> str:
             error = known[0]["held_out"]
             shown = "" if error is None else f"{error:.1%}"
             took = f"{seconds:.0f}" if seconds > 1 else ""
-            lines.append(f"| {model} | {known[0]['whole_ms']:.1f} | {known[0]['samples']} | {took} | {shown} |")
+            lines.append(
+                f"| {model} | {known[0].get('batch', '')} | {known[0]['whole_ms']:.2f} | {known[0]['samples']} | {took} | {shown} |"
+            )
     return "\n".join([*lines, ""])
 
 

@@ -2,18 +2,19 @@
 
     python run.py                          # all models, eager; the same command goes on where it was stopped
     python run.py resnet18 --compile       # a model, compiled whole
+    python run.py --device cuda --minutes 4  # on a GPU; begins nothing after these minutes, and goes on where it was stopped
     python run.py --peer                   # speed-up for MACs removed against torch-pruning 1.6.1 (which must be installed)
     python run.py --again                  # drop all rows and tables first (to go on after a stop: without it)
     python run.py --publish                # write the page from what is there, and stop
 
-One thread, batches of :data:`BATCH`, widths in multiples of :data:`ROUND_TO`, criterion l2, fresh weights (``resnet56`` the trained
-ones for CIFAR-10, of ``--weights``).
+One thread (or a GPU), batches of :data:`BATCH`, widths in multiples of :data:`ROUND_TO`, criterion l2, fresh weights (``resnet56``
+the trained ones for CIFAR-10, of ``--weights``).
 For each model:
   - its latency table, as ``graphprune profile`` makes it (kept in ``tables/``; an interrupted run goes on from it);
   - for each of :data:`SHARES` of the latency three slim models of that measured latency: the knapsack's on the latency; a uniform
     one (local ranking); and the knapsack's on MACs, whose target is moved until the latency is reached. What each keeps of the
     score is compared. Selection times slim models itself; the figures here are of another measurement after the rewrite, by turns
-    with the original, over copies of both until the ratio's standard error is 0.2 % (or three minutes are over).
+    with the original, over copies of both until the ratio's standard error is 0.2 % (or 180 s are over, 20 s on a GPU).
 With ``--peer``: torch-pruning's model at half the MACs (local ranking), ours at the same MACs (knapsack), and ours at the peer's
 latency; all of them timed by turns with the original.
 
@@ -25,11 +26,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +57,9 @@ from graphprune.plans.plan import kept_units  # noqa: E402
 from graphprune.surveys.pareto import kept_score  # noqa: E402
 
 MODELS = ("resnet18", "mobilenet_v2", "resnet56", "resnet50")
-BATCH = {"resnet56": 16}  # else 1
+BATCH = {"cpu": {"resnet56": 16, "": 1}, "cuda": {"resnet56": 512, "": 64}}  # "": of the others
 SHARES = (0.75, 0.5, 0.35)
+EFFORT = {"cpu": PUBLISHED, "cuda": replace(PUBLISHED, seconds=20)}  # a GPU has nothing else to do
 _BY_MACS = 8  # slim models for a target on MACs that are timed at most
 _TIMING = "copies"  # how rows were timed; those that were timed otherwise are made anew
 ROUND_TO = 8  # channels: the processor works on eight numbers at a time
@@ -63,9 +67,10 @@ RESULTS, TABLES = HERE / "results.jsonl", HERE / "tables"
 Row = dict[str, Any]
 
 
-def build(name: str, weights: Path | None) -> tuple[nn.Module, torch.Tensor]:
+def build(name: str, weights: Path | None, device: str) -> tuple[nn.Module, torch.Tensor]:
     """A model in eval mode and its input."""
     torch.manual_seed(0)
+    batch = BATCH[device].get(name, BATCH[device][""])
     if name == "resnet56":
         import cifar_resnet
 
@@ -73,13 +78,13 @@ def build(name: str, weights: Path | None) -> tuple[nn.Module, torch.Tensor]:
         if weights is not None:
             state = torch.load(weights, map_location="cpu", weights_only=True)["state_dict"]
             model.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
-        return model.eval(), torch.randn(BATCH[name], 3, 32, 32)
+        return model.eval().to(device), torch.randn(batch, 3, 32, 32, device=device)
     import torchvision
 
-    return getattr(torchvision.models, name)(weights=None).eval(), torch.randn(BATCH.get(name, 1), 3, 224, 224)
+    return getattr(torchvision.models, name)(weights=None).eval().to(device), torch.randn(batch, 3, 224, 224, device=device)
 
 
-def table_of(name: str, model: nn.Module, inputs: torch.Tensor, compiled: bool) -> tuple[LatencyTable, float]:
+def table_of(name: str, model: nn.Module, inputs: torch.Tensor, compiled: bool, device: str) -> tuple[LatencyTable, float]:
     """The latency table, from its file where it is finished, and the seconds that measuring took (0 for none)."""
     TABLES.mkdir(exist_ok=True)
     start = time.monotonic()
@@ -87,20 +92,25 @@ def table_of(name: str, model: nn.Module, inputs: torch.Tensor, compiled: bool) 
     def progress(done: int, total: int) -> None:
         print(f"  profile: {done} of {total} slim models", flush=True)
 
-    path = TABLES / f"{name}{'_compiled' if compiled else ''}.json"
+    path = TABLES / table_file(name, compiled, device)
     table = graphprune.profile(
-        model, inputs, compile=compiled, samples=8 if compiled else 24, path=path, progress=progress, source=name
+        model, inputs, device=device, compile=compiled, samples=8 if compiled else 24, path=path, progress=progress, source=name
     )
     return table, time.monotonic() - start
+
+
+def table_file(name: str, compiled: bool, device: str) -> str:
+    """The name of a table's file."""
+    return f"{name}{'' if device == 'cpu' else '_' + device}{'_compiled' if compiled else ''}.json"
 
 
 class Bench:
     """One model, and slim models of it by several ways."""
 
-    def __init__(self, name: str, weights: Path | None, compiled: bool) -> None:
-        self.model, self.inputs = build(name, weights)
-        self.table, self.profile_seconds = table_of(name, self.model, self.inputs, compiled)
-        self.environment = environment_of(self.model, compile=compiled)
+    def __init__(self, name: str, weights: Path | None, compiled: bool, device: str) -> None:
+        self.model, self.inputs = build(name, weights, device)
+        self.table, self.profile_seconds = table_of(name, self.model, self.inputs, compiled, device)
+        self.environment = environment_of(self.model, device, compile=compiled)
         program = timed(graphprune.capture(self.model, self.inputs), self.table)
         assert program.latency is not None and program.latency.measure is not None
         self.measure = program.latency.measure
@@ -130,7 +140,7 @@ class Bench:
     def again(self, *slim: nn.Module) -> list[Timing]:
         """Times of the original and of slim models, by turns."""
         subjects = [Subject(module, (self.inputs,)) for module in (graph(self.model, self.inputs), *slim)]  # type: ignore[arg-type]
-        return DeviceClock(self.environment, PUBLISHED).whole(subjects)
+        return DeviceClock(self.environment, EFFORT[self.environment.device]).whole(subjects)
 
     def score(self, result: graphprune.PruneResult) -> float:
         """The share of the l2 score that a slim model keeps."""
@@ -163,20 +173,22 @@ WAYS: dict[str, Callable[[Bench, float], graphprune.PruneResult]] = {
 }
 
 
-def targets(name: str, way: str, weights: Path | None, compiled: bool) -> None:
+def targets(name: str, way: str, options: argparse.Namespace) -> None:
     """The rows of a model's targets in one way."""
-    mode = "compiled" if compiled else "eager"
-    keys = {f"{name}/{mode}/{share}/{way}": share for share in SHARES}
+    mode, device = "compiled" if options.compile else "eager", options.device
+    place = "" if device == "cpu" else f"{device}/"
+    keys = {f"{name}/{place}{mode}/{share}/{way}": share for share in SHARES}
     if keys.keys() <= done():
         return
-    bench = Bench(name, weights, compiled)
+    bench = Bench(name, options.weights, options.compile, device)
     accuracy = held_out_accuracy(bench.table)
     for key, share in keys.items():
-        if key in done():
+        if key in done() or time.monotonic() > options.until:
             continue
-        row: Row = {"key": key, "model": name, "mode": mode, "asked": share, "way": way, "timing": _TIMING}
+        row: Row = {"key": key, "model": name, "mode": mode, "device": device, "batch": len(bench.inputs)}
+        row |= {"asked": share, "way": way, "timing": _TIMING}
         row |= {"profile_seconds": bench.profile_seconds, "samples": len(bench.table.samples)}
-        row |= {"held_out": None if accuracy is None else accuracy.mean, "made_with": made_with()}
+        row |= {"held_out": None if accuracy is None else accuracy.mean, "made_with": made_with(device)}
         try:
             result = WAYS[way](bench, share)
             whole, slim = bench.again(result.graph)
@@ -201,7 +213,7 @@ def peer(name: str, weights: Path | None) -> None:
     key = f"{name}/peer"
     if key in done():
         return
-    bench = Bench(name, weights, False)
+    bench = Bench(name, weights, False, "cpu")
     row: Row = {"key": key, "model": name, "timing": _TIMING, "made_with": made_with()}
     try:
         theirs = peer_model(bench.model, bench.inputs)
@@ -222,9 +234,10 @@ def peer(name: str, weights: Path | None) -> None:
     put(row)
 
 
-def made_with() -> str:
+def made_with(device: str = "cpu") -> str:
     """The versions and the machine behind a row."""
-    return f"torch {torch.__version__}, Python {platform.python_version()}, {environment_of(nn.Linear(1, 1)).name}, one thread"
+    name = environment_of(nn.Linear(1, 1), device).name + (", one thread" if device == "cpu" else "")
+    return f"torch {torch.__version__}, Python {platform.python_version()}, {name}"
 
 
 def read() -> dict[str, Row]:
@@ -238,14 +251,14 @@ def done() -> set[str]:
     return {key for key, row in read().items() if row.get("timing") == _TIMING}
 
 
-def forget(models: Sequence[str]) -> None:
-    """Drop what was measured of some models."""
-    kept = [json.dumps(row) + "\n" for row in read().values() if row["model"] not in models]
+def forget(models: Sequence[str], device: str) -> None:
+    """Drop what was measured of some models on a device."""
+    kept = [json.dumps(row) + "\n" for row in read().values() if row["model"] not in models or row.get("device", "cpu") != device]
     with atomic_write(RESULTS) as temporary:
         temporary.write_text("".join(kept))
     for name in models:
-        for mode in ("", "_compiled"):
-            (TABLES / f"{name}{mode}.json").unlink(missing_ok=True)
+        for compiled in (False, True):
+            (TABLES / table_file(name, compiled, device)).unlink(missing_ok=True)
 
 
 def put(row: Row) -> None:
@@ -270,6 +283,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL", help=f"of {', '.join(MODELS)}")
     parser.add_argument("--compile", action="store_true", help="time whole models under torch.compile")
+    parser.add_argument("--device", choices=list(BATCH), default="cpu")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin nothing after these")
     parser.add_argument("--peer", action="store_true", help="compare with torch-pruning 1.6.1 instead")
     parser.add_argument("--weights", type=Path, help="trained weights of resnet56")
     parser.add_argument("--publish", action="store_true", help="write the page from the rows, and stop")
@@ -281,15 +296,19 @@ def main() -> None:
         publish(read())
         return
     if options.again:
-        forget(options.models)
+        forget(options.models, options.device)
+    if options.peer and options.device != "cpu":
+        parser.error("--peer is measured on the CPU.")
     if options.peer:
         for name in options.models:
             peer(name, options.weights)
         return
+    options.until = time.monotonic() + 60 * options.minutes
     for way in ["latency"] if options.compile else WAYS:
         for name in options.models:
-            print(f"{name}, {way}", flush=True)
-            targets(name, way, options.weights, options.compile)
+            if time.monotonic() < options.until:
+                print(f"{name}, {way}", flush=True)
+                targets(name, way, options)
 
 
 if __name__ == "__main__":

@@ -39,14 +39,21 @@ def page(rows: Sequence[Row], models: Sequence[str], *, plot: bool) -> str:
     if plot:
         parts.append("![share of the time that is left by share of the MACs that is left](speedup.png)\n")
     order = {model: place for place, model in enumerate(models)}
-    for (device, batch, way), found in groupby(sorted(rows, key=_setting), key=_setting):
+    for setting, found in groupby(sorted(rows, key=_setting), key=_setting):
         chosen = sorted(found, key=lambda row: (order.get(row["model"], len(order)), row["model"], -row["asked"], row["key"]))
-        parts += [f"## {way}, {device}, batch of {batch}\n", _summary(chosen), _table(chosen)]
+        parts += [f"## {_title(setting)}\n", _summary(chosen), _table(chosen)]
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _setting(row: Row) -> tuple[str, int, str]:
-    return row["device"], row["batch"], row["way"]
+def _setting(row: Row) -> tuple[str, ...]:
+    return row["device"], row.get("dtype", ""), row.get("layout", ""), str(row["batch"]), row["way"]
+
+
+def _title(setting: tuple[str, ...]) -> str:
+    device, dtype, layout, batch, way = setting
+    kind = [dtype] if dtype else []
+    kind += [layout] if layout == "channels_last" else []
+    return ", ".join([way, device, *kind, "saturated" if batch == "auto" else f"batch of {batch}"])
 
 
 def _summary(rows: Sequence[Row]) -> str:
@@ -62,7 +69,7 @@ def _table(rows: Sequence[Row]) -> str:
     lines = ["| model | MACs left | original, ms | slim, ms | speed-up | worth |" + (_PEER if peer else "")]
     lines.append("| --- | ---: | ---: | ---: | ---: | ---: |" + (" ---: | ---: |" if peer else ""))
     for row in rows:
-        name = row["model"].partition(":")[2]
+        name = row["model"].partition(":")[2] + (f", {row['images']} images" if row["batch"] == "auto" and "images" in row else "")
         if "refused" in row:
             lines.append(f"| {name} | {row['asked']:.0%} asked | {row['refused']} | | | |" + (" | |" if peer else ""))
             continue
@@ -101,7 +108,7 @@ def _plot(path: Path, rows: Sequence[Row]) -> None:
         theirs = [(row["peer_macs"], row["peer_ms"] / row["original_ms"]) for row in mine if "peer_ms" in row]
         if theirs:
             axes.scatter(*zip(*theirs, strict=True), marker="x", s=14, color="black", label="torch-pruning")
-        axes.set(xlim=(0, 1), ylim=(0, None), xlabel="MACs left", title=f"{setting[2]}, {setting[0]}, batch of {setting[1]}")
+        axes.set(xlim=(0, 1), ylim=(0, None), xlabel="MACs left", title=_title(setting))
         axes.set_ylabel("time left")
         axes.legend(fontsize=6)
     with atomic_write(path) as temporary:

@@ -3,27 +3,33 @@
     python run.py                                  # all models, all ways to run them that are there
     python run.py torchvision:resnet18 --way eager # a model, one way
     python run.py --device cuda                    # on a GPU (not onnxruntime)
+    python run.py --device cuda --dtype bfloat16 --layout channels_last --batch auto --minutes 3
     python run.py --peer                           # torch-pruning 1.6.1 at equal MACs beside ours (it must be installed)
     python run.py --publish                        # write the page and the plot from what is there, and stop
 
-One thread, one image of 224 x 224 pixels (``--batch``), fresh weights, criterion l2, widths in multiples of 8.
+One thread, one image of 224 x 224 pixels (``--batch``; ``auto``: the smallest batch that keeps the device busy), fresh weights,
+criterion l2, widths in multiples of 8.
 For each model: slim models that keep 75, 50 and 25 % of the MACs, each proved. For each way the original and the slim ones, and the
 peer's, are timed in one measurement by turns, over several copies of each in memory (a session of onnxruntime stays where it is): a
 drift of the machine hits all of them. *worth* is the share of the time that
 is gone over the share of the MACs that is gone: 1 where time follows MACs.
 
 Rows go to ``results.jsonl``, replaced atomically after each way of a model; what has its rows is left (``--again`` to do it anew).
+``--minutes`` begins no model and no way after these, so that the command goes on where it was stopped.
 The page ``README.md`` and ``speedup.png`` are made from them.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import platform
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,8 +48,9 @@ from torch import Tensor, nn  # noqa: E402
 import graphprune  # noqa: E402
 from graphprune.exporting import export_model  # noqa: E402
 from graphprune.ir.program import Inputs  # noqa: E402
+from graphprune.latency.batch import best, saturating  # noqa: E402
 from graphprune.latency.clock import DeviceClock, Subject  # noqa: E402
-from graphprune.latency.copies import PUBLISHED  # noqa: E402
+from graphprune.latency.copies import PUBLISHED, ROUGH  # noqa: E402
 from graphprune.latency.environment import Environment, environment_of  # noqa: E402
 from graphprune.latency.timing import Timing  # noqa: E402
 
@@ -62,6 +69,8 @@ MODELS = (
     "timm:deit_tiny_patch16_224",
 )
 SHARES = (0.75, 0.5, 0.25)
+EFFORT = {"cpu": PUBLISHED, "cuda": replace(PUBLISHED, seconds=20)}  # a GPU has nothing else to do
+USUAL = ("float32", "contiguous_format")
 RESULTS = HERE / "results.jsonl"
 Row = dict[str, Any]
 #: From a graph and its input to what is timed.
@@ -98,17 +107,20 @@ WAYS: Mapping[str, tuple[Runner, bool]] = {
 class Bench:
     """A model, its slim ones, and the peer's."""
 
-    def __init__(self, key: str, device: str, batch: int, peer: bool) -> None:
+    def __init__(self, key: str, options: argparse.Namespace) -> None:
         case = load(key)
         torch.manual_seed(0)
-        model = case.build().to(device)
-        example = case.inputs()[:1].to(device)
-        self.inputs: Tensor = example.expand(batch, *example.shape[1:]).contiguous()
+        layout = getattr(torch, options.layout)
+        where = {"device": options.device, "dtype": getattr(torch, options.dtype), "memory_format": layout}
+        model = case.build().to(**where)
+        example = case.inputs()[:1].to(options.device, where["dtype"])
+        self.batch = busy_batch(model, example, layout, options) if options.batch == "auto" else int(options.batch)
+        self.inputs: Tensor = batched(example, self.batch, layout)
         self.model = graphprune.capture(model, self.inputs).module  # so that all are modules of the same kind
         self.whole_macs = macs(model, self.inputs)
         self.slim = [self._slim(model, share) for share in SHARES]
         self.left = [macs(slim, self.inputs) / self.whole_macs for slim in self.slim]
-        self.peers = [self._peer(model, left) for left in self.left] if peer else []
+        self.peers = [self._peer(model, left) for left in self.left] if options.peer else []
 
     def _slim(self, model: nn.Module, share: float) -> nn.Module:
         return graphprune.prune(model, self.inputs, target={"macs": share}, criterion="l2", round_to=8).graph
@@ -121,14 +133,14 @@ class Bench:
         runner, _ = WAYS[way]
         modules = [self.model, *self.slim, *self.peers]
         subjects = [Subject(runner(module, self.inputs), (self.inputs,)) for module in modules]
-        return DeviceClock(environment, PUBLISHED).whole(subjects)
+        return DeviceClock(environment, EFFORT[environment.device]).whole(subjects)
 
 
 def rows_of(bench: Bench, key: str, way: str, options: argparse.Namespace) -> list[Row]:
     """The rows of a model run in one way, one for each share."""
     environment = environment_of(bench.model, options.device, compile=WAYS[way][1])
     whole, *times = bench.times(way, environment)
-    common = {"model": key, "way": way, "device": options.device, "batch": options.batch, "original_ms": whole.median_ms}
+    common = {**setting(key, way, options), "images": bench.batch, "original_ms": whole.median_ms}
     rows = []
     for place, (share, left) in enumerate(zip(SHARES, bench.left, strict=True)):
         row = {"key": row_key(key, way, share, options), **common, "asked": share, "made_with": made_with(environment)}
@@ -150,12 +162,37 @@ def worth(time: float, left: float) -> float | None:
 
 def row_key(key: str, way: str, share: float, options: argparse.Namespace) -> str:
     """What a row is called: all that decides what it says."""
-    return f"{key}/{options.device}/{options.batch}/{way}/{share}{'/peer' if options.peer else ''}"
+    kind = "" if (options.dtype, options.layout) == USUAL else f"{options.dtype}/{options.layout}/"
+    return f"{key}/{options.device}/{options.batch}/{kind}{way}/{share}{'/peer' if options.peer else ''}"
+
+
+def setting(key: str, way: str, options: argparse.Namespace) -> Row:
+    """What was run, and how, as a row says it."""
+    batch = options.batch if options.batch == "auto" else int(options.batch)
+    found: Row = {"model": key, "way": way, "device": options.device, "batch": batch}
+    return found if (options.dtype, options.layout) == USUAL else {**found, "dtype": options.dtype, "layout": options.layout}
+
+
+def batched(example: Tensor, batch: int, layout: Any) -> Tensor:
+    """So many of one image."""
+    return example.expand(batch, *example.shape[1:]).contiguous(memory_format=layout)
+
+
+def busy_batch(model: nn.Module, example: Tensor, layout: Any, options: argparse.Namespace) -> int:
+    """The smallest batch that keeps the device busy with the original, run eagerly."""
+    clock = DeviceClock(environment_of(model, options.device), ROUGH)
+
+    def measure(batch: int) -> float:
+        inputs = batched(example, batch, layout)
+        return clock.whole([Subject(graphprune.capture(model, inputs).module, (inputs,))])[0].median_ms
+
+    return best(saturating(measure))
 
 
 def made_with(environment: Environment) -> str:
     """The versions and the machine behind a row."""
-    return f"torch {torch.__version__}, Python {platform.python_version()}, {environment.name}, one thread"
+    threads = ", one thread" if environment.device == "cpu" else ""
+    return f"torch {torch.__version__}, Python {platform.python_version()}, {environment.name}{threads}"
 
 
 def measure(key: str, ways: Sequence[str], options: argparse.Namespace) -> None:
@@ -164,14 +201,16 @@ def measure(key: str, ways: Sequence[str], options: argparse.Namespace) -> None:
     todo = [way for way in ways if any(row_key(key, way, share, options) not in known for share in SHARES)]
     if not todo:
         return
-    bench = Bench(key, options.device, options.batch, options.peer)
+    bench = Bench(key, options)
     for way in todo:
+        if time.monotonic() > options.until:
+            return
         print(f"{key}, {way}", flush=True)
         try:
             rows = rows_of(bench, key, way, options)
         except Exception as error:
             refused = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
-            common = {"model": key, "way": way, "device": options.device, "batch": options.batch, "refused": refused}
+            common = {**setting(key, way, options), "refused": refused}
             rows = [{"key": row_key(key, way, share, options), **common, "asked": share} for share in SHARES]
         for row in rows:
             store.put(RESULTS, row)
@@ -185,7 +224,10 @@ def main() -> None:
     parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL", help="keys such as torchvision:resnet18")
     parser.add_argument("--way", action="append", choices=list(WAYS), help="how models run; repeatable")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--batch", type=int, default=1, help="images in a call")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default=USUAL[0])
+    parser.add_argument("--layout", choices=["contiguous_format", "channels_last"], default=USUAL[1], help="of the memory")
+    parser.add_argument("--batch", default="1", help="images in a call, or auto")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin nothing after these")
     parser.add_argument("--peer", action="store_true", help="time torch-pruning's models as well")
     parser.add_argument("--again", action="store_true", help="do all anew")
     parser.add_argument("--publish", action="store_true", help="write the page from the rows, and stop")
@@ -199,8 +241,10 @@ def main() -> None:
     if "onnxruntime" in ways and (options.device == "cuda" or find_spec("onnxruntime") is None):
         print("onnxruntime is left out: " + ("it runs on the CPU here." if options.device == "cuda" else "it is not installed."))
         ways = [way for way in ways if way != "onnxruntime"]
+    options.until = time.monotonic() + 60 * options.minutes
     for key in options.models:
-        measure(key, ways, options)
+        if time.monotonic() < options.until:
+            measure(key, ways, options)
 
 
 if __name__ == "__main__":

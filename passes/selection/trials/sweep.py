@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from graphprune.arithmetic import taken_apart
 from graphprune.calibration import MODEL_ERRORS, Batch, Calibration, never_negative
 from graphprune.channels.groups import Groups
 from graphprune.channels.tape import describe
@@ -20,7 +21,7 @@ from graphprune.ir.program import Program, placeholder_values
 from graphprune.ir.twins import twin
 from graphprune.passes.calibration.collect import overwritten_nodes
 from graphprune.passes.selection.trials.silence import Silenced
-from graphprune.passes.verification.missing import MissingData, taken_apart
+from graphprune.passes.verification.missing import MissingData
 
 
 @dataclass

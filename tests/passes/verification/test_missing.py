@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from graphprune.arithmetic import taken_apart
 from graphprune.passes.verification.missing import MissingData
 
 Kept = dict[int, list[int]]
@@ -38,7 +39,7 @@ def agree(
     function: Callable[..., Any], operands: Sequence[tuple[Tensor, Kept]], result: Kept, small: Callable[..., Any] | None = None
 ) -> None:
     """``function`` on masked operands holds what ``small`` (default: the same) makes of the cut ones, and nothing else."""
-    with MissingData(), torch.no_grad():
+    with MissingData(), torch.no_grad(), taken_apart(F.scaled_dot_product_attention):
         full = function(*[masked(tensor, kept) for tensor, kept in operands])
     wanted = (small or function)(*[cut(tensor, kept) for tensor, kept in operands])
     fulls, wanteds = (list(item) if isinstance(item, tuple) else [item] for item in (full, wanted))
@@ -173,6 +174,21 @@ def test_attention_keeps_the_scale_of_the_full_width(scale: float | None) -> Non
         return (q @ k.transpose(-1, -2) * (scale or 8**-0.5)).softmax(-1) @ v
 
     agree(full, [q, k, v], {**heads, 3: OUT}, small)
+
+
+def test_attention_as_one_kernel() -> None:
+    """As graphs that were exported for a device call it."""
+    operands = [(drawn(2, 3, 5, 8), {1: [0, 2], 3: C}) for _ in range(3)]
+    mask = drawn(5, 5)
+
+    def full(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        found: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask)[0]
+        return found
+
+    def small(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.transpose(-1, -2) * 8**-0.5 + mask).softmax(-1) @ v
+
+    agree(full, operands, {1: [0, 2], 3: C}, small)
 
 
 def test_attention_under_masks() -> None:
