@@ -24,8 +24,10 @@ class Recurrent(nn.Module):
 
 
 def _vit() -> nn.Module:
-    model = torchvision.models.VisionTransformer(32, 8, num_layers=2, num_heads=4, hidden_dim=48, mlp_dim=96, num_classes=10)
-    nn.init.normal_(model.heads.head.weight)  # zeros in torchvision
+    model: nn.Module = torchvision.models.VisionTransformer(
+        32, 8, num_layers=2, num_heads=4, hidden_dim=48, mlp_dim=96, num_classes=10
+    )
+    nn.init.normal_(model.get_parameter("heads.head.weight"))  # zeros in torchvision
     return model
 
 

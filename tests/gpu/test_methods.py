@@ -31,10 +31,7 @@ METHODS = {
     "adaptive": ("--set", "tolerance=0.05", "--set", "first_step=0.5", "--set", "max_rounds=3"),
     "class-aware": (),
     "sp-lamp": ("--target", "macs=60%", "--set", "stages=2"),
-    "laasp": (
-        "--target",
-        "macs=70%",
-    ),
+    "laasp": ("--target", "macs=60%", "--set", "start=0.5", "--set", "delta=0.2", "--set", "step=8.0"),
     "growing": (
         "--target",
         "macs=60%",
