@@ -46,14 +46,14 @@ _INT32 = 2**31 - 1
 _ALIGNMENT = 16  # more elements than the widest load holds
 _LOAD = 16  # bytes of the widest load
 _WARP = 32
-_NARROW = 4  # where loads are of single values, a thread has so many times as many, and there are as many times fewer warps
+_WORD = 4  # bytes: of so narrow loads a thread has
+_NARROW = 4  # times as many, and there are as many times fewer warps
 
 
 def launch(activation: Tensor, channel_dim: int, tiling: Tiling | None = None) -> tuple[Tensor, Tensor]:
     """As ``reference.statistics``, for float32, float16 and bfloat16."""
     shape, strides = tuple(activation.shape), activation.stride()
-    words = activation.dtype == torch.bfloat16
-    plan = _plan(shape, strides, _load(activation), words, channel_dim, _processors(activation), tiling)
+    plan = _plan(shape, strides, _load(activation), activation.dtype, channel_dim, _processors(activation), tiling)
     if plan is None:
         return statistics(activation, channel_dim)
     partial, count = _workspace(activation, plan, 5)
@@ -98,12 +98,12 @@ def _plan(
     shape: tuple[int, ...],
     strides: tuple[int, ...],
     load: int,
-    words: bool,
+    dtype: torch.dtype,
     channel_dim: int,
     processors: int,
     tiling: Tiling | None,
 ) -> _Plan | None:
-    """The launch for an activation, or nothing where the kernels have no dimensions enough; words: it is of bfloat16."""
+    """The launch for an activation, or nothing where the kernels have no dimensions enough."""
     reduced = [dim for dim in range(len(shape)) if dim != channel_dim]
     sizes, (steps,) = merge([shape[dim] for dim in reduced], [[strides[dim] for dim in reduced]])
     if 0 in shape or len(sizes) > 4:
@@ -115,7 +115,7 @@ def _plan(
     tiling = tiling or (ALONG_INNER if along_inner else ALONG_CHANNELS)
     load = math.gcd(load, align)
     if along_inner:
-        beside = _InnerTile(channels, rows, inner, stride_i, load, tiling)
+        beside = _InnerTile(channels, rows, inner, stride_i, load, dtype.itemsize, tiling)
         tile: _InnerTile | _Tile = beside
         tiles = _ceil(rows, beside.block_r) * beside.across
         counts = channels, inner // beside.i_align
@@ -129,7 +129,7 @@ def _plan(
     arguments = *counts, rows, *[*outer, 1, 1, 1][1:3], *steps, each
     constants = tile.constants() | {"ALIGN": align, "DIMS": max(1, len(outer)), "WIDE": inner > _INT32 // 2}
     constants |= {"I_UNIT": stride_i == 1} if along_inner else {"C_UNIT": stride_c == 1}
-    constants |= {"PAIRS": words and tile.load > 1}
+    constants |= {"PAIRS": dtype == torch.bfloat16 and tile.load > 1}
     return _Plan((tile.groups, _ceil(tiles, each)), channels, tiles, arguments, constants, along_inner)
 
 
@@ -200,10 +200,10 @@ def merge(sizes: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list[
 class _InnerTile:
     """The tile of a launch over ``[rows, inner]`` of one channel."""
 
-    def __init__(self, channels: int, rows: int, inner: int, stride_i: int, load: int, tiling: Tiling) -> None:
+    def __init__(self, channels: int, rows: int, inner: int, stride_i: int, load: int, itemsize: int, tiling: Tiling) -> None:
         self.i_align = math.gcd(_ALIGNMENT, inner) if stride_i == 1 else 1
         self.load = math.gcd(load, self.i_align)
-        if self.load == 1:
+        if self.load * itemsize <= _WORD:
             fewer = math.gcd(tiling.warps, _NARROW)
             tiling = replace(tiling, loads=tiling.loads * fewer, warps=tiling.warps // fewer, programs=tiling.programs * fewer)
         self.tiling, self.groups = tiling, channels

@@ -92,5 +92,5 @@ def test_selection_by_losses_chooses_as_on_the_cpu(device: str) -> None:
 
 @on_gpu
 def test_data_are_made_from_statistics(device: str) -> None:
-    result = graphprune.prune(_residual(device), torch.zeros(INPUT, device=device), criterion="taylor", data="synthetic")
+    result = graphprune.prune(_residual(device), torch.zeros(INPUT, device=device), criterion="attention", data="synthetic")
     assert result.report.verification is not None and result.report.verification.passed

@@ -49,7 +49,7 @@ def test_a_target_is_met_as_measured(device: str) -> None:
 
 @on_gpu
 def test_a_target_is_met_compiled(device: str) -> None:
-    _meets_a_target(device, compiled=True, samples=4)
+    _meets_a_target(device, compiled=True, samples=8)
 
 
 @everywhere
