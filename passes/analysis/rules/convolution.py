@@ -38,7 +38,7 @@ def convolution(call: Call) -> None:
     inputs, weight = call.args[0], call.args[1]
     call.check_dtypes(inputs, weight)
     source, kernel = call.value(inputs), call.value(weight)
-    transposed, groups = bool(call.arg("transposed", False)), int(call.arg("groups", 1))
+    transposed, groups = bool(call.arg("transposed", False)), int(call.arg("groups"))
     batch, channels = channel_labels(call, source)
     kernel_why = call.reason(KERNEL)
     kernel = _kernel(call, kernel, 1 if transposed else 0)
