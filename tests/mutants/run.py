@@ -43,13 +43,12 @@ class Stage:
         return item.nodeid.startswith(self.path) and re.search(self.part, item.name) is not None
 
 
-#: What must catch a wrong rule, the quickest first.
+#: What must catch a wrong rule, the quickest first. No test that runs backwards: autograd does not outlive a fork.
 STAGES: Final = (
     Stage("tests of rules", "tests/passes/analysis/rules", "", direct=True),
     Stage("tests of labels", "tests/graphprune/channels/test_labels.py", "", direct=True),
     Stage("zoo: groups", "tests/zoo", "groups_are"),
     Stage("zoo: plans", "tests/zoo", r"plans_are_exact\[.*-0\]"),
-    Stage("random networks", "tests/fuzz", "pruned_exactly"),
 )
 LIMIT: Final = 3.0  # CPU seconds of one test or analysis, and 20 times what it takes; what loops for ever is caught, too
 EVERY: Final = 10  # one in so many tests of whole networks runs twice without a mutant

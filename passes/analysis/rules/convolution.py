@@ -74,7 +74,7 @@ def _kernel(call: Call, kernel: Value, out_axis: int) -> Value:
     fields = []
     for field in kernel.fields:
         axes = axes_of(field)
-        axis = next((a for a in (out_axis, 1 - out_axis) if a in axes), axes[0])
+        axis = out_axis if out_axis in axes else axes[0]
         fields.append(call.space.restrict(field, [axis], why) if len(axes) > 1 else field)
     return Value(kernel.shape, tuple(field for field in fields if field is not None))
 

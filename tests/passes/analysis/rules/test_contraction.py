@@ -153,7 +153,7 @@ ATTENDED: dict[str, tuple[Function, dict[str, tuple[int, ...]]]] = {
 
 def _places(seen: Seen) -> dict[int, tuple[str, int, int]]:
     """Operand, axis and index of each atom of an operand."""
-    known = {}
+    known: dict[int, tuple[str, int, int]] = {}
     for name, value in seen.trace.parameters.items():
         for field in value.fields:
             (axis,) = axes_of(field)
@@ -185,7 +185,7 @@ def test_fused_attention_is_what_its_parts_are(name: str, heads: str) -> None:
     tensors: dict[str, Any] = {key: torch.randn(shape) for key, shape in shapes.items()}
 
     def run(attention: Function) -> Seen:
-        def function(**given: Tensor) -> Tensor:
+        def function(**given: Tensor) -> Any:
             ready = {key: t if key == "mask" else prepare(t) for key, t in given.items()}
             return attention(ready["q"], ready.get("k", ready.get("x")), ready.get("v", ready.get("x")), ready.get("mask"))
 
@@ -203,6 +203,21 @@ def test_fused_attention_of_several_samples() -> None:
     assert {group for group in seen.classes if not group & seen.frozen} == {pair for each in axes for pair in pairs(seen, *each)}
     assert [axes_of(field) for field in seen.results[0].fields] == [(0,), (1,), (3,)] and not seen.results[1].fields
     assert seen.macs() == 2 * 3 * 5 * 6 * (4 + 7)
+    assert [sum(not isinstance(factor, int) for factor in term.factors) for term in seen.trace.macs] == [3, 3]
+
+
+def test_values_of_one_flat_axis_stay_where_their_places_would_have_to_go() -> None:
+    given = {"q": torch.randn(1, 3, 5, 4), "k": torch.randn(1, 3, 6, 4), "v": torch.randn(126)}
+    seen = observe(lambda q, k, v: _fused(q, k, v.view(1, 3, 6, 7)), policy={"heads": "head_dim"}, **given)
+    assert set(seen.atoms("v", 0)) <= seen.frozen
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 6), (1, 3, 5, 6)])
+def test_a_mask_of_data_per_head_freezes_the_heads_of_fused_attention(shape: tuple[int, ...]) -> None:
+    given = {"q": torch.randn(2, 3, 5, 4), "k": torch.randn(2, 3, 6, 4), "v": torch.randn(2, 3, 6, 7)}
+    seen = observe(lambda x, q, k, v: _fused(q, k, v, x), x=torch.randn(shape), **given)
+    assert seen.frozen >= {atom for name in "qkv" for atom in seen.atoms(name, 1)}
+    assert not seen.frozen & {*seen.atoms("q", 0), *seen.atoms("q", 3), *seen.atoms("v", 3)}
 
 
 def test_a_bilinear_product_ties_each_operand_to_its_axis_of_the_weight() -> None:

@@ -115,6 +115,13 @@ def test_a_kernel_of_one_flat_axis_goes_by_its_outputs_or_else_by_its_inputs(fun
     assert seen.classes == {frozenset(atoms[5 * i : 5 * i + 5]) for i in range(4)}
 
 
+@pytest.mark.parametrize(("function", "out_axis"), [(F.conv1d, 0), (F.conv_transpose1d, 1)])
+def test_a_kernel_of_one_flat_axis_goes_by_its_outputs_where_it_has_several(function: Callable[..., Any], out_axis: int) -> None:
+    seen = observe(lambda x, w: function(x, w.view(4, 3, 5)), x=torch.randn(1, 4 if out_axis else 3, 9), w=torch.randn(60))
+    table = torch.tensor(seen.atoms("w", 0)).view(4, 3, 5).movedim(out_axis, 0).flatten(1)
+    assert seen.classes == {frozenset(row) for row in table.tolist()} and not seen.frozen & set(table.flatten().tolist())
+
+
 def test_products_of_a_transposed_convolution_are_counted_from_its_inputs() -> None:
     seen = observe(lambda x, w: F.conv_transpose2d(x, w, stride=2), x=torch.randn(2, 6, 5, 5), w=torch.randn(6, 4, 3, 3))
     assert seen.macs() == 2 * 5 * 5 * 6 * 4 * 3 * 3
@@ -129,6 +136,7 @@ def test_products_of_a_deformable_convolution_follow_both_widths(inputs: int) ->
     assert seen.macs() == 25 * 9 * 4 * inputs
     (term,) = seen.trace.macs
     assert sum(not isinstance(factor, int) for factor in term.factors) == (1 if inputs == 1 else 2)
-    seen = observe(lambda x, w: call(x, w.view(4, 1, 3, 3)), x=torch.randn(1, 1, 5, 5), w=torch.randn(36))
+    seen = observe(lambda x, w: call(x, w.view(4, 6, 3, 3)), x=torch.randn(1, 6, 5, 5), w=torch.randn(216))
     atoms = seen.atoms("w", 0)
-    assert {group & set(atoms) for group in seen.classes} == {frozenset(atoms[9 * i : 9 * i + 9]) for i in range(4)}
+    assert {group & set(atoms) for group in seen.classes} == {frozenset(atoms[54 * i : 54 * i + 54]) for i in range(4)}
+    assert observe(call, x=torch.randn(1, 6, 5, 5), w=torch.randn(1, 6, 3, 3)).macs() == 25 * 9 * 6
