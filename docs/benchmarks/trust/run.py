@@ -174,7 +174,7 @@ def page() -> str:
     counts: Counter[str] = Counter(fuzz.get("counts", {}))
     same: dict[str, str] = load(EQUIVALENT)
     survivors = "\n".join(f"- `{name}`" for name, stage in mutants.items() if not stage and name not in same) or "None."
-    reasons = "\n".join(f"- {reason}: {number}" for reason, number in Counter(same.values()).most_common())
+    reasons = "\n".join(f"- {number}: {reason}" for reason, number in Counter(same.values()).most_common())
     stages = Counter(stage for stage in mutants.values() if stage).most_common()
     caught, by = sum(number for _, number in stages), ", ".join(f"{number} by {stage}" for stage, number in stages) or "none"
     failures = "\n".join(f"- seed {seed}: {text}" for seed, text in fuzz.get("failures", {}).items())
