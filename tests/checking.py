@@ -61,7 +61,13 @@ class Analysed:
 
 def analyse(model: nn.Module, inputs: Any, *, exclude: tuple[str, ...] = (), policy: Mapping[str, str] | None = None) -> Analysed:
     """Capture a model and form its groups."""
-    program = capture(model, inputs)
+    return grouped(model, inputs, capture(model, inputs), exclude=exclude, policy=policy)
+
+
+def grouped(
+    model: nn.Module, inputs: Any, program: Program, *, exclude: tuple[str, ...] = (), policy: Mapping[str, str] | None = None
+) -> Analysed:
+    """Form the groups of a model that was captured before."""
     chosen = dict(policy or {})
     named = {key: value for key, value in chosen.items() if "@" not in key}
     sites = {key: value for key, value in chosen.items() if "@" in key}

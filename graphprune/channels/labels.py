@@ -201,9 +201,9 @@ class LabelSpace:
 
     def _unify(self, field: Field, other: Field, reason: Reason) -> Field | None:
         common = set(axes_of(field)) & set(axes_of(other))
-        left, right = self.restrict(field, common, reason), self.restrict(other, common, reason)
-        assert left is not None and right is not None
-        self.tie(left, right)
+        right = self.restrict(other, common, reason)
+        assert right is not None
+        self.tie(field, right)
         return right
 
     def join(self, operands: Sequence[Value], shape: Shape, reason: Reason) -> tuple[Field, ...]:

@@ -1,8 +1,8 @@
-"""``python -m tests.mutants [--sample N] [--seed S] [--minutes M] [--jobs K] [--record FILE]``: do the tests catch wrong rules?
+"""``python -m tests.mutants [--sample N] [--seed S] [--minutes M] [--jobs K] [--only TEXT] [--record FILE]``: wrong rules.
 
-Each mutant is one change to a rule of an operator or to the algebra of labels, tried in a process of its own. The record is a JSON
-file of what caught each; mutants in it are not tried again. Survivors are listed: each is a check that is missing, or a change that
-makes no difference.
+Do the tests catch them? Each is one change to a rule of an operator or to the algebra of labels, tried in a process of its own. The
+record is a JSON file of what caught each; mutants in it are not tried again. Survivors are listed: each is a check that is missing,
+or a change that makes no difference. Those of the second kind stand with the reason in ``equivalent.json`` beside the record.
 """
 
 from __future__ import annotations
@@ -11,63 +11,63 @@ import argparse
 import json
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 from rich.table import Table
 
-from tests.mutants.mutate import KINDS, TARGETS, Mutation, mutations, sample
-from tests.mutants.run import attempt
+from tests.mutants.mutate import KINDS, ROOT, TARGETS, Mutation, mutations, sample
+from tests.mutants.run import Trials, Verdict, paths
 
-PRELOADED = ["torch", "torchvision", "pytest", "numpy", "sympy", "networkx", "pydantic", "scipy.sparse", "rich", "hypothesis"]
+OPTIONS = ("-qq", "-s", "-p", "no:cacheprovider", "--no-header", "--no-summary", "--tb=line", f"--rootdir={ROOT}")
 
 
-def try_all(chosen: list[Mutation], jobs: int, deadline: float, done: dict[str, str], record: Path | None) -> None:
-    """Try mutants until the deadline, adding to ``done`` what caught each ("" for a survivor)."""
-    console = Console()
-    context = get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    for start in range(0, len(chosen), jobs):
-        if time.monotonic() > deadline:
-            return
-        with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
-            futures = {pool.submit(attempt, mutation): mutation for mutation in chosen[start : start + jobs]}
-            for future in as_completed(futures):
-                mutation = futures[future]
-                try:
-                    done[str(mutation)] = future.result()
-                except BrokenProcessPool:
-                    done[str(mutation)] = "crash"
-                console.print(f"{done[str(mutation)] or 'SURVIVED':16} {mutation}", markup=False, soft_wrap=True)
-        if record is not None:
-            record.write_text(json.dumps(done, indent=1) + "\n")
+def load(path: Path | None) -> dict[str, str]:
+    """A record, or an empty one."""
+    return json.loads(path.read_text()) if path is not None and path.exists() else {}
 
 
 def main() -> int:
-    """Parse the arguments, run, and print what caught how many."""
+    """Parse the arguments, run, and print what caught how many; 1 where a mutant survived that makes a difference."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=(__doc__ or "").split("\n\n")[1])
     parser.add_argument("--sample", type=int, default=10**6)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=10**6)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--only", default="", help="mutants with this in their names")
     parser.add_argument("--record", type=Path)
     arguments = parser.parse_args()
     record: Path | None = arguments.record
-    done: dict[str, str] = json.loads(record.read_text()) if record is not None and record.exists() else {}
-    chosen = [mutation for mutation in sample(arguments.sample, arguments.seed) if str(mutation) not in done]
-    try_all(chosen, arguments.jobs, time.monotonic() + arguments.minutes * 60, done, record)
+    names = {str(mutation) for file in TARGETS for mutation in mutations(file)}
+    done = {name: stage for name, stage in load(record).items() if name in names}
+    equal = load(record.with_name("equivalent.json")) if record is not None else {}
     console = Console()
-    total = sum(1 for file in TARGETS for _ in mutations(file))
+
+    def found(mutation: Mutation, verdict: Verdict) -> None:
+        done[str(mutation)] = verdict.stage
+        said = verdict.stage or f"SURVIVED {verdict.ran} tests, {len(verdict.changed)} changed"
+        console.print(f"{said:16} {mutation}", *verdict.changed[:3], markup=False, soft_wrap=True, highlight=False)
+        if record is not None:
+            record.write_text(json.dumps(done, indent=1) + "\n")
+
+    chosen = [m for m in sample(arguments.sample, arguments.seed) if str(m) not in done and arguments.only in str(m)]
+    if chosen:
+        trials = Trials(chosen, found, arguments.jobs, time.monotonic() + arguments.minutes * 60)
+        pytest.main([*paths(), *OPTIONS], plugins=[trials])
     table = Table("caught by", "mutants")
     for stage, number in Counter(done.values()).most_common():
         table.add_row(stage or "nothing", str(number))
     console.print(table)
-    caught = sum(1 for stage in done.values() if stage)
-    console.print(f"{caught} of {len(done)} caught; there are {total} mutants of {len(KINDS)} kinds in {len(TARGETS)} files.")
-    return 0 if caught == len(done) else 1
+    caught = {name for name, stage in done.items() if stage}
+    for name in equal:
+        if name in caught or name not in names:
+            console.print(f"not equivalent (any more): {name}", markup=False, soft_wrap=True)
+    console.print(
+        f"{len(caught)} of {len(done)} caught, and {len(set(done) & set(equal) - caught)} make no difference; "
+        f"there are {len(names)} mutants of {len(KINDS)} kinds in {len(TARGETS)} files."
+    )
+    return 0 if set(done) - caught == set(equal) & set(done) else 1
 
 
 if __name__ == "__main__":

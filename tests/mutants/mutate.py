@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ast
 import copy
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from random import Random
-from typing import Final, TypeAlias
+from types import CodeType
+from typing import Any, Final, NamedTuple, TypeAlias
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 
@@ -33,16 +37,21 @@ _ARITHMETIC: Final[dict[type[ast.operator], ast.operator]] = {
 
 @dataclass(frozen=True)
 class Mutation:
-    """One change: file (relative to the root), the place of the node in the walk of its tree, and what is done there."""
+    """One change: file (relative to the root), function (``Class.method``), the place of the node in the walk of the file's
+    functions, and what is done there. lines: first and last of the statement, or of its head. number: of those that read alike.
+    """
 
     file: str
+    function: str
     place: int
     kind: str
-    line: int
+    lines: tuple[int, int]
     text: str
+    number: int = 1
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.kind}: {self.text}"
+        repeat = f" ({self.number})" if self.number > 1 else ""
+        return f"{self.file}: {self.function}: {self.kind}: {self.text}{repeat}"
 
 
 #: Changes a shallow copy of a node, or says None where it does not apply.
@@ -120,22 +129,45 @@ KINDS: Final[dict[str, Change]] = {
 }
 
 
-def _functions(tree: ast.Module) -> list[ast.AST]:
+class _Site(NamedTuple):
+    node: ast.AST
+    function: str
+    lines: tuple[int, int]
+
+
+def _sites(tree: ast.Module) -> list[_Site]:
     """All nodes inside functions, in a fixed order; decorators and annotations are no part of what a rule does."""
-    found: list[ast.AST] = []
-    for function in ast.walk(tree):
-        if isinstance(function, ast.FunctionDef):
-            found += [node for statement in function.body for node in ast.walk(statement)]
-    return list(dict.fromkeys(found))
+    found: list[_Site] = []
+    for outer in tree.body:
+        prefix = f"{outer.name}." if isinstance(outer, ast.ClassDef) else ""
+        for function in outer.body if isinstance(outer, ast.ClassDef) else [outer]:
+            if isinstance(function, ast.FunctionDef):
+                for statement in function.body:
+                    found += [_Site(node, prefix + function.name, lines) for node, lines in _inside(statement, (0, 0))]
+    return found
+
+
+def _inside(node: ast.AST, lines: tuple[int, int]) -> Iterator[tuple[ast.AST, tuple[int, int]]]:
+    """A node and all below it, each with the lines of its statement; of one that has a body, those of its head."""
+    if isinstance(node, ast.stmt):
+        body: list[ast.stmt] = getattr(node, "body", [])
+        lines = node.lineno, body[0].lineno - 1 if body else (node.end_lineno or node.lineno)
+    yield node, lines
+    for child in ast.iter_child_nodes(node):
+        if isinstance(node, ast.AnnAssign) and child is node.annotation:
+            continue
+        yield from _inside(child, lines)
 
 
 def mutations(file: str) -> Iterator[Mutation]:
     """Every mutation of a file."""
-    tree = ast.parse((ROOT / file).read_text())
-    for place, node in enumerate(_functions(tree)):
+    seen: Counter[tuple[str, str, str]] = Counter()
+    for place, (node, function, lines) in enumerate(_sites(ast.parse((ROOT / file).read_text()))):
         for kind, change in KINDS.items():
             if change(copy.copy(node)) is not None:
-                yield Mutation(file, place, kind, getattr(node, "lineno", 0), ast.unparse(node).split("\n")[0][:100])
+                text = ast.unparse(node).split("\n")[0][:100]
+                seen[function, kind, text] += 1
+                yield Mutation(file, function, place, kind, lines, text, seen[function, kind, text])
 
 
 class _Replace(ast.NodeTransformer):
@@ -151,11 +183,32 @@ class _Replace(ast.NodeTransformer):
 def mutated(mutation: Mutation) -> ast.Module:
     """The tree of the file with this change."""
     tree = ast.parse((ROOT / mutation.file).read_text())
-    node = _functions(tree)[mutation.place]
+    node = _sites(tree)[mutation.place].node
     changed = KINDS[mutation.kind](copy.copy(node))
     assert changed is not None
     _Replace(node, ast.copy_location(changed, node)).visit(tree)
     return ast.fix_missing_locations(tree)
+
+
+def module_name(file: str) -> str:
+    """The name that a file is imported by."""
+    dotted = file.removesuffix(".py").replace("/", ".")
+    return dotted if dotted.startswith("graphprune.") else f"graphprune.{dotted}"
+
+
+def install(mutation: Mutation) -> None:
+    """Change the function where it is, in this process: whoever holds it, holds the changed one from now on."""
+    module = compile(mutated(mutation), str(ROOT / mutation.file), "exec")
+    found: Any = attrgetter(mutation.function)(sys.modules[module_name(mutation.file)])
+    function: Any = found.fget if isinstance(found, property) else found
+    function.__code__ = _code(module, mutation.function)
+
+
+def _code(inside: CodeType, name: str) -> CodeType:
+    """The code of a function of a compiled module."""
+    nested = [item for item in inside.co_consts if isinstance(item, CodeType)]
+    own = next((code for code in nested if code.co_qualname == name), None)
+    return own or _code(next(code for code in nested if code.co_qualname == name.partition(".")[0]), name)
 
 
 def sample(number: int, seed: int) -> list[Mutation]:

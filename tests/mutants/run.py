@@ -1,87 +1,242 @@
-"""Runs the tests on one mutant, in a process of its own into which the changed module is loaded."""
+"""Tries mutants on the tests, inside one run of pytest that has everything imported and every network of the zoo captured.
+
+First each test runs once, and it is written down which lines of the rules it runs and which analyses it asks for. A mutant is then
+tried in a fork, on the tests that run its line, the quickest first. A test that prunes whole networks runs only where the mutant
+changes one of its analyses: where it changes none, the test cannot fail.
+"""
 
 from __future__ import annotations
 
-import ast
-import contextlib
-import importlib.abc
-import importlib.util
-import io
+import gc
+import json
+import os
+import re
+import resource
 import signal
-import sys
-from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Final
 
-from tests.mutants.mutate import ROOT, Mutation, mutated
+import pytest
+from _pytest.runner import runtestprotocol
 
-#: What must catch a wrong rule after the tests of its own file, the quickest first.
+from tests.mutants.mutate import Mutation, install
+from tests.mutants.watch import Analysis, Lines, Recorder, lines_run
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Tests by where they are and a pattern of their names. direct: they ask the rules themselves, not only for analyses."""
+
+    name: str
+    path: str
+    part: str
+    direct: bool = False
+
+    def has(self, item: pytest.Item) -> bool:
+        """Whether a test belongs here."""
+        return item.nodeid.startswith(self.path) and re.search(self.part, item.name) is not None
+
+
+#: What must catch a wrong rule, the quickest first. No test that runs backwards: autograd does not outlive a fork.
 STAGES: Final = (
-    ("zoo: groups", ["tests/zoo", "-k", "groups_are"]),
-    ("zoo: plans", ["tests/zoo", "-k", "plans_are_exact and 0-"]),
-    ("random networks", ["tests/fuzz", "-k", "pruned_exactly"]),
+    Stage("tests of rules", "tests/passes/analysis/rules", "", direct=True),
+    Stage("tests of labels", "tests/graphprune/channels/test_labels.py", "", direct=True),
+    Stage("zoo: groups", "tests/zoo", "groups_are"),
+    Stage("zoo: plans", "tests/zoo", r"plans_are_exact\[.*-0\]"),
 )
-OPTIONS: Final = ("-x", "-q", "-p", "no:cacheprovider", "--no-header")
-LIMIT: Final = 15  # CPU seconds of one test; a mutant that loops for ever is caught, too
+LIMIT: Final = 3.0  # CPU seconds of one test or analysis, and 20 times what it takes; what loops for ever is caught, too
+EVERY: Final = 10  # one in so many tests of whole networks runs twice without a mutant
+MEMORY: Final = 4 << 30  # bytes that a mutant may ask for
 
 
-def module_name(file: str) -> str:
-    """The name that a file is imported by."""
-    dotted = file.removesuffix(".py").replace("/", ".")
-    return dotted if dotted.startswith("graphprune.") else f"graphprune.{dotted}"
+@dataclass
+class Test:
+    """A test of a stage: the lines of the rules that it runs, the analyses that it asks for, and seconds of the CPU."""
+
+    item: pytest.Item
+    stage: int
+    lines: Lines
+    analyses: list[Analysis]
+    seconds: float
 
 
-def own_tests(file: str) -> list[tuple[str, list[str]]]:
-    """The tests that mirror a file, if there are any."""
-    folder = "tests/passes/analysis" if file.startswith("passes/analysis/rules") else f"tests/{Path(file).parent}"
-    mirror = f"{folder}/test_{Path(file).name}"
-    return [("its own tests", [mirror])] if (ROOT / mirror).exists() else []
+@dataclass(frozen=True)
+class Verdict:
+    """stage: that caught a mutant, or "". ran: tests that run its line. changed: of these, tests with another analysis."""
+
+    stage: str
+    ran: int = 0
+    changed: tuple[str, ...] = ()
 
 
-class Changed(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Loads one module from a tree instead of its file."""
+class Trials:
+    """A plugin of pytest that tries mutants in place of running the tests.
 
-    def __init__(self, name: str, tree: ast.Module, file: str) -> None:
-        self.name, self.tree, self.file = name, tree, file
+    chosen: the mutants. found: told each verdict as it is known. jobs: mutants at a time. deadline: of ``time.monotonic``, after
+    which none is begun.
+    """
 
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        """A spec for this module alone."""
-        return importlib.util.spec_from_loader(name, self, origin=self.file) if name == self.name else None
+    def __init__(self, chosen: Iterable[Mutation], found: Callable[[Mutation, Verdict], None], jobs: int, deadline: float) -> None:
+        self.chosen, self.found, self.jobs, self.deadline = chosen, found, jobs, deadline
 
-    def exec_module(self, module: ModuleType) -> None:
-        """Run the changed code."""
-        module.__file__ = self.file
-        exec(compile(self.tree, self.file, "exec"), module.__dict__)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Run each test once, then try the mutants."""
+        tests = prepared(session.items)
+        gc.collect()
+        gc.freeze()
+        unfit = Fork(lambda: control(tests)).verdict()
+        assert not unfit.stage, f"without a mutant, what is caught is {unfit.stage}"
+        running: deque[tuple[Mutation, Fork]] = deque()
+        for mutation in self.chosen:
+            if time.monotonic() > self.deadline:
+                break
+            if len(running) == self.jobs:
+                self._finish(*running.popleft())
+            running.append((mutation, Fork(partial(attempt, mutation, tests))))
+        for pair in running:
+            self._finish(*pair)
+        return True
 
-
-def attempt(mutation: Mutation) -> str:
-    """The stage that catches a mutant, or "" for none. The module must not have been imported in this process."""
-    import pytest
-
-    assert not any(name == "graphprune" or name.startswith("graphprune.") for name in sys.modules), "use a fresh process"
-    signal.signal(signal.SIGPROF, _too_long)
-    sys.meta_path.insert(0, Changed(module_name(mutation.file), mutated(mutation), str(ROOT / mutation.file)))
-    for stage, arguments in (*own_tests(mutation.file), *STAGES):
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            code = pytest.main([*arguments, *OPTIONS, f"--rootdir={ROOT}"], plugins=[Limit()])
-        if code != pytest.ExitCode.OK:
-            return stage
-    return ""
-
-
-def _too_long(*_: Any) -> None:
-    raise TimeoutError(f"a test took {LIMIT} seconds")
+    def _finish(self, mutation: Mutation, fork: Fork) -> None:
+        self.found(mutation, fork.verdict())
 
 
-class Limit:
-    """A plugin of pytest: each test gets so much time of the CPU."""
+def paths() -> list[str]:
+    """What pytest has to collect."""
+    return list(dict.fromkeys(stage.path for stage in STAGES))
 
-    def pytest_runtest_setup(self) -> None:
-        """Start the clock."""
-        signal.setitimer(signal.ITIMER_PROF, LIMIT)
 
-    def pytest_runtest_teardown(self) -> None:
-        """Stop it."""
+def forget() -> None:
+    """Analyses that the zoo remembers are made again."""
+    from tests.zoo.test_zoo import subject
+
+    subject.cache_clear()
+
+
+def prepared(items: Iterable[pytest.Item]) -> list[Test]:
+    """Every test of a stage that passes without a mutant, in the order in which it is to be tried."""
+    recorder = Recorder()
+    recorder.install()
+    tests = []
+    for item in items:
+        stage = next((index for index, stage in enumerate(STAGES) if stage.has(item)), None)
+        if stage is None:
+            continue
+        lines: Lines = set()
+        recorder.found = {}
+        forget()
+        start = time.process_time()
+        if STAGES[stage].direct:
+            with lines_run(lines):
+                passed = passes(item)
+        else:
+            passed = passes(item)
+        assert passed is not False, f"{item.nodeid} fails without a mutant"
+        analyses = sorted(recorder.found.values(), key=lambda analysis: analysis.seconds)
+        lines |= {line for analysis in analyses for line in analysis.lines}
+        if passed and lines:
+            tests.append(Test(item, stage, lines, analyses, time.process_time() - start))
+    forget()
+    return sorted(tests, key=lambda test: (test.stage, test.seconds))
+
+
+def passes(item: pytest.Item) -> bool | None:
+    """Whether a test passes; None when it is skipped."""
+    reports = runtestprotocol(item, log=False)
+    return None if any(report.skipped for report in reports) else not any(report.failed for report in reports)
+
+
+def control(tests: list[Test]) -> Verdict:
+    """The negative twin of all mutants: with no change, no analysis is another and no test fails when it runs again."""
+    for number, test in enumerate(tests):
+        if any(analysis.changed() for analysis in test.analyses):
+            return Verdict(f"the analysis of {test.item.name}")
+        if (STAGES[test.stage].direct or number % EVERY == 0) and not passes(test.item):
+            return Verdict(test.item.name)
+    return Verdict("")
+
+
+def attempt(mutation: Mutation, tests: list[Test]) -> Verdict:
+    """Whether a test catches a mutant, in a process that is given up afterwards."""
+    install(mutation)
+    lines = {(mutation.file, line) for line in range(mutation.lines[0], mutation.lines[1] + 1)}
+    ran = [test for test in tests if test.lines & lines]
+    known: dict[int, bool] = {}
+    changed = []
+    for test in ran:
+        if not STAGES[test.stage].direct:
+            if not any(_changed(analysis, known) for analysis in test.analyses if analysis.lines & lines):
+                continue
+            changed.append(test.item.name)
+        with suppress(TimeoutError), limited(test.seconds):
+            if passes(test.item):
+                continue
+        return Verdict(STAGES[test.stage].name)
+    return Verdict("", len(ran), tuple(changed))
+
+
+def _changed(analysis: Analysis, known: dict[int, bool]) -> bool:
+    if id(analysis) not in known:
+        with suppress(TimeoutError), limited(analysis.seconds):
+            known[id(analysis)] = analysis.changed()
+    return known.setdefault(id(analysis), True)
+
+
+class limited:
+    """Raises TimeoutError after LIMIT seconds of the CPU, or twenty times as many as this takes."""
+
+    def __init__(self, seconds: float, least: float = LIMIT) -> None:
+        self.seconds = max(least, 20 * seconds)
+
+    def __enter__(self) -> None:
+        signal.signal(signal.SIGPROF, self._raise)
+        signal.setitimer(signal.ITIMER_PROF, self.seconds)
+
+    def __exit__(self, *_: Any) -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)
+
+    def _raise(self, *_: Any) -> None:
+        raise TimeoutError(f"this took {self.seconds:.0f} seconds")
+
+
+class Fork:
+    """A child that is asked something. It may use so much memory, and write nothing."""
+
+    def __init__(self, ask: Callable[[], Verdict]) -> None:
+        self._reader, writer = os.pipe()
+        self._child = os.fork()
+        if not self._child:
+            _answer(ask, self._reader, writer)
+        os.close(writer)
+
+    def verdict(self) -> Verdict:
+        """The answer, once it is there; the stage is "crash" where the child did not live to give one."""
+        with os.fdopen(self._reader) as pipe:
+            text = pipe.read()
+        os.waitpid(self._child, 0)
+        if not text:
+            return Verdict("crash")
+        stage, ran, changed = json.loads(text)
+        return Verdict(stage, ran, tuple(changed))
+
+
+def _answer(ask: Callable[[], Verdict], reader: int, writer: int) -> None:
+    code = 1
+    try:
+        os.close(reader)
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        verdict = ask()
+        os.write(writer, json.dumps([verdict.stage, verdict.ran, verdict.changed[:20]]).encode())
+        code = 0
+    finally:
+        os._exit(code)

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.checking import Analysed, analyse, check_plan, max_error, run
+from graphprune.ir.program import Program
+from graphprune.tracing import capture
+from tests.checking import Analysed, analyse, check_plan, grouped, max_error, run
 from tests.zoo import (
     across_channels,
     attention,
@@ -57,11 +59,19 @@ def names_and_sizes(groups: list[tuple[str, int]]) -> dict[str, int]:
 
 
 @cache
-def subject(name: str) -> tuple[Case, Analysed]:
-    """A structure, analysed once for all of its tests (none may change it)."""
+def captured(name: str) -> tuple[Case, Any, Program]:
+    """A structure, its inputs and its capture, which no rule has a part in."""
     torch.manual_seed(0)
     case = CASES[name]()
-    return case, analyse(case.model, case.inputs(2), policy=case.policy)
+    inputs = case.inputs(2)
+    return case, inputs, capture(case.model, inputs)
+
+
+@cache
+def subject(name: str) -> tuple[Case, Analysed]:
+    """A structure, analysed once for all of its tests (none may change it)."""
+    case, inputs, program = captured(name)
+    return case, grouped(case.model, inputs, program, policy=case.policy)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,14 +1,14 @@
 """What is promised, how it is tested, and what the last run of these tests found.
 
     pip install -e ".[test]"
-    python docs/benchmarks/trust/run.py --minutes 20 --mutants 60
+    python docs/benchmarks/trust/run.py --minutes 20
 
 Five runs, each with a record beside this file. *zoo*: the small structures of ``tests/zoo`` under pytest. *failures*: commands that
 are killed, interrupted, and short of room or memory (``tests/failure``). *fuzz*: random networks (``python -m tests.fuzz``) for so
-many minutes, counted on from the seeds of the record. *mutants*: a sample of wrong rules (``python -m tests.mutants``) that is not
-in the record yet. *hostile*: so many damaged and hostile files (``python -m tests.hostile``), counted on. Then ``README.md`` is
-written from the records; with ``--minutes 0``, ``--mutants 0``, ``--files 0``, ``--no-zoo`` or ``--no-failures`` from what was run
-before. ``--afresh`` forgets the records.
+many minutes, counted on from the seeds of the record. *mutants*: so many wrong rules (``python -m tests.mutants``) that are not
+in the record yet; those that make no difference stand in ``equivalent.json``, with the reasons. *hostile*: so many damaged and
+hostile files (``python -m tests.hostile``), counted on. Then ``README.md`` is written from the records; with ``--minutes 0``,
+``--mutants 0``, ``--files 0``, ``--no-zoo`` or ``--no-failures`` from what was run before. ``--afresh`` forgets the records.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
+EQUIVALENT = HERE / "equivalent.json"
 ZOO, FAILURES, FUZZ, MUTANTS, HOSTILE = (HERE / f"{name}.json" for name in ("zoo", "failures", "fuzz", "mutants", "hostile"))
 
 
@@ -148,7 +149,9 @@ def rows(zoo: dict[str, Any], survived: dict[str, Any], fuzz: dict[str, Any], mu
             if ran:  # the page says only what was run
                 made.append(f"| {promise} | {name}, `{test}`: {how} | {passed} of {ran} passed |")
     caught = sum(1 for stage in mutants.values() if stage)
-    made.append(f"| A wrong rule does not pass | mutants: rules changed on purpose | {caught} of {len(mutants)} caught |")
+    same = len(load(EQUIVALENT).keys() & mutants.keys())
+    found = f"{caught} of {len(mutants) - same} caught; {same} more make no difference"
+    made.append(f"| A wrong rule does not pass | mutants: rules changed on purpose | {found} |")
     hostile = load(HOSTILE)
     return [*made, files_row(hostile)] if hostile else made
 
@@ -169,7 +172,9 @@ def page() -> str:
     """The page, from the records."""
     zoo, failed, fuzz, mutants = load(ZOO), load(FAILURES), load(FUZZ), load(MUTANTS)
     counts: Counter[str] = Counter(fuzz.get("counts", {}))
-    survivors = "\n".join(f"- `{name}`" for name, stage in mutants.items() if not stage) or "None."
+    same: dict[str, str] = load(EQUIVALENT)
+    survivors = "\n".join(f"- `{name}`" for name, stage in mutants.items() if not stage and name not in same) or "None."
+    reasons = "\n".join(f"- {number}: {reason}" for reason, number in Counter(same.values()).most_common())
     stages = Counter(stage for stage in mutants.values() if stage).most_common()
     caught, by = sum(number for _, number in stages), ", ".join(f"{number} by {stage}" for stage, number in stages) or "none"
     failures = "\n".join(f"- seed {seed}: {text}" for seed, text in fuzz.get("failures", {}).items())
@@ -193,8 +198,12 @@ outputs (`tests/fuzz`). {reach(counts)}
 
 ## Wrong rules
 
-Of a sample of {len(mutants)} changes to the rules of operators and to the algebra of labels,
-{percent(caught, len(mutants))} were caught ({by}). Each survivor is a check that is missing, or a change that makes no difference:
+Of {len(mutants)} changes to the rules of operators and to the algebra of labels, {caught} were caught ({by}), and {len(same)}
+make no difference to what a plan may remove, costs or computes (`equivalent.json` names them):
+
+{reasons}
+
+Every other survivor is a check that is missing:
 
 {survivors}
 """
@@ -204,7 +213,7 @@ def main() -> None:
     """Run what was asked for, and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument("--mutants", type=int, default=60)
+    parser.add_argument("--mutants", type=int, default=10_000)
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--no-zoo", action="store_true")
     parser.add_argument("--no-failures", action="store_true")

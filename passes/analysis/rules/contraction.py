@@ -64,13 +64,6 @@ def _varies(fields: list[Field], axis: int) -> bool:
     return any(field.shape[axis] > 1 for field in fields)
 
 
-def _repeated(value: Value, heads: int) -> Value:
-    """Keys or values of grouped queries, each head repeated for all of its query heads."""
-    axis, times = len(value.shape) - 3, heads // value.shape[-3]
-    fields = (np.repeat(field, times, axis) if field.shape[axis] > 1 else field for field in value.fields)
-    return Value((*value.shape[:axis], heads, *value.shape[axis + 1 :]), tuple(fields))
-
-
 @rule("mv", "dot", "vdot")
 def vector_product(call: Call) -> None:
     """``out[m] = sum_k a[m, k] b[k]``: as a matrix product with one column."""
@@ -81,8 +74,6 @@ def vector_product(call: Call) -> None:
 
 
 @rule(
-    "scaled_dot_product_attention",
-    "_scaled_dot_product_attention_math",
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_efficient_attention",
@@ -93,7 +84,8 @@ def attention(call: Call) -> None:
     """``out[.., l, e] = sum_s softmax_s(sum_d q[.., l, d] k[.., s, d] * scale + bias) v[.., s, e]``.
 
     d is tied between q and k (the implicit scale ``d ** -0.5`` is pinned to the original's by the rewriter), batch and
-    head axes are tied among all, e passes from v to the output. s and l cannot shrink.
+    head axes are tied among all, e passes from v to the output. s and l cannot shrink. (What repeats keys for several queries is
+    no such operator: torch takes it apart.)
     """
     query, key, value = (call.value(t) for t in call.args[:3])
     rank = len(query.shape)
@@ -103,9 +95,7 @@ def attention(call: Call) -> None:
     why = call.reason("attended together with a tensor that cannot shrink")
     call.space.match(q_inner, k_inner, why)
     call.space.match(v_inner, None, why)
-    heads = query.shape[-3] if rank > 2 else 1
     operands = [Value(v.shape, tuple(fields)) for v, fields in ((query, q_rest), (key, k_rest), (value, v_rest))]
-    operands = [_repeated(v, heads) if call.arg("enable_gqa") else v for v in operands]
     mask = call.arg("attn_mask", call.arg("attn_bias"))
     if mask is not None:
         bias = call.value(mask)

@@ -38,7 +38,7 @@ def convolution(call: Call) -> None:
     inputs, weight = call.args[0], call.args[1]
     call.check_dtypes(inputs, weight)
     source, kernel = call.value(inputs), call.value(weight)
-    transposed, groups = bool(call.arg("transposed", False)), int(call.arg("groups", 1))
+    transposed, groups = bool(call.arg("transposed", False)), int(call.arg("groups"))
     batch, channels = channel_labels(call, source)
     kernel_why = call.reason(KERNEL)
     kernel = _kernel(call, kernel, 1 if transposed else 0)
@@ -74,7 +74,7 @@ def _kernel(call: Call, kernel: Value, out_axis: int) -> Value:
     fields = []
     for field in kernel.fields:
         axes = axes_of(field)
-        axis = next((a for a in (out_axis, 1 - out_axis) if a in axes), axes[0])
+        axis = out_axis if out_axis in axes else axes[0]
         fields.append(call.space.restrict(field, [axis], why) if len(axes) > 1 else field)
     return Value(kernel.shape, tuple(field for field in fields if field is not None))
 

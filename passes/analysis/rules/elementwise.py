@@ -37,7 +37,7 @@ def same(call: Call) -> None:
 def glu(call: Call) -> None:
     """``out = a * sigmoid(b)`` with a and b the halves of one axis: labels at equal positions of the halves are tied."""
     source = call.value(call.args[0])
-    axis = call.arg("dim", -1) % len(source.shape)
+    axis = call.arg("dim") % len(source.shape)
     fields = []
     for field in source.fields:
         if field.shape[axis] > 1:

@@ -131,7 +131,7 @@ def weight_norm(call: Call) -> None:
     What is removed adds nothing to a norm, as when it is masked to zero.
     """
     direction, length = (call.value(tensor) for tensor in call.args[:2])
-    axis = call.arg("dim", 0) % len(direction.shape)
+    axis = call.arg("dim") % len(direction.shape)
     why = call.reason("scaled by a tensor that cannot shrink")
     call.space.match(direction.vector(axis), length.vector(axis), why)
     call.set(direction.fields)

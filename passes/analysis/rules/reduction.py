@@ -63,12 +63,8 @@ def total(call: Call) -> None:
 def statistic(call: Call) -> None:
     """A mean, variance or extremum over axes: taken over the kept channels, and noted as a changed statistic.
 
-    ``max``/``min`` of two tensors are element-wise. Where the indices of a ``max`` are read, its axis must stay.
+    Where the indices of a ``max`` are read, its axis must stay.
     """
-    tensors = list(call.inputs())
-    if len(tensors) == 2:
-        call.set(call.join())
-        return
     if len(call.outputs) == 2 and call.name in ("aten::max", "aten::min") and call.is_read(1):
         _positional(call)
         return
@@ -79,9 +75,8 @@ def statistic(call: Call) -> None:
 def _positional(call: Call) -> None:
     """Positions or orders along axes: those axes must stay, the others pass."""
     value = call.value(call.args[0])
-    sorting = call.name in ("aten::sort", "aten::topk", "aten::argsort")
     rank = len(value.shape)
-    dims = call.arg("dim", -1 if sorting else None)
+    dims = call.arg("dim")
     reduced = set(range(rank)) if dims is None else {int(d) % rank for d in (dims if isinstance(dims, Sequence) else [dims])}
     why = call.reason("ordered or indexed along its axis")
     fields = [call.space.restrict(f, set(axes_of(f)) - reduced, why) for f in value.fields]

@@ -26,9 +26,6 @@ def per_channel(call: Call) -> None:
     rank = len(value.shape)
     space = int(next(c for c in call.name.partition("::")[2] if c.isdigit() and c != "0"))
     axis = rank - space - 1
-    if axis < 0:
-        call.freeze_inputs("pooled without a channel axis")
-        return
     batch, vector = channel_labels(call, value, axis)
     for index, output in enumerate(call.outputs):
         fields: list[Field] = [*batch] if vector is None else [*batch, along(vector, axis, output.dim())]

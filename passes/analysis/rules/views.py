@@ -105,18 +105,15 @@ def _without(call: Call, fields: Sequence[Field], axis: int, text: str) -> list[
     return [field for field in kept if field is not None]
 
 
-@rule("slice", "narrow")
+@rule("slice")
 def slice_(call: Call) -> None:
     """``out = x[start:end:step]`` on one axis: the labels in that range.
 
     With a step, runs of ``step`` neighbours go together: what is kept is then found with the same step.
     """
     source = call.value(call.args[0])
-    axis = call.arg("dim", 0) % len(source.shape)
-    if call.func._schema.name == "aten::narrow":
-        start, end, step = call.args[2], call.args[2] + call.args[3], 1
-    else:
-        start, end, step = call.arg("start"), call.arg("end"), call.arg("step", 1)
+    axis = call.arg("dim") % len(source.shape)
+    start, end, step = call.arg("start"), call.arg("end"), call.arg("step")
     if call.open_bounds and tuple(source.shape) != call.shape():
         call.set(_without(call, source.fields, axis, "sliced to a size that varies between calls"))
         return
@@ -138,7 +135,7 @@ def _cut(field: Field, window: list[slice], axis: int) -> Field:
 def split(call: Call) -> None:
     """Consecutive ranges of one axis: each part takes the labels in its range."""
     source = call.value(call.args[0])
-    axis = call.arg("dim", 0) % len(source.shape)
+    axis = call.arg("dim") % len(source.shape)
     start = 0
     for index, part in enumerate(call.outputs):
         size = part.shape[axis]
@@ -182,7 +179,7 @@ def cat(call: Call) -> None:
     """Label vectors are concatenated along the axis and tied along the others; a part without labels cannot shrink."""
     tensors = [t for t in call.args[0] if t.numel() or t.dim() > 1]
     rank = len(call.shape())
-    axis = call.arg("dim", 0) % rank
+    axis = call.arg("dim") % rank
     fixed_part = call.reason("concatenated beside a tensor that cannot shrink")
     values = [_narrowed_at(call, call.value(t), axis) for t in tensors]
     others = _other_axes(call, values, axis)
@@ -220,7 +217,7 @@ def _other_axes(call: Call, values: Sequence[Value], axis: int) -> tuple[Field, 
 @rule("stack")
 def stack(call: Call) -> None:
     """A new axis of fixed length; labels of the parts are tied at equal positions."""
-    axis = call.arg("dim", 0) % len(call.shape())
+    axis = call.arg("dim") % len(call.shape())
     values = [call.value(t) for t in call.args[0]]
     why = call.reason("stacked beside a tensor that cannot shrink")
     fields = call.space.join(settled(call, values, len(values[0].shape)), values[0].shape, why)

@@ -100,6 +100,9 @@ def observe(function: Callable[..., Any], *, policy: Any = None, x: Any = None, 
             module.register_buffer(name, tensor)
     program = capture(module, torch.zeros(1) if x is None else x)
     trace = propagate(program, make_policy(dict(policy or {}), {}))
+    assert all(field.ndim == len(value.shape) for _, value in trace.operands for field in value.fields), (
+        "a field has its tensor's rank"
+    )
     output = next(node for node in program.module.graph.nodes if node.op == "output")
     results = [leaf for leaf in _leaves(trace.values[output.name]) if isinstance(leaf, Value)]
     return Seen(trace, results, {name: tuple(t.shape) for name, t in tensors.items()})

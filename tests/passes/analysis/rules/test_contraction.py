@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from graphprune.channels.labels import axes_of
 from tests.passes.analysis.rules.observing import Seen, observe
 
 Function = Callable[..., Any]
@@ -124,6 +125,101 @@ def test_an_attention_bias_of_data_per_head_freezes_the_heads() -> None:
     assert not free.frozen & set(free.atoms("q", 1))
 
 
+def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention as exported programs have it: one operator, where capture sees its parts."""
+    made: Tensor = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask)[0]
+    return made
+
+
+def _in_parts(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def _heads(t: Tensor) -> Tensor:
+    return t.view(1, -1, 3, 4).transpose(1, 2)
+
+
+#: Layouts of attention: what is done to each operand first, and the operands' shapes. Of one sample: parts merge samples and heads.
+ATTENDED: dict[str, tuple[Function, dict[str, tuple[int, ...]]]] = {
+    "heads apart": (lambda t: t, {"q": (1, 3, 5, 4), "k": (1, 3, 6, 4), "v": (1, 3, 6, 7)}),
+    "heads of one axis": (_heads, {"q": (1, 5, 12), "k": (1, 6, 12), "v": (1, 6, 12)}),
+    "a mask of heads": (_heads, {"q": (1, 5, 12), "k": (1, 6, 12), "v": (1, 6, 12), "mask": (1, 3, 5, 6)}),
+    "a mask of heads alone": (lambda t: t, {"q": (1, 3, 5, 4), "k": (1, 3, 6, 4), "v": (1, 3, 6, 7), "mask": (3, 1, 1)}),
+    "a mask of places": (lambda t: t, {"q": (1, 3, 5, 4), "k": (1, 3, 6, 4), "v": (1, 3, 6, 7), "mask": (5, 6)}),
+    "values of data": (lambda t: t, {"q": (1, 3, 5, 4), "k": (1, 3, 6, 4), "x": (1, 3, 6, 7)}),
+    "keys of data": (lambda t: t, {"q": (1, 3, 5, 4), "x": (1, 3, 6, 4), "v": (1, 3, 6, 7)}),
+}
+
+
+def _places(seen: Seen) -> dict[int, tuple[str, int, int]]:
+    """Operand, axis and index of each atom of an operand."""
+    known: dict[int, tuple[str, int, int]] = {}
+    for name, value in seen.trace.parameters.items():
+        for field in value.fields:
+            (axis,) = axes_of(field)
+            known |= {int(atom): (name, axis, index) for index, atom in enumerate(field.ravel())}
+    return known
+
+
+def _said(seen: Seen) -> dict[str, Any]:
+    """What may go together, what must stay, the labels of the result and the cost, by places in operands; not those of queries."""
+    known = _places(seen)
+    queries = {("q", len(seen.shapes["q"]) - 2 if len(seen.shapes["q"]) == 4 else 1)}
+    queries |= {("mask", len(seen.shapes.get("mask", ())) - 2)}
+    named = {atom: place for atom, place in known.items() if place[:2] not in queries}
+    whole = {atom: frozenset(named[a] for a in group if a in named) for group in seen.classes for atom in group}
+    free = {atom for atom in named if atom not in seen.frozen}
+    result = [field for value in seen.results for field in value.fields if 2 not in axes_of(field)]
+    return {
+        "together": {whole.get(atom, frozenset([named[atom]])) for atom in free},
+        "result": {axes_of(f): [a in seen.frozen or whole.get(a, named.get(a)) for a in f.ravel().tolist()] for f in result},
+        "macs": seen.macs(),
+    }
+
+
+@pytest.mark.parametrize("heads", ["whole", "head_dim"])
+@pytest.mark.parametrize("name", ATTENDED)
+def test_fused_attention_is_what_its_parts_are(name: str, heads: str) -> None:
+    """The parts are products and a softmax; the whole freezes the queries' tokens, too."""
+    prepare, shapes = ATTENDED[name]
+    tensors: dict[str, Any] = {key: torch.randn(shape) for key, shape in shapes.items()}
+
+    def run(attention: Function) -> Seen:
+        def function(**given: Tensor) -> Any:
+            ready = {key: t if key == "mask" else prepare(t) for key, t in given.items()}
+            return attention(ready["q"], ready.get("k", ready.get("x")), ready.get("v", ready.get("x")), ready.get("mask"))
+
+        return observe(function, policy={"heads": heads}, **tensors)
+
+    assert _said(run(_fused)) == _said(run(_in_parts))
+
+
+def test_fused_attention_of_several_samples() -> None:
+    """Samples are shared by all three, as heads are; other results than the first are none that labels go through."""
+    given = {"q": torch.randn(2, 3, 5, 4), "k": torch.randn(2, 3, 6, 4), "v": torch.randn(2, 3, 6, 7)}
+    operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    seen = observe(lambda q, k, v: operator(q, k, v), **given)
+    axes = [(("q", 0), ("k", 0), ("v", 0)), (("q", 1), ("k", 1), ("v", 1)), (("q", 3), ("k", 3))]
+    assert {group for group in seen.classes if not group & seen.frozen} == {pair for each in axes for pair in pairs(seen, *each)}
+    assert [axes_of(field) for field in seen.results[0].fields] == [(0,), (1,), (3,)] and not seen.results[1].fields
+    assert seen.macs() == 2 * 3 * 5 * 6 * (4 + 7)
+    assert [sum(not isinstance(factor, int) for factor in term.factors) for term in seen.trace.macs] == [3, 3]
+
+
+def test_values_of_one_flat_axis_stay_where_their_places_would_have_to_go() -> None:
+    given = {"q": torch.randn(1, 3, 5, 4), "k": torch.randn(1, 3, 6, 4), "v": torch.randn(126)}
+    seen = observe(lambda q, k, v: _fused(q, k, v.view(1, 3, 6, 7)), policy={"heads": "head_dim"}, **given)
+    assert set(seen.atoms("v", 0)) <= seen.frozen
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 6), (1, 3, 5, 6)])
+def test_a_mask_of_data_per_head_freezes_the_heads_of_fused_attention(shape: tuple[int, ...]) -> None:
+    given = {"q": torch.randn(2, 3, 5, 4), "k": torch.randn(2, 3, 6, 4), "v": torch.randn(2, 3, 6, 7)}
+    seen = observe(lambda x, q, k, v: _fused(q, k, v, x), x=torch.randn(shape), **given)
+    assert seen.frozen >= {atom for name in "qkv" for atom in seen.atoms(name, 1)}
+    assert not seen.frozen & {*seen.atoms("q", 0), *seen.atoms("q", 3), *seen.atoms("v", 3)}
+
+
 def test_a_bilinear_product_ties_each_operand_to_its_axis_of_the_weight() -> None:
     """``out[n, o] = sum_ij x[n, i] w[o, i, j] y[n, j]``."""
     given = {"p": torch.randn(2, 3), "q": torch.randn(2, 4), "w": torch.randn(5, 3, 4)}
@@ -132,6 +228,11 @@ def test_a_bilinear_product_ties_each_operand_to_its_axis_of_the_weight() -> Non
     wanted = {frozenset(pair) for one, other in pairs for pair in zip(seen.atoms(*one), seen.atoms(*other), strict=True)}
     assert seen.classes == wanted and not seen.frozen
     assert seen.result_atoms(1) == seen.atoms("w", 0) and seen.macs() == 2 * 3 * 4 * 5
+
+
+def test_a_bilinear_product_with_data_counts_their_axes_at_full_size() -> None:
+    seen = observe(lambda x, w: F.bilinear(x, x, w), x=torch.randn(2, 3), w=torch.randn(5, 3, 3))
+    assert seen.macs() == 2 * 5 * 3 * 3 and seen.result_atoms(1) == seen.atoms("w", 0)
 
 
 def test_products_of_heads_by_positions() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.ops import deform_conv2d
 
 from tests.passes.analysis.rules.observing import Seen, observe
 
@@ -103,3 +104,39 @@ def test_a_batch_that_is_folded_with_channels_keeps_to_the_channels() -> None:
     seen = observe(lambda t, w: F.conv2d(t.view(1, 4, 3, 3), w), t=torch.randn(36), w=torch.randn(2, 4, 1, 1))
     atoms = seen.atoms("t", 0)
     assert seen.classes == {frozenset([*atoms[c * 9 : c * 9 + 9], seen.atoms("w", 1)[c]]) for c in range(4)}
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 5), (1, 4, 5)])
+@pytest.mark.parametrize("function", [F.conv1d, F.conv_transpose1d])
+def test_a_kernel_of_one_flat_axis_goes_by_its_outputs_or_else_by_its_inputs(function: Callable[..., Any], shape: Any) -> None:
+    channels = shape[0 if "transpose" in function.__name__ else 1]
+    seen = observe(lambda x, w: function(x, w.view(shape)), x=torch.randn(1, channels, 9), w=torch.randn(20))
+    atoms = seen.atoms("w", 0)
+    assert seen.classes == {frozenset(atoms[5 * i : 5 * i + 5]) for i in range(4)}
+
+
+@pytest.mark.parametrize(("function", "out_axis"), [(F.conv1d, 0), (F.conv_transpose1d, 1)])
+def test_a_kernel_of_one_flat_axis_goes_by_its_outputs_where_it_has_several(function: Callable[..., Any], out_axis: int) -> None:
+    seen = observe(lambda x, w: function(x, w.view(4, 3, 5)), x=torch.randn(1, 4 if out_axis else 3, 9), w=torch.randn(60))
+    table = torch.tensor(seen.atoms("w", 0)).view(4, 3, 5).movedim(out_axis, 0).flatten(1)
+    assert seen.classes == {frozenset(row) for row in table.tolist()} and not seen.frozen & set(table.flatten().tolist())
+
+
+def test_products_of_a_transposed_convolution_are_counted_from_its_inputs() -> None:
+    seen = observe(lambda x, w: F.conv_transpose2d(x, w, stride=2), x=torch.randn(2, 6, 5, 5), w=torch.randn(6, 4, 3, 3))
+    assert seen.macs() == 2 * 5 * 5 * 6 * 4 * 3 * 3
+
+
+@pytest.mark.parametrize("inputs", [1, 6])
+def test_products_of_a_deformable_convolution_follow_both_widths(inputs: int) -> None:
+    def call(x: torch.Tensor, w: torch.Tensor) -> Any:
+        return deform_conv2d(x, torch.zeros(1, 18, 5, 5, dtype=x.dtype), w, padding=1)
+
+    seen = observe(call, x=torch.randn(1, inputs, 5, 5), w=torch.randn(4, inputs, 3, 3))
+    assert seen.macs() == 25 * 9 * 4 * inputs
+    (term,) = seen.trace.macs
+    assert sum(not isinstance(factor, int) for factor in term.factors) == (1 if inputs == 1 else 2)
+    seen = observe(lambda x, w: call(x, w.view(4, 6, 3, 3)), x=torch.randn(1, 6, 5, 5), w=torch.randn(216))
+    atoms = seen.atoms("w", 0)
+    assert {group & set(atoms) for group in seen.classes} == {frozenset(atoms[54 * i : 54 * i + 54]) for i in range(4)}
+    assert observe(call, x=torch.randn(1, 6, 5, 5), w=torch.randn(1, 6, 3, 3)).macs() == 25 * 9 * 6

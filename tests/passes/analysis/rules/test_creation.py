@@ -23,6 +23,10 @@ def test_constants_are_tied_to_what_they_meet_and_hold_nothing_back(function: Ca
     assert seen.result_atoms(-1) is not None
 
 
+def test_an_axis_of_size_one_has_no_label() -> None:
+    assert not observe(lambda t: t + torch.zeros(1, 6), t=torch.randn(6)).frozen
+
+
 @pytest.mark.parametrize("function", [torch.zeros_like, torch.ones_like, lambda t: torch.full_like(t, 2.0), torch.rand_like])
 def test_likenesses_have_the_labels_of_their_model(function: Callable[[Tensor], Tensor]) -> None:
     seen = observe(lambda t: function(t), t=torch.randn(3, 6))

@@ -138,3 +138,22 @@ def test_glu_ties_the_halves_of_its_axis(dim: int) -> None:
     half = len(atoms) // 2
     assert seen.classes == {frozenset([atoms[i], atoms[i + half]]) for i in range(half)}
     assert seen.result_atoms(dim % 2) == atoms[:half] and not seen.frozen
+
+
+@pytest.mark.parametrize("heads", ["whole", "head_dim"])
+def test_heads_meet_a_tensor_of_higher_rank(heads: str) -> None:
+    """What is tied are heads; by policy ``head_dim`` positions go, and the other tensor's heads must stay."""
+    seen = observe(lambda t, m: t.view(3, 4) * m, policy={"heads": heads}, t=torch.randn(12), m=torch.randn(2, 3, 1))
+    atoms, other = seen.atoms("t", 0), seen.atoms("m", 1)
+    if heads == "whole":
+        assert seen.classes == {frozenset([*atoms[4 * h : 4 * h + 4], other[h]]) for h in range(3)} and not seen.frozen
+    else:
+        assert seen.classes == {frozenset(atoms[i::4]) for i in range(4)} and seen.frozen == set(other)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_glu_along_any_axis_ties_its_halves(axis: int) -> None:
+    seen = observe(lambda t: F.glu(t, axis), t=torch.randn(4, 6, 8))
+    atoms = seen.atoms("t", axis % 3)
+    half = len(atoms) // 2
+    assert seen.classes == {frozenset(pair) for pair in zip(atoms[:half], atoms[half:], strict=True)} and not seen.frozen

@@ -80,6 +80,21 @@ def test_a_gathered_axis_stays_and_the_others_go_with_the_index() -> None:
     assert seen.frozen >= set(seen.atoms("t", 2)), "an index that is shorter names the first of an axis by position"
 
 
+def test_a_gathered_axis_stays_at_any_length_of_the_index() -> None:
+    seen = observe(lambda x, t: t.gather(1, x.expand(3, 4, 5)), x=torch.zeros(1, 1, 1, dtype=torch.long), t=torch.randn(3, 4, 5))
+    operand = {atom for axis in range(3) for atom in seen.atoms("t", axis)}
+    assert seen.frozen & operand == set(seen.atoms("t", 1)) and seen.result_atoms(1) is not None
+    assert not set(seen.result_atoms(1) or []) & seen.frozen, "as many places are read as the index has"
+    assert not observe(lambda x, t: t.sum().gather(0, x.sum()), x=torch.zeros(1, dtype=torch.long), t=torch.randn(3)).frozen
+
+
+def test_gathering_positions_keeps_heads_whole() -> None:
+    seen = observe(lambda x, t: t.view(3, 4).gather(1, x.expand(3, 4)), x=torch.zeros(1, 1, dtype=torch.long), t=torch.randn(12))
+    atoms = seen.atoms("t", 0)
+    assert {group & set(atoms) for group in seen.classes} >= {frozenset(atoms[4 * h : 4 * h + 4]) for h in range(3)}
+    assert not seen.frozen & set(atoms) and seen.result_atoms(0) is not None
+
+
 def _masked(t: Tensor, mask: Tensor, number: float = 0.5) -> Tensor:
     t = t.clone()
     t[mask] = number
@@ -91,6 +106,12 @@ def test_writing_by_a_mask_is_element_by_element() -> None:
     assert seen.frozen == set(seen.atoms("t", 0)) and seen.result_atoms(1) == seen.atoms("t", 1)
     seen = observe(lambda x, t: _masked(t, x.view(3, 1).repeat(1, 4)), x=torch.ones(3, dtype=torch.bool), t=torch.randn(3, 4))
     assert seen.frozen == set(seen.atoms("t", 0)) and seen.tied((seen.result_atoms(1) or [])[2], seen.atoms("t", 1)[2])
+
+
+def test_a_mask_that_can_shrink_is_tied_to_what_it_writes() -> None:
+    seen = observe(lambda t, m: _masked(t, m > 0), t=torch.randn(3, 4), m=torch.randn(3))
+    assert seen.classes == {frozenset(pair) for pair in zip(seen.atoms("t", 0), seen.atoms("m", 0), strict=True)}
+    assert not seen.frozen and seen.result_atoms(1) == seen.atoms("t", 1)
 
 
 def test_writing_at_places_freezes() -> None:

@@ -134,3 +134,30 @@ def test_a_norm_over_positions_of_heads_by_policy() -> None:
     atoms, weight = seen.atoms("t", 0), seen.atoms("w", 0)
     assert seen.classes == {frozenset([*atoms[i::4], weight[i]]) for i in range(4)}
     assert not seen.frozen and seen.statistics
+
+
+def test_a_norm_by_positions_leaves_the_samples_alone() -> None:
+    seen = observe(lambda t: F.layer_norm(t, (WIDTH,)), policy={"heads": "head_dim"}, t=torch.randn(3, WIDTH))
+    assert not seen.frozen and not seen.classes and seen.result_atoms(0) == seen.atoms("t", 0)
+    seen = observe(lambda t: F.layer_norm(t.view(3, 4), (4,)), policy={"heads": "head_dim"}, t=torch.randn(12))
+    assert seen.classes == {frozenset(seen.atoms("t", 0)[i::4]) for i in range(4)} and not seen.frozen
+
+
+def test_saved_statistics_have_the_labels_of_what_they_are_of() -> None:
+    """For the backward pass: of a layer norm those of the samples, of a batch norm those of the channels."""
+    seen = observe(lambda t: torch.native_layer_norm(t, (WIDTH,), None, None, 1e-5), t=torch.randn(3, 4, WIDTH))
+    for index in (1, 2):
+        assert [seen.result_atoms(axis, index) for axis in (0, 1, 2)] == [seen.atoms("t", 0), seen.atoms("t", 1), None]
+    given = {"t": torch.randn(3, WIDTH), "m": torch.rand(WIDTH), "v": torch.rand(WIDTH)}
+    operator = torch.ops.aten._native_batch_norm_legit
+    seen = observe(lambda t, m, v: operator(t, None, None, m, v, True, 0.1, 1e-5), **given)
+    assert all(seen.tied(*row) for row in zip(seen.result_atoms(0, 1) or [], seen.atoms("t", 1), strict=True))
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_the_lengths_of_a_normed_weight_go_with_its_axis(axis: int) -> None:
+    length = torch.rand([4 if a == axis else 1 for a in range(3)])
+    shape = (4, 5, 6) if axis == 0 else (6, 5, 4)
+    seen = observe(lambda v, g: torch._weight_norm_interface(v, g, axis), v=torch.randn(shape), g=length)
+    assert seen.classes == {frozenset(pair) for pair in zip(seen.atoms("v", axis), seen.atoms("g", axis), strict=True)}
+    assert seen.result_atoms(axis) == seen.atoms("v", axis) and seen.result_atoms(axis, 1) == seen.atoms("g", axis)

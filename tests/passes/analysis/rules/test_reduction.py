@@ -47,6 +47,18 @@ def test_reducing_part_of_a_field_keeps_it_to_the_rest() -> None:
     assert not seen.statistics and not seen.frozen
 
 
+def test_a_sum_by_positions_takes_the_same_ones_of_all_heads() -> None:
+    seen = observe(lambda t: t.view(3, 4).sum(-1), policy={"heads": "head_dim"}, t=torch.randn(12))
+    atoms = seen.atoms("t", 0)
+    assert seen.classes == {frozenset(atoms[position::4]) for position in range(4)}
+    assert not seen.frozen and not seen.results[0].fields
+
+
+def test_a_statistic_is_named_in_its_reason() -> None:
+    seen = observe(lambda t: t.mean(1), t=torch.randn(3, 4))
+    assert {why.text for _, why in seen.trace.space.statistics} == {"mean over prunable channels"}
+
+
 def test_the_policy_can_freeze_a_mean() -> None:
     seen = observe(lambda t: t.mean(1), policy={"statistics": "freeze"}, t=torch.randn(3, 4))
     assert seen.frozen == set(seen.atoms("t", 1)) and seen.result_atoms(0) == seen.atoms("t", 0)

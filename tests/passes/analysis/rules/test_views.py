@@ -23,7 +23,9 @@ MOVES: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Any]]] = {
     "permute": ((2, 3, 4), lambda t: t.permute(2, -3, 1)),
     "transpose": ((2, 3, 4), lambda t: t.transpose(-1, 0)),
     "t": ((3, 4), lambda t: t.t()),
+    "t of a vector": ((3,), lambda t: t.t()),
     "T": ((3, 4), lambda t: t.T),
+    "as_strided as it is": ((3, 1, 4), lambda t: t.as_strided((3, 1, 4), (4, 1, 1))),
     "mT": ((2, 3, 4), lambda t: t.mT),
     "movedim": ((2, 3, 4), lambda t: torch.movedim(t, 0, 2)),
     "swapaxes": ((2, 3, 4), lambda t: torch.swapaxes(t, 0, 1)),
@@ -36,6 +38,7 @@ MOVES: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Any]]] = {
     "expand": ((3, 1, 4), lambda t: t.expand(2, -1, 5, 4)),
     "expand_as": ((1, 4), lambda t: t.expand(3, 4)),
     "repeat": ((2, 3), lambda t: t.repeat(2, 1, 3)),
+    "repeat once": ((1, 3), lambda t: t.repeat(1, 2)),
     "tile": ((2, 3), lambda t: torch.tile(t, (2, 2))),
     "slice": ((6, 5), lambda t: t[1:4]),
     "slice from the end": ((6, 5), lambda t: t[..., -3:]),
@@ -47,6 +50,7 @@ MOVES: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Any]]] = {
     "tensor_split": ((7, 2), lambda t: t.tensor_split(3, 0)),
     "unsafe_split": ((6, 2), lambda t: torch.unsafe_split(t, 2)),
     "flip": ((4, 5), lambda t: t.flip(-1, 0)),
+    "flip the middle": ((3, 4, 5), lambda t: t.flip(1)),
     "flip one": ((4, 5), lambda t: torch.flip(t, [0])),
     "channel_shuffle": ((2, 6, 1, 1), lambda t: F.channel_shuffle(t, 3)),
     "pixel_shuffle": ((2, 8, 3, 3), lambda t: F.pixel_shuffle(t, 2)),
@@ -61,6 +65,13 @@ def test_labels_move_like_data(name: str) -> None:
     shape, function = MOVES[name]
     seen = check_labels_move_like_data(lambda t: function(t), t=torch.randn(shape))
     assert not seen.frozen
+
+
+@pytest.mark.parametrize("function", [lambda t: t.repeat(2, 1), lambda t: t.expand(2, 3)])
+def test_a_repeated_value_has_labels_of_its_own(function: Callable[[Tensor], Any]) -> None:
+    seen = observe(lambda t: function(t), t=torch.randn(3))
+    repeated = seen.result_atoms(0)
+    assert repeated is not None and len(set(repeated)) == 2 and not set(repeated) & set(seen.atoms("t", 0)) and not seen.frozen
 
 
 @pytest.mark.parametrize("name", ["pixel_shuffle", "pixel_unshuffle"])
@@ -213,8 +224,37 @@ def test_independent_axes_that_merge_cannot_both_stay_free() -> None:
     assert seen.result_atoms(0) == seen.atoms("t", 1) * 3
 
 
-def test_other_strides_freeze() -> None:
-    seen = observe(lambda t: t.as_strided((2, 2), (1, 2)), t=torch.randn(4, 4))
+def test_an_empty_list_is_no_part_of_a_concatenation() -> None:
+    """torch lets a tensor of shape [0] stand beside any other."""
+    seen = observe(lambda t: torch.cat([torch.zeros(0), t], 1), t=torch.randn(3, 4))
+    assert [seen.result_atoms(axis) for axis in (0, 1)] == [seen.atoms("t", 0), seen.atoms("t", 1)] and not seen.frozen
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_padding_heads_or_positions_keeps_a_field_to_the_padded_axis(axis: int) -> None:
+    seen = observe(lambda t: F.pad(t.view(3, 4), (0, 1) if axis else (0, 0, 0, 1)), t=torch.randn(12))
+    atoms = seen.atoms("t", 0)
+    assert seen.classes == {frozenset(atoms[i::4] if axis else atoms[4 * i : 4 * i + 4]) for i in range(4 if axis else 3)}
+    assert len(seen.result_atoms(axis) or []) == 5 - (not axis) and seen.result_atoms(1 - axis) is None and not seen.frozen
+
+
+def test_windows_fix_the_axis_that_they_slide_along() -> None:
+    seen = observe(lambda t: t.unfold(1, 2, 1), t=torch.randn(3, 4, 5))
+    assert seen.frozen == set(seen.atoms("t", 1))
+    assert [seen.result_atoms(axis) for axis in (0, 1, 2, 3)] == [seen.atoms("t", 0), None, seen.atoms("t", 2), None]
+    assert not observe(lambda t: t.sum().unfold(0, 1, 1), t=torch.randn(3)).frozen
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda t: t.as_strided((2, 2), (1, 2)),
+        lambda t: t.as_strided((4, 4), (1, 4)),
+        lambda t: t.as_strided((4, 4), (4, 1), 0).as_strided((3, 4), (4, 1), 4),
+    ],
+)
+def test_other_strides_freeze(function: Callable[[Tensor], Any]) -> None:
+    seen = observe(lambda t: function(t), t=torch.randn(4, 4))
     assert seen.frozen == set(seen.atoms("t", 0) + seen.atoms("t", 1))
 
 
