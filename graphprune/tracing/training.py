@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import zip_longest
 from typing import Any, Final, NamedTuple
 
@@ -120,34 +120,31 @@ def _lasts(value: Any) -> bool:
     return isinstance(value, _LASTING) and not isinstance(value, Mode)
 
 
-def same_call(node: fx.Node, other: fx.Node) -> bool:
-    """Whether two nodes call the same thing, whatever with."""
-    return node.op == other.op and str(node.target) == str(other.target)
+def same_call(node: fx.Node, op: str, target: Any) -> bool:
+    """Whether a node calls this, whatever with."""
+    return node.op == op and (node.target is target or str(node.target) == str(target))
 
 
-def changes(nodes: Sequence[fx.Node], others: Sequence[fx.Node], outer: Mapping[fx.Node, fx.Node]) -> list[Change]:
-    """The constants that differ between nodes of eval mode and of train mode. Raises Differs where anything else does.
-
-    outer: what the latter read besides one another, with the nodes of eval mode that it stands for.
-    """
-    twins = {**outer}
+def changes(node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Change]:
+    """The constant arguments of a node that are these in train mode. Raises Differs where others than constants differ."""
+    before, after = _arguments(node.target, node.args, node.kwargs), _arguments(node.target, args, kwargs)
     found: list[Change] = []
-    for node, other in zip_longest(nodes, others):
-        if node is None or other is None or not same_call(node, other):
-            raise Differs(other_call(other or node, (other or node).meta.get("source", "")))
-        twins[other] = node
-        pairs = zip_longest(_arguments(node, {}), _arguments(other, twins), fillvalue=("", None))
-        for (place, now), (other_place, then) in pairs:
-            if place == other_place and _follows(now, then):
-                found.append(Change(node, place, then))
-            elif place != other_place or now != then:
-                raise Differs(f"in train mode {_called(node)} gets other arguments{in_brackets(node.meta.get('source', ''))}")
+    for (place, now), (other_place, then) in zip_longest(before, after, fillvalue=("", None)):
+        if place == other_place and _follows(now, then):
+            found.append(Change(node, place, then))
+        elif place != other_place or now != then:
+            raise Differs(f"in train mode {_called(node.op, node.target)} gets other arguments{in_brackets(line_of(node))}")
     return found
 
 
-def other_call(node: fx.Node, line: str) -> str:
-    """Why a graph cannot follow a mode in which this node is, or is not, called."""
-    return f"in train mode it makes other calls from {_called(node)} on{in_brackets(line)}"
+def other_call(op: str, target: Any, line: str) -> str:
+    """Why a graph cannot follow a mode in which this is, or is not, called."""
+    return f"in train mode it makes other calls from {_called(op, target)} on{in_brackets(line)}"
+
+
+def line_of(node: fx.Node) -> str:
+    """The line of the model that a node was made in, or empty."""
+    return str(node.meta.get("source", ""))
 
 
 def follow_mode(found: Iterable[Change | Addition]) -> Iterator[tuple[fx.Node, Any]]:
@@ -166,15 +163,13 @@ def keep_still(nodes: Iterable[fx.Node]) -> None:
         )
 
 
-def _called(node: fx.Node) -> str:
-    return "the result" if node.op == "output" else str(getattr(node.target, "__name__", node.target))
+def _called(op: str, target: Any) -> str:
+    return "the result" if op == "output" else str(getattr(target, "__name__", target))
 
 
-def _arguments(node: fx.Node, twins: Mapping[fx.Node, fx.Node]) -> list[tuple[Any, Any]]:
-    """Places and values of a node's arguments, with other nodes in place of those that have one."""
-    args = node.args[:1] if node.target is torch._assert else node.args  # its message has names of nodes
-    given = map_arg((args, node.kwargs), lambda one: twins.get(one, one))
-    return [*enumerate(given[0]), *given[1].items()]
+def _arguments(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    """Places and values of a call's arguments, without the message of a check, which has a line of the model in it."""
+    return [*enumerate(args[:1] if target is torch._assert else args), *kwargs.items()]
 
 
 def _follows(now: Any, then: Any) -> bool:
