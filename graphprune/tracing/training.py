@@ -63,19 +63,18 @@ class Change(NamedTuple):
     place: int | str
     then: Any
 
-    def follow(self) -> Iterator[tuple[fx.Node, Any]]:
+    def follow(self, mode: fx.Node) -> Iterator[tuple[fx.Node, Any]]:
         """Make the constant follow the mode: ``False`` becomes the mode, 0 the mode times the rate."""
         now = self.node.args[self.place] if isinstance(self.place, int) else self.node.kwargs[self.place]
-        graph = self.node.graph
-        with graph.inserting_before(self.node):
-            made = [graph.get_attr("training")]
-            if now is not False:
-                made.append(graph.call_function(operator.mul, (made[0], self.then)))
+        value = mode
+        if now is not False:
+            with self.node.graph.inserting_before(self.node):
+                value = self.node.graph.call_function(operator.mul, (mode, self.then))
+            yield value, now
         if isinstance(self.place, int):
-            self.node.update_arg(self.place, made[-1])
+            self.node.update_arg(self.place, value)
         else:
-            self.node.update_kwarg(self.place, made[-1])
-        yield from ((new, now) for new in made)
+            self.node.update_kwarg(self.place, value)
 
 
 class Addition(NamedTuple):
@@ -89,13 +88,13 @@ class Addition(NamedTuple):
     tensor: torch.Tensor
     amount: float
 
-    def follow(self) -> Iterator[tuple[fx.Node, Any]]:
+    def follow(self, mode: fx.Node) -> Iterator[tuple[fx.Node, Any]]:
         """Make the graph add it in train mode."""
         graph = self.node.graph
         with graph.inserting_before(self.node):
-            buffer, mode = graph.get_attr(self.name), graph.get_attr("training")
+            buffer = graph.get_attr(self.name)
             adding = graph.call_function(add_in_train_mode, (buffer, self.amount, mode))
-        yield from ((buffer, self.tensor), (mode, False), (adding, None))
+        yield from ((buffer, self.tensor), (adding, None))
 
 
 class Question(NamedTuple):
@@ -150,9 +149,16 @@ def line_of(node: fx.Node) -> str:
 def follow_mode(found: Iterable[Change | Addition]) -> Iterator[tuple[fx.Node, Any]]:
     """Make a graph follow the mode of its module; yields the nodes that it makes, with their values in eval mode."""
     found = list(found)
-    places = {node: place for place, node in enumerate(found[0].node.graph.nodes)} if found else {}
-    for one in sorted(found, key=lambda one: places[one.node]):
-        yield from one.follow()
+    if not found:
+        return
+    places = {node: place for place, node in enumerate(found[0].node.graph.nodes)}
+    found.sort(key=lambda one: places[one.node])
+    first = found[0].node
+    with first.graph.inserting_before(first):
+        mode = first.graph.get_attr("training")
+    yield mode, False
+    for one in found:
+        yield from one.follow(mode)
 
 
 def keep_still(nodes: Iterable[fx.Node]) -> None:
