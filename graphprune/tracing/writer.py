@@ -95,6 +95,8 @@ class Writer:
     def operands(self, tree: Any) -> Any:
         """Arguments as the call gets them: stand-ins for real tensors, a plain mode."""
         kind = type(tree)
+        if kind in _LITERALS:
+            return tree
         if kind is tuple or kind is list:
             return kind([self.operands(item) for item in tree])
         if kind is dict:
