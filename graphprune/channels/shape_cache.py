@@ -7,14 +7,15 @@ Views run each time: their results share memory with their operands, and they ar
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
 
 _MOST = 100_000  # calls remembered; each takes about a kilobyte
 
 
-_META = torch.device("meta")
+_META: Final = torch.device("meta")
+_NUMBERS: Final = frozenset({int, float, bool, type(None)})
 _Places: TypeAlias = dict[int, int]  # size -> its place among the sizes of a call, negative; size 1 stays 1
 
 
@@ -76,6 +77,8 @@ def _kind(schema: Any) -> str:
 
 def _key(item: Any, places: _Places | None) -> Any:
     """What the results depend on, with the places of sizes if any size will do. Not hashable for arguments that are no key."""
+    if type(item) in _NUMBERS:
+        return type(item), item
     if isinstance(item, torch.Tensor):
         if places is None:
             return item.shape, item.stride(), item.dtype

@@ -22,7 +22,7 @@ from graphprune.tracing.rehearsal import rehearse
 from graphprune.tracing.scopes import find_scopes, named_scopes, outside, record_calls, scope_of
 from graphprune.tracing.source import error_line
 from graphprune.tracing.tracer import Tracer
-from graphprune.tracing.training import Addition, Change, Differs, Mode, changes, follow_mode, keep_still
+from graphprune.tracing.training import Addition, Change, Differs, Mode, follow_mode, keep_still
 
 
 def capture(model: nn.Module, example_inputs: Any, *, scopes: Sequence[str] = (), source: str = "") -> Program:
@@ -146,6 +146,14 @@ def _trace(
     still: Iterable[str] = (),
 ) -> _Trace:
     tracer = Tracer(root, mode, earlier, still)
+    try:
+        return _traced(tracer, root, calls, announced)
+    except Differs:
+        tracer.release()
+        raise
+
+
+def _traced(tracer: Tracer, root: nn.Module, calls: tuple[ModuleCall, ...], announced: bool) -> _Trace:
     given: dict[str, Any] = {}
     scopes, results = [], []
     for call in calls:
@@ -170,9 +178,6 @@ def _trace(
             results.append(tracer.run(call, placeholders, announced=announced))
         except Exception as error:
             raise _trace_error(root, call, tracer, error) from error
-        except Differs:
-            tracer.release()
-            raise
     tracer.finish(tuple(results) if scopes else results[0])
     return _Trace(tracer, calls, given, tuple(scopes), announced)
 
@@ -224,14 +229,12 @@ def _train_mode(trace: _Trace, root: nn.Module) -> tuple[list[Change | Addition]
 
 def _run_in_train_mode(trace: _Trace, root: nn.Module, still: Iterable[str] = ()) -> list[Change | Addition]:
     """What differs where all but the modules in ``still`` run in train mode. Raises Differs where the graph cannot follow."""
-    earlier = trace.tracer
     try:
-        other = _trace(root, trace.calls, Mode(True), announced=trace.announced, earlier=earlier, still=still).tracer
+        other = _trace(root, trace.calls, Mode(True), announced=trace.announced, earlier=trace.tracer, still=still).tracer
     except CaptureError as error:
         raise Differs(str(error)) from error
     other.release()
-    nodes, others = list(earlier.writer.graph.nodes), list(other.writer.graph.nodes)
-    return [*changes(nodes, others, {}), *other.writer.additions]
+    return other.writer.found
 
 
 def _graph_module(root: nn.Module, tracer: Tracer) -> fx.GraphModule:

@@ -95,7 +95,7 @@ class Conversions:
             scope = vars(item)
             if isinstance(item, FunctionType):
                 scope = item.__globals__
-                new = _rewritten(item.__code__, _twins_in(names, scope))
+                new = _rewritten(item.__code__, item.__code__.co_filename, frozenset(_twins_in(names, scope).items()))
                 if new is not item.__code__:
                     self._codes[item] = item.__code__, new
             self._places += [(item, name, scope[name]) for name in names & scope.keys() if type(scope[name]) is _CACHE]
@@ -136,10 +136,12 @@ def _twins_in(names: Set[str], namespace: Mapping[str, Any]) -> dict[str, str]:
     return {name: twin for name, twin in found.items() if twin}
 
 
-def _rewritten(code: CodeType, renamed: Mapping[str, str]) -> CodeType:
-    """The code with calls of the twins; the same object where there are none."""
-    constants = tuple([_constant(item, renamed) for item in code.co_consts])
-    twins = {at: renamed[name] for at, name in enumerate(code.co_names) if name in renamed}
+@lru_cache(_MOST_CODES)
+def _rewritten(code: CodeType, file: str, renamed: frozenset[tuple[str, str]]) -> CodeType:
+    """The code with calls of the twins; the same object where there are none. file: of the code; equal code may be of another."""
+    constants = tuple([_constant(item, file, renamed) for item in code.co_consts])
+    new_names = dict(renamed)
+    twins = {at: new_names[name] for at, name in enumerate(code.co_names) if name in new_names}
     names = (*code.co_names, *twins.values())
     if 2 * len(names) > _LARGEST_ARGUMENT or not twins:
         return code.replace(co_consts=constants) if any(map(is_not, constants, code.co_consts)) else code
@@ -152,10 +154,10 @@ def _rewritten(code: CodeType, renamed: Mapping[str, str]) -> CodeType:
     return code.replace(co_consts=constants, co_names=names, co_code=bytes(text))
 
 
-def _constant(item: Any, renamed: Mapping[str, str]) -> Any:
+def _constant(item: Any, file: str, renamed: frozenset[tuple[str, str]]) -> Any:
     """A constant of rewritten code; the same object where it is no number that sizes are multiplied with."""
     if isinstance(item, CodeType):
-        return _rewritten(item, renamed)
+        return _rewritten(item, file, renamed)
     new = literal(item)
     return item if isinstance(new, tuple) and not any(map(is_not, new, item)) else new
 

@@ -6,21 +6,20 @@ most, add numbers to buffers at most, and give the same results. A module that d
 
 from __future__ import annotations
 
-from collections import ChainMap, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.fx.node import map_arg
+from torch import nn
 
 from graphprune.errors import first_line
+from graphprune.tracing.repeat import RepeatOfParts
 from graphprune.tracing.sizes import plain
 from graphprune.tracing.source import error_line, in_brackets
 from graphprune.tracing.tracer import Tracer
-from graphprune.tracing.training import Addition, Change, Differs, Mode, Question, changes
-from graphprune.tracing.writer import Writer
+from graphprune.tracing.training import Addition, Change, Differs, Mode, Question
 
 
 def rehearse(root: nn.Module, first: Tracer, announced: bool) -> tuple[list[Change | Addition], dict[str, str]]:
@@ -59,15 +58,15 @@ def _ask(
 class _Rehearsal(Tracer):
     """Runs single modules of a finished run again, in train mode."""
 
-    writer: _PartWriter
+    writer: RepeatOfParts
 
     def __init__(self, root: nn.Module, first: Tracer) -> None:
         super().__init__(root, Mode(True), first)
         self._guards.go_on_from(first._guards)
 
-    def _new_writer(self, earlier: Tracer | None) -> Writer:
+    def _new_writer(self, earlier: Tracer | None) -> RepeatOfParts:
         assert earlier is not None
-        return _PartWriter(self._recording, self._results, self._shadow, earlier.writer)
+        return RepeatOfParts(self._recording, self._results, self._shadow, earlier.writer)
 
     def answer(self, question: Question) -> list[Change | Addition]:
         """What differs in the nodes of a call. Raises Differs where the graph cannot follow."""
@@ -79,59 +78,13 @@ class _Rehearsal(Tracer):
         except Exception as error:
             place = in_brackets(error_line(error))
             raise Differs(f"it does not trace in train mode{place}: {type(error).__name__}: {first_line(error)}") from error
-        found = self.writer.changes(question.start.nodes, question.end.nodes)
+        self.writer.check_end(question.end.nodes)
         if not _same(result, question.result):
             raise Differs("it returns something else in train mode")
-        return found
+        return self.writer.found
 
     def _call_opaque(self, module: nn.Module, path: str, args: Any, kwargs: Any, error: Exception) -> Any:
         raise Differs(f"{path} does not trace in train mode: {first_line(error)}") from error
-
-
-class _PartWriter(Writer):
-    """Writes a part of a graph again, apart from it; what it reads of the rest is in a graph of its own."""
-
-    def __init__(self, *parts: Any) -> None:
-        super().__init__(*parts)
-        self._first: Writer = parts[-1]
-        self._place = {node: place for place, node in enumerate(self._first.graph.nodes)}
-        self._names |= self._first._names
-        self._rest: dict[fx.Node, fx.Node] = {}
-        self._rest_graph = fx.Graph()
-
-    def go_to(self, start: int) -> None:
-        """Start a part with the node that has so many before it."""
-        self._start = start
-        self.graph = fx.Graph()
-        for left in (self._rest, self.tape.steps, self.additions):
-            left.clear()
-        self._offset = start
-        first = self._first
-        self._places, self._held = ChainMap({}, first._places), ChainMap({}, first._held)
-        self._made, self._numbers = ChainMap({}, first._made), ChainMap({}, first._numbers)
-
-    def changes(self, start: int, end: int) -> list[Change | Addition]:
-        """What differs in that part. Raises Differs where the graph cannot follow."""
-        assert self._wanted is not None
-        outer = {stand_in: node for node, stand_in in self._rest.items()}
-        return [*changes(self._wanted[start:end], list(self.graph.nodes), outer), *self.additions]
-
-    def stands(self, node: fx.Node) -> bool:
-        """Whether a node is in this part, or before it."""
-        place = self._place.get(node)
-        return super().stands(node) and (node.graph is self.graph if place is None else place < self._start)
-
-    def node(self, op: str, target: Any, args: Any = (), kwargs: Any = None) -> fx.Node:
-        """A node at the end."""
-
-        def here(node: fx.Node) -> fx.Node:
-            if node.graph is self.graph:
-                return node
-            if node not in self._rest:
-                self._rest[node] = self._rest_graph.placeholder(node.name)
-            return self._rest[node]
-
-        return super().node(op, target, map_arg(args, here), map_arg(kwargs or {}, here))
 
 
 def _same(result: Any, other: Any) -> bool:

@@ -10,11 +10,11 @@ from graphprune.rules import tensors_in
 
 
 class Mark(NamedTuple):
-    """A place in a run: the numbers of nodes, of calls and of additions so far."""
+    """A place in a run: the numbers of nodes, of calls and of found differences so far."""
 
     nodes: int
     calls: int
-    additions: int
+    found: int
 
 
 class _Call(NamedTuple):

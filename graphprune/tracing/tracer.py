@@ -18,7 +18,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from graphprune.channels.tape import Recording, boundary_of, opaque_refusal, plain_containers, run_opaque, stand_ins
+from graphprune.channels.tape import Recording, boundary_of, opaque_refusal, run_opaque, stand_ins
 from graphprune.errors import first_line
 from graphprune.resizers import module_resizer
 from graphprune.rules import tensors_in
@@ -27,6 +27,7 @@ from graphprune.tracing.conversions import Conversions
 from graphprune.tracing.guards import Guards
 from graphprune.tracing.hints import without_hints
 from graphprune.tracing.inputs import ModuleCall, argument_names
+from graphprune.tracing.repeat import Repeat
 from graphprune.tracing.results import Mark, Results
 from graphprune.tracing.shadow import Shadow
 from graphprune.tracing.sizes import NOTING, Shape, shape_of
@@ -58,26 +59,28 @@ class Tracer(TorchFunctionMode):
         self._recording = Recording()
         self._results: Results = Results(self._recording, earlier._results if earlier else None)
         self._shadow: Shadow = Shadow(root, self._call_module, mode, earlier._shadow if earlier else None)
-        self.writer = self._new_writer(earlier)
+        self.writer: Writer = self._new_writer(earlier)
         self._guards = Guards(self.writer)
         self._constants = Constants()
         self._device = next((tensor.device for tensor in self._shadow.real.values()), torch.device("cpu"))
         self._in_layer = False
 
     def _new_writer(self, earlier: Tracer | None) -> Writer:
-        return Writer(self._recording, self._results, self._shadow, earlier.writer if earlier else None)
+        parts = (self._recording, self._results, self._shadow)
+        return Repeat(*parts, earlier.writer) if earlier else Writer(*parts)
 
     # -- one run ---------------------------------------------------------------------------------------------------------
 
     def placeholder(self, name: str, value: Any) -> Any:
         """A placeholder for an argument; returns what the model gets for it."""
-        return self.writer.write(self.writer.graph.placeholder(name), self._results.of(name, lambda: stand_ins(value)))
+        return self.writer.write(self.writer.node("placeholder", name), self._results.of(name, lambda: stand_ins(value)))
 
     def options(self, values: Mapping[str, Any]) -> None:
         """Placeholders for arguments that are no tensors: the graph does what these values say, and takes no others."""
-        nodes = {name: self.writer.graph.placeholder(name, default_value=value) for name, value in values.items()}
-        for name, node in nodes.items():
-            self.writer.write(node, values[name])
+        nodes = {}
+        for name, value in values.items():
+            nodes[name] = self.writer.node("placeholder", name, (value,))
+            self.writer.write(nodes[name], value)
         for name, node in nodes.items():
             message = f"{name} is {values[name]!r} in this graph, as in the example inputs. Capture the model anew for another."
             same = self.writer.write_call(operator.eq, (node, values[name]), True)
@@ -107,7 +110,7 @@ class Tracer(TorchFunctionMode):
 
     def finish(self, result: Any) -> None:
         """Write the output node."""
-        self.writer.write(self.writer.graph.output(self.writer.output(result, "")), plain_containers(result))
+        self.writer.finish(result)
 
     def release(self) -> None:
         """Let go of the copy of the model that has run."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import zip_longest
 from typing import Any, Final, NamedTuple
 
@@ -63,19 +63,18 @@ class Change(NamedTuple):
     place: int | str
     then: Any
 
-    def follow(self) -> Iterator[tuple[fx.Node, Any]]:
+    def follow(self, mode: fx.Node) -> Iterator[tuple[fx.Node, Any]]:
         """Make the constant follow the mode: ``False`` becomes the mode, 0 the mode times the rate."""
         now = self.node.args[self.place] if isinstance(self.place, int) else self.node.kwargs[self.place]
-        graph = self.node.graph
-        with graph.inserting_before(self.node):
-            made = [graph.get_attr("training")]
-            if now is not False:
-                made.append(graph.call_function(operator.mul, (made[0], self.then)))
+        value = mode
+        if now is not False:
+            with self.node.graph.inserting_before(self.node):
+                value = self.node.graph.call_function(operator.mul, (mode, self.then))
+            yield value, now
         if isinstance(self.place, int):
-            self.node.update_arg(self.place, made[-1])
+            self.node.update_arg(self.place, value)
         else:
-            self.node.update_kwarg(self.place, made[-1])
-        yield from ((new, now) for new in made)
+            self.node.update_kwarg(self.place, value)
 
 
 class Addition(NamedTuple):
@@ -89,13 +88,13 @@ class Addition(NamedTuple):
     tensor: torch.Tensor
     amount: float
 
-    def follow(self) -> Iterator[tuple[fx.Node, Any]]:
+    def follow(self, mode: fx.Node) -> Iterator[tuple[fx.Node, Any]]:
         """Make the graph add it in train mode."""
         graph = self.node.graph
         with graph.inserting_before(self.node):
-            buffer, mode = graph.get_attr(self.name), graph.get_attr("training")
+            buffer = graph.get_attr(self.name)
             adding = graph.call_function(add_in_train_mode, (buffer, self.amount, mode))
-        yield from ((buffer, self.tensor), (mode, False), (adding, None))
+        yield from ((buffer, self.tensor), (adding, None))
 
 
 class Question(NamedTuple):
@@ -120,42 +119,46 @@ def _lasts(value: Any) -> bool:
     return isinstance(value, _LASTING) and not isinstance(value, Mode)
 
 
-def same_call(node: fx.Node, other: fx.Node) -> bool:
-    """Whether two nodes call the same thing, whatever with."""
-    return node.op == other.op and str(node.target) == str(other.target)
+def same_call(node: fx.Node, op: str, target: Any) -> bool:
+    """Whether a node calls this, whatever with."""
+    return node.op == op and (node.target is target or str(node.target) == str(target))
 
 
-def changes(nodes: Sequence[fx.Node], others: Sequence[fx.Node], outer: Mapping[fx.Node, fx.Node]) -> list[Change]:
-    """The constants that differ between nodes of eval mode and of train mode. Raises Differs where anything else does.
-
-    outer: what the latter read besides one another, with the nodes of eval mode that it stands for.
-    """
-    twins = {**outer}
+def changes(node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Change]:
+    """The constant arguments of a node that are these in train mode. Raises Differs where others than constants differ."""
+    before, after = _arguments(node.target, node.args, node.kwargs), _arguments(node.target, args, kwargs)
     found: list[Change] = []
-    for node, other in zip_longest(nodes, others):
-        if node is None or other is None or not same_call(node, other):
-            raise Differs(other_call(other or node, (other or node).meta.get("source", "")))
-        twins[other] = node
-        pairs = zip_longest(_arguments(node, {}), _arguments(other, twins), fillvalue=("", None))
-        for (place, now), (other_place, then) in pairs:
-            if place == other_place and _follows(now, then):
-                found.append(Change(node, place, then))
-            elif place != other_place or now != then:
-                raise Differs(f"in train mode {_called(node)} gets other arguments{in_brackets(node.meta.get('source', ''))}")
+    for (place, now), (other_place, then) in zip_longest(before, after, fillvalue=("", None)):
+        if place == other_place and _follows(now, then):
+            found.append(Change(node, place, then))
+        elif place != other_place or now != then:
+            raise Differs(f"in train mode {_called(node.op, node.target)} gets other arguments{in_brackets(line_of(node))}")
     return found
 
 
-def other_call(node: fx.Node, line: str) -> str:
-    """Why a graph cannot follow a mode in which this node is, or is not, called."""
-    return f"in train mode it makes other calls from {_called(node)} on{in_brackets(line)}"
+def other_call(op: str, target: Any, line: str) -> str:
+    """Why a graph cannot follow a mode in which this is, or is not, called."""
+    return f"in train mode it makes other calls from {_called(op, target)} on{in_brackets(line)}"
+
+
+def line_of(node: fx.Node) -> str:
+    """The line of the model that a node was made in, or empty."""
+    return str(node.meta.get("source", ""))
 
 
 def follow_mode(found: Iterable[Change | Addition]) -> Iterator[tuple[fx.Node, Any]]:
     """Make a graph follow the mode of its module; yields the nodes that it makes, with their values in eval mode."""
     found = list(found)
-    places = {node: place for place, node in enumerate(found[0].node.graph.nodes)} if found else {}
-    for one in sorted(found, key=lambda one: places[one.node]):
-        yield from one.follow()
+    if not found:
+        return
+    places = {node: place for place, node in enumerate(found[0].node.graph.nodes)}
+    found.sort(key=lambda one: places[one.node])
+    first = found[0].node
+    with first.graph.inserting_before(first):
+        mode = first.graph.get_attr("training")
+    yield mode, False
+    for one in found:
+        yield from one.follow(mode)
 
 
 def keep_still(nodes: Iterable[fx.Node]) -> None:
@@ -166,15 +169,13 @@ def keep_still(nodes: Iterable[fx.Node]) -> None:
         )
 
 
-def _called(node: fx.Node) -> str:
-    return "the result" if node.op == "output" else str(getattr(node.target, "__name__", node.target))
+def _called(op: str, target: Any) -> str:
+    return "the result" if op == "output" else str(getattr(target, "__name__", target))
 
 
-def _arguments(node: fx.Node, twins: Mapping[fx.Node, fx.Node]) -> list[tuple[Any, Any]]:
-    """Places and values of a node's arguments, with other nodes in place of those that have one."""
-    args = node.args[:1] if node.target is torch._assert else node.args  # its message has names of nodes
-    given = map_arg((args, node.kwargs), lambda one: twins.get(one, one))
-    return [*enumerate(given[0]), *given[1].items()]
+def _arguments(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    """Places and values of a call's arguments, without the message of a check, which has a line of the model in it."""
+    return [*enumerate(args[:1] if target is torch._assert else args), *kwargs.items()]
 
 
 def _follows(now: Any, then: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import sys
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import fields, is_dataclass
 from itertools import count
@@ -13,13 +12,13 @@ import torch
 from torch import fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from graphprune.channels.tape import Recording, Step, Tape
+from graphprune.channels.tape import Recording, Step, Tape, plain_containers
 from graphprune.rules import tensors_in
 from graphprune.tracing.results import Mark, Results
 from graphprune.tracing.shadow import Shadow
 from graphprune.tracing.sizes import Origin, Shape, origin_of, plain
 from graphprune.tracing.source import source_line
-from graphprune.tracing.training import Addition, Differs, Mode, other_call, same_call
+from graphprune.tracing.training import Addition, Change, Mode
 
 
 class Untraceable(Exception):
@@ -27,7 +26,6 @@ class Untraceable(Exception):
 
 
 _OF_PATHS: Final = frozenset({"call_module", "get_attr"})
-_NEVER: Final = sys.maxsize
 _LITERALS: Final = frozenset({int, float, bool, str, type(None), torch.dtype})
 
 
@@ -42,35 +40,31 @@ class _Place(NamedTuple):
 class Writer:
     """Writes the graph and the tape of one run.
 
-    recording: what writes down the operators of the run. results: its calls. shadow: the model that runs. earlier: the writer of
-    a finished run that this one repeats: a node that is not the same raises Differs. constants: tensors that are no parameter or
-    buffer, by the name under which the graph reads them. left_out: parts of the model's output that a graph cannot hold.
-    additions: what this run adds to buffers and the earlier one does not.
+    recording: what writes down the operators of the run. results: its calls. shadow: the model that runs.
+    constants: tensors that are no parameter or buffer, by the name under which the graph reads them. left_out: parts of the
+    model's output that a graph cannot hold. found: what this run does otherwise than an earlier one that it repeats.
     """
 
-    def __init__(self, recording: Recording, results: Results, shadow: Shadow, earlier: Writer | None = None) -> None:
+    def __init__(self, recording: Recording, results: Results, shadow: Shadow) -> None:
         self.graph = fx.Graph()
         self.tape = Tape()
         self.constants: dict[str, torch.Tensor] = {}
         self.left_out: list[str] = []
-        self.additions: list[Addition] = []
+        self.found: list[Change | Addition] = []
         self._recording = recording
         self._results = results
         self._shadow = shadow
-        if earlier is None:
-            self._names = {id(tensor): name for name, tensor in reversed(shadow.tensors.items())}
-        else:
-            self._names = {tensor: name for tensor, name in earlier._names.items() if name not in earlier.constants}
+        self._names = self._tensor_names()
         self._autocast = torch._C._is_any_autocast_enabled()
         self._places: MutableMapping[int, _Place] = {}
         self._held: MutableMapping[fx.Node, Any] = {}
         self._devices: dict[int, tuple[torch.device, torch.Tensor]] = {}
         self._made: MutableMapping[Any, tuple[fx.Node, Any]] = {}
         self._numbers: MutableMapping[fx.Node, Any] = {}
-        self._earlier = earlier
-        self._wanted = list(earlier.graph.nodes) if earlier else None
-        self._offset = 0  # of the graph's nodes among the wanted
-        self._strayed = _NEVER  # number of nodes before the first of those that differ, and will be taken back
+
+    def _tensor_names(self) -> dict[int, str]:
+        """Names of parameters and buffers by the identity of their stand-ins."""
+        return {id(tensor): name for name, tensor in reversed(self._shadow.tensors.items())}
 
     def last_node(self) -> fx.Node | None:
         """The last node so far."""
@@ -82,23 +76,27 @@ class Writer:
 
     def mark(self) -> Mark:
         """Where the run is, for :meth:`discard_after`."""
-        return Mark(len(self.graph.nodes), self._results.count, len(self.additions))
+        return Mark(len(self.tape.steps), self._results.count, len(self.found))
 
     def discard_after(self, mark: Mark) -> None:
         """Take back what was written since."""
         self._results.take_back(mark.calls)
         self._recording.take()
-        while (node := self.last_node()) is not None and len(self.graph.nodes) > mark.nodes:
-            self.graph.erase_node(node)
-        del self.tape.steps[mark.nodes :], self.additions[mark.additions :]
-        if self._offset + mark.nodes <= self._strayed:
-            self._strayed = _NEVER
+        self._keep(mark.nodes)
+        del self.tape.steps[mark.nodes :], self.found[mark.found :]
+
+    def _keep(self, count: int) -> None:
+        """Take back all nodes but so many."""
+        while len(self.graph.nodes) > count:
+            self.graph.erase_node(next(iter(reversed(self.graph.nodes))))
 
     # -- what goes into a call -------------------------------------------------------------------------------------------
 
     def operands(self, tree: Any) -> Any:
         """Arguments as the call gets them: stand-ins for real tensors, a plain mode."""
         kind = type(tree)
+        if kind in _LITERALS:
+            return tree
         if kind is tuple or kind is list:
             return kind([self.operands(item) for item in tree])
         if kind is dict:
@@ -166,15 +164,18 @@ class Writer:
     def _attribute(self, tensor: torch.Tensor) -> str:
         name = self._names.get(id(tensor))
         if name is None:
-            free = (f"_tensor_constant{number}" for number in count())
-            name = next(name for name in free if not hasattr(self._shadow.root, name) and name not in self.constants)
-            self._names[id(tensor)] = name
-            real = self._shadow.real[id(tensor)]
-            if isinstance(real, nn.Parameter):  # of a module that the model does not register: none of its parameters
-                with _disable_current_modes():
-                    real = real.detach()
-                self._shadow.replace(real, tensor)
-            self.constants[name] = real
+            name = self._names[id(tensor)] = self._new_constant(self._shadow.real[id(tensor)], tensor)
+        return name
+
+    def _new_constant(self, real: torch.Tensor, tensor: torch.Tensor) -> str:
+        """The name for a tensor that the model does not register, with its stand-in."""
+        free = (f"_tensor_constant{number}" for number in count())
+        name = next(name for name in free if not hasattr(self._shadow.root, name) and name not in self.constants)
+        if isinstance(real, nn.Parameter):  # of a module that the model does not register: none of its parameters
+            with _disable_current_modes():
+                real = real.detach()
+            self._shadow.replace(real, tensor)
+        self.constants[name] = real
         return name
 
     def name_tensors(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -184,39 +185,24 @@ class Writer:
 
     def node(self, op: str, target: Any, args: Any = (), kwargs: Any = None) -> fx.Node:
         """A node at the end (given at creation, arguments are searched for symbols of other tracers, which takes longest)."""
-        if torch._C._is_any_autocast_enabled() and not self._autocast:
-            raise Untraceable("it runs under autocast, which a graph cannot say")
+        self._check_autocast()
         # The name that fx gives: the dots of a path cost it three regular expressions.
         name = target.replace(".", "_") if op in _OF_PATHS and target.islower() else None
         node = self.graph.create_node(op, target, name=name)
-        if self._wanted is not None:
-            self._compare(node, self._offset + len(self.graph.nodes) - 1)
         if args:
             node.args = args
         if kwargs:
             node.kwargs = kwargs
+        node.meta["source"] = source_line()
         return node
 
-    def _compare(self, node: fx.Node, at: int) -> None:
-        """Raise Differs for a node that is not the one of the earlier run, unless it is within what became a leaf there."""
-        assert self._wanted is not None
-        if at > self._strayed or (at < len(self._wanted) and same_call(node, self._wanted[at])):
-            return
-        if at == len(self._wanted) or self._wanted[at].op != "call_module":
-            raise Differs(other_call(node, source_line()))
-        self._strayed = at
+    def _check_autocast(self) -> None:
+        if torch._C._is_any_autocast_enabled() and not self._autocast:
+            raise Untraceable("it runs under autocast, which a graph cannot say")
 
     def adds(self, tensor: torch.Tensor, amount: Any) -> bool:
-        """Note a number that only this run adds to a tensor in place; False where it is no scalar buffer, or no constant."""
-        assert self._earlier is not None and self._wanted is not None
-        name, real = self._names.get(id(tensor)), self._shadow.real.get(id(tensor))
-        if name is None or name in self._earlier.constants or real is None or real.dim() or isinstance(real, nn.Parameter):
-            return False
-        if not isinstance(amount, (int, float)) or isinstance(amount, (bool, Mode)) or origin_of(amount) is not None:
-            return False
-        place = self._offset + len(self.graph.nodes)
-        self.additions.append(Addition(self._wanted[place], name, tensor, plain(amount)))
-        return True
+        """Note a number that only this run, and no earlier one, adds to a tensor in place; False where a graph cannot do so."""
+        return False
 
     # -- what comes out of a call ----------------------------------------------------------------------------------------
 
@@ -235,7 +221,6 @@ class Writer:
 
     def write(self, node: fx.Node, result: Any, *, bind: bool = True) -> Any:
         """Put a node on the tape, with what it ran and made."""
-        node.meta["source"] = source_line()
         self.tape.steps.append(Step(node.name, self._recording.take(), result))
         if bind:
             self._held[node] = result
@@ -262,19 +247,23 @@ class Writer:
     def _wrote(self, tensor: torch.Tensor) -> bool:
         return any(run.output is tensor and run.operator._schema.is_mutable for run in self._recording.operations)
 
-    def output(self, tree: Any, where: str) -> Any:
+    def finish(self, result: Any) -> None:
+        """Write the output node."""
+        self.write(self.node("output", "output", (self._output(result, ""),)), plain_containers(result))
+
+    def _output(self, tree: Any, where: str) -> Any:
         """The model's result as the output node gets it; what a graph cannot hold is left out, and noted."""
         if tree is None or isinstance(tree, (torch.Tensor, bool, int, float, str, torch.dtype)):
             return self.argument(tree)
         if isinstance(tree, (tuple, list)):
-            items = [self.output(item, f"{where}[{index}]") for index, item in enumerate(tree)]
+            items = [self._output(item, f"{where}[{index}]") for index, item in enumerate(tree)]
             return self._construct(tree, tuple(items), {}, tree) if hasattr(tree, "_fields") else type(tree)(items)
         if is_dataclass(tree):
             parts = {field.name: getattr(tree, field.name) for field in fields(tree)}
-            given = {key: self.output(part, f"{where}.{key}") for key, part in parts.items() if part is not None}
+            given = {key: self._output(part, f"{where}.{key}") for key, part in parts.items() if part is not None}
             return self._construct(tree, (), given, parts)
         if isinstance(tree, Mapping):
-            return {key: self.output(item, f"{where}[{key!r}]") for key, item in tree.items()}
+            return {key: self._output(item, f"{where}[{key!r}]") for key, item in tree.items()}
         self.left_out.append(f"output{where} ({type(tree).__name__})")
         return None
 

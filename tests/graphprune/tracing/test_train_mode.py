@@ -250,6 +250,9 @@ def test_other_arguments_and_other_results_are_noticed() -> None:
     def other_constant(self: Any, x: Tensor) -> Any:
         return self.b(self.a(x) * (2.0 if self.training else 1.0))
 
+    def other_data(self: Any, x: Tensor) -> Any:
+        return self.b(self.a(x) + torch.arange(6) * (2 if self.training else 1))
+
     def other_output(self: Any, x: Tensor) -> Any:
         y = self.b(self.a(x))
         return (y, y) if self.training else y
@@ -257,6 +260,7 @@ def test_other_arguments_and_other_results_are_noticed() -> None:
     for forward, reason in (
         (other_tensors, "sub gets other arguments"),
         (other_constant, "mul gets other arguments"),
+        (other_data, "in train mode it reads other constants"),
         (other_output, "the result gets other arguments"),
     ):
         parts = {"a": nn.Linear(4, 6), "c": nn.Linear(4, 6), "b": nn.Linear(6, 2)}
