@@ -164,7 +164,7 @@ class Runner:
             lanes: Iterable[_Lane] = (self._started(data, batch, share, watch) for batch, share in batches)
             lanes = list(lanes) if len(self.parts) > 1 else lanes  # all batches in step, so that weights are loaded once
             for part in self.parts:
-                with loaded(self.program, self.module, part):
+                with loaded(self.program.weights, self.module, part):
                     for lane in lanes:
                         self._advance(data, lane, part, observers, backward)
         parameters = {name: t.grad for name, t in named_tensors(self.module).items() if t.grad is not None}
@@ -227,7 +227,7 @@ class Runner:
         keeper = Keeping(self.module, self._values(batch), nodes)
         with torch.no_grad():
             for part in self.parts:
-                with loaded(self.program, self.module, part):
+                with loaded(self.program.weights, self.module, part):
                     keeper.advance(part)
         return keeper.found
 

@@ -167,7 +167,7 @@ def test_planning_alone_writes_no_weights_and_a_later_run_takes_the_plan(
     where = (INPUTS, tmp_path / "full", tmp_path / "slim")
     planned = prune_checkpoint(on_meta(), *where, target=TARGET, plan_only=True)
     assert set(_files(tmp_path / "slim")) == {"plan.json", "graphprune.json"} and planned.shards == ()
-    monkeypatch.setattr("graphprune.streaming.weights.Values.__getitem__", None)  # nothing is scored again
+    monkeypatch.setattr("graphprune.ir.weights.Weights.__getitem__", None)  # nothing is scored again
     report = prune_checkpoint(on_meta(), *where, target=TARGET)
     assert report.plan == planned.plan and len(report.shards) == 3 and report.resumed == 0
 
