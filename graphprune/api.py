@@ -97,7 +97,8 @@ def prune(
 ) -> PruneResult:
     """Prune a model: capture, score, select, rewrite, verify. The model itself is not changed.
 
-    model: any module. example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
+    model: any module; one that accelerate has dispatched or FSDP2 has sharded, too, if it traces as a whole, and the slim one is
+        placed alike. example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
     target: what must remain: ``macs=50%``, ``params=2M``, ``channels=0.5``, ``weight_bytes=20MB``, ``memory=30MiB`` (peak
         activations at the example inputs), ``latency=3.2ms``, or a mapping of several.
     criterion, reduction, normalise, share: see :class:`~graphprune.passes.scoring.score.ScorePass`.

@@ -19,7 +19,7 @@ from graphprune.errors import UsageError
 from graphprune.ir.graph_module import adopt
 from graphprune.ir.twins import modules_by_path, named_tensors, twin
 from graphprune.ir.weights import Weights
-from graphprune.placement.placement import Placement
+from graphprune.placement.placement import Placement, twin_graph
 
 _HOOK: Final = "_hf_hook"
 _ADDED: Final = (_HOOK, "_old_forward", "forward", "to", "cuda", "npu", "xpu", "mlu", "sdaa", "musa", "neuron")
@@ -158,7 +158,7 @@ class Offloaded(Placement):
         for module in result.modules():
             _unhook(module)
         # The hook of a graph module is on its class.
-        return adopt(result, _copied(model.graph), type(model).__name__) if isinstance(model, fx.GraphModule) else result
+        return twin_graph(result) if isinstance(result, fx.GraphModule) else result
 
 
 def _hooks(model: nn.Module) -> Iterator[tuple[str, nn.Module, Any]]:
@@ -245,14 +245,6 @@ def _with_owners(slim: fx.GraphModule) -> fx.GraphModule:
         else:
             copied[node] = graph.node_copy(node, copied.__getitem__)
     return adopt(root, graph, type(slim).__name__)
-
-
-def _copied(graph: fx.Graph) -> fx.Graph:
-    result = fx.Graph()
-    copied: dict[fx.Node, fx.Node] = {}
-    for node in graph.nodes:
-        copied[node] = result.node_copy(node, copied.__getitem__)
-    return result
 
 
 def _settle(root: nn.Module, path: str, weights: Weights) -> None:

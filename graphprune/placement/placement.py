@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor, fx, nn
 
+from graphprune.ir.graph_module import adopt
 from graphprune.ir.twins import named_tensors, twin
 from graphprune.ir.weights import Weights
 
@@ -31,9 +32,9 @@ class Placement(ABC):
 
 
 def without(module: nn.Module, unwanted: Callable[[Any], bool]) -> None:
-    """Take hooks of some kind off a module, and leave those of its twin alone."""
+    """Take hooks of some kind off a module, and leave its twin alone: it has lists of its own afterwards."""
     for key, value in module.__dict__.items():
-        if key.endswith("_hooks") and value:
+        if key.endswith("_hooks") and isinstance(value, dict):
             kept = value.copy()
             for handle in [handle for handle, hook in value.items() if unwanted(hook)]:
                 del kept[handle]
@@ -52,3 +53,15 @@ def with_values(graph: fx.GraphModule, placement: Placement | None) -> fx.GraphM
         return value.requires_grad_(tensor.requires_grad) if isinstance(tensor, nn.Parameter) else value
 
     return cast(fx.GraphModule, twin(graph, filled))
+
+
+def twin_graph(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a graph module, of a class and with lists of hooks of its own, that shares its tensors."""
+    graph = fx.Graph()
+    copied: dict[fx.Node, fx.Node] = {}
+    for node in module.graph.nodes:
+        copied[node] = graph.node_copy(node, copied.__getitem__)
+    root = twin(module, lambda tensor: tensor)
+    for part in root.modules():
+        without(part, lambda hook: False)
+    return adopt(root, graph, type(module).__name__)

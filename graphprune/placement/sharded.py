@@ -12,9 +12,10 @@ from graphprune.errors import UsageError
 from graphprune.ir.twins import named_tensors, twin
 from graphprune.ir.weights import Weights
 from graphprune.placement.fsdp import divide, is_divided, sharded_modules, whole
-from graphprune.placement.placement import Placement, without
+from graphprune.placement.placement import Placement, twin_graph, without
 
 _MADE_BY: Final = "torch.distributed.fsdp"
+_NOTE: Final = "__composable_api"  # torch's note on a module that fully_shard was called on
 
 
 class Sharded(Placement):
@@ -37,6 +38,8 @@ class Sharded(Placement):
             if type(module) in map(type, modules):
                 module.__class__ = type(module).__bases__[1]  # fully_shard has put FSDPModule before it
             without(module, _is_ours)
+            for key in [key for key in module.__dict__ if key.startswith(_NOTE)]:
+                del module.__dict__[key]
 
     def weights(self, module: nn.Module) -> Weights:
         """Gathered from all processes, to the device of the mesh."""
@@ -51,16 +54,17 @@ class Sharded(Placement):
         """The slim model, divided on the same mesh in layers of its graph."""
         from torch.distributed.tensor import distribute_tensor
 
-        divide(slim, self._mesh, **self._options)
-        own = dict(slim.named_parameters(remove_duplicate=False))
+        result = twin_graph(slim)
+        divide(result, self._mesh, **self._options)
+        own = dict(result.named_parameters(remove_duplicate=False))
         parts: dict[int, nn.Parameter] = {}
         for name, parameter in own.items():
             if is_divided(parameter) and id(parameter) not in parts:
                 part = distribute_tensor(weights[name].detach(), self._mesh, cast(Any, parameter).placements)
                 parts[id(parameter)] = nn.Parameter(part.to(self._kept_on), requires_grad=parameter.requires_grad)
         state = {name: parts[id(parameter)] for name, parameter in own.items() if id(parameter) in parts}
-        slim.load_state_dict(state, strict=False, assign=True)
-        return slim
+        result.load_state_dict(state, strict=False, assign=True)
+        return result
 
     @property
     def _device(self) -> torch.device:

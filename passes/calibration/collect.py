@@ -86,6 +86,8 @@ def _measured(
         return observers
 
     def why_whole() -> str:
+        if runner.together:
+            return "Its weights are gathered by all processes in step, so that it was not split."
         whole = next((statistic for statistic in statistics if not statistic.splits), None)
         if whole is not None:
             return f"{type(whole).__name__} looks at all samples of a batch together, so that it was not split."
@@ -136,6 +138,7 @@ class Runner:
             module.training = False
         self.parts = parts_of(program, self.module)
         self.device = device_of(program)
+        self.together = program.weights is not None and program.weights.together
         self.overwritten = overwritten_nodes(program, groups)
         self.layout = Layout(program)
 
@@ -161,6 +164,9 @@ class Runner:
         for tensor in named_tensors(self.module).values():
             tensor.grad = None  # of an attempt for which memory was short
         with self._arithmetic(backward):
+            if self.together:
+                batches = list(batches)
+                self._look(data, [batch for batch, _ in batches], watch)
             lanes: Iterable[_Lane] = (self._started(data, batch, share, watch) for batch, share in batches)
             lanes = list(lanes) if len(self.parts) > 1 else lanes  # all batches in step, so that weights are loaded once
             for part in self.parts:
@@ -193,6 +199,20 @@ class Runner:
     def _arithmetic(self, backward: bool) -> Iterator[None]:
         with torch.autocast(self.device.type, enabled=False), torch.enable_grad() if backward else torch.no_grad():
             yield
+
+    def _look(self, data: Calibration, batches: Sequence[Batch], watch: Watch) -> None:
+        """See how samples lie where other processes load weights too: all of them do, or none does, whatever their batches are."""
+        pair = next((batch.to(self.device, self.program.inputs) for batch in batches if batch.size > 1), None)
+        crowded = self.layout.crowded(watch.nodes)
+        if not crowded or not any(gathered(pair is not None)):
+            return
+        if pair is not None:
+            with _running(data, pair):
+                self.layout.see(pair, watch.nodes, self._results)
+            return
+        for part in [*self.parts, *self.parts]:  # as often as a layout is seen
+            with loaded(self.program.weights, self.module, part):
+                pass
 
     def _started(self, data: Calibration, batch: Batch, share: float, watch: Watch) -> _Lane:
         batch = batch.to(self.device, self.program.inputs)
