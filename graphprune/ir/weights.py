@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from copy import copy
 from typing import Final
 
 import torch
@@ -63,6 +64,17 @@ class Weights(Mapping[str, Tensor]):
             return value
 
         return Weights(module, load, device=self.device, together=self.together)
+
+    def widened(self, dtypes: Collection[torch.dtype]) -> Weights:
+        """The same weights, in float32 where they are of some narrower dtypes."""
+
+        def load(name: str) -> Tensor | None:
+            value = self._load(name)
+            return value.float() if value is not None and value.dtype in dtypes else value
+
+        result = copy(self)
+        result._load = load
+        return result if dtypes else self
 
     def some(self, names: Iterable[str]) -> Mapping[str, Tensor]:
         """Those of some names, detached, each loaded when it is asked for."""

@@ -23,7 +23,7 @@ from graphprune.pipeline.analysis_manager import AnalysisView
 from graphprune.pipeline.pass_base import Pass
 from graphprune.scores import Scores
 
-_INSTEAD: Final = "Use l2, l1, lamp, sp-lamp or fpgm, or on data attention, apoz or variance."
+_INSTEAD: Final = "Use l2, l1, lamp, sp-lamp or fpgm, or on data attention, variance, taylor or fisher."
 
 NORMALISATIONS: Mapping[str, Callable[[Floats], Floats]] = {
     "none": lambda x: x,
@@ -132,8 +132,8 @@ def check_streams(terms: Sequence[Term]) -> None:
     """Raise UsageError naming the first criterion that needs more weights at once than are loaded together."""
     for term in terms:
         name = term.criterion.name
-        if any(statistic.gradients for statistic in term.needs):
-            raise UsageError(f"{name} needs a backward pass through all weights at once, which are read one by one. {_INSTEAD}")
+        if any(statistic.parameters for statistic in term.needs):
+            raise UsageError(f"{name} needs the gradients of all weights at once, which are read one by one. {_INSTEAD}")
         if not term.streams:
             raise UsageError(f"{name} compares weights or activations of several layers, which are read one by one. {_INSTEAD}")
 
