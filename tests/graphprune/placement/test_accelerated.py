@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import graphprune
+from graphprune.calibration import Calibration
 from graphprune.errors import UsageError, VerificationError
 from graphprune.ir.twins import named_tensors
 from graphprune.passes.analysis.channels import ChannelGroups
@@ -66,11 +67,12 @@ def _batches() -> list[Tensor]:
     return [torch.randint(0, 40, (size, 6), generator=generator) for size in (3, 2)]
 
 
-@pytest.mark.parametrize("criterion", ["l2", "fpgm", "attention"])
+@pytest.mark.parametrize("criterion", ["l2", "fpgm", "attention", "taylor"])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_dispatched_model_is_pruned_as_in_memory_and_stays_dispatched(net: Net, tmp_path: Path, way: str, criterion: str) -> None:
     """The same plan, the same proof and the same outputs, bit for bit; weights are where those of the original are."""
-    how: dict[str, Any] = {"target": TARGET, "criterion": criterion, "data": _batches()}
+    data = Calibration(_batches(), loss=lambda logits, target: logits.square().mean())
+    how: dict[str, Any] = {"target": TARGET, "criterion": criterion, "data": data}
     expected = graphprune.prune(copy.deepcopy(net), INPUTS, **how)
     WAYS[way](net, tmp_path)
     before = {name: (id(tensor), tensor.device) for name, tensor in named_tensors(net).items()}
@@ -165,6 +167,34 @@ def test_tensors_that_a_graph_reads_without_a_call_have_their_values(tmp_path: P
     assert torch.equal(found.model(x), expected.model(x)) and torch.equal(found.model(x), expected.model(x))
     meta = {name for name, tensor in named_tensors(found.model).items() if tensor.is_meta}
     assert meta == {"place", "inner.scale", "last.weight", "last.bias"}  # of the layer that is read, values stay
+
+
+def test_a_device_map_of_transformers_is_followed(tmp_path: Path) -> None:
+    """Weights in its own classes (RMSNorm) included. Without a folder for slim weights it is refused."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.save_pretrained(tmp_path / "full")
+    places = {name: "cpu" for name in ("model.embed_tokens", "model.rotary_emb", "model.norm", "model.layers.0")}
+    places |= {name: "disk" for name in ("model.layers.1", "lm_head")}
+    inputs = {"input_ids": torch.arange(16).view(2, 8), "use_cache": False}
+    load = transformers.LlamaForCausalLM.from_pretrained
+    with pytest.raises(UsageError, match="Give offload_folder="):
+        graphprune.prune(load(tmp_path / "full", device_map=places), inputs, target=TARGET)
+    dispatched = load(tmp_path / "full", device_map=places, offload_folder=tmp_path / "weights").eval()
+    found, expected = (graphprune.prune(each, inputs, target=TARGET) for each in (dispatched, model))
+    assert torch.equal(found.model(**inputs)[0], expected.model(**inputs)[0])
+    meta = {name for name, tensor in named_tensors(found.model).items() if tensor.is_meta}
+    assert meta >= {"model.layers.1.input_layernorm.weight", "model.layers.1.mlp.up_proj.weight", "lm_head.weight"}
+    assert not any("layers.0" in name for name in meta)
 
 
 def test_what_needs_all_weights_is_refused(net: Net, tmp_path: Path) -> None:
