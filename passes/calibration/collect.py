@@ -110,7 +110,7 @@ def _check_backward(program: Program, parameters: bool) -> None:
     if program.scopes:
         reason = "a model that traces as a whole, to its loss; this one is pruned in scopes"
     elif program.weights is not None and program.weights.together:
-        reason = "as many batches in every process as in the others, which gather weights in step; here they may have other numbers"
+        reason = "weights that each process loads by itself, batch by batch; here all processes gather them in step"
     elif program.weights is not None and parameters:
         reason = "the gradients of all weights at once; here they are loaded one after another"
     else:
