@@ -18,8 +18,9 @@ from graphprune.channels.groups import Groups
 from graphprune.collector import collector_paused
 from graphprune.errors import ArtifactError, PipelineError, UsageError
 from graphprune.files import check_writable, write_whole
-from graphprune.ir.program import Program
+from graphprune.ir.program import Inputs, Program
 from graphprune.ir.twins import named_tensors, unwrapped
+from graphprune.ir.weights import Weights
 from graphprune.latency.clock import Clock
 from graphprune.latency.environment import environment_of
 from graphprune.latency.table import LatencyTable
@@ -41,6 +42,7 @@ from graphprune.pipeline.pass_base import Pass
 from graphprune.pipeline.pass_manager import PassManager
 from graphprune.pipeline.registry import pass_class
 from graphprune.pipeline.text import format_pipeline, parse_pipeline
+from graphprune.placement import placement_of, with_values
 from graphprune.plans.plan import Plan
 from graphprune.result import PruneResult as PruneResult
 from graphprune.result import Report as Report
@@ -95,7 +97,8 @@ def prune(
 ) -> PruneResult:
     """Prune a model: capture, score, select, rewrite, verify. The model itself is not changed.
 
-    model: any module. example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
+    model: any module; one that accelerate has dispatched or FSDP2 has sharded, too, if it traces as a whole, and the slim one is
+        placed alike. example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
     target: what must remain: ``macs=50%``, ``params=2M``, ``channels=0.5``, ``weight_bytes=20MB``, ``memory=30MiB`` (peak
         activations at the example inputs), ``latency=3.2ms``, or a mapping of several.
     criterion, reduction, normalise, share: see :class:`~graphprune.passes.scoring.score.ScorePass`.
@@ -145,7 +148,9 @@ def prune(
     asking = next((step.name for step in passes if "calibration" in step.needs), None)
     if asking is not None and data is None:
         raise no_data(f"Pass {asking!r}")
-    captured = capture(model, example_inputs, scopes=scopes, source=source)
+    captured = capture(model, example_inputs, scopes=scopes, source=source, on_demand=True)
+    if captured.weights is not None and ("latency" in targets or data == SYNTHETIC):
+        raise UsageError("A latency target and synthetic data need all weights in memory, and this model's are elsewhere.")
     program = calibrated(captured, data, seed=seed, whole=(model, example_inputs))
     program = program.with_(exclude=tuple(exclude), policy=dict(policy or {}))
     analyses = AnalysisManager()
@@ -248,7 +253,7 @@ def apply_plan(
     Raises PlanError naming the first difference where the plan does not fit the model or contradicts itself.
     """
     decision = plan if isinstance(plan, Plan) else Plan.load(plan)
-    program = capture(model, example_inputs, scopes=decision.scopes, source=source)
+    program = capture(model, example_inputs, scopes=decision.scopes, source=source, on_demand=True)
     decision.check_fits(program.module)
     passes: list[Pass] = [RewritePass(), *([VerifyPass()] if verify else [])]
     return run_pipeline(program.with_(plan=decision, policy=decision.policy), passes, observers=observers, model=model)
@@ -266,10 +271,20 @@ def verify(
     inputs = normalise_inputs(example_inputs)
     slim = unwrapped(slim)
     # The original is captured anew even if it is a graph: so it was when it was pruned, and nodes are paired by name.
-    full = capture(original, inputs, scopes=plan.scopes)
-    small = slim if isinstance(slim, fx.GraphModule) else capture(slim, inputs, scopes=plan.scopes).module
+    full = capture(original, inputs, scopes=plan.scopes, on_demand=True)
+    small, loads = _small(slim, inputs, plan)
     plan.check_fits(full.module)
-    return compare(full.module, small, plan, full.inputs, seed=seed, weights=weights)
+    return compare(full.module, small, plan, full.inputs, seed=seed, weights=weights, loads=(full.weights, loads))
+
+
+def _small(slim: nn.Module, inputs: Inputs, plan: Plan) -> tuple[fx.GraphModule, Weights | None]:
+    """The graph of a slim model, and where its weights are loaded from, if they are."""
+    found = placement_of(slim)
+    plain = slim if found is None else found.plain
+    if isinstance(plain, fx.GraphModule):
+        return plain, None if found is None else found.weights(plain)
+    program = capture(slim, inputs, scopes=plan.scopes, on_demand=True)
+    return program.module, program.weights
 
 
 def save(result: PruneResult, path: str | Path) -> None:
@@ -285,7 +300,7 @@ def save(result: PruneResult, path: str | Path) -> None:
     scopes = result.scopes
     write_artifact(
         path,
-        with_weights_of(result.model, result.graph) if scopes else result.graph,
+        with_weights_of(result.model, result.graph) if scopes else with_values(result.graph, placement_of(result.model)),
         plan=result.plan.model_dump_json(),
         inputs=result.inputs,
         provenance={
@@ -360,6 +375,11 @@ def _result(done: Program, plan: Plan, model: nn.Module | None) -> PruneResult:
         if model is None:
             raise PipelineError("A program of scopes is put back into its model; pass model= to run_pipeline.")
         slim = put_back(model, done.module, done.scopes)
+    elif model is not None and done.weights is not None and (found := placement_of(model)) is not None:
+        from graphprune.runs.ranks import agreed  # which imports this module
+
+        agreed(plan.model_dump_json(), "what to remove")
+        slim = found.place(done.module, done.weights)
     used = named_tensors(done.original)
     unused = tuple(name for name in named_tensors(model) if name not in used) if model is not None and not scopes else ()
     record = done.record

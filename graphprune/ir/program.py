@@ -12,6 +12,7 @@ from torch import fx
 from torch.utils._pytree import tree_map
 
 from graphprune.ir.twins import named_tensors
+from graphprune.ir.weights import Weights
 
 if TYPE_CHECKING:
     from graphprune.calibration import Calibration
@@ -94,13 +95,14 @@ class Program:
     scopes: the submodules that the graph consists of, where the model as a whole does not trace.
     tape: the operators that the graph runs, where capture wrote them down (see :mod:`graphprune.channels.tape`).
     weights: where values are read from, by name, if the module's own tensors have none (meta device): each is loaded when it is
-        asked for (see :mod:`graphprune.streaming`).
+        asked for (see :mod:`graphprune.streaming` and :mod:`graphprune.placement`).
     exclude, policy: constraints on the channel analysis (see :class:`graphprune.passes.analysis.channels.ChannelsPass`).
     calibration: data that criteria measure activations and gradients on, where the user gave some.
     latency: what a target on latency is met by.
     scores: results of scoring passes, by name.
     plan: the decision of a selection pass, not yet carried out.
-    original, record: the graph before the rewrite and what was cut, once a rewrite has been done.
+    original, record: the graph before the rewrite and what was cut, once a rewrite has been done. original_weights: where its
+        values are read from, if it has none of its own.
     verification: the proof of the last rewrite.
     eval_only: modules whose own code keeps its behaviour of eval mode in train mode, with the reason: it does more there than
         the graph can follow. Layers in them follow. A name that is no path is the model's class.
@@ -113,7 +115,7 @@ class Program:
     source: str = ""
     scopes: tuple[Scope, ...] = ()
     tape: Tape | None = field(default=None, repr=False, compare=False)
-    weights: Mapping[str, torch.Tensor] | None = field(default=None, repr=False, compare=False)
+    weights: Weights | None = field(default=None, repr=False, compare=False)
     exclude: tuple[str, ...] = ()
     policy: Mapping[str, str] = field(default_factory=dict)
     calibration: Calibration | None = field(default=None, repr=False, compare=False)
@@ -121,6 +123,7 @@ class Program:
     scores: Mapping[str, Scores] = field(default_factory=dict)
     plan: Plan | None = None
     original: fx.GraphModule | None = None
+    original_weights: Weights | None = field(default=None, repr=False, compare=False)
     record: Record | None = None
     verification: Verification | None = None
     eval_only: Mapping[str, str] = field(default_factory=dict)

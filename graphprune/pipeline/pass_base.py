@@ -61,6 +61,7 @@ class Pass(ABC):
         is and only adds to the program. Read only if the pass returned another program than it was given.
     needs: fields of the program that must be present before (``"scores"``, ``"plan"``, ``"original"``).
     provides: fields of the program that are present afterwards.
+    streams: whether it takes programs whose weights are loaded on demand; others are refused where it would run.
     """
 
     name: ClassVar[str]
@@ -68,6 +69,7 @@ class Pass(ABC):
     preserves: ClassVar[tuple[type[Analysis[Any]], ...] | Literal["all"]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     provides: ClassVar[tuple[str, ...]] = ()
+    streams: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, program: Program, analyses: AnalysisView) -> Program:

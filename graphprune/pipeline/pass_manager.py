@@ -9,7 +9,7 @@ import torch
 from torch import fx
 from torch.nn.parameter import is_lazy
 
-from graphprune.errors import PassContractError, PipelineError
+from graphprune.errors import PassContractError, PipelineError, UsageError
 from graphprune.ir.program import Program
 from graphprune.ir.verify_graph import Problem, find_problems, graph_text
 from graphprune.pipeline.analysis_manager import AnalysisManager
@@ -61,6 +61,7 @@ class PassManager:
         start = program.module
         for step in self._steps:
             self._check_needs(step, present_fields(program))
+            _check_memory(step.current, program)
             program = self._run_step(step, program, manager, start)
         return program
 
@@ -102,6 +103,14 @@ class PassManager:
         for field in step.current.needs:
             if field not in present:
                 raise PipelineError(_missing(step, field))
+
+
+def _check_memory(current: Pass, program: Program) -> None:
+    if program.weights is not None and not current.streams:
+        raise UsageError(
+            f"Pass {current.name!r} needs all weights in memory, and those of this model are loaded one after another. "
+            "Leave the pass out, or load the whole model."
+        )
 
 
 def _missing(step: Step, field: str) -> str:

@@ -18,7 +18,7 @@ from graphprune.ir.program import Inputs, Program
 from graphprune.passes.analysis.channels import ChannelsPass
 from graphprune.passes.rewrite.rewrite import RewritePass
 from graphprune.passes.scoring.expression import parse_criterion
-from graphprune.passes.scoring.score import ScorePass
+from graphprune.passes.scoring.score import ScorePass, check_streams
 from graphprune.passes.selection.target import split_target
 from graphprune.pipeline.observers import Observer
 from graphprune.pipeline.pass_base import Pass
@@ -32,11 +32,10 @@ from graphprune.streaming.configs import Config, Fit
 from graphprune.streaming.folder import fit_config
 from graphprune.streaming.header import Entry
 from graphprune.streaming.proof import Proof, prove
-from graphprune.streaming.weights import Matched, Values, match
+from graphprune.streaming.weights import Matched, match, weights_of
 from graphprune.streaming.writing import Progress, Writing, digest, plan_of, silent
 from graphprune.tracing import capture, normalise_inputs
 
-_INSTEAD: Final = "Use l2, l1, lamp, sp-lamp or fpgm, or on data attention, apoz or variance."
 _UNPROVED: Final = Proof(None, note="verify=False")
 
 
@@ -113,11 +112,13 @@ def prune_checkpoint(
     that holds something else, before anything is written; and what a pruning raises.
     """
     chosen = {"round_to": round_to, "min_channels": min_channels, "max_ratio": max_ratio, **_targets(target)}
-    passes = _streaming(
+    passes: list[Pass] = [
         ChannelsPass(exclude=tuple(exclude), policy=dict(policy or {})),
         ScorePass(criterion=criterion, reduction=reduction, normalise=normalise, share=share, seed=seed),
         selection_pass(select, ranking or ("local" if select == "select" else "global"), chosen),
-    )
+        RewritePass(),
+    ]
+    check_streams(parse_criterion(criterion))
     inputs = normalise_inputs(example_inputs)
     measured = _calibration(criterion, data, inputs)
     job = _Job(model, inputs, match(model, open_checkpoint(checkpoint)), Path(out), config)
@@ -196,7 +197,7 @@ class _Job:
             read[0] += self.matched.entries[name].nbytes
             progress("Scoring", read[0], max(total, read[0]))
 
-        weights = Values(program.module, self.matched, watch)
+        weights = weights_of(program.module, self.matched, watch)
         return PassManager(passes, observers).run(program.with_(weights=weights, calibration=data))
 
     def proof(self, plan: Plan, seed: int, most: int) -> Proof:
@@ -234,17 +235,6 @@ def _targets(target: str | Mapping[str, float | str]) -> dict[str, float | str]:
     if "latency" in targets:
         raise UsageError("A latency target needs the whole model on a device. Use macs, params, weight_bytes, memory or channels.")
     return targets
-
-
-def _streaming(channels: ChannelsPass, score: ScorePass, selection: Pass) -> list[Pass]:
-    """The passes, if the criterion can be read from a stream."""
-    for term in parse_criterion(score.criterion):
-        name = term.criterion.name
-        if any(statistic.gradients for statistic in term.needs):
-            raise UsageError(f"{name} needs a backward pass through all weights at once, which are read one by one. {_INSTEAD}")
-        if not term.streams:
-            raise UsageError(f"{name} compares weights or activations of several layers, which are read one by one. {_INSTEAD}")
-    return [channels, score, selection, RewritePass()]
 
 
 def _calibration(criterion: str, data: Calibration | Iterable[Any] | str | None, like: Inputs) -> Calibration | None:

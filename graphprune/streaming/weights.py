@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from graphprune.errors import UsageError
-from graphprune.ir.twins import named_tensors
+from graphprune.ir.weights import Weights
 from graphprune.plans.plan import Plan
 from graphprune.streaming.checkpoint import Checkpoint
 from graphprune.streaming.header import Entry
@@ -83,28 +83,14 @@ def match(model: nn.Module, checkpoint: Checkpoint) -> Matched:
     return Matched(checkpoint, entries, names)
 
 
-class Values(Mapping[str, Tensor]):
-    """The tensors of a module with the values of a checkpoint, each loaded when it is asked for and kept by nobody.
+def weights_of(module: nn.Module, matched: Matched, watch: Watch = lambda name: None) -> Weights:
+    """The tensors of a module with the values of a checkpoint. watch: is told the name of each tensor that is loaded."""
 
-    Parameters come as parameters. What is no part of the state is the module's own.
-    """
-
-    def __init__(self, module: nn.Module, matched: Matched, watch: Watch = lambda name: None) -> None:
-        """watch: is told the name of each tensor that is loaded."""
-        self._own = named_tensors(module)
-        self._matched = matched
-        self._watch = watch
-
-    def __getitem__(self, name: str) -> Tensor:
-        own, entry = self._own[name], self._matched.entries.get(name)
+    def load(name: str) -> Tensor | None:
+        entry = matched.entries.get(name)
         if entry is None:
-            return own
-        self._watch(name)
-        tensor = self._matched.checkpoint.tensor(entry.name)
-        return nn.Parameter(tensor, requires_grad=False) if isinstance(own, nn.Parameter) else tensor
+            return None
+        watch(name)
+        return matched.checkpoint.tensor(entry.name)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._own)
-
-    def __len__(self) -> int:
-        return len(self._own)
+    return Weights(module, load)

@@ -12,11 +12,12 @@ from torch import fx, nn
 from graphprune.artifact.modes import noted_modes
 from graphprune.channels.tape import Step, run_error
 from graphprune.collector import collector_paused
-from graphprune.errors import CaptureError, TraceError
+from graphprune.errors import CaptureError, TraceError, UsageError
 from graphprune.extensions import load_extensions
 from graphprune.ir.graph_module import adopt
 from graphprune.ir.program import Inputs, Program, Scope
 from graphprune.ir.twins import named_tensors, unwrapped
+from graphprune.placement import Placement, placement_of
 from graphprune.tracing.inputs import ModuleCall, argument_names, check_inputs, holds_tensor, normalise_inputs, options_of
 from graphprune.tracing.rehearsal import rehearse
 from graphprune.tracing.scopes import find_scopes, named_scopes, outside, record_calls, scope_of
@@ -25,7 +26,9 @@ from graphprune.tracing.tracer import Tracer
 from graphprune.tracing.training import Addition, Change, Differs, Mode, follow_mode, keep_still
 
 
-def capture(model: nn.Module, example_inputs: Any, *, scopes: Sequence[str] = (), source: str = "") -> Program:
+def capture(
+    model: nn.Module, example_inputs: Any, *, scopes: Sequence[str] = (), source: str = "", on_demand: bool = False
+) -> Program:
     """Capture a model as a program.
 
     model: any ``nn.Module``; never modified. It is traced in eval mode, and the graph follows ``train()`` and
@@ -35,8 +38,12 @@ def capture(model: nn.Module, example_inputs: Any, *, scopes: Sequence[str] = ()
     scopes: submodules to capture instead of the whole. Where none are named and the whole does not trace, the largest
         submodules that do are found; ``program.scopes`` says which.
 
+    on_demand: take a model whose weights are elsewhere (dispatched by accelerate, sharded by FSDP2), too: ``program.weights`` then
+        loads them, and what needs them all at once refuses the program.
+
     Modules that do not trace become leaves: they run as they are, and everything that touches them is frozen with
-    the reason. Raises CaptureError when the model is no module, is scripted, or nothing of it traces.
+    the reason. Raises CaptureError when the model is no module, is scripted, or nothing of it traces; UsageError where its weights
+    are elsewhere and cannot be loaded, or are not to be.
 
     >>> import torch
     >>> program = capture(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU()), torch.zeros(1, 4))
@@ -44,7 +51,8 @@ def capture(model: nn.Module, example_inputs: Any, *, scopes: Sequence[str] = ()
     ['placeholder', 'call_module', 'call_module', 'output']
     """
     load_extensions("graphprune.rules")
-    root = _checked(model)
+    placement = _placement(root := _checked(model), on_demand)
+    root = root if placement is None else placement.plain
     inputs = normalise_inputs(example_inputs)
     check_inputs(root, inputs)
     with collector_paused():
@@ -53,12 +61,35 @@ def capture(model: nn.Module, example_inputs: Any, *, scopes: Sequence[str] = ()
         follows = _follow_training_mode(trace, root) if tracer.mode.consulted or tracer.questions else {}
         module = _graph_module(root, tracer)
         tracer.release()
+    if placement is not None and trace.scopes:
+        raise UsageError(
+            f"{type(root).__name__} does not trace as a whole, and scopes of a model whose weights are elsewhere are not pruned. "
+            "Load the whole model."
+        )
     # Options that a graph cannot take are part of it now.
     given = trace.given
     left = Inputs((), given) if inputs.kwargs and not inputs.args and not trace.scopes else Inputs(tuple(given.values()))
     return Program(
-        module, left, dict(tracer.opaque), source, trace.scopes, tracer.writer.tape, eval_only={**noted_modes(root), **follows}
+        module,
+        left,
+        dict(tracer.opaque),
+        source,
+        trace.scopes,
+        tracer.writer.tape,
+        None if placement is None else placement.weights(module),
+        eval_only={**noted_modes(root), **follows},
     )
+
+
+def _placement(model: nn.Module, wanted: bool) -> Placement | None:
+    """Where the weights are, if they are not with the model. Raises UsageError where they may not be."""
+    found = placement_of(model)
+    if found is not None and not wanted:
+        raise UsageError(
+            f"The weights of {type(model).__name__} are not in memory as a whole: accelerate or FSDP2 has placed them. "
+            "Only prune, apply_plan and verify take it so; load the whole model."
+        )
+    return found
 
 
 def _checked(model: Any) -> nn.Module:

@@ -55,6 +55,7 @@ class ChannelsPass(Pass):
     name: ClassVar[str] = "channels"
     requires: ClassVar[tuple[type[Analysis[Groups]], ...]] = (ChannelGroups,)
     preserves: ClassVar[Literal["all"]] = "all"
+    streams: ClassVar[bool] = True
 
     exclude: tuple[str, ...] = ()
     policy: Mapping[str, str] = field(default_factory=dict)

@@ -20,10 +20,11 @@ from graphprune.errors import UsageError, first_line
 from graphprune.failures import memory_is_out, worker_is_lost
 from graphprune.ir.program import Program, placeholder_values
 from graphprune.ir.twins import named_tensors, twin
-from graphprune.passes.calibration.interpreters import Keeping, Watch, Watching
+from graphprune.passes.calibration.interpreters import Keeping, Stepwise, Watch, Watching
 from graphprune.passes.calibration.layout import Layout
 from graphprune.passes.calibration.loading import device_of, loaded, parts_of
 from graphprune.passes.calibration.memory import within_memory
+from graphprune.passes.calibration.recompute import Recomputation
 from graphprune.statistic import Observer, Statistic, Totals, gathered
 
 #: Batches of at most so many samples, each with its share of its class's samples.
@@ -48,7 +49,7 @@ def collect(
     if data is None:
         raise no_data("The criterion")
     if any(statistic.gradients for statistic in wanted):
-        _check_backward(program)
+        _check_backward(program, any(statistic.parameters for statistic in wanted))
     runner = Runner(program, groups, gradients=any(s.gradients for s in wanted), parameters=any(s.parameters for s in wanted))
     observers: dict[Statistic, Observer] = {}
     together = [statistic for statistic in wanted if not statistic.per_class]
@@ -88,6 +89,8 @@ def _measured(
         return observers
 
     def why_whole() -> str:
+        if runner.together:
+            return "Its weights are gathered by all processes in step, so that it was not split."
         whole = next((statistic for statistic in statistics if not statistic.splits), None)
         if whole is not None:
             return f"{type(whole).__name__} looks at all samples of a batch together, so that it was not split."
@@ -104,12 +107,14 @@ def _measured(
     return within_memory(run, why_whole)
 
 
-def _check_backward(program: Program) -> None:
+def _check_backward(program: Program, parameters: bool) -> None:
     """Raise UsageError where a program cannot go back from a loss."""
     if program.scopes:
         reason = "a model that traces as a whole, to its loss; this one is pruned in scopes"
-    elif program.weights is not None:
-        reason = "a backward pass through all weights at once; here they are loaded one after another"
+    elif program.weights is not None and program.weights.together:
+        reason = "weights that each process loads by itself, batch by batch; here all processes gather them in step"
+    elif program.weights is not None and parameters:
+        reason = "the gradients of all weights at once; here they are loaded one after another"
     else:
         return
     raise UsageError(f"A criterion of gradients needs {reason}. Use a criterion of activations or of weights.")
@@ -137,7 +142,10 @@ class Runner:
         for module in self.module.modules():
             module.training = False
         self.parts = parts_of(program, self.module)
+        half = (torch.float16, torch.bfloat16) if gradients else ()
+        self.weights = None if program.weights is None else program.weights.widened(half)
         self.device = device_of(program)
+        self.together = program.weights is not None and program.weights.together
         self.overwritten = overwritten_nodes(program, groups)
         self.layout = Layout(program)
 
@@ -163,10 +171,17 @@ class Runner:
         for tensor in named_tensors(self.module).values():
             tensor.grad = None  # of an attempt for which memory was short
         with self._arithmetic(backward):
+            if self.together:
+                batches = list(batches)
+                self._look(data, [batch for batch, _ in batches], watch)
+            if backward and len(self.parts) > 1:
+                for batch, share in batches:
+                    self._there_and_back(data, self._started(data, batch, share, watch), watch, observers)
+                batches = []
             lanes: Iterable[_Lane] = (self._started(data, batch, share, watch) for batch, share in batches)
             lanes = list(lanes) if len(self.parts) > 1 else lanes  # all batches in step, so that weights are loaded once
             for part in self.parts:
-                with loaded(self.program, self.module, part):
+                with loaded(self.weights, self.module, part):
                     for lane in lanes:
                         self._advance(data, lane, part, observers, backward)
         parameters = {name: t.grad for name, t in named_tensors(self.module).items() if t.grad is not None}
@@ -187,7 +202,7 @@ class Runner:
                     return False
             if not any(statistic.gradients for statistic in statistics):
                 return True
-            outputs = [Keeping(self.module, self._values(b), ()).advance(self.module.graph.nodes) for b in (both, *singles)]
+            outputs = [self._output(b) for b in (both, *singles)]
             losses = [data.loss(output, b.target).detach() for output, b in zip(outputs, (both, *singles), strict=True)]
             return _alike(losses[0], torch.stack(losses[1:]).mean(0))
 
@@ -196,6 +211,20 @@ class Runner:
         gradients = torch.enable_grad() if backward else torch.no_grad()
         with torch.autocast(self.device.type, enabled=False), full_precision(), gradients:
             yield
+
+    def _look(self, data: Calibration, batches: Sequence[Batch], watch: Watch) -> None:
+        """See how samples lie where other processes load weights too: all of them do, or none does, whatever their batches are."""
+        pair = next((batch.to(self.device, self.program.inputs) for batch in batches if batch.size > 1), None)
+        crowded = self.layout.crowded(watch.nodes)
+        if not crowded or not any(gathered(pair is not None)):
+            return
+        if pair is not None:
+            with _running(data, pair):
+                self.layout.see(pair, watch.nodes, self._results)
+            return
+        for part in [*self.parts, *self.parts]:  # as often as a layout is seen
+            with loaded(self.weights, self.module, part):
+                pass
 
     def _started(self, data: Calibration, batch: Batch, share: float, watch: Watch) -> _Lane:
         batch = batch.to(self.device, self.program.inputs)
@@ -219,24 +248,59 @@ class Runner:
         for observer in observers.values():
             observer.end_batch(batch.size)
 
+    def _there_and_back(self, data: Calibration, lane: _Lane, watch: Watch, observers: Mapping[Statistic, Observer]) -> None:
+        """Run a batch whose weights are loaded part by part, and go back: every weight is read twice."""
+        batch, share, _ = lane
+        for observer in observers.values():
+            observer.share = share
+
+        def interpreter(arguments: Sequence[Any], watched: bool) -> Stepwise:
+            nothing = Watch(self.overwritten)
+            return Watching(self.module, arguments, watch if watched else nothing, batch.size, self.layout)
+
+        passes = Recomputation(
+            self.parts,
+            self._values(batch),
+            interpreter,
+            lambda part: loaded(self.weights, self.module, part),
+            watch.nodes,
+        )
+        steps = passes.run(lambda output: _go_back(data, batch, output))
+        current: Stepwise | None = None
+        while True:
+            with _running(data, batch, current):
+                current = next(steps, None)
+            if current is None:
+                break
+        for observer in observers.values():
+            observer.end_batch(batch.size)
+
     def _values(self, batch: Batch) -> list[Any]:
         """Values of the placeholders, in float32 where gradients would underflow in less; copies, since models write into them."""
         values = placeholder_values(self.program.module.graph, batch.inputs)
         half = (torch.float16, torch.bfloat16) if self.gradients else ()
         return [v.to(torch.float32 if v.dtype in half else v.dtype, copy=True) if isinstance(v, Tensor) else v for v in values]
 
+    def _output(self, batch: Batch) -> Any:
+        """What the program returns."""
+        interpreter, result = Stepwise(self.module, self._values(batch)), None
+        for part in self.parts:
+            with loaded(self.weights, self.module, part):
+                result = interpreter.advance(part)
+        return result
+
     def _results(self, batch: Batch, nodes: Collection[str]) -> dict[str, Tensor]:
         """Results of some nodes, as they are when they are made."""
         keeper = Keeping(self.module, self._values(batch), nodes)
         with torch.no_grad():
             for part in self.parts:
-                with loaded(self.program, self.module, part):
+                with loaded(self.weights, self.module, part):
                     keeper.advance(part)
         return keeper.found
 
 
 @contextmanager
-def _running(data: Calibration, batch: Batch, interpreter: Watching | None = None) -> Iterator[None]:
+def _running(data: Calibration, batch: Batch, interpreter: Stepwise | None = None) -> Iterator[None]:
     """Errors of a model that does not run on a batch become the user's."""
     try:
         yield

@@ -34,7 +34,7 @@ class Layout:
 
     def see(self, batch: Batch, nodes: Collection[str], run: Run) -> None:
         """Find out how several entries of a sample lie at these nodes. run: gives the results of some nodes for a batch."""
-        crowded = [name for name in self._crowded if name in nodes]
+        crowded = self.crowded(nodes)
         if self._interleaved is not None or batch.size < 2 or not crowded:
             return
         one, other = (run(batch.pick(torch.tensor(samples)), crowded) for samples in ([0, 1], [1, 1]))
@@ -44,6 +44,10 @@ class Layout:
             if bool((change[len(change) // 2 :] > 1e-3 * change.max()).any()):
                 found.append(name)
         self._interleaved = frozenset(found)
+
+    def crowded(self, nodes: Collection[str]) -> list[str]:
+        """Those of some nodes that have several entries for each sample along its axis."""
+        return [name for name in self._crowded if name in nodes]
 
     def view(self, tensor: Tensor, tap: Tap, size: int) -> Tensor:
         """An activation as a view with its samples along axis 0, channels along axis 1, and places after them.

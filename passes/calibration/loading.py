@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from graphprune.ir.twins import modules_by_path
 def device_of(program: Program) -> torch.device:
     """Where a program runs: where its weights are, or are loaded to."""
     if program.weights is not None:
-        return torch.device("cpu")
+        return program.weights.device
     return next((tensor.device for tensor in program.tensors.values()), torch.device("cpu"))
 
 
@@ -38,20 +38,24 @@ class _Slot(NamedTuple):
 
 
 @contextmanager
-def loaded(program: Program, module: fx.GraphModule, nodes: Iterable[fx.Node]) -> Iterator[None]:
-    """Give the tensors that some nodes read their values, within this block, where the program's weights are loaded on demand.
+def loaded(weights: Mapping[str, Tensor] | None, module: fx.GraphModule, nodes: Iterable[fx.Node]) -> Iterator[None]:
+    """Give the tensors that some nodes read their values, within this block, where weights are loaded on demand.
 
-    module: the program's, or a twin of it, which is changed and put back. A tensor that has values keeps them. Raises UsageError
-    for one that has none and is no part of the weights.
+    weights: of a program, or values made of them; None where there is nothing to load. module: the program's, or a twin of it,
+    which is changed and put back. A tensor that has values keeps them. Raises UsageError for one that has none and is no part of
+    the weights.
     """
+    if weights is None:
+        yield
+        return
     before: list[tuple[_Slot, Tensor]] = []
     values: dict[int, Tensor] = {}  # a tied tensor is loaded once
     try:
-        for slot in _slots(module, nodes) if program.weights is not None else ():
+        for slot in _slots(module, nodes):
             tensor = slot.tensor
             if tensor is not None and tensor.is_meta:
                 if id(tensor) not in values:
-                    values[id(tensor)] = _value(program, slot.name)
+                    values[id(tensor)] = _value(weights, slot.name)
                 before.append((slot, tensor))
                 slot.store[slot.key] = values[id(tensor)]
         values.clear()
@@ -61,8 +65,8 @@ def loaded(program: Program, module: fx.GraphModule, nodes: Iterable[fx.Node]) -
             slot.store[slot.key] = tensor
 
 
-def _value(program: Program, name: str) -> Tensor:
-    value = program.values[name]
+def _value(weights: Mapping[str, Tensor], name: str) -> Tensor:
+    value = weights[name]
     if value.is_meta:
         raise UsageError(
             f"The buffer {name} has no values: it is no part of the checkpoint, and the model was built on the meta device. "

@@ -133,6 +133,7 @@ class RewritePass(Pass):
     requires: ClassVar[tuple[Any, ...]] = (ChannelGroups, ModelCost)
     needs: ClassVar[tuple[str, ...]] = ("plan",)
     provides: ClassVar[tuple[str, ...]] = ("original",)
+    streams: ClassVar[bool] = True
 
     def run(self, program: Program, analyses: AnalysisView) -> Program:
         """Rewrite; raises RewriteError where a node cannot follow, PlanError where the plan does not fit."""
@@ -145,4 +146,5 @@ class RewritePass(Pass):
         left = kept.widths()
         widths = {g.name: (g.size, width) for g, width in zip(groups.prunable, left.tolist(), strict=True)}
         record = Record(cost.costs(groups.widths), cost.costs(left), groups, widths)
-        return program.with_(module=slim, original=program.module, record=record)
+        weights = None if program.weights is None else program.weights.sliced(slim, program.plan.kept)
+        return program.with_(module=slim, weights=weights, original=program.module, original_weights=program.weights, record=record)

@@ -13,7 +13,7 @@ def _needs(at: Place, samples: int, tau: float, relative: bool, **options: objec
     return (ClassIndicators(at, samples, tau, relative),)
 
 
-@criterion("class-aware", needs=_needs, reduction="max")
+@criterion("class-aware", needs=_needs, reduction="max", streams=True)
 def class_aware(
     context: ScoringContext, *, samples: int = 10, tau: float = 0.0, relative: bool = False, at: Place = "produced"
 ) -> Floats:

@@ -69,7 +69,7 @@ class FilterWeights:
             needed += [source for source in node.all_input_nodes if source not in needed]
         needed.sort(key=lambda node: self._places[node.name])
         interpreter.env = {}
-        with loaded(self.context.program, cast(fx.GraphModule, interpreter.module), needed):
+        with loaded(self.context.program.weights, cast(fx.GraphModule, interpreter.module), needed):
             for node in needed:
                 interpreter.env[node] = interpreter.run_node(node)
         return interpreter.env[needed[-1]]

@@ -11,7 +11,7 @@ def _needs(at: Place, **options: object) -> tuple[Statistic, ...]:
     return (Saliency(at),)
 
 
-@criterion("fisher", needs=_needs)
+@criterion("fisher", needs=_needs, streams=True)
 def fisher(context: ScoringContext, *, at: Place = "consumed") -> Floats:
     """``1/2 mean_n (sum_t sum a * dL_n/da)^2`` over samples n and the activations t of a unit; shape (units,), in units of the
     loss: the diagonal of the empirical Fisher matrix of a mask on units, which estimates the second-order change of the loss.

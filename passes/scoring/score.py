@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from graphprune.passes.scoring.shares import SHARES
 from graphprune.pipeline.analysis_manager import AnalysisView
 from graphprune.pipeline.pass_base import Pass
 from graphprune.scores import Scores
+
+_INSTEAD: Final = "Use l2, l1, lamp, sp-lamp or fpgm, or on data attention, variance, taylor or fisher."
 
 NORMALISATIONS: Mapping[str, Callable[[Floats], Floats]] = {
     "none": lambda x: x,
@@ -60,6 +62,7 @@ class ScorePass(Pass):
     requires: ClassVar[tuple[Any, ...]] = (ChannelGroups, Filters)
     preserves: ClassVar[Any] = "all"
     provides: ClassVar[tuple[str, ...]] = ("scores",)
+    streams: ClassVar[bool] = True
 
     criterion: str = "l2"
     reduction: str = "default"
@@ -84,6 +87,8 @@ class ScorePass(Pass):
         terms = parse_criterion(self.criterion)
         if program.weights is None:
             check_present(program.tensors)
+        else:
+            check_streams(terms)
         groups = analyses.get(ChannelGroups)
         needs = [statistic for term in terms for statistic in term.needs]
         looks = bool(needs) or any(term.criterion.filters for term in terms)
@@ -121,6 +126,16 @@ def combined(terms: Sequence[Term], context: ScoringContext, reduction: str, nor
         total[known] += term.weight * values[known]
         weight[known] += term.weight
     return np.divide(total * sum(term.weight for term in terms), weight, out=np.full_like(total, np.nan), where=weight > 0)
+
+
+def check_streams(terms: Sequence[Term]) -> None:
+    """Raise UsageError naming the first criterion that needs more weights at once than are loaded together."""
+    for term in terms:
+        name = term.criterion.name
+        if any(statistic.parameters for statistic in term.needs):
+            raise UsageError(f"{name} needs the gradients of all weights at once, which are read one by one. {_INSTEAD}")
+        if not term.streams:
+            raise UsageError(f"{name} compares weights or activations of several layers, which are read one by one. {_INSTEAD}")
 
 
 def check_present(tensors: Mapping[str, torch.Tensor]) -> None:

@@ -16,7 +16,11 @@ def _needs(form: str, at: Place, **options: object) -> tuple[Statistic, ...]:
     return (ParameterGradients(),) if form == "weight" else (Saliency(at),)
 
 
-@criterion("taylor", needs=_needs)
+def _streams(form: str, **options: object) -> bool:
+    return form == "activation"
+
+
+@criterion("taylor", needs=_needs, streams=_streams)
 def taylor(context: ScoringContext, *, form: Literal["activation", "weight"] = "activation", at: Place = "consumed") -> Floats:
     """Change of the loss, to first order, if a unit were zero; shape (units,), in units of the loss.
 

@@ -45,6 +45,7 @@ class Budgeted(Pass):
     preserves: ClassVar[Any] = "all"
     needs: ClassVar[tuple[str, ...]] = ("scores",)
     provides: ClassVar[tuple[str, ...]] = ("plan",)
+    streams: ClassVar[bool] = True
 
     channels: float | str | None = None
     params: float | str | None = None

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from graphprune.arithmetic import full_precision, taken_apart
 from graphprune.ir.program import Inputs, Program, placeholder_values
-from graphprune.ir.twins import named_tensors, twin
+from graphprune.ir.twins import named_tensors
+from graphprune.ir.weights import Weights
+from graphprune.passes.calibration.loading import loaded
 from graphprune.passes.verification.missing import MissingData
+from graphprune.passes.verification.tensors import Informative, Made, masked, model_with, sliced
 from graphprune.pipeline.analysis_manager import AnalysisView
 from graphprune.pipeline.pass_base import Pass
 from graphprune.plans.plan import Plan
@@ -23,7 +26,14 @@ from graphprune.verification import TOLERANCE, Verification
 
 
 def compare(
-    original: fx.GraphModule, slim: fx.GraphModule, plan: Plan, inputs: Inputs, *, seed: int = 0, weights: bool = True
+    original: fx.GraphModule,
+    slim: fx.GraphModule,
+    plan: Plan,
+    inputs: Inputs,
+    *,
+    seed: int = 0,
+    weights: bool = True,
+    loads: tuple[Weights | None, Weights | None] = (None, None),
 ) -> Verification:
     """Compare a slim model with the masked original, node by node, on random inputs.
 
@@ -32,41 +42,47 @@ def compare(
     original at full width under :class:`~graphprune.passes.verification.missing.MissingData`. Each node's present
     elements must equal its slim twin's, which shows an error where it arises, however little of it reaches the output.
 
-    inputs: shapes and dtypes are used; floating-point values are drawn anew from ``seed``. Nothing is modified.
+    inputs: shapes and dtypes are used; floating-point values are drawn anew from ``seed``. loads: where values of the two are
+    read from, if they are loaded on demand: then a node's weights are in memory while it runs. Nothing is modified.
     """
-    full = named_tensors(original)
-    if weights and (difference := _weight_difference(full, slim, plan)):
+    full: Mapping[str, Tensor] = named_tensors(original) if loads[0] is None else loads[0]
+    if weights and (difference := _weight_difference(full, named_tensors(slim) if loads[1] is None else loads[1], plan)):
         return Verification(torch.inf, 0.0, 0, 0, difference)
-    found = _compare(original, slim, plan, inputs, seed, None)
+    found = _compare(original, slim, plan, inputs, seed, None, loads[0])
     if found.passed or found.error == torch.inf or found.tolerance == TOLERANCE[torch.float64]:
         return found
     # An ill-conditioned model exceeds the tolerance by rounding alone. Twice the digits tell that from an error, with each node
     # computed from what the masked original has: over a deep model rounding grows without bounds.
     try:
         with _InDouble():  # type: ignore[no-untyped-call]
-            exact = _compare(original, slim, plan, inputs, seed, torch.float64)
+            exact = _compare(original, slim, plan, inputs, seed, torch.float64, loads[0])
     except Exception:  # a model that insists on its dtype
         return found
     return exact if exact.passed else found
 
 
 def _compare(
-    original: fx.GraphModule, slim: fx.GraphModule, plan: Plan, inputs: Inputs, seed: int, dtype: torch.dtype | None
+    original: fx.GraphModule,
+    slim: fx.GraphModule,
+    plan: Plan,
+    inputs: Inputs,
+    seed: int,
+    dtype: torch.dtype | None,
+    weights: Weights | None,
 ) -> Verification:
-    full = {name: _cast(tensor, dtype) for name, tensor in named_tensors(original).items()}
-    generator = torch.Generator().manual_seed(seed)
-    values = {name: _informative(tensor, generator) for name, tensor in full.items()}
-    randomised = sum(values[name] is not tensor for name, tensor in full.items())
-    masked = _with_tensors(original, {name: _masked(t, plan.kept.get(name, {})) for name, t in values.items()})
-    smaller = _with_tensors(slim, {name: _sliced(t, plan.kept.get(name, {})) for name, t in values.items()})
-    device = next((tensor.device for tensor in full.values()), torch.device("cpu"))
-    arguments = _random_arguments(original, inputs, generator, device, dtype)
-    tolerance = max((TOLERANCE.get(t.dtype, 0.0) for t in full.values()), default=TOLERANCE[torch.float32])
+    full = named_tensors(original)
+    drawn = Informative(full if weights is None else weights, seed, dtype)
+    values: Mapping[str, Tensor] = dict(drawn) if weights is None else drawn
+    full_width = model_with(original, full, Made(values, lambda name, t: masked(t, plan.kept.get(name, {}))), weights is not None)
+    smaller = model_with(slim, full, Made(values, lambda name, t: sliced(t, plan.kept.get(name, {}))), weights is not None)
+    device = next((tensor.device for tensor in full.values()), torch.device("cpu")) if weights is None else weights.device
+    arguments = _random_arguments(original, inputs, torch.Generator().manual_seed(seed), device, dtype)
+    tolerance = max((TOLERANCE.get(dtype or t.dtype, 0.0) for t in full.values()), default=TOLERANCE[torch.float32])
     given = _arguments_by_name(original.graph, slim.graph, arguments)
-    comparison = _Comparison(_Steps(smaller, given), _Steps(masked, arguments), tolerance, corrects=dtype is not None)
+    comparison = _Comparison(_Steps(*smaller, given), _Steps(*full_width, arguments), tolerance, corrects=dtype is not None)
     with torch.no_grad(), full_precision():
         comparison.run()
-    return Verification(comparison.worst, tolerance, comparison.compared, randomised, comparison.failure)
+    return Verification(comparison.worst, tolerance, comparison.compared, len(drawn.random), comparison.failure)
 
 
 class _InDouble(TorchDispatchMode):
@@ -79,20 +95,16 @@ class _InDouble(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor if dtype is None or not tensor.is_floating_point() else tensor.detach().to(dtype)
-
-
 # -- the two models ------------------------------------------------------------------------------------------------------
 
 
-def _weight_difference(full: Mapping[str, Tensor], slim: nn.Module, plan: Plan) -> str:
-    for name, tensor in named_tensors(slim).items():
+def _weight_difference(full: Mapping[str, Tensor], slim: Mapping[str, Tensor], plan: Plan) -> str:
+    for name, tensor in slim.items():
         if name not in full:
             if tensor.is_floating_point():
                 return f"The slim model's {name} does not exist in the original."
             continue
-        expected = _sliced(full[name], plan.kept.get(name, {}))
+        expected = sliced(full[name], plan.kept.get(name, {}))
         if expected.shape != tensor.shape:
             return f"The slim model's {name} has shape {list(tensor.shape)}, the plan's slice has {list(expected.shape)}."
         if not torch.equal(expected.to(tensor.device), tensor):
@@ -101,52 +113,6 @@ def _weight_difference(full: Mapping[str, Tensor], slim: nn.Module, plan: Plan) 
                 "If the model was trained since, leave its values out: verify(..., weights=False), or --trained."
             )
     return ""
-
-
-def _informative(tensor: Tensor, generator: torch.Generator) -> Tensor:
-    """The tensor, or random values where it is constant: means of zero and scales of one or 1e-6 hide errors."""
-    if not tensor.is_floating_point() or tensor.numel() < 2:
-        return tensor
-    low, high = tensor.detach().aminmax()
-    if low != high:
-        return tensor
-    if float(low) == 0.0:
-        random = torch.randn(tensor.shape, generator=generator) * 0.5
-    else:
-        random = torch.rand(tensor.shape, generator=generator) + 0.5
-    return random.to(device=tensor.device, dtype=tensor.dtype)
-
-
-def _masked(tensor: Tensor, axes: Mapping[int, list[int]]) -> Tensor:
-    """Full size, removed slices missing (NaN)."""
-    if not axes or not tensor.is_floating_point():
-        return tensor
-    result = tensor.detach().clone()
-    for axis, indices in axes.items():
-        gone = torch.ones(tensor.shape[axis], dtype=torch.bool, device=tensor.device)
-        gone[indices] = False
-        result.movedim(axis, 0)[gone] = torch.nan
-    return result
-
-
-def _sliced(tensor: Tensor, axes: Mapping[int, list[int]]) -> Tensor:
-    result = tensor.detach()
-    for axis, indices in axes.items():
-        result = result.index_select(axis, torch.tensor(indices, device=tensor.device))
-    return result
-
-
-def _with_tensors(module: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of the module in eval mode with these tensors in it, by name; others stay."""
-    names = {id(tensor): name for name, tensor in named_tensors(module).items()}
-
-    def replacement(tensor: Tensor) -> Tensor:
-        value = values.get(names.get(id(tensor), ""))
-        if value is None:
-            return tensor
-        return nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value.detach()
-
-    return twin(module, replacement).eval()
 
 
 def _random_arguments(
@@ -215,10 +181,12 @@ def _overlaps(tensor: Tensor) -> bool:
 
 
 class _Steps(fx.Interpreter):
-    """Runs a graph one node at a time; what no later node reads is freed. node: the one that runs."""
+    """Runs a graph one node at a time; what no later node reads is freed. weights: what nodes load, if they do. node: the one
+    that runs."""
 
-    def __init__(self, module: Any, arguments: list[Any]) -> None:
+    def __init__(self, module: Any, weights: Mapping[str, Tensor] | None, arguments: list[Any]) -> None:
         super().__init__(module)
+        self._weights = weights
         self.extra_traceback = False
         self.args_iter = iter(arguments)
         self.node: fx.Node | None = None
@@ -229,7 +197,7 @@ class _Steps(fx.Interpreter):
 
     def __next__(self) -> tuple[fx.Node, list[Tensor]]:
         node = self.node = next(self._pending)
-        with taken_apart(node.target):
+        with taken_apart(node.target), loaded(self._weights, cast(fx.GraphModule, self.module), [node]):
             result = self.env[node] = self.run_node(node)
         for read in self.user_to_last_uses.get(node, []):
             del self.env[read]
@@ -339,11 +307,13 @@ class VerifyPass(Pass):
     name: ClassVar[str] = "verify"
     preserves: ClassVar[Any] = "all"
     needs: ClassVar[tuple[str, ...]] = ("plan", "original")
+    streams: ClassVar[bool] = True
 
     seed: int = 0
 
     def run(self, program: Program, analyses: AnalysisView) -> Program:
         """Raises VerificationError with the first graph node that disagrees."""
         assert program.plan is not None and program.original is not None
-        result = compare(program.original, program.module, program.plan, program.inputs, seed=self.seed)
+        loads = program.original_weights, program.weights
+        result = compare(program.original, program.module, program.plan, program.inputs, seed=self.seed, loads=loads)
         return program.with_(verification=result.check())

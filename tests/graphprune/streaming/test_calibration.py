@@ -14,8 +14,15 @@ import torch
 from torch import Tensor
 
 import graphprune
+from graphprune.calibration import Calibration
 from graphprune.errors import UsageError
-from graphprune.streaming import prune_checkpoint
+from graphprune.passes.analysis.channels import ChannelsPass
+from graphprune.passes.calibration.loading import parts_of
+from graphprune.passes.scoring.score import ScorePass
+from graphprune.pipeline.pass_manager import PassManager
+from graphprune.streaming import open_checkpoint, prune_checkpoint
+from graphprune.streaming.weights import match, weights_of
+from graphprune.tracing import capture
 from tests.graphprune.streaming.nets import INPUTS, ROOT, Net, on_meta, save_sharded
 
 _ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -59,6 +66,50 @@ def test_the_scores_are_those_of_the_model_in_memory(tmp_path: Path, criterion: 
     found = prune_checkpoint(on_meta().to(dtype), INPUTS, tmp_path / "full", tmp_path / "slim", **how).plan
     expected = graphprune.prune(net, INPUTS, **how).plan
     assert found.scores == expected.scores and found.kept == expected.kept
+
+
+def _first_token(logits: Tensor, target: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy(logits[:, 0], target)
+
+
+def _labelled() -> Calibration:
+    return Calibration([(ids, ids[:, 0] % 3) for ids in batches()], loss=_first_token)
+
+
+GRADIENTS = ["taylor", "taylor(at=produced)", "fisher", "class-aware(samples=2)", "0.5*variance+0.5*taylor"]
+
+
+@pytest.mark.parametrize("criterion", GRADIENTS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_scores_of_gradients_are_those_of_the_model_in_memory(tmp_path: Path, criterion: str, dtype: torch.dtype) -> None:
+    """To rounding: weights are loaded a few layers at a time, forward and back."""
+    torch.manual_seed(0)
+    net = Net(depth=6, tied=False).to(dtype).eval()
+    save_sharded(net, tmp_path / "full")
+    bare = on_meta(depth=6, tied=False).to(dtype)
+    matched = match(bare, open_checkpoint(tmp_path / "full"))
+    streamed = capture(bare, INPUTS)
+    streamed = streamed.with_(weights=weights_of(streamed.module, matched))
+    assert len(parts_of(streamed, streamed.module)) > 2
+    passes = [ChannelsPass(), ScorePass(criterion=criterion)]
+    expected, found = (
+        PassManager(passes).run(program.with_(calibration=_labelled())).scores[criterion].values
+        for program in (capture(net, INPUTS), streamed)
+    )
+    assert found == pytest.approx(expected, rel=1e-11 if dtype == torch.float64 else 1e-4, nan_ok=True)
+
+
+def test_a_checkpoint_is_pruned_by_gradients_as_the_model_in_memory(net: Net, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"target": TARGET, "criterion": "taylor", "ranking": "local", "data": _labelled()}
+    seen: list[int] = []
+    found = prune_checkpoint(
+        on_meta(), INPUTS, tmp_path / "full", tmp_path / "slim", **how,
+        progress=lambda what, done, total: seen.append(done) if what == "Scoring" else None,
+    ).plan  # fmt: skip
+    assert found.kept == graphprune.prune(net, INPUTS, **how).plan.kept
+    weights = sum(tensor.nbytes for tensor in net.parameters()) + net.shift.nbytes + net.head.weight.nbytes
+    # For each batch, there and back; and once to see that they are finite, since some units have no score.
+    assert seen[-1] == (2 * len(batches()) + 1) * weights
 
 
 def test_every_weight_is_read_once_for_all_batches(net: Net, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from graphprune.ir.program import Program
 from graphprune.ir.twins import named_tensors
+from graphprune.ir.weights import Weights
 from graphprune.passes.calibration.loading import loaded, parts_of
 from graphprune.tracing import capture
 from tests.graphprune.streaming.nets import INPUTS, Net, on_meta
@@ -22,7 +23,8 @@ def values() -> Mapping[str, Tensor]:
 
 @pytest.fixture
 def program(values: Mapping[str, Tensor]) -> Program:
-    return capture(on_meta(depth=8), INPUTS).with_(weights=values)
+    found = capture(on_meta(depth=8), INPUTS)
+    return found.with_(weights=Weights(found.module, values.get))
 
 
 def test_parts_have_few_weights_and_end_between_blocks(program: Program) -> None:
@@ -45,12 +47,12 @@ def test_what_nodes_read_has_values_within_the_block_alone(program: Program, val
     module = program.module
     before = {name: id(tensor) for name, tensor in named_tensors(module).items()}
     nodes = [node for node in module.graph.nodes if node.name in ("embed", "shift", "head")]
-    with loaded(program, module, nodes):
+    with loaded(program.weights, module, nodes):
         found = {name: tensor for name, tensor in named_tensors(module).items() if not tensor.is_meta}
         assert found.keys() == {"embed.weight", "head.weight", "shift", "scale"}
         assert found["embed.weight"] is found["head.weight"]  # tied, and read once
         assert torch.equal(found["embed.weight"], values["embed.weight"])
     assert {name: id(tensor) for name, tensor in named_tensors(module).items()} == before
-    with pytest.raises(ZeroDivisionError), loaded(program, module, nodes):
+    with pytest.raises(ZeroDivisionError), loaded(program.weights, module, nodes):
         raise ZeroDivisionError
     assert {name: id(tensor) for name, tensor in named_tensors(module).items()} == before

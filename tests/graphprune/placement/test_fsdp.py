@@ -1,4 +1,4 @@
-"""Which layers of a graph are gathered together; what two processes make of it is tested in test_data_parallel.py."""
+"""Which layers of a graph are gathered together; what two processes make of it is tested in training/test_data_parallel.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from graphprune.training import sharding
+from graphprune.placement import fsdp
 
 
 class _Net(nn.Module):
@@ -30,7 +30,7 @@ class _Net(nn.Module):
 
 def _names(model: nn.Module) -> list[list[str]]:
     names = {module: name for name, module in model.named_modules()}
-    return [[names[layer] for layer in block] for block in sharding.blocks(model)]
+    return [[names[layer] for layer in block] for block in fsdp.blocks(model)]
 
 
 def test_layers_that_are_called_once_and_shared_with_nothing_are_gathered_as_they_are_called() -> None:
@@ -43,5 +43,5 @@ def test_blocks_end_where_they_are_large() -> None:
 
 
 def test_nothing_is_known_of_the_calls_of_other_modules() -> None:
-    assert sharding.blocks(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))) == []
-    assert sharding.blocks(fx.symbolic_trace(torch.nn.ReLU())) == []
+    assert fsdp.blocks(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))) == []
+    assert fsdp.blocks(fx.symbolic_trace(torch.nn.ReLU())) == []
