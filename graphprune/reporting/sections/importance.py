@@ -14,7 +14,7 @@ from graphprune.passes.scoring.expression import parse_criterion
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.pipeline.pass_manager import PassManager
 from graphprune.plans.plan import Plan
-from graphprune.recipe import DataSection, Draft
+from graphprune.recipe import DataSection, Draft, RunSection
 from graphprune.reporting.facts import Chart, Missing, Section, Table
 from graphprune.reporting.material import Material
 from graphprune.reporting.original import Original
@@ -77,8 +77,8 @@ def _training_samples(material: Material) -> Calibration | None:
     run = material.run
     if run is None or "source" not in run.recipe.get("data", {}):
         return None
-    draft = Draft(run.recipe)
-    about, seed = draft.section("data", DataSection), int(run.recipe.get("run", {}).get("seed", 0))
+    draft = Draft({**run.recipe, "run": {"out": str(run.folder), **run.recipe.get("run", {})}})
+    about, seed = draft.section("data", DataSection), draft.section("run", RunSection).seed
     if not (about.source == "digits" or Path(about.source).exists() or material.request.trust_pickle):
         raise UsageError(
             f"The criterion needs the run's data, {about.source}, and reading them can run code. Give --trust-pickle if you trust "
