@@ -111,7 +111,7 @@ def test_the_wheel_carries_what_reports_are_made_of(built: _Built) -> None:
 def test_the_wheel_carries_the_licence_and_the_command(built: _Built) -> None:
     (info,) = built.folder.glob("*.dist-info")
     assert (info / "licenses" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
-    assert "graphprune = graphprune.cli:main" in (info / "entry_points.txt").read_text()
+    assert "graphprune = graphprune.__main__:main" in (info / "entry_points.txt").read_text()
 
 
 def test_every_package_imports_from_the_wheel(built: _Built) -> None:

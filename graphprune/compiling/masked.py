@@ -53,7 +53,7 @@ class Masked(nn.Module):
         silent = read_by_weights(groups, analyses.get(program, Filters))
         loud = [group for group in groups.prunable if not silent[group.units].all()]
         self._loud = {_axis(group, program): group for group in loud}
-        self._program = program.with_(exclude=(*program.exclude, *(f"{name}[{axis}]" for name, axis in self._loud)))
+        self._program = program.with_(whole={f"{name}[{axis}]": _why(group) for (name, axis), group in self._loud.items()})
         self.stays = {group.name: _why(group) for group in loud}
         self.groups: Groups = analyses.get(self._program, ChannelGroups)
         self.module = program.module

@@ -97,6 +97,7 @@ class Program:
     weights: where values are read from, by name, if the module's own tensors have none (meta device): each is loaded when it is
         asked for (see :mod:`graphprune.streaming` and :mod:`graphprune.placement`).
     exclude, policy: constraints on the channel analysis (see :class:`graphprune.passes.analysis.channels.ChannelsPass`).
+    whole: what else stays whole, as ``exclude`` names it, with the reason in words: for those who prune in several steps.
     calibration: data that criteria measure activations and gradients on, where the user gave some.
     latency: what a target on latency is met by.
     scores: results of scoring passes, by name.
@@ -118,6 +119,7 @@ class Program:
     weights: Weights | None = field(default=None, repr=False, compare=False)
     exclude: tuple[str, ...] = ()
     policy: Mapping[str, str] = field(default_factory=dict)
+    whole: Mapping[str, str] = field(default_factory=dict)
     calibration: Calibration | None = field(default=None, repr=False, compare=False)
     latency: Latency | None = field(default=None, repr=False, compare=False)
     scores: Mapping[str, Scores] = field(default_factory=dict)

@@ -123,7 +123,7 @@ class AnalysisView:
 
 def _same_subject(first: Program, second: Program) -> bool:
     same_graph = first.module is second.module and first.inputs is second.inputs
-    return same_graph and first.exclude == second.exclude and first.policy == second.policy
+    return same_graph and all(getattr(first, name) == getattr(second, name) for name in ("exclude", "policy", "whole"))
 
 
 def _resolve(analysis: Analysis[R] | type[Analysis[R]]) -> Analysis[R]:

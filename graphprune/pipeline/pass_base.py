@@ -29,7 +29,7 @@ class Analysis(ABC, Generic[R]):
 
     Subclasses are frozen dataclasses. Their fields are options and part of the key under which the result is kept, so
     they must be hashable (mappings and lists of hashable values are fine). The result must depend on the program's
-    graph, tensors, inputs and constraints (``exclude``, ``policy``) alone, not on its scores or plan, and must not be
+    graph, tensors, inputs and constraints (``exclude``, ``policy``, ``whole``) alone, not on its scores or plan, and must not be
     modified by those who read it.
 
     name: kebab-case, shown in timings. depends: the analyses that ``compute`` reads.

@@ -106,7 +106,7 @@ def gather(request: Request, output: Output) -> Material:
         table = None if request.latency is None else LatencyTable.load(request.latency)
     run = runs[0] if len(runs) == 1 else None
     implied = _implied(run, artifact)
-    wanted = request.against if request.against.source else _merged(request.against, implied)
+    wanted = _merged(request.against, implied) if request.against.source in ("", implied.source) else request.against
     found = Material(
         request.subject, runs, plan, artifact, named=wanted.source, request=wanted, criterion=request.criterion, table=table
     )

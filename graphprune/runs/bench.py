@@ -298,22 +298,22 @@ class Bench:
         task = self.task
         model = self.model(stage)
         program = capture(model, task.inputs, scopes=task.scopes)
-        exclude = (*task.exclude, *self._last_units(stage, program))
-        program = program.with_(exclude=exclude, policy=dict(task.policy))
+        program = program.with_(exclude=task.exclude, policy=dict(task.policy), whole=dict(self._last_units(stage, program)))
         program = calibrated(program, task.data, seed=task.seed, whole=(model, task.inputs))
         if table is not None:
             program = timed(program, table, clock=task.clock)
-        return PassManager([ChannelsPass(exclude, dict(task.policy)), *passes]).run(program)
+        return PassManager([ChannelsPass(task.exclude, dict(task.policy)), *passes]).run(program)
 
-    def _last_units(self, stage: Stage, program: Program) -> Iterator[str]:
-        """Axes of the original's groups of which a stage has one unit left: it stays.
+    def _last_units(self, stage: Stage, program: Program) -> Iterator[tuple[str, str]]:
+        """Axes of the original's groups of which a stage has one unit left, which stays, with the reason.
 
         In the smaller model it could be several: a single head no longer has to go whole. But plans are of the original's units.
         """
         left = self.widths(stage)
         for group in self.groups.prunable:
             if group.size > 1 and left[group.name] == 1 and max(m.multiplicity for m in group.members) > 1:
-                yield from (f"{m.tensor}[{m.axis}]" for m in group.members if m.tensor in program.tensors)
+                axes = (f"{m.tensor}[{m.axis}]" for m in group.members if m.tensor in program.tensors)
+                yield from ((axis, f"the run keeps the last unit of {group.name}") for axis in axes)
 
     def _recalibrate(self, found: PruneResult) -> int:
         """Estimate the batch-norm statistics of a model that was just cut; on how many samples."""

@@ -22,7 +22,7 @@ _AXIS: Final = re.compile(r"(.*)\[(\d+)\]")
 
 @dataclass(frozen=True)
 class ChannelGroups(Analysis[Groups]):
-    """Units and groups of the program, under its ``exclude`` patterns and ``policy``."""
+    """Units and groups of the program, under its ``exclude`` patterns, its ``policy`` and what is to stay ``whole``."""
 
     name: ClassVar[str] = "channel-groups"
 
@@ -31,7 +31,7 @@ class ChannelGroups(Analysis[Groups]):
         named = {key: value for key, value in program.policy.items() if "@" not in key}
         sites = {key: value for key, value in program.policy.items() if "@" in key}
         trace = propagate(program, make_policy(named, sites))
-        return Groups(trace, excluded(trace, program.exclude))
+        return Groups(trace, excluded(trace, program.exclude, program.whole))
 
 
 def make_policy(named: Mapping[str, str], sites: Mapping[str, str]) -> Policy:
@@ -65,17 +65,20 @@ class ChannelsPass(Pass):
         return program.with_(exclude=tuple(self.exclude), policy=dict(self.policy))
 
 
-def excluded(trace: Trace, patterns: tuple[str, ...]) -> list[tuple[Field, Reason]]:
-    """The labels of parameters whose name, or the name of a module around them, matches a pattern, with the reason."""
+def excluded(trace: Trace, patterns: tuple[str, ...], whole: Mapping[str, str] | None = None) -> list[tuple[Field, Reason]]:
+    """The labels of parameters whose name, or the name of a module around them, matches a pattern, with the reason.
+
+    whole: further patterns, with reasons of their own.
+    """
     found: list[tuple[Field, Reason]] = []
-    for pattern in patterns:
+    for pattern, why in ({pattern: f"excluded by {pattern!r}" for pattern in patterns} | dict(whole or {})).items():
         part = _AXIS.fullmatch(pattern)
         name_pattern, axis = (part[1], int(part[2])) if part else (pattern, None)
         names = [name for name in trace.parameters if matches(name, name_pattern)]
         if not names:
             raise UsageError(f"exclude={pattern!r} matches no parameter of the model; see `graphprune inspect` for the names.")
         found += [
-            (field, Reason(f"excluded by {pattern!r}", "exclude", name))
+            (field, Reason(why, "exclude", name))
             for name in names
             for field in trace.parameters[name].fields
             if axis is None or axis in axes_of(field)

@@ -1,4 +1,4 @@
-"""What the documentation shows works: its Python blocks run in order, and its ``graphprune`` command lines succeed."""
+"""What the documentation shows works: its Python blocks run in order, and its ``graphprune`` command lines print what it shows."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from graphprune.cli import comparing, digits, main
 from graphprune.extensions import load_extensions
 from graphprune.latency.copies import Effort
 from graphprune.passes.latency import source
+from tests.docs.shown import NO_RUN, Shown, shown
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
@@ -31,7 +32,6 @@ load_extensions("graphprune.rules")
 load_extensions("graphprune.criteria")
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_NO_RUN = "<!-- no-run -->"
 _REGISTRIES = (
     (rules, "_RULES"),
     (rules, "_MOVING"),
@@ -45,14 +45,8 @@ _REGISTRIES = (
 def blocks(text: str, language: str) -> Iterator[tuple[int, str]]:
     """Line (from 0) and content of the code blocks in a language, those under a no-run mark left out."""
     for match in _FENCE.finditer(text):
-        if match[1] == language and not text[: match.start()].rstrip().endswith(_NO_RUN):
+        if match[1] == language and not text[: match.start()].rstrip().endswith(NO_RUN):
             yield text[: match.start(2)].count("\n"), match[2]
-
-
-def commands(text: str) -> list[list[str]]:
-    """Arguments of the lines in ``sh`` blocks that start with ``graphprune``, continued lines joined."""
-    lines = [line for _, block in blocks(text, "sh") for line in block.replace("\\\n", " ").splitlines()]
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("graphprune ")]
 
 
 def _name(page: Path) -> str:
@@ -89,20 +83,66 @@ def test_python_blocks_run_in_order(page: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 @pytest.mark.usefixtures("_demo_folder")
-def test_command_lines_succeed_in_order(page: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_command_lines_print_what_is_shown(page: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     for user in (source, comparing):  # how exact times are is not tested
         monkeypatch.setattr(user, "SURE", Effort(precision=1, turns=1, least=2))
-    for arguments in commands(page.read_text(encoding="utf-8")):
-        assert main(arguments) == 0, f"graphprune {shlex.join(arguments)}: {capfd.readouterr().err}"
+    for block in shown(page.read_text(encoding="utf-8")):
+        if block.runs:
+            check(block, page, capfd)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_long_commands_print_what_is_shown(
+    page: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The blocks that are not run above, where the page shows their output, on the trained model of the demo."""
+    found = [block for block in shown(page.read_text(encoding="utf-8")) if block.output and not block.runs]
+    if not found:
+        pytest.skip("there are none")
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--quiet"]) == 0
+    for block in found:
+        check(block, page, capfd)
+
+
+def check(block: Shown, page: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Run the commands of a block and compare what they print."""
+    capfd.readouterr()
+    printed = ""
+    for arguments in block.commands:
+        code = main(arguments)
+        said = capfd.readouterr()
+        assert code == 0, f"{page.name}:{block.line}: graphprune {shlex.join(arguments)}: {said.err}"
+        printed += said.out
+    missing = block.missing(printed)
+    assert missing is None, f"{page.name}:{block.line} shows a line that is not printed: {missing}\n{printed}"
 
 
 def test_blocks_and_command_lines_are_found() -> None:
     """The negative twin: the patterns above find what is there, and leave out what is marked."""
     assert len(list(blocks((ROOT / "README.md").read_text(encoding="utf-8"), "python"))) >= 1
     tour = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
-    assert {arguments[0] for arguments in commands(tour)} >= {"inspect", "prune", "apply", "verify", "passes"}
-    marked = f"{_NO_RUN}\n```python\n1 / 0\n```\n\n```python\nx = 1\n```\n"
+    assert {words[0] for block in shown(tour) for words in block.commands} >= {"inspect", "prune", "apply", "verify", "passes"}
+    assert sum(bool(block.output) for block in shown(tour)) >= 5
+    marked = f"{NO_RUN}\n```python\n1 / 0\n```\n\n```python\nx = 1\n```\n"
     assert [code for _, code in blocks(marked, "python")] == ["x = 1\n"]
+
+
+def test_another_output_than_the_page_shows_is_seen() -> None:
+    """The negative twin: words, their order, and numbers that are the same everywhere count; widths and rounding do not."""
+    page = (
+        "```sh\ngraphprune inspect x \\\n    --input 1x3\n```\n\n```text\n...\nparameters  22,010\n───\nerror 1.2e-07\nlast\n```\n"
+    )
+    (block,) = shown(page)
+    assert block.commands == (("inspect", "x", "--input", "1x3"),) and block.exact and block.runs
+    assert block.missing("first\nparameters    22,010\nmore\nerror 3.4e-07\n──\nlast\n") is None
+    assert block.missing("parameters 22,011\nerror 1.2e-07\nlast\n") == "parameters  22,010"
+    assert block.missing("parameters 22,010\nlast\nerror 1.2e-07\n") == "last"
+    (trained,) = shown(page.replace("inspect", "run"))
+    assert trained.missing("parameters 5\nerror 1.2e-07\nlast") is None and trained.missing("parameter 5") == "parameters  22,010"
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from tests.failure.processes import REACHED, Stopping, left, run, start
 
 PHASES = [(name, phase, signal.SIGINT) for name, command in COMMANDS.items() for phase in command.phases]
 PHASES += [(name, list(command.phases)[1], signal.SIGTERM) for name, command in COMMANDS.items()]
+ROOT = Path(__file__).resolve().parents[2]
 SEQUENCE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\r\x07]")
 
 
@@ -46,3 +49,22 @@ def test_the_progress_was_on_the_screen(number: signal.Signals, tmp_path: Path) 
     running.wait_for(REACHED)
     running.signal(number)
     assert "\x1b[?25l" in running.end().out
+
+
+@pytest.mark.parametrize("module", ["typer", "rich", "graphprune.cli.options", "numpy", "torch"])
+def test_an_interruption_of_an_import_says_so(module: str) -> None:
+    """The first second of a command, while it imports what it needs."""
+    code = f"""
+import os, runpy, signal, sys
+
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ["graphprune", "passes"]
+runpy.run_module("graphprune", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "graphprune: interrupted.\n")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from graphprune.api import calibrated
-from graphprune.errors import GraphpruneError
+from graphprune.calibration import Calibration
+from graphprune.errors import GraphpruneError, UsageError
+from graphprune.passes.scoring.expression import parse_criterion
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.pipeline.pass_manager import PassManager
 from graphprune.plans.plan import Plan
+from graphprune.recipe import DataSection, Draft, RunSection
 from graphprune.reporting.facts import Chart, Missing, Section, Table
 from graphprune.reporting.material import Material
 from graphprune.reporting.original import Original
+from graphprune.training.data import load_training_data
 
 _BINS: Final = 40
 _KNOWN: Final = ("criterion", "reduction", "normalise", "share", "seed")
@@ -38,7 +43,7 @@ def importance(material: Material) -> Section | None:
     try:
         values = _scores(original, chosen, material)
     except GraphpruneError as error:
-        return _without(f"The units could not be scored by {chosen['criterion']}: {error}", "--calibrate DATA gives it data.")
+        return _without(f"The units could not be scored by {chosen['criterion']}: {error}", "")
     return _drawn(original, values, chosen, material)
 
 
@@ -55,10 +60,32 @@ def _criterion(plan: Plan | None, wanted: str | None) -> dict[str, str]:
 
 
 def _scores(original: Original, chosen: dict[str, str], material: Material) -> Any:
-    program = calibrated(original.program, material.calibration, whole=(original.source.model, original.inputs))
+    data = material.calibration
+    if data is None and any(term.needs for term in parse_criterion(chosen["criterion"])):
+        data = _training_samples(material)
+    program = calibrated(original.program, data, whole=(original.source.model, original.inputs))
     options: dict[str, Any] = {**chosen, "seed": int(chosen.get("seed", 0))}
     done = PassManager([ScorePass(**options)]).run(program)
     return done.scores[chosen["criterion"]].values
+
+
+def _training_samples(material: Material) -> Calibration | None:
+    """The samples that a run scored by, which its recipe names; None without a run.
+
+    Raises UsageError for data that torchvision or a callable reads, unless the user trusts the recipe: some data sets are pickles.
+    """
+    run = material.run
+    if run is None or "source" not in run.recipe.get("data", {}):
+        return None
+    draft = Draft({**run.recipe, "run": {"out": str(run.folder), **run.recipe.get("run", {})}})
+    about, seed = draft.section("data", DataSection), draft.section("run", RunSection).seed
+    if not (about.source == "digits" or Path(about.source).exists() or material.request.trust_pickle):
+        raise UsageError(
+            f"The criterion needs the run's data, {about.source}, and reading them can run code. Give --trust-pickle if you trust "
+            "the recipe, or other data with --calibrate."
+        )
+    data = load_training_data(about.source, prepare=about.prepare, validation=about.validation, seed=seed, workers=about.workers)
+    return data.calibration(about.samples, seed=seed)
 
 
 def _drawn(original: Original, values: Any, chosen: dict[str, str], material: Material) -> Section:

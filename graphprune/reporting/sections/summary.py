@@ -41,13 +41,21 @@ def summary(material: Material) -> Section | None:
     tiles = [_tile(cost) for cost in costs] + _accuracies(material)
     missing = [] if costs else [Missing(f"Costs are not known. {material.no_original}", "")]
     if not any("ccuracy" in tile.label for tile in tiles):
-        missing.append(Missing("The accuracy is not known.", "Give labelled images with --data FILE.npz, or report on a run."))
+        missing.append(Missing("The accuracy is not known.", _to_know_accuracy(material)))
     figures = [(tile.label, tile.before or "-", tile.after, tile.change or "-") for tile in tiles]
     found = [Table("Figures", ("", "#original", "#slim", "#remains or change"), figures)] if figures else []
     budgets = _budgets(material, costs)
     if budgets:
         found.append(Table("Budgets", ("target", "#asked for", "#reached", "#used"), budgets, folded=False))
     return Section("summary", "Summary", _lead(material), tiles, tables=found, missing=missing)
+
+
+def _to_know_accuracy(material: Material) -> str:
+    if material.request.data is None:
+        return "Give labelled images with --data FILE.npz, or report on a run."
+    if material.original is None:
+        return "It takes the original, too."
+    return "Report on the slim model: a plan has no weights."
 
 
 def _lead(material: Material) -> str:

@@ -160,7 +160,7 @@ const charts = {
     const stacked = (values, under) => values.map((value, bin) => [edges[bin], edges[bin + 1], under[bin], under[bin] + value]);
     const blue = theme.colour("blue");
     const zero = removed.map(() => 0);
-    const line = cut === null ? undefined : { symbol: "none", silent: true, lineStyle: { color: theme.colour("red"), type: "dashed" }, label: { color: theme.colour("red"), formatter: "highest removed", position: "end", fontSize: 11 }, data: [{ xAxis: cut }] };
+    const line = cut === null ? undefined : { symbol: "none", silent: true, lineStyle: { color: theme.colour("red"), type: "dashed" }, label: { color: theme.colour("red"), formatter: "highest removed", position: "end", align: 2 * cut < edges[0] + edges[edges.length - 1] ? "left" : "right", fontSize: 11 }, data: [{ xAxis: cut }] };
     return {
       ...base,
       grid: { left: 8, right: 24, top: 48, bottom: 30, containLabel: true },

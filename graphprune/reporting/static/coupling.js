@@ -2,10 +2,11 @@
 // The coupling graph: layers in columns, one colour for layers that lose the same channels, and a panel about what is chosen.
 
 const coupling = {
-  // Long models are one long column: it is cut into several side by side, so that the whole has the shape of the page.
+  // Long models are one long column: it is cut into several side by side, so that the whole has the shape of the page. One that can
+  // be read as it is stays.
   wrap(graph, width, height) {
     const box = graph.nodes().boundingBox();
-    if (box.h <= 1.5 * box.w * (height / width)) return;
+    if (0.7 * box.h <= height || box.h <= 1.5 * box.w * (height / width)) return;
     const count = Math.max(1, Math.round(Math.sqrt((box.h * width) / ((box.w + 60) * height))));
     const tall = box.h / count + 1;
     graph.nodes().positions((node) => {

@@ -116,6 +116,52 @@ def test_importance_counts_every_unit_once(pruned: graphprune.api.PruneResult, t
     assert np.all(np.diff(data["edges"]) > 0)
 
 
+def a_scored_run(folder: Path, data: str) -> Path:
+    """A run on saved weights whose plan was made by a criterion of data, with a recipe that names other data."""
+    torch.manual_seed(0)
+    model = Two()
+    torch.save(model.state_dict(), folder / "weights.pt")
+    batches = [torch.randn(4, 3, 8, 8)]
+    result = graphprune.prune(model, torch.zeros(1, 3, 8, 8), target="macs=50%", criterion="attention", data=batches)
+    run = folder / "run"
+    run.mkdir()
+    result.plan.save(run / "plan.json")
+    (run / "rounds.jsonl").write_text("")
+    weights = folder / "weights.pt"
+    (run / "recipe.toml").write_text(f"[model]\nsource = '{SOURCE}'\nweights = '{weights}'\n[data]\nsource = \"{data}\"\n")
+    return run
+
+
+def test_a_run_is_scored_on_the_data_of_its_recipe(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).random((20, 3, 8, 8), dtype=np.float32), y=np.arange(20) % 2)
+    run = a_scored_run(tmp_path, str(tmp_path / "data.npz"))
+    found = sections(material(run, SOURCE))["importance"]
+    assert not found.missing and found.lead.startswith("Scores by attention") and "weights.pt" in found.lead
+
+
+def test_data_that_only_a_recipe_names_run_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = a_scored_run(tmp_path, "os:system('touch graphprune_mark')")
+    (lack,) = sections(material(run, SOURCE))["importance"].missing
+    assert "--trust-pickle" in lack.what and "--calibrate" in lack.what and lack.remedy == ""
+    assert not (tmp_path / "graphprune_mark").exists()
+    assert "Return one to three data sets" in sections(material(run, SOURCE, trust_pickle=True))["importance"].missing[0].what
+    assert (tmp_path / "graphprune_mark").exists()
+
+
+def test_a_missing_accuracy_asks_for_what_is_missing(pruned: graphprune.api.PruneResult, tmp_path: Path) -> None:
+    """Not for the images that the user gave."""
+    images = tmp_path / "data.npz"
+    np.savez(images, x=np.zeros((2, 3, 8, 8), dtype=np.float32), y=np.arange(2))
+    for subject, against, given, wanted in (
+        ("slim.safetensors", SOURCE, None, "--data"),
+        ("slim.safetensors", "", images, "the original"),
+        ("plan.json", SOURCE, images, "slim model"),
+    ):
+        lack = sections(material(tmp_path / subject, against, data=given))["summary"].missing[-1]
+        assert lack.what == "The accuracy is not known." and wanted in lack.remedy
+
+
 def test_fresh_weights_are_not_scored(pruned: graphprune.api.PruneResult, tmp_path: Path) -> None:
     """The artifact names its source, but not the weights: what they would say is not what was pruned by."""
     found = sections(material(tmp_path / "slim.safetensors", trust_pickle=True))

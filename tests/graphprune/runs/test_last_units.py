@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 import graphprune
+from graphprune.errors import TargetError
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.select import SelectPass
 from graphprune.runs.bench import Bench
@@ -45,5 +47,8 @@ def test_rounds_after_a_single_head_is_left_make_a_plan_of_the_original() -> Non
     widths = bench.widths(stage)
     assert widths["qkv"] == 1 and widths["embed"] < 12, "the second round cut others"
     assert stage.plan is not None
+    assert "[0]" not in stage.plan.pipeline, "what stays for that reason is no exclusion of the user's"
+    with pytest.raises(TargetError, match=r"qkv \(the run keeps the last unit of qkv \(qkv.weight\)\)"):
+        bench.prune(stage, [ScorePass("l2"), SelectPass(macs="0.1%")])
     again = graphprune.apply_plan(model, torch.zeros(INPUT), stage.plan)
     assert {name: after for name, (_, after) in again.report.widths.items()} == widths
