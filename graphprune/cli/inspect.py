@@ -22,7 +22,9 @@ def command(
             metavar="NAME", help="Explain the groups that this layer or tensor belongs to: what tied or froze them, and where."
         ),
     ] = None,
-    pattern: Annotated[str | None, typer.Option(metavar="PATTERN", help="Show groups of this name only, as in 'layer1.*'.")] = None,
+    pattern: Annotated[
+        str | None, typer.Option("--pattern", metavar="PATTERN", help="Show groups of this name only, as in 'layer1.*'.")
+    ] = None,
     cost: Annotated[
         bool,
         typer.Option("--cost", help="Show the cost as formulas in the group widths, and what each group and one unit of it cost."),

@@ -34,6 +34,7 @@ def command(
     data: Annotated[
         str | None,
         typer.Option(
+            "--data",
             metavar="DATA",
             help="What to train on: digits, FILE.npz, torchvision:CLASS:ROOT (such as torchvision:CIFAR10:data), a folder of "
             "images, or package.module:callable.",

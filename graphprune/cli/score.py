@@ -33,7 +33,9 @@ def command(
     normalise: Annotated[
         str, typer.Option(metavar="none|mean|max|gaussian", help="Scale within each group.", rich_help_panel=_HOW)
     ] = "none",
-    pattern: Annotated[str | None, typer.Option(metavar="PATTERN", help="Show groups of this name only, as in 'layer1.*'.")] = None,
+    pattern: Annotated[
+        str | None, typer.Option("--pattern", metavar="PATTERN", help="Show groups of this name only, as in 'layer1.*'.")
+    ] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the distributions: .png, .svg or .pdf (needs matplotlib).")
     ] = None,

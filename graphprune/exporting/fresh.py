@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -37,7 +38,13 @@ def run_fresh(kind: str, written: Path, cases: Sequence[Inputs], path: Path) -> 
         command = [sys.executable, "-P", str(_RUNNER), kind, str(written), str(given), str(made)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise VerificationError(f"{path} is not written: in a process of its own it does not run ({said}).")
+            raise VerificationError(f"{path} is not written: in a process of its own it does not run ({_said(done)}).")
         result: dict[str, Any] = torch.load(made, weights_only=True)
     return Ran(result["outputs"], result["ms"])
+
+
+def _said(done: subprocess.CompletedProcess[str]) -> str:
+    """The last line of a process that failed, or how it ended."""
+    if done.returncode < 0:
+        return f"ended by {signal.Signals(-done.returncode).name}"
+    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -34,6 +35,7 @@ PLAIN += [(BIG, torch.float16, "contiguous"), ((256, 64, 110, 110), torch.bfloat
 PAIRS = [(BIG_PAIR, dtype, layout) for dtype in (torch.float32, torch.bfloat16) for layout in LAYOUTS]
 SAMPLES = 32  # of the ResNet-50 activations
 WORKERS = 8  # processes that compile
+_MARKED = re.compile("mark.gpu|tests.gpu.devices")  # of files with tests for a GPU
 
 
 def main() -> None:
@@ -45,7 +47,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         raise SystemExit("This benchmark needs a CUDA GPU, and torch sees none: nothing was measured.")
     if not options.skip_tests:
-        marked = [str(path) for path in sorted(ROOT.glob("tests/**/test_*.py")) if "mark.gpu" in path.read_text()]
+        marked = [str(path) for path in sorted(ROOT.glob("tests/**/test_*.py")) if _MARKED.search(path.read_text())]
         gate = [sys.executable, "-m", "pytest", "-m", "gpu", "-n", "8", "-q", "--tb=short", "-p", "no:cacheprovider", *marked]
         if subprocess.run(gate, cwd=ROOT, check=False).returncode:
             raise SystemExit("A GPU test failed: nothing was measured.")

@@ -9,12 +9,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
+from typer.models import OptionInfo
 
 import graphprune
-from graphprune.cli import main
+from graphprune.cli import app, main
 from graphprune.cli.output import Output
 
 Cli = Callable[..., Any]
@@ -68,6 +69,19 @@ def test_help_is_printed_without_importing_torch() -> None:
 def test_every_command_has_help_for_every_option(cli: Cli, command: str) -> None:
     ran = cli(command, "--help")
     assert ran.code == 0 and "--json" in ran.out and "--debug" in ran.out and ran.err == ""
+
+
+def test_no_option_gets_its_name_from_its_metavar() -> None:
+    """Versions of typer from 0.26 on take a metavar that is the parameter's name in capitals for the name of the option."""
+    doubtful = [
+        f"{command.callback.__module__}: {name}"
+        for command in app.registered_commands
+        if command.callback is not None
+        for name, hint in get_type_hints(command.callback, include_extras=True).items()
+        for info in getattr(hint, "__metadata__", ())
+        if isinstance(info, OptionInfo) and not str(info.default).startswith("--") and (info.metavar or "").lower() == name
+    ]
+    assert doubtful == []
 
 
 def test_no_command_prints_the_help(cli: Cli) -> None:

@@ -134,10 +134,19 @@ def test_a_path_that_exists_is_left_alone(tmp_path: Path) -> None:
     assert list((tmp_path / "net").iterdir()) == []
 
 
-def test_nothing_is_left_where_the_source_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder, "source_of", lambda module, inputs: "raise RuntimeError('broken source')")
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("raise RuntimeError('broken source')", "broken source"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended by SIGSEGV"),
+    ],
+)
+def test_nothing_is_left_where_the_source_does_not_run(
+    source: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(folder, "source_of", lambda module, inputs: source)
     program = graphprune.capture(nn.Linear(4, 2), torch.zeros(1, 4))
-    with pytest.raises(VerificationError, match=r"a process of its own it does not run .*broken source"):
+    with pytest.raises(VerificationError, match=rf"a process of its own it does not run .*{said}"):
         export_model(program.module, program.inputs, tmp_path / "net", format="fx-folder")
     assert list(tmp_path.iterdir()) == []
 
