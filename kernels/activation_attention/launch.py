@@ -205,7 +205,10 @@ class _InnerTile:
         self.load = math.gcd(load, self.i_align)
         if self.load * itemsize <= _WORD:
             fewer = math.gcd(tiling.warps, _NARROW)
-            tiling = replace(tiling, loads=tiling.loads * fewer, warps=tiling.warps // fewer, programs=tiling.programs * fewer)
+            tiling = replace(
+                tiling, loads=tiling.loads * fewer, warps=tiling.warps // fewer, programs=tiling.programs * fewer,
+                stages=1 if itemsize < _WORD else tiling.stages,  # the way by shared memory takes longer than it hides
+            )  # fmt: skip
         self.tiling, self.groups = tiling, channels
         self.block_i = _side(inner, tiling.contiguous)
         self.block_r = min(_power_of_two(rows), max(1, tiling.elements(self.load) // self.block_i))

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from statistics import median
+from textwrap import fill
 from typing import Any
 
 from graphprune.files import atomic_write
@@ -108,7 +109,7 @@ def _plot(path: Path, rows: Sequence[Row]) -> None:
         theirs = [(row["peer_macs"], row["peer_ms"] / row["original_ms"]) for row in mine if "peer_ms" in row]
         if theirs:
             axes.scatter(*zip(*theirs, strict=True), marker="x", s=14, color="black", label="torch-pruning")
-        axes.set(xlim=(0, 1), ylim=(0, None), xlabel="MACs left", title=_title(setting))
+        axes.set(xlim=(0, 1), ylim=(0, None), xlabel="MACs left", title=fill(_title(setting), 32))
         axes.set_ylabel("time left")
         axes.legend(fontsize=6)
     with atomic_write(path) as temporary:
