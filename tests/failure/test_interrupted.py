@@ -62,6 +62,7 @@ class Interrupting:
         if name == {module!r}:
             os.kill(os.getpid(), signal.SIGINT)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell starts with the interrupt ignored
 sys.meta_path.insert(0, Interrupting())
 sys.argv = ["graphprune", "passes"]
 runpy.run_module("graphprune", run_name="__main__")
