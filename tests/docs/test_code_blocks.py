@@ -97,8 +97,12 @@ def test_command_lines_print_what_is_shown(page: Path, capfd: pytest.CaptureFixt
 def test_long_commands_print_what_is_shown(
     page: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The blocks that are not run above, where the page shows their output, on the trained model of the demo."""
+    """The blocks that are not run above, where the page shows their output, on the trained model of the demo.
+
+    Those that show an error are for the test of mistakes.
+    """
     found = [block for block in shown(page.read_text(encoding="utf-8")) if block.output and not block.runs]
+    found = [block for block in found if not block.output.startswith("graphprune: error")]
     if not found:
         pytest.skip("there are none")
     monkeypatch.setenv("COLUMNS", "200")
