@@ -63,11 +63,14 @@ class Subject:
         return plan, self.apply(plan)
 
 
-def _close(found: Any, wanted: Any, what: str) -> None:
-    """Equal to rounding: relative to the largest element, or to NOISE where all are as small (a mean of what has mean zero)."""
+def _close(found: Any, wanted: Any, what: str, among: float = 1.0) -> None:
+    """Equal to rounding: relative to the largest element, or to NOISE where all are as small (a mean of what has mean zero).
+
+    among: the size of what the values are sums of, where that is larger than 1.
+    """
     for one, other in zip(tree_leaves(found), tree_leaves(wanted), strict=True):
         assert one.shape == other.shape, f"{what} has the shape {list(one.shape)} and not {list(other.shape)}"
-        size = max(float(other.detach().abs().max()), NOISE)
+        size = max(float(other.detach().abs().max()), NOISE * max(among, 1.0))
         error = float((one - other).detach().abs().max()) / size
         assert error < TOLERANCE, f"{what} differs by {error:.1e}"
 
@@ -111,10 +114,12 @@ def equal_gradients(subject: Subject) -> None:
     for model in (full, slim):
         sum((output * output).sum() for output in tree_leaves(model(*subject.inputs)) if output.requires_grad).backward()
     wanted = {name: p.grad for name, p in full.named_parameters()}
+    # That of a bias before a normalisation is zero: a sum of large terms.
+    largest = max((float(grad.abs().max()) for grad in wanted.values() if grad is not None and grad.numel()), default=0.0)
     for name, parameter in slim.named_parameters():
         gradient = wanted[name]
         if parameter.grad is not None and gradient is not None:
-            _close(parameter.grad, plan.slice(name, gradient), f"gradient of {name}")
+            _close(parameter.grad, plan.slice(name, gradient), f"gradient of {name}", largest)
     subject.counts["gradients equalled"] += 1
 
 
@@ -123,11 +128,13 @@ def same_units(subject: Subject) -> None:
 
     Where two prunable axes merge, the wider one may shrink, which widths decide: there others may be left.
     """
-    if any("merged into one axis" in str(group.reason) for group in subject.found.groups.frozen if group.name != "(none)"):
+    if _merging(subject.found.groups):
         return
     plan, slim = subject.slim()
     again = analyse(slim, subject.inputs, policy=subject.spec.policy)
     old, new = subject.found.groups, again.groups
+    if _merging(new):  # as wide as one another now
+        return
     pairs: set[tuple[int, int]] = set()
     for name, value in new.trace.parameters.items():
         if name not in old.trace.parameters:
@@ -141,6 +148,10 @@ def same_units(subject: Subject) -> None:
         repeated = [unit for unit, count in Counter(pair[side] for pair in pairs).items() if count > 1]
         assert not repeated, f"units differ: {sorted(pair for pair in pairs if pair[side] in repeated)[:6]}"
     subject.counts["slim models analysed again"] += 1
+
+
+def _merging(groups: Any) -> bool:
+    return any("merged into one axis" in str(group.reason) for group in groups.frozen if group.name != "(none)")
 
 
 def _or_frozen(groups: Any, units: Any) -> list[int]:
