@@ -46,6 +46,13 @@ def _folded(values, LARGEST: tl.constexpr, FOLD: tl.constexpr, ALONG_I: tl.const
 
 
 @triton.jit
+def _zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The running statistics before the first tile."""
+    zero = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    return zero, zero, zero, zero, zero, zero
+
+
+@triton.jit
 def _add(x, total, absolute, square, fourth, largest, nonzero, FOLD: tl.constexpr, ALONG_I: tl.constexpr):
     """Add a tile to the running statistics."""
     magnitude = tl.abs(x)
@@ -157,13 +164,7 @@ def inner_kernel(
     row = (first // across).to(tl.int32) * BLOCK_R
     start = (first % across).to(tl.int64 if WIDE else tl.int32) * BLOCK_I
 
-    # [BLOCK_R, BLOCK_I / FOLD]
-    total = tl.zeros((BLOCK_R, BLOCK_I // FOLD), dtype=tl.float32)
-    absolute = tl.zeros((BLOCK_R, BLOCK_I // FOLD), dtype=tl.float32)
-    square = tl.zeros((BLOCK_R, BLOCK_I // FOLD), dtype=tl.float32)
-    fourth = tl.zeros((BLOCK_R, BLOCK_I // FOLD), dtype=tl.float32)
-    largest = tl.zeros((BLOCK_R, BLOCK_I // FOLD), dtype=tl.float32)
-    nonzero = tl.zeros((BLOCK_R, BLOCK_I // FOLD), dtype=tl.float32)
+    total, absolute, square, fourth, largest, nonzero = _zeros(BLOCK_R, BLOCK_I // FOLD)
     for _ in tl.range(0, (last - first).to(tl.int32), num_stages=STAGES):
         base = _row_offset(row + r, size_1, size_2, stride_0, stride_1, stride_2, DIMS) * (ALIGN // WORD)
         p_tile = p_channel + (base[:, None] + (start // WORD + i).to(tl.int64)[None, :] * step_i)
@@ -214,13 +215,7 @@ def channels_kernel(
     row = (first // across).to(tl.int32)
     start = (first % across).to(tl.int64 if WIDE else tl.int32) * BLOCK_I
 
-    # [BLOCK_C, BLOCK_I / FOLD]
-    total = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
-    absolute = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
-    square = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
-    fourth = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
-    largest = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
-    nonzero = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
+    total, absolute, square, fourth, largest, nonzero = _zeros(BLOCK_C, BLOCK_I // FOLD)
     for _ in tl.range(0, (last - first).to(tl.int32), num_stages=STAGES):
         base = _row_offset(row, size_1, size_2, stride_0, stride_1, stride_2, DIMS) * (ALIGN // WORD) + start * step_i
         mask = (word * WORD < channels)[:, None] & (start + i < inner)[None, :]
@@ -269,13 +264,7 @@ def gradient_kernel(
     c_mask = c < channels
     wide_c = c.to(tl.int64)[:, None]
 
-    # [BLOCK_C, BLOCK_I / FOLD]
-    total = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
-    absolute = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
-    square = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
-    fourth = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
-    largest = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
-    nonzero = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
+    total, absolute, square, fourth, largest, nonzero = _zeros(BLOCK_C, BLOCK_I // FOLD)
     taylor = tl.zeros((BLOCK_C, BLOCK_I // FOLD), dtype=tl.float32)
     for item in range(program * items_each, tl.minimum((program + 1) * items_each, items)):
         tile = item // chunks

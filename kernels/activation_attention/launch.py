@@ -46,8 +46,8 @@ _INT32 = 2**31 - 1
 _ALIGNMENT = 16  # more elements than the widest load holds
 _LOAD = 16  # bytes of the widest load
 _WARP = 32
-_WORD = 4  # bytes: of so narrow loads a thread has
-_NARROW = 4  # times as many, and there are as many times fewer warps
+_WORD = 4  # bytes: loads of no more are narrow
+_NARROW = 4  # where they are, warps are so many times fewer, and have so many times as many loads
 
 
 def launch(activation: Tensor, channel_dim: int, tiling: Tiling | None = None) -> tuple[Tensor, Tensor]:
@@ -114,11 +114,11 @@ def _plan(
     rows, along_inner = math.prod(outer), stride_i < stride_c and inner > 1
     tiling = tiling or (ALONG_INNER if along_inner else ALONG_CHANNELS)
     load = math.gcd(load, align)
+    tile: _InnerTile | _Tile
     if along_inner:
-        beside = _InnerTile(channels, rows, inner, stride_i, load, dtype.itemsize, tiling)
-        tile: _InnerTile | _Tile = beside
-        tiles = _ceil(rows, beside.block_r) * beside.across
-        counts = channels, inner // beside.i_align
+        tile = _InnerTile(channels, rows, inner, stride_i, load, dtype.itemsize, tiling)
+        tiles = _ceil(rows, tile.block_r) * tile.across
+        counts = channels, inner // tile.i_align
     else:
         tile = _Tile(channels, stride_c, inner, stride_i, load, tiling)
         tiles = rows * tile.across
