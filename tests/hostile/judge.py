@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import resource
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -96,7 +94,7 @@ def judged(kind: Kind, folder: Path, *, command: bool = False) -> tuple[str, str
     """Read the file in a folder; the verdict and the defect."""
     before, had = _listed(folder), _peak()
     _seen.clear()
-    with _inside(folder):
+    with contextlib.chdir(folder):
         verdict, defect = _by_command(kind) if command else _by_reader(kind, folder)
     if any(folder.parent.rglob(CANARY)) or _seen:
         return "defect", f"code of the file ran: {'; '.join(_seen) or CANARY}"
@@ -148,13 +146,3 @@ def _peak() -> int:
 
 def _listed(folder: Path) -> list[tuple[str, int]]:
     return sorted((str(path), path.lstat().st_size if not path.is_dir() else 0) for path in folder.rglob("*"))
-
-
-@contextlib.contextmanager
-def _inside(folder: Path) -> Iterator[None]:
-    here = os.getcwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(here)
