@@ -68,6 +68,7 @@ def channel_groups(program: Program) -> Groups:
     return AnalysisManager().get(program, ChannelGroups)
 
 
+@collector_paused()
 def prune(
     model: nn.Module,
     example_inputs: Any,

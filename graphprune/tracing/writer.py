@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import fields, is_dataclass
+from functools import lru_cache
 from itertools import count
 from typing import Any, Final, NamedTuple
 
@@ -25,7 +26,7 @@ class Untraceable(Exception):
     """Something that a graph cannot say."""
 
 
-_OF_PATHS: Final = frozenset({"call_module", "get_attr"})
+_MOST_NAMES: Final = 10_000  # of targets that are remembered
 _LITERALS: Final = frozenset({int, float, bool, str, type(None), torch.dtype})
 
 
@@ -186,9 +187,7 @@ class Writer:
     def node(self, op: str, target: Any, args: Any = (), kwargs: Any = None) -> fx.Node:
         """A node at the end (given at creation, arguments are searched for symbols of other tracers, which takes longest)."""
         self._check_autocast()
-        # The name that fx gives: the dots of a path cost it three regular expressions.
-        name = target.replace(".", "_") if op in _OF_PATHS and target.islower() else None
-        node = self.graph.create_node(op, target, name=name)
+        node = self.graph.create_node(op, target, name=_name(target))
         if args:
             node.args = args
         if kwargs:
@@ -303,6 +302,13 @@ class Writer:
         self.write(node, value, bind=False)
         self._recording.operations = operations
         return node
+
+
+@lru_cache(_MOST_NAMES)
+def _name(target: Any) -> str | None:
+    """The name that fx gives, which takes it up to four regular expressions; None for what is left to it."""
+    name = target.replace(".", "_") if isinstance(target, str) else target.__name__
+    return name if name.islower() and not name.startswith("_") else None
 
 
 def _key(number: Any, origin: Origin) -> Any:
