@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal, overload
 
@@ -36,6 +37,8 @@ from graphprune.passes.selection.decision import Budgeted, budgeted_passes
 from graphprune.passes.selection.select import SelectPass
 from graphprune.passes.selection.target import KINDS, split_target
 from graphprune.passes.verification.verify import VerifyPass, compare
+from graphprune.own_class.limits import within_own_code
+from graphprune.own_class.seat import seated
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.pipeline.observers import Observer
 from graphprune.pipeline.pass_base import Pass
@@ -93,6 +96,7 @@ def prune(
     verify: bool = True,
     compensate: str | None = None,
     recalibrate: bool = False,
+    keep_class: bool = False,
     observers: Sequence[Observer] = (),
     source: str = "",
 ) -> PruneResult:
@@ -155,13 +159,17 @@ def prune(
     program = calibrated(captured, data, seed=seed, whole=(model, example_inputs))
     program = program.with_(exclude=tuple(exclude), policy=dict(policy or {}))
     analyses = AnalysisManager()
+    if keep_class:
+        program = within_own_code(unwrapped(model), program, analyses)
+        passes[0] = ChannelsPass(exclude=program.exclude, policy=program.policy)
     if "latency" in targets and latency is None:
         device = next((parameter.device.type for parameter in model.parameters()), "cpu")
         groups = analyses.get(program, ChannelGroups)
         latency = profile_program(program, groups, environment_of(program.module, device))
     if latency is not None:
         program = timed(program, latency, measure=measure, analyses=analyses)
-    return run_pipeline(program, passes, observers=observers, model=model, analyses=analyses)
+    result = run_pipeline(program, passes, observers=observers, model=model, analyses=analyses)
+    return replace(result, model=seated(unwrapped(model), result.graph)) if keep_class else result
 
 
 def selection_pass(name: str, ranking: str, options: Mapping[str, Any]) -> Budgeted:

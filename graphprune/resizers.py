@@ -47,6 +47,9 @@ class Site(Protocol):
     def evaluate_old(self, arg: Any) -> Any:
         """What a size argument evaluates to in the original graph, at the example inputs."""
 
+    def takes_apart(self) -> bool:
+        """Whether the node, as it is, splits its pruned input into the parts that are expected."""
+
     def size(self, arg: Any, expected: int) -> Any:
         """The argument, corrected to evaluate to ``expected``: a literal is replaced, a computed size scaled."""
 

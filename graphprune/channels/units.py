@@ -54,6 +54,10 @@ class UnitVectors:
         """Number of the field's vector."""
         return self._index[id(field)]
 
+    def __contains__(self, field: Field) -> bool:
+        """Whether a field has a vector: those of values that are gone by the end of the analysis (inside of shuffles) have none."""
+        return id(field) in self._index
+
     def __len__(self) -> int:
         """Number of vectors."""
         return len(self.sizes)

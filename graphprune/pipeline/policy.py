@@ -15,6 +15,7 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "norm_groups": ("within", "whole"),
     "statistics": ("allow", "freeze"),
     "softmax": ("freeze", "allow"),
+    "parts": ("free", "equal"),
 }
 
 
@@ -30,6 +31,8 @@ class Policy:
     statistics: a statistic over prunable channels (layer norm, channel mean) is taken over the kept ones (``allow``),
         or its channels are frozen (``freeze``).
     softmax: the axis of a softmax stays (``freeze``), or channels on it are weighed against the kept ones only (``allow``).
+    parts: what is split into parts of one size loses channels of each part by themselves (``free``), or as many of each, so
+        that the parts stay of one size (``equal``).
     sites: overrides, ``{"conv_groups@layer3.*": "whole"}``: policy name, ``@``, pattern on graph node or module path.
 
     Raises UsageError for an unknown policy or choice.
@@ -40,6 +43,7 @@ class Policy:
     norm_groups: str = "within"
     statistics: str = "allow"
     softmax: str = "freeze"
+    parts: str = "free"
     sites: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

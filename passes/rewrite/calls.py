@@ -129,11 +129,11 @@ def unflatten(site: Site) -> None:
     _ATEN.chunk.default,
 )
 def split(site: Site) -> None:
-    """Parts of unequal kept counts are split by explicit sizes."""
+    """Parts that the call as it is would not make of the kept channels are split by explicit sizes."""
     node = site.node
     axis = _argument(node, 2, "dim", 0)
     source = _input(node, "input" if node.op == "call_function" else "self")
-    if site.kept(source, axis % len(site.old_shape(source))) is None:
+    if site.takes_apart():
         return
     sizes = [shape[axis] for shape in site.new_shapes(node)]
     with node.graph.inserting_before(node):

@@ -122,6 +122,19 @@ class NodeSite:
         """What an argument evaluates to in the original graph."""
         return self.rewriting.evaluate_old(arg)
 
+    def takes_apart(self) -> bool:
+        """Whether this node, as it is, splits its pruned input into the parts that are expected."""
+        args, kwargs = self.evaluate(self.node.args), self.evaluate(self.node.kwargs)
+        call = self.node.target
+        try:
+            parts = call(*args, **kwargs) if callable(call) else getattr(args[0], str(call))(*args[1:], **kwargs)
+        except RuntimeError:  # sizes that do not add up
+            return False
+        if [tuple(part.shape) for part in parts] != self.new_shapes(self.node):
+            return False
+        self.settled.update(self.node.all_input_nodes)
+        return True
+
     def size(self, arg: Any, expected: int) -> Any:
         """The argument, corrected to evaluate to ``expected``.
 

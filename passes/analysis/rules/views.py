@@ -133,16 +133,22 @@ def _cut(field: Field, window: list[slice], axis: int) -> Field:
 
 @rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "tensor_split")
 def split(call: Call) -> None:
-    """Consecutive ranges of one axis: each part takes the labels in its range."""
+    """Consecutive ranges of one axis: each part takes the labels in its range. Parts of one size can be kept so by a policy."""
     source = call.value(call.args[0])
     axis = call.arg("dim") % len(source.shape)
     start = 0
+    parts: list[list[Field]] = []
     for index, part in enumerate(call.outputs):
         size = part.shape[axis]
         window = [slice(None)] * len(source.shape)
         window[axis] = slice(start, start + size)
-        call.set([_cut(field, window, axis) for field in source.fields], index)
+        parts.append([_cut(field, window, axis) for field in source.fields])
+        call.set(parts[-1], index)
         start += size
+    if len({part.shape[axis] for part in call.outputs}) == 1 and call.choose("parts") == "equal":
+        for fields in parts[1:]:
+            for first, field in zip(parts[0], fields, strict=True):
+                call.space.tie(first, field)
 
 
 @rule("select")

@@ -1,0 +1,1 @@
+"""Slim models of the original's own class: its Python code, with smaller layers in it."""

@@ -1,0 +1,69 @@
+"""Whether a model of its own class and a slim graph run the same operators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import zip_longest
+from typing import Any, Final
+
+import torch
+from torch import fx, nn
+from torch.utils._pytree import tree_map
+
+from graphprune.channels.tape import Operation, Tape
+from graphprune.ir.program import Program
+from graphprune.tracing.capture import capture
+from graphprune.tracing.sizes import plain
+
+_SAME: Final = torch.ops.aten.alias.default  # gives its operand back
+_END: Final = object()
+
+
+def first_difference(model: nn.Module, slim: fx.GraphModule, program: Program) -> str:
+    """The first operator that the model runs otherwise than the slim graph, in words; empty where there is none.
+
+    Operators are compared with their operands, by name or by the operator that has made them, and with all other arguments.
+    Raises CaptureError where one of them does not run. program: what was captured from the original.
+    """
+    own = _recorded(capture(model, program.inputs, scopes=[scope.path for scope in program.scopes]))
+    graph = _recorded(capture(slim, program.inputs))
+    for left, right in zip_longest(_operations(own), _operations(graph), fillvalue=_END):
+        if left != right:
+            here, there = (_in_words(side) for side in (left, right))
+            return f"it runs {here} where the slim graph runs {there}"
+    return ""
+
+
+def _recorded(program: Program) -> Tape:
+    assert program.tape is not None
+    return program.tape
+
+
+def _in_words(operation: Any) -> str:
+    return "nothing more" if operation is _END else f"{operation[0].__name__} -> {operation[2]}"
+
+
+def _operations(tape: Tape) -> Iterator[tuple[Any, Any, Any]]:
+    """Operators, their arguments and results, with tensors by name, or by number in the order in which they appear."""
+    numbers: dict[int, Any] = dict(tape.names)
+    named = len(numbers)
+    kept = []  # identities are not to be used again
+
+    def told(item: Any) -> Any:
+        if not isinstance(item, torch.Tensor):
+            return plain(item)
+        kept.append(item)
+        return numbers.setdefault(id(item), len(numbers) - named), tuple(item.shape), item.dtype
+
+    for step in tape.steps:
+        for operation in step.operations:
+            if operation.operator is _SAME:
+                numbers[id(operation.output)] = told(operation.args[0])[0]
+                kept.append(operation.output)
+                continue
+            yield _told(operation, told)
+
+
+def _told(operation: Operation, told: Any) -> tuple[Any, Any, Any]:
+    arguments = tree_map(told, (operation.args, operation.kwargs))
+    return operation.operator, arguments, tree_map(told, operation.output)

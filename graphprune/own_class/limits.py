@@ -1,0 +1,189 @@
+"""What the Python code of a model cannot follow: widths that it states itself, and layers that only its train mode reads.
+
+Found by trying. All groups are cut at random, on the meta device; what the rewriter has to change besides layers and tensors is
+what the model's own code would get wrong. Then that code runs on the slim layers: it must run the same operators as the slim graph,
+and go on to run in train mode where it does. A group that this fails for stays as wide as it is, with the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import fx, nn
+from torch.utils._pytree import tree_leaves
+
+from graphprune.channels.groups import Group, Groups, Kept
+from graphprune.channels.labels import Value
+from graphprune.channels.tape import stand_in, stand_ins
+from graphprune.errors import GraphpruneError, first_line
+from graphprune.ir.program import Program
+from graphprune.ir.twins import named_tensors, twin
+from graphprune.own_class.calls import first_difference
+from graphprune.own_class.seat import seated
+from graphprune.passes.analysis.channels import ChannelGroups
+from graphprune.passes.rewrite.rewrite import rewrite
+from graphprune.passes.rewrite.site import Provenance
+from graphprune.pipeline.analysis_manager import AnalysisManager
+from graphprune.tracing.source import in_brackets
+
+_WHY: Final = "the model keeps its class, and its own code"
+
+
+@dataclass(frozen=True)
+class _Conflict:
+    """Groups that have to stay, and why. split: the call that splits them into parts of one size, where that is it."""
+
+    groups: Sequence[Group]
+    reason: str
+    split: str = ""
+
+
+def within_own_code(model: nn.Module, program: Program, analyses: AnalysisManager) -> Program:
+    """The program under constraints with which the model's own code runs on slim layers.
+
+    What is split into parts of one size stays so (the policy ``parts``, at that site); where this does not do, groups stay whole,
+    with the reason. model: what the program was captured from. analyses: has the groups of the result afterwards. Raises RewriteError
+    where the model cannot be copied, or its copy does not run.
+    """
+    trials = _Trials(model, program)
+    while True:
+        groups = analyses.get(program, ChannelGroups)
+        conflict = trials.conflict(groups)
+        if conflict is None:
+            return program
+        site = f"parts@{conflict.split}"
+        if conflict.split and site not in program.policy:
+            program = program.with_(policy={**program.policy, site: "equal"})
+        else:
+            program = program.with_(whole={**program.whole, **{_axis_of(group): conflict.reason for group in conflict.groups}})
+
+
+def _axis_of(group: Group) -> str:
+    """The axis of a parameter on which the group is; the one with the fewest other units on it, as far as can be seen."""
+    member = min(group.members, key=lambda member: (member.axis, member.tensor.count(".")))
+    return f"{member.tensor}[{member.axis}]"
+
+
+class _Trials:
+    """Random cuts of some groups of a program, on the meta device."""
+
+    def __init__(self, model: nn.Module, program: Program) -> None:
+        self._program = program
+        self._model = model
+        self._module: Any = twin(program.module, stand_in)
+        self._own_names = set(named_tensors(model))
+        self._device = next((tensor.device for tensor in program.tensors.values()), torch.device("cpu"))
+
+    def conflict(self, groups: Groups) -> _Conflict | None:
+        """The first thing that the model's code cannot follow; None where it follows everything."""
+        slim = self._cut(groups, groups.prunable)
+        stated = self._stated(slim, groups)
+        if stated is not None:
+            return stated
+        if not self._failure(slim):
+            return None
+        return self._culprit(groups)
+
+    def _cut(self, groups: Groups, chosen: Sequence[Group]) -> fx.GraphModule:
+        """The slim graph without a random part of each chosen group."""
+        kept = np.ones(groups.unit_count, dtype=bool)
+        random = np.random.default_rng(0)
+        for group in groups.prunable:
+            gone = random.permutation(group.units)[: random.integers(1, max(2, group.size))]
+            if group.size > 1 and group in chosen:
+                kept[gone] = False
+        return rewrite(self._module, groups, Kept(groups, kept))
+
+    def _stated(self, slim: fx.GraphModule, groups: Groups) -> _Conflict | None:
+        """The groups at the first call, or constant, that had to be changed with them."""
+        values = groups.trace.values
+        for node in slim.graph.nodes:
+            mark = node.meta.get("graphprune")
+            if isinstance(mark, Provenance) and node.op != "call_module":
+                name, what = mark.source, f"states this width in {getattr(node.target, '__name__', node.target)}"
+            elif node.op == "get_attr" and node.target not in self._own_names and _grew(slim, self._module, str(node.target)):
+                name, what = node.name, f"has this width in a tensor that is no parameter or buffer ({node.target})"
+            else:
+                continue
+            before = next((old for old in self._module.graph.nodes if old.name == name), node)
+            touched = {
+                index for near in (before, *before.all_input_nodes) for index in _groups_of(groups, values.get(near.name))
+            }
+            if touched:
+                reason = f"{_WHY} {what}{in_brackets(str(before.meta.get('source', '')))}"
+                split = name if _are_alike(values.get(name)) else ""
+                return _Conflict([groups.prunable[index] for index in sorted(touched)], reason, split)
+        return None
+
+    def _failure(self, slim: fx.GraphModule) -> str:
+        """How the model's code fails on the layers of a slim graph; empty where it does not."""
+        try:
+            placed: Any = twin(slim, self._unset)
+            difference = first_difference(seated(self._model, placed), placed, self._program)
+        except GraphpruneError as error:
+            return first_line(error)
+        if difference:
+            return difference
+        return self._failure_in_train_mode(slim) if self._trains else ""
+
+    def _unset(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor on the model's device, where its code makes constants; memory that nothing touches costs nothing."""
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self._device)
+
+    @cached_property
+    def _inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return stand_ins(self._program.inputs.args), stand_ins(dict(self._program.inputs.kwargs))
+
+    @cached_property
+    def _trains(self) -> bool:
+        """Whether the original runs in train mode on the meta device, where no scopes are cut out of it."""
+        return not self._program.scopes and not self._failure_in_train_mode(self._module)
+
+    def _failure_in_train_mode(self, slim: fx.GraphModule) -> str:
+        """How the model's code fails in train mode on the layers of a graph; empty where it runs."""
+        model = twin(seated(self._model, slim), lambda tensor: tensor if tensor.is_meta else stand_in(tensor)).train()
+        try:
+            with torch.no_grad():
+                model(*self._inputs[0], **self._inputs[1])
+        except Exception as error:
+            return f"in train mode, {type(error).__name__}: {first_line(error)}"
+        return ""
+
+    def _culprit(self, groups: Groups) -> _Conflict:
+        """One group that the code cannot follow: the last of the fewest first ones that it fails for."""
+        works, fails = 0, len(groups.prunable)  # how many first groups
+        reason = ""
+        while fails - works > 1:
+            middle = (works + fails) // 2
+            failure = self._failure(self._cut(groups, groups.prunable[:middle]))
+            if failure:
+                fails, reason = middle, failure
+            else:
+                works = middle
+        group = groups.prunable[fails - 1]
+        reason = reason or self._failure(self._cut(groups, groups.prunable[:fails]))
+        return _Conflict([group], f"{_WHY} does not follow it: {reason.rstrip('.')}")
+
+
+def _grew(slim: fx.GraphModule, module: nn.Module, name: str) -> bool:
+    """Whether a tensor has another shape in the slim graph, or is only there."""
+    before = named_tensors(module).get(name)
+    return before is None or before.shape != named_tensors(slim)[name].shape
+
+
+def _groups_of(groups: Groups, value: Any) -> set[int]:
+    """Indices of the prunable groups that a node's value has channels of."""
+    found = [leaf for leaf in tree_leaves(value, is_leaf=lambda item: isinstance(item, Value)) if isinstance(leaf, Value)]
+    known = [field for leaf in found for field in leaf.fields if field in groups.vectors]
+    return {index for field in known for index in groups.linear(field)[1]}
+
+
+def _are_alike(value: Any) -> bool:
+    """Whether a node's value is several tensors of one shape."""
+    return isinstance(value, (tuple, list)) and len(value) > 1 and len({getattr(part, "shape", None) for part in value}) == 1
+
