@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from graphprune.api import SYNTHETIC
 from graphprune.calibration import Calibration
 from graphprune.claims import claimed
+from graphprune.cli import options
 from graphprune.cli.output import Output
 from graphprune.errors import UsageError
 from graphprune.files import check_writable
@@ -39,20 +41,15 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Request:
-    """The arguments that name a model and its inputs, as the user gave them."""
+class Request(options.Model, options.Limits, options.Calibration, options.Accuracy):
+    """What names a model and all that goes with it, as the user gave it."""
 
     source: str
-    weights: Path | None = None
-    trust_pickle: bool = False
-    shape: str | None = None
-    seed: int = 0
-    data: Path | None = None
-    mean: str | None = None
-    std: str | None = None
-    scopes: Sequence[str] | None = None
-    calibrate: str | None = None
-    samples: int = 512
+
+    @classmethod
+    def of(cls, source: str, *sets: Any, **more: Any) -> Request:
+        """A request from the sets of options that a command takes."""
+        return cls(source, **{name: value for one in sets for name, value in vars(one).items()}, **more)
 
     def open(self, output: Output, known: Inputs | None = None) -> Job:
         """Load the model and the images. Raises UsageError for whatever is wrong with them.
