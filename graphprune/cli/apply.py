@@ -23,6 +23,7 @@ def command(
     *,
     no_verify: options.NoVerify = False,
     model: options.Model,
+    device: options.Device = "cpu",
     accuracy: options.Accuracy,
     watch: options.Watch,
     screen: options.Screen,
@@ -33,7 +34,7 @@ def command(
     from graphprune.cli.slimming import finish
     from graphprune.cli.watching import Watching
 
-    request = Request.of(source, model, accuracy)
+    request = Request.of(source, model, accuracy, device=device)
     watching = Watching(**vars(watch))
     check_format(out)
     with writing([out], [*request.files, plan]), screen.output() as output:

@@ -37,7 +37,7 @@ def command(
     """Compare two models at the same inputs: parameters, MACs, bytes, latency by turns, peak activations and accuracy."""
     from graphprune.cli.comparing import compare, show
     from graphprune.cli.loading import Request
-    from graphprune.latency.environment import check_device
+    from graphprune.devices import check_device
 
     check_device(device)
     first = Request.of(a, accuracy, weights=weights, shape=shape, trust_pickle=trust_pickle, seed=seed)

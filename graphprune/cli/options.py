@@ -126,6 +126,10 @@ Std = Annotated[
     str | None,
     typer.Option(metavar="R,G,B", help="Per-channel deviation to divide these images by.", rich_help_panel=_ACCURACY),
 ]
+Device = Annotated[
+    str,
+    typer.Option(metavar="cpu|cuda", help="The device that computes: the model and its data go there.", rich_help_panel=_MODEL),
+]
 Pattern = Annotated[
     str | None, typer.Option("--pattern", metavar="PATTERN", help="Show groups of this name only, as in 'layer1.*'.")
 ]

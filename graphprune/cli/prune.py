@@ -52,6 +52,7 @@ def command(
     plan: options.PlanCopy = None,
     no_verify: options.NoVerify = False,
     model: options.Model,
+    device: options.Device = "cpu",
     calibration: options.Calibration,
     accuracy: options.Accuracy,
     watch: options.Watch,
@@ -77,7 +78,7 @@ def command(
     if pipeline is not None and given:
         name = "no-verify" if "verify" in given else next(iter(given)).replace("_", "-")
         raise UsageError(f"--pipeline replaces --{name}. Leave out one of them; the pipeline takes it as an option of a pass.")
-    request = Request.of(source, model, limits, calibration, accuracy)
+    request = Request.of(source, model, limits, calibration, accuracy, device=device)
     watching = Watching(**vars(watch))
     check_format(out, {".json": "plan"})
     inputs = [*request.files, *([latency] if latency is not None else [])]
@@ -102,7 +103,7 @@ def _profile(output: Output, job: Job, given: dict[str, Any]) -> LatencyTable:
     how = {name: given[name] for name in ("exclude", "policy") if name in given}
     with output.task("Measuring latency", total=1.0) as task:
         progress = counted(task, "Measuring latency")
-        return graphprune.profile(job.source.model, job.inputs, scopes=job.scopes, progress=progress, **how)
+        return graphprune.profile(job.source.model, job.inputs, device=job.device, scopes=job.scopes, progress=progress, **how)
 
 
 def _run(

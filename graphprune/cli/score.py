@@ -37,27 +37,27 @@ def command(
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the distributions: .png, .svg or .pdf (needs matplotlib).")
     ] = None,
-    exclude: options.Exclude = None,
-    policy: options.PolicyChoices = None,
+    limits: options.Limits,
     model: options.Model,
+    device: options.Device = "cpu",
     calibration: options.Calibration,
     scaling: options.Scaling,
     screen: options.Screen,
 ) -> None:
     """Score every channel by a criterion, and show how the scores of each group are distributed."""
     from graphprune.cli.importance import plot_scores, score_all, show
-    from graphprune.cli.loading import Request, check_outputs, parse_policy
+    from graphprune.cli.loading import Request, check_outputs
     from graphprune.cli.pictures import check_plot
 
-    request = Request.of(source, model, calibration, scaling)
+    request = Request.of(source, model, limits, calibration, scaling, device=device)
     how: dict[str, Any] = {"reduction": reduction, "normalise": normalise, "seed": model.seed}
-    choices = parse_policy(policy)
+    constraints = limits.constraints()
     if plot is not None:
         check_plot(plot)
     check_outputs([plot], request.files)
     with screen.output() as output:
         job = request.open(output)
-        found: list[Importance] = score_all(job, tuple(criterion or ["l2"]), how, tuple(exclude or ()), choices, pattern, output)
+        found: list[Importance] = score_all(job, tuple(criterion or ["l2"]), how, constraints, pattern, output)
         show(found, output)
         if plot is not None:
             with output.task(f"Drawing {plot}"):

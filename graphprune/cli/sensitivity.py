@@ -43,6 +43,7 @@ def command(
     ] = None,
     limits: options.Limits,
     model: options.Model,
+    device: options.Device = "cpu",
     scaling: options.Scaling,
     calibration: options.Calibration,
     screen: options.Screen,
@@ -52,7 +53,7 @@ def command(
     from graphprune.cli.pictures import check_plot, picture
     from graphprune.surveys.curves import RATIOS, Sensitivity
 
-    request = Request.of(source, model, limits, scaling, calibration, data=data)
+    request = Request.of(source, model, limits, scaling, calibration, data=data, device=device)
     how: dict[str, Any] = {"ratios": tuple(ratio or RATIOS), "groups": group, "criterion": criterion, "seed": model.seed}
     how |= {"measure": f"top-1 accuracy on {data}, of weights {model.weights}", **limits.constraints()}
     if plot is not None:

@@ -56,6 +56,7 @@ def command(
     latency: options.Latency = None,
     limits: options.Limits,
     model: options.Model,
+    device: options.Device = "cpu",
     calibration: options.Calibration,
     scaling: options.Scaling,
     screen: options.Screen,
@@ -67,7 +68,7 @@ def command(
     from graphprune.surveys.pareto import Front, Sweep
 
     task = Sweep(metric, points, least, tuple(way or ["global"]), {"round_to": round_to})
-    request = Request.of(source, model, limits, calibration, scaling)
+    request = Request.of(source, model, limits, calibration, scaling, device=device)
     how: dict[str, Any] = {"criterion": criterion, "normalise": normalise, "seed": model.seed, "latency": latency}
     how |= limits.constraints()
     if plot is not None:

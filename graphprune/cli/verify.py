@@ -25,6 +25,7 @@ def command(
         typer.Option("--trained", help="The slim model was trained since: compare its structure, with the original's weights."),
     ] = False,
     model: options.Model,
+    device: options.Device = "cpu",
     accuracy: options.Accuracy,
     screen: options.Screen,
 ) -> None:
@@ -37,8 +38,8 @@ def command(
     with screen.output() as output:
         artifact, decision = _read(slim, plan)
         known = None if decision.scopes else artifact.inputs
-        job = Request.of(source, model, accuracy).open(output, known)
-        small = graphprune.load(slim, job.source.model) if decision.scopes else artifact.module
+        job = Request.of(source, model, accuracy, device=device).open(output, known)
+        small = (graphprune.load(slim, job.source.model) if decision.scopes else artifact.module).to(device)
         with output.task("Verifying"):
             found = graphprune.verify(job.source.model, small, decision, job.inputs, seed=model.seed, weights=not trained)
         rated: dict[str, Any] | None = None
