@@ -11,7 +11,7 @@ import typer
 from graphprune.cli import options
 
 if TYPE_CHECKING:
-    from graphprune.api import PruneResult
+    from graphprune.result import PruneResult
 
 PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan, as `graphprune prune --plan` writes it.")]
 

@@ -16,7 +16,7 @@ from graphprune.files import atomic_write, check_writable, write_whole
 if TYPE_CHECKING:
     from torch import nn
 
-    from graphprune.api import PruneResult
+    from graphprune.result import PruneResult
     from graphprune.sources.images import Images
 
 _TARGET = "macs=50%"

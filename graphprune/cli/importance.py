@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from graphprune.api import calibrated
 from graphprune.cli import tables
 from graphprune.cli.loading import Job
 from graphprune.cli.output import Output
@@ -18,6 +17,7 @@ from graphprune.cli.watching import PassProgress, shown
 from graphprune.criteria import Floats
 from graphprune.errors import UsageError
 from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass, matches
+from graphprune.passes.calibration.supply import calibrated
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.pipeline.pass_manager import PassManager

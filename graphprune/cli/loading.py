@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from graphprune.api import SYNTHETIC
 from graphprune.calibration import Calibration
 from graphprune.claims import claimed
 from graphprune.cli import options
@@ -17,6 +16,7 @@ from graphprune.devices import check_device
 from graphprune.errors import UsageError
 from graphprune.files import check_writable
 from graphprune.ir.program import Inputs
+from graphprune.passes.calibration.supply import SYNTHETIC
 from graphprune.pipeline.policy import CHOICES
 from graphprune.pipeline.registry import unknown
 from graphprune.sources import Source, example_inputs, load_calibration, load_source

@@ -13,10 +13,10 @@ from graphprune.cli.output import Output
 from graphprune.errors import UsageError
 
 if TYPE_CHECKING:
-    from graphprune.api import PruneResult
     from graphprune.cli.loading import Job
     from graphprune.cli.watching import Watching
     from graphprune.latency.table import LatencyTable
+    from graphprune.result import PruneResult
 
 _HOW = "How to prune"
 
@@ -110,8 +110,9 @@ def _run(
     output: Output, job: Job, watching: Watching, given: dict[str, Any], pipeline: str | None, seed: int, timing: Timing
 ) -> PruneResult:
     import graphprune
-    from graphprune.api import calibrated, timed
     from graphprune.cli.watching import shown
+    from graphprune.passes.calibration.supply import calibrated
+    from graphprune.passes.latency.source import timed
     from graphprune.tracing import capture
 
     model, scopes, text = job.source.model, job.scopes, job.source.text

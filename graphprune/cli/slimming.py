@@ -11,12 +11,12 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 import graphprune
-from graphprune.api import PruneResult
 from graphprune.cli import tables
 from graphprune.cli.accuracy import top1
 from graphprune.cli.loading import Job
 from graphprune.cli.output import Output
 from graphprune.cli.watching import Watching
+from graphprune.result import PruneResult
 
 PLAN: Final = ".json"
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from graphprune.api import PruneResult, run_pipeline
+from graphprune.api import run_pipeline
 from graphprune.channels.groups import Group, Groups, Kept
 from graphprune.costs.cost import CostModel
 from graphprune.errors import UsageError
@@ -32,6 +32,7 @@ from graphprune.pipeline.pass_base import Pass
 from graphprune.pipeline.pass_manager import PassManager
 from graphprune.pipeline.text import parse_pipeline
 from graphprune.plans.plan import Plan, kept_units, make_plan
+from graphprune.result import PruneResult
 from graphprune.scores import Scores
 from graphprune.tracing import capture
 
