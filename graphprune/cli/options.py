@@ -330,8 +330,8 @@ class Screen:
     debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.", rich_help_panel=_SCREEN)] = False
 
     def output(self, silent: bool = False) -> Output:
-        """Where the command prints. silent: errors only, as all but the first of several processes do."""
-        return Output(self.as_json and not silent, self.quiet or silent, self.verbose)
+        """Where the command prints. silent: errors only, as for all but the first of several processes."""
+        return Output(self.as_json, self.quiet or silent, self.verbose)
 
 
 def _multiple(text: str | None) -> int | Literal["auto"] | None:

@@ -99,10 +99,12 @@ def command(
     from graphprune.cli.loading import Request, check_outputs
     from graphprune.cli.pictures import check_plot
     from graphprune.cli.profiling import find_latency
+    from graphprune.devices import check_device
 
     request = Request.of(source, model, limits)
     constraints = limits.constraints()
     wish.check()
+    check_device(wish.device)
     if plot is not None:
         check_plot(plot)
     check_outputs([wish.out, plot], request.files)

@@ -117,9 +117,10 @@ def command(
                 report = prune_checkpoint(built, inputs, checkpoint, out, **given, **shared)
             else:
                 report = apply_plan_to_checkpoint(built, inputs, checkpoint, out, from_plan, **shared)
-        if plan is not None and rank == 0:
-            report.plan.save(plan)
-        output.data(_data(report, out, plan))
+        if rank == 0:
+            if plan is not None:
+                report.plan.save(plan)
+            output.data(_data(report, out, plan))
         _print(report, inputs.describe(), out, output)
         if plan is not None:
             output.say(f"Plan written to {plan}.")
