@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graphprune import methods
-    from graphprune.api import PruneResult, Report, apply_plan, channel_groups, load, prune, run_pipeline, save, verify
+    from graphprune.api import apply_plan, channel_groups, load, prune, run_pipeline, save, verify
     from graphprune.calibration import Calibration
     from graphprune.callbacks import GradualPruning
     from graphprune.compiling import Backend, FxPass, Masked, compile_backend, masked
     from graphprune.errors import GraphpruneError
     from graphprune.ir.program import Program
     from graphprune.plans.plan import Plan
+    from graphprune.result import PruneResult, Report
     from graphprune.streaming import apply_plan_to_checkpoint, prune_checkpoint
     from graphprune.surveys.curves import Sensitivity, sensitivity
     from graphprune.surveys.pareto import Front, Sweep, sweep
@@ -73,6 +74,8 @@ _HOMES = {
     "Masked": "compiling",
     "Plan": "plans.plan",
     "Program": "ir.program",
+    "PruneResult": "result",
+    "Report": "result",
     "Sensitivity": "surveys.curves",
     "Sweep": "surveys.pareto",
     "Verification": "verification",

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Literal, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import fx, nn
@@ -22,19 +22,17 @@ from graphprune.files import check_writable, write_whole
 from graphprune.ir.program import Inputs, Program
 from graphprune.ir.twins import named_tensors, unwrapped
 from graphprune.ir.weights import Weights
-from graphprune.latency.clock import Clock
 from graphprune.latency.environment import environment_of
 from graphprune.latency.table import LatencyTable
 from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
-from graphprune.passes.calibration.synthesis import synthesise
-from graphprune.passes.latency.source import latency_from
+from graphprune.passes.calibration.supply import SYNTHETIC, calibrated
+from graphprune.passes.latency.source import timed
 from graphprune.passes.rewrite.compensate import CompensatePass
 from graphprune.passes.rewrite.fold_constants import FoldConstantsPass
 from graphprune.passes.rewrite.recalibrate import RecalibratePass
 from graphprune.passes.rewrite.rewrite import RewritePass
 from graphprune.passes.scoring.score import ScorePass
-from graphprune.passes.selection.decision import Budgeted, budgeted_passes
-from graphprune.passes.selection.select import SelectPass
+from graphprune.passes.selection.select import selection_pass
 from graphprune.passes.selection.target import KINDS, split_target
 from graphprune.passes.verification.verify import VerifyPass, compare
 from graphprune.own_class.limits import within_own_code
@@ -43,21 +41,16 @@ from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.pipeline.observers import Observer
 from graphprune.pipeline.pass_base import Pass
 from graphprune.pipeline.pass_manager import PassManager
-from graphprune.pipeline.registry import pass_class
 from graphprune.pipeline.text import format_pipeline, parse_pipeline
 from graphprune.placement import placement_of, with_values
 from graphprune.plans.plan import Plan
-from graphprune.result import PruneResult as PruneResult
-from graphprune.result import Report as Report
-from graphprune.sources import load_calibration
+from graphprune.result import PruneResult, Report
 from graphprune.surveys.profiling import profile_program
 from graphprune.tracing import capture, normalise_inputs, put_back
-from graphprune.tracing.scope_data import scope_calibration
 from graphprune.verification import Verification
 
 #: What ``compensate`` may be.
 COMPENSATIONS: Mapping[str, Callable[[], Pass]] = {"least-squares": CompensatePass, "constants": FoldConstantsPass}
-SYNTHETIC: Final = "synthetic"
 
 
 def channel_groups(program: Program) -> Groups:
@@ -170,59 +163,6 @@ def prune(
         program = timed(program, latency, measure=measure, analyses=analyses)
     result = run_pipeline(program, passes, observers=observers, model=model, analyses=analyses)
     return replace(result, model=seated(unwrapped(model), result.graph)) if keep_class else result
-
-
-def selection_pass(name: str, ranking: str, options: Mapping[str, Any]) -> Budgeted:
-    """The selection pass of this name. Raises UsageError where it meets no targets, or has no ranking and one is given."""
-    found = pass_class(name)
-    if not issubclass(found, Budgeted):
-        raise UsageError(f"Pass {name!r} does not select by a target; choose from {', '.join(budgeted_passes())}.")
-    if issubclass(found, SelectPass):
-        return found(ranking=ranking, **options)
-    if ranking != "global":
-        raise UsageError(f"The pass {name!r} has no ranking, which is how 'select' orders units. Leave out one of them.")
-    return found(**options)
-
-
-def calibrated(
-    program: Program,
-    data: Calibration | Iterable[Any] | str | None,
-    *,
-    seed: int = 0,
-    whole: tuple[nn.Module, Any] | None = None,
-) -> Program:
-    """A program with calibration data; see ``data`` of :func:`prune`. whole: for a program of scopes, the model that they are in
-    and the example inputs of its capture, as the data are for the model."""
-    if data is None:
-        return program.with_(calibration=None)
-    if isinstance(data, str) and data == SYNTHETIC:
-        return program.with_(calibration=synthesise(program, seed=seed))
-    example = normalise_inputs(whole[1]) if whole else program.inputs
-    found = load_calibration(data, like=example) if isinstance(data, str) else data
-    found = found if isinstance(found, Calibration) else Calibration(found)
-    if program.scopes and whole is not None:
-        found = scope_calibration(found, unwrapped(whole[0]), program, example)
-    return program.with_(calibration=found)
-
-
-def timed(
-    program: Program,
-    table: LatencyTable | str | Path,
-    *,
-    measure: bool = True,
-    analyses: AnalysisManager | None = None,
-    clock: Clock | None = None,
-) -> Program:
-    """A program whose latency is known from a table, for targets on it; see ``latency`` and ``measure`` of :func:`prune`.
-
-    analyses: results to start from and to leave behind. clock: what slim models are timed with; that of the table's environment by
-    default.
-
-    Raises LatencyError where the table is damaged, of another model, or (to measure) of another environment.
-    """
-    found = table if isinstance(table, LatencyTable) else LatencyTable.load(table)
-    groups = (analyses or AnalysisManager()).get(program, ChannelGroups)
-    return program.with_(latency=latency_from(program, groups, found, measure=measure, clock=clock))
 
 
 def run_pipeline(

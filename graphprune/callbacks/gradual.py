@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from graphprune.api import selection_pass
 from graphprune.compiling import Masked
 from graphprune.errors import UsageError
 from graphprune.passes.scoring.score import ScorePass
+from graphprune.passes.selection.select import selection_pass
 from graphprune.passes.selection.target import parse_target, split_target
 from graphprune.plans.plan import Plan
 from graphprune.schedule import SCHEDULES, share_done

@@ -14,6 +14,7 @@ import typer
 from graphprune.cli.errors import Commands
 from graphprune.cli.errors import run as answer
 from graphprune.cli.examples import EXAMPLES, epilog
+from graphprune.cli.expanding import expanded
 from graphprune.cli.options import Version
 
 app = typer.Typer(
@@ -25,7 +26,7 @@ app = typer.Typer(
 )
 
 for name in EXAMPLES:  # each is the function ``command`` of the module of its name in this folder
-    app.command(name, epilog=epilog(name))(import_module(f"{__name__}.{name.replace('-', '_')}").command)
+    app.command(name, epilog=epilog(name))(expanded(import_module(f"{__name__}.{name.replace('-', '_')}").command))
 
 
 @app.callback()

@@ -106,8 +106,7 @@ def _costs(program: Program) -> Costs:
 def _timed(programs: Sequence[Program], batch: int | None, clock: Clock, device: str, output: Output) -> Loaded:
     subjects = []
     for program in programs:
-        inputs = program.inputs if batch is None else with_batch(program.inputs, batch)
-        inputs = inputs.map(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf)
+        inputs = (program.inputs if batch is None else with_batch(program.inputs, batch)).to(device)
         subjects.append(Subject(program.module, tuple(placeholder_values(program.module.graph, inputs))))
         _check_runs(program.source, subjects[-1], inputs)
     with output.task("Timing" if batch is None else f"Timing at batch {batch}"):

@@ -16,7 +16,7 @@ from graphprune.files import atomic_write, check_writable, write_whole
 if TYPE_CHECKING:
     from torch import nn
 
-    from graphprune.api import PruneResult
+    from graphprune.result import PruneResult
     from graphprune.sources.images import Images
 
 _TARGET = "macs=50%"
@@ -30,18 +30,16 @@ Folder = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where 
 
 
 def command(
+    *,
     out: Folder = Path("graphprune-demo"),
     seed: options.Seed = 0,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
+    screen: options.Screen,
 ) -> None:
     """Train a small CNN on scikit-learn's digits, prune it, verify it, fine-tune it, and compare. Offline, under a minute."""
     _check_folder(out)
     from graphprune.sources.digits import load_digits
 
-    with Output(as_json, quiet, verbose) as output:
+    with screen.output() as output:
         training, held_out = load_digits()
         output.say(f"Training a small CNN on {len(training.y):,} digits; {len(held_out.y):,} are held out to measure the accuracy.")
         model = _trained(training, seed, output)

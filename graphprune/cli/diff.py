@@ -19,15 +19,12 @@ _WHAT = "A plan (.json), or a slim model that holds its plan (.safetensors, .pt2
 def command(
     a: Annotated[Path, typer.Argument(metavar="PLAN_A", help=_WHAT)],
     b: Annotated[Path, typer.Argument(metavar="PLAN_B", help="Another one for the same model.")],
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
+    screen: options.Screen,
 ) -> None:
     """Compare two plans: what both keep, and what only one does. Exit code 1 where they differ."""
     from graphprune.plans.diff import diff_plans, read_plan
 
-    with Output(as_json, quiet, verbose) as output:
+    with screen.output() as output:
         found = diff_plans(read_plan(a), read_plan(b))
         output.data(_data(found))
         _show(found, output)

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from graphprune.cli import options
-from graphprune.cli.output import Output
 
 
 def command(
@@ -24,6 +23,7 @@ def command(
             rich_help_panel="Result",
         ),
     ],
+    *,
     format: Annotated[
         str | None,
         typer.Option(
@@ -37,14 +37,8 @@ def command(
         bool,
         typer.Option("--static", help="For the sizes of the example inputs alone. Default: any batch.", rich_help_panel="Result"),
     ] = False,
-    shape: options.Shape = None,
-    weights: options.Weights = None,
-    trust_pickle: options.TrustPickle = False,
-    seed: options.Seed = 0,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
+    model: options.Model,
+    screen: options.Screen,
 ) -> None:
     """Write a slim model, or any other, for another runtime, for any batch, and check that it computes the same there."""
     from graphprune import capture
@@ -53,10 +47,10 @@ def command(
     from graphprune.errors import UsageError
     from graphprune.exporting import export_model, format_of
 
-    request = Request(source, weights, trust_pickle, shape, seed)
+    request = Request.of(source, model)
     format_of(out, format)
     check_outputs([out], request.files)
-    with Output(as_json, quiet, verbose) as output:
+    with screen.output() as output:
         job = request.open(output)
         with output.task(f"Writing {out}"):
             program = capture(job.source.model, job.inputs, source=source)

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from graphprune.api import calibrated
 from graphprune.cli import tables
 from graphprune.cli.loading import Job
 from graphprune.cli.output import Output
@@ -18,6 +17,7 @@ from graphprune.cli.watching import PassProgress, shown
 from graphprune.criteria import Floats
 from graphprune.errors import UsageError
 from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass, matches
+from graphprune.passes.calibration.supply import calibrated
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.pipeline.pass_manager import PassManager
@@ -39,15 +39,17 @@ def score_all(
     job: Job,
     criteria: Sequence[str],
     how: Mapping[str, Any],
-    exclude: tuple[str, ...],
-    policy: Mapping[str, str],
+    constraints: Mapping[str, Any],
     pattern: str | None,
     output: Output,
 ) -> list[Importance]:
-    """Score a model by each criterion. Raises UsageError where no prunable group has the name."""
+    """Score a model by each criterion. how: options of the pass that scores. constraints: of the pass that finds groups.
+
+    Raises UsageError where no prunable group has the name.
+    """
     with output.task("Scoring") as task:
         program = capture(job.source.model, job.inputs, scopes=job.scopes, source=job.source.text)
-        passes = [ChannelsPass(exclude, policy), *(ScorePass(criterion=text, **how) for text in criteria)]
+        passes = [ChannelsPass(**constraints), *(ScorePass(criterion=text, **how) for text in criteria)]
         program = calibrated(program, shown(job.calibration, task), seed=how["seed"], whole=(job.source.model, job.inputs))
         done = PassManager(passes, [PassProgress(task)]).run(program)
         groups = AnalysisManager().get(done, ChannelGroups)

@@ -6,14 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from graphprune.api import SYNTHETIC
 from graphprune.calibration import Calibration
 from graphprune.claims import claimed
+from graphprune.cli import options
 from graphprune.cli.output import Output
+from graphprune.devices import check_device
 from graphprune.errors import UsageError
 from graphprune.files import check_writable
 from graphprune.ir.program import Inputs
+from graphprune.passes.calibration.supply import SYNTHETIC
 from graphprune.pipeline.policy import CHOICES
 from graphprune.pipeline.registry import unknown
 from graphprune.sources import Source, example_inputs, load_calibration, load_source
@@ -27,8 +30,8 @@ class Job:
     """What a command works on.
 
     source: the model. inputs: example inputs. images: to measure the accuracy on, if any. scopes: the submodules that are to
-    be pruned, if the user named any. calibration: data for criteria and compensation, if any; ``synthetic`` for data
-    that are yet to be made.
+    be pruned, if the user named any. calibration: data for criteria and compensation, if any, which follow the model to its
+    device; ``synthetic`` for data that are yet to be made. device: where the model, the inputs and the batches of images are.
     """
 
     source: Source
@@ -36,38 +39,39 @@ class Job:
     images: Images | None = None
     scopes: tuple[str, ...] = ()
     calibration: Calibration | str | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
-class Request:
-    """The arguments that name a model and its inputs, as the user gave them."""
+class Request(options.Model, options.Limits, options.Calibration, options.Accuracy):
+    """What names a model and all that goes with it, as the user gave it."""
 
     source: str
-    weights: Path | None = None
-    trust_pickle: bool = False
-    shape: str | None = None
-    seed: int = 0
-    data: Path | None = None
-    mean: str | None = None
-    std: str | None = None
-    scopes: Sequence[str] | None = None
-    calibrate: str | None = None
-    samples: int = 512
+    device: str = "cpu"
+
+    @classmethod
+    def of(cls, source: str, *sets: Any, **more: Any) -> Request:
+        """A request from the sets of options that a command takes."""
+        return cls(source, **{name: value for one in sets for name, value in vars(one).items()}, **more)
 
     def open(self, output: Output, known: Inputs | None = None) -> Job:
-        """Load the model and the images. Raises UsageError for whatever is wrong with them.
+        """Load the model and the images, on the device. Raises UsageError for whatever is wrong with them.
 
         known: example inputs to take where the source brings none and the user gave none.
         """
         if self.data is None and self.calibrate is None and (self.mean or self.std):
             raise UsageError("--mean and --std scale the images of --data and --calibrate. Add one of them.")
+        check_device(self.device)
         with output.task(f"Loading {self.source}"):
-            images = None if self.data is None else load_images(self.data, self.mean, self.std)
+            images = None if self.data is None else replace(load_images(self.data, self.mean, self.std), device=self.device)
             source = load_source(self.source, weights=self.weights, trust_pickle=self.trust_pickle, seed=self.seed)
             if source.inputs is None and source.default_input is None:
                 source = replace(source, inputs=known, default_input=None if images is None else (1, *images.shape))
             inputs = example_inputs(source, self.shape, seed=self.seed)
-            return Job(source, inputs, images, tuple(self.scopes or ()), self._calibration(inputs))
+            calibration = self._calibration(inputs)
+            if self.device != "cpu":  # where models are loaded
+                source, inputs = replace(source, model=source.model.to(self.device)), inputs.to(self.device)
+            return Job(source, inputs, images, tuple(self.scopes or ()), calibration, self.device)
 
     def _calibration(self, inputs: Inputs) -> Calibration | str | None:
         if self.calibrate is None or self.calibrate == SYNTHETIC:

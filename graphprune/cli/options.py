@@ -1,12 +1,21 @@
-"""Options that several commands share, as typer's annotated types."""
+"""Options that several commands share: types of single ones, and sets of those that go together.
+
+A command takes a set as one argument; :func:`graphprune.cli.expanding.expanded` makes of it the options that typer sees. An option
+that is only ever taken with its set stands there; others have a type of their own.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
+
+from graphprune.cli.output import Output
+from graphprune.errors import UsageError
 
 _MODEL = "Model"
 _SCREEN = "Output"
@@ -15,6 +24,8 @@ _WATCH = "Watching"
 _ACCURACY = "Accuracy"
 _CALIBRATION = "Calibration"
 _HOW = "How to prune"
+_TRY = "What to try"
+_MEASURE = "How to measure"
 
 
 def _print_version(wanted: bool) -> None:
@@ -61,14 +72,6 @@ Seed = Annotated[
     int,
     typer.Option(metavar="N", help="Seed of fresh weights, random inputs and random criteria.", rich_help_panel=_MODEL),
 ]
-
-Json = Annotated[
-    bool, typer.Option("--json", help="Machine-readable result on standard output, and nothing else.", rich_help_panel=_SCREEN)
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=_SCREEN)]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print more.", rich_help_panel=_SCREEN)]
-Debug = Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.", rich_help_panel=_SCREEN)]
-
 Out = Annotated[
     Path,
     typer.Option(
@@ -90,7 +93,6 @@ OutOrPlan = Annotated[
     ),
 ]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Skip the proof against the masked original.", rich_help_panel=_RESULT)]
-
 Exclude = Annotated[
     list[str] | None,
     typer.Option(
@@ -114,15 +116,6 @@ PolicyChoices = Annotated[
         rich_help_panel=_MODEL,
     ),
 ]
-
-Data = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE.npz",
-        help="Labelled images (x_test and y_test, or x and y; uint8 is divided by 255): prints the top-1 accuracy.",
-        rich_help_panel=_ACCURACY,
-    ),
-]
 Mean = Annotated[
     str | None,
     typer.Option(
@@ -133,82 +126,26 @@ Std = Annotated[
     str | None,
     typer.Option(metavar="R,G,B", help="Per-channel deviation to divide these images by.", rich_help_panel=_ACCURACY),
 ]
-
-Calibrate = Annotated[
-    str | None,
-    typer.Option(
-        metavar="DATA",
-        help="Data for criteria that look at activations or gradients, and for compensation: FILE.npz (x_train and y_train, or x "
-        "and y), a folder of images for each class, package.module:callable that returns batches, or 'synthetic' for data made "
-        "from the model's batch-norm statistics.",
-        rich_help_panel=_CALIBRATION,
-    ),
+Device = Annotated[
+    str,
+    typer.Option(metavar="cpu|cuda", help="The device that computes: the model and its data go there.", rich_help_panel=_MODEL),
 ]
-Samples = Annotated[
-    int,
-    typer.Option(metavar="N", help="Samples of --calibrate to use at most.", rich_help_panel=_CALIBRATION),
-]
-
-Target = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="KIND=AMOUNT",
-        help="What must remain: macs=50%, params=2M, channels=0.5, weight_bytes=20MB, memory=30MiB (peak activations). "
-        "Repeatable. Default: macs=50%.",
-        rich_help_panel=_HOW,
-    ),
-]
-CriterionText = Annotated[
-    str | None,
-    typer.Option(
-        metavar="TEXT",
-        help="Importance of a channel: a name that `graphprune passes` lists, with options as in 'attention(p=2)', or a "
-        "weighted sum as in '0.5*l2+0.5*taylor'. Default: l2.",
-        rich_help_panel=_HOW,
-    ),
-]
-Reduction = Annotated[
-    str | None,
-    typer.Option(
-        metavar="sum|mean|max|l2", help="How coupled slices combine. Default: as suits the criterion.", rich_help_panel=_HOW
-    ),
-]
-Normalise = Annotated[
-    str | None,
-    typer.Option(metavar="none|mean|max|gaussian", help="Scale within each group. Default: max.", rich_help_panel=_HOW),
-]
-Share = Annotated[
-    str | None,
-    typer.Option(
-        metavar="none|params|macs", help="Divide scores by the group's share of these. Default: none.", rich_help_panel=_HOW
-    ),
-]
-Select = Annotated[
-    str | None,
-    typer.Option(
-        metavar="PASS",
-        help="The pass that chooses what goes: select, knapsack, greedy or threshold. Default: select.",
-        rich_help_panel=_HOW,
-    ),
-]
-Ranking = Annotated[
-    str | None,
-    typer.Option(metavar="global|local|isomorphic", help="What is compared with what. Default: global.", rich_help_panel=_HOW),
-]
-RoundTo = Annotated[
-    str | None,
-    typer.Option(
-        metavar="N|auto",
-        help="Keep channels in multiples of N where a group is wide enough; 'auto': at widths where the latency steps.",
-        rich_help_panel=_HOW,
-    ),
-]
-MinChannels = Annotated[int | None, typer.Option(metavar="N", help="Units that every group keeps at least.", rich_help_panel=_HOW)]
-MaxRatio = Annotated[
-    float | None, typer.Option(metavar="SHARE", help="Largest share of a group that may go, as 0.8.", rich_help_panel=_HOW)
+Pattern = Annotated[
+    str | None, typer.Option("--pattern", metavar="PATTERN", help="Show groups of this name only, as in 'layer1.*'.")
 ]
 PlanCopy = Annotated[Path | None, typer.Option(metavar="FILE", help="Write the plan here too.", rich_help_panel=_RESULT)]
-
+Points = Annotated[
+    Path,
+    typer.Option("--out", "-o", metavar="FILE.json", help="Where the points go. A run that was interrupted goes on from there."),
+]
+LikeScore = Annotated[
+    str,
+    typer.Option("--criterion", metavar="TEXT", help="Importance of a channel, as in `graphprune score`.", rich_help_panel=_TRY),
+]
+Measured = Annotated[
+    str,
+    typer.Option("--device", metavar="cpu|cuda", help="The device to measure on, as busy as it is.", rich_help_panel=_MEASURE),
+]
 Latency = Annotated[
     Path | None,
     typer.Option(
@@ -226,12 +163,196 @@ NoMeasure = Annotated[
     ),
 ]
 
-TimePasses = Annotated[bool, typer.Option("--time-passes", help="Print the time of each pass.", rich_help_panel=_WATCH)]
-PrintAfter = Annotated[
-    str | None,
-    typer.Option(metavar="PASS|all|changed", help="Print the graph after passes, on standard error.", rich_help_panel=_WATCH),
-]
-DumpDir = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="Write the graph and the plan after every pass here.", rich_help_panel=_WATCH),
-]
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """How a model is loaded, and what it is given."""
+
+    shape: Shape = None
+    weights: Weights = None
+    trust_pickle: TrustPickle = False
+    seed: Seed = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What may be pruned."""
+
+    exclude: Exclude = None
+    scopes: Scopes = None
+    policy: PolicyChoices = None
+
+    def constraints(self) -> dict[str, Any]:
+        """``exclude`` and ``policy`` as a program takes them. Raises UsageError for policies that do not exist."""
+        from graphprune.cli.loading import parse_policy
+
+        return {"exclude": tuple(self.exclude or ()), "policy": parse_policy(self.policy)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """How images are scaled."""
+
+    mean: Mean = None
+    std: Std = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy:
+    """Images to measure the accuracy on, and how they are scaled."""
+
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.npz",
+            help="Labelled images (x_test and y_test, or x and y; uint8 is divided by 255): prints the top-1 accuracy.",
+            rich_help_panel=_ACCURACY,
+        ),
+    ] = None
+    mean: Mean = None
+    std: Std = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Data for criteria and compensation."""
+
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Data for criteria that look at activations or gradients, and for compensation: FILE.npz (x_train and y_train, "
+            "or x and y), a folder of images for each class, package.module:callable that returns batches, or 'synthetic' for data "
+            "made from the model's batch-norm statistics.",
+            rich_help_panel=_CALIBRATION,
+        ),
+    ] = None
+    samples: Annotated[
+        int,
+        typer.Option(metavar="N", help="Samples of --calibrate to use at most.", rich_help_panel=_CALIBRATION),
+    ] = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """How channels are scored, and which of them go."""
+
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND=AMOUNT",
+            help="What must remain: macs=50%, params=2M, channels=0.5, weight_bytes=20MB, memory=30MiB (peak activations). "
+            "Repeatable. Default: macs=50%.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None
+    criterion: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Importance of a channel: a name that `graphprune passes` lists, with options as in 'attention(p=2)', or a "
+            "weighted sum as in '0.5*l2+0.5*taylor'. Default: l2.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None
+    reduction: Annotated[
+        str | None,
+        typer.Option(
+            metavar="sum|mean|max|l2", help="How coupled slices combine. Default: as suits the criterion.", rich_help_panel=_HOW
+        ),
+    ] = None
+    normalise: Annotated[
+        str | None,
+        typer.Option(metavar="none|mean|max|gaussian", help="Scale within each group. Default: max.", rich_help_panel=_HOW),
+    ] = None
+    share: Annotated[
+        str | None,
+        typer.Option(
+            metavar="none|params|macs", help="Divide scores by the group's share of these. Default: none.", rich_help_panel=_HOW
+        ),
+    ] = None
+    select: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PASS",
+            help="The pass that chooses what goes: select, knapsack, greedy or threshold. Default: select.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None
+    ranking: Annotated[
+        str | None,
+        typer.Option(metavar="global|local|isomorphic", help="What is compared with what. Default: global.", rich_help_panel=_HOW),
+    ] = None
+    round_to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="Keep channels in multiples of N where a group is wide enough; 'auto': at widths where the latency steps.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None
+    min_channels: Annotated[
+        int | None, typer.Option(metavar="N", help="Units that every group keeps at least.", rich_help_panel=_HOW)
+    ] = None
+    max_ratio: Annotated[
+        float | None, typer.Option(metavar="SHARE", help="Largest share of a group that may go, as 0.8.", rich_help_panel=_HOW)
+    ] = None
+
+    def arguments(self) -> dict[str, Any]:
+        """As :func:`graphprune.prune` takes them; None for what was not given. Raises UsageError for what cannot be read."""
+        return vars(self) | {"target": _targets(self.target or ()), "round_to": _multiple(self.round_to)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """What is shown of a pipeline while it runs."""
+
+    time_passes: Annotated[bool, typer.Option("--time-passes", help="Print the time of each pass.", rich_help_panel=_WATCH)] = False
+    print_after: Annotated[
+        str | None,
+        typer.Option(metavar="PASS|all|changed", help="Print the graph after passes, on standard error.", rich_help_panel=_WATCH),
+    ] = None
+    dump_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write the graph and the plan after every pass here.", rich_help_panel=_WATCH),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screen:
+    """What is printed; ``--debug`` is seen to where errors are answered."""
+
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Machine-readable result on standard output, and nothing else.", rich_help_panel=_SCREEN)
+    ] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.", rich_help_panel=_SCREEN)] = False
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print more.", rich_help_panel=_SCREEN)] = False
+    debug: Annotated[bool, typer.Option("--debug", help="Print the traceback of an error.", rich_help_panel=_SCREEN)] = False
+
+    def output(self, silent: bool = False) -> Output:
+        """Where the command prints. silent: errors only, as for all but the first of several processes."""
+        return Output(self.as_json, self.quiet or silent, self.verbose)
+
+
+def _multiple(text: str | None) -> int | Literal["auto"] | None:
+    """What ``--round-to`` says."""
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    if text.removeprefix("-").isdecimal():
+        return int(text)
+    raise UsageError(f"--round-to {text} is neither a number of channels nor 'auto'.")
+
+
+def _targets(texts: Sequence[str]) -> dict[str, str] | None:
+    """Targets from ``kind=amount``."""
+    from graphprune.passes.selection.target import split_target
+
+    if not texts:
+        return None
+    pairs = [split_target(text) for text in texts]
+    for kind, _ in pairs:
+        if sum(kind == other for other, _ in pairs) > 1:
+            raise UsageError(f"--target {kind} is given twice. Give each kind of target once.")
+    return dict(pairs)

@@ -13,16 +13,14 @@ if TYPE_CHECKING:
     from graphprune.criteria import Criterion
 
 
-def command(
-    as_json: options.Json = False, quiet: options.Quiet = False, verbose: options.Verbose = False, debug: options.Debug = False
-) -> None:
+def command(screen: options.Screen) -> None:
     """List passes with their options, criteria, and policies with their choices."""
     from graphprune.criteria import criteria_names, find_criterion
     from graphprune.pipeline.policy import CHOICES, Policy
     from graphprune.pipeline.registry import pass_class, pass_names
 
-    with Output(as_json, quiet, verbose) as output:
-        passes = {name: _about_pass(pass_class(name), verbose) for name in pass_names()}
+    with screen.output() as output:
+        passes = {name: _about_pass(pass_class(name), screen.verbose) for name in pass_names()}
         criteria = {name: _about_criterion(find_criterion(name)) for name in criteria_names()}
         policies = {name: {"choices": list(choices), "default": getattr(Policy(), name)} for name, choices in CHOICES.items()}
         output.data({"passes": passes, "criteria": criteria, "policies": policies})

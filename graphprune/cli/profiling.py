@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 from graphprune.channels.groups import Groups
 from graphprune.cli.loading import Job
 from graphprune.cli.output import Output, Task
+from graphprune.cli.profile import Wish
 from graphprune.cli.watching import counted
 from graphprune.errors import UsageError, first_line
 from graphprune.ir.program import Inputs
@@ -26,28 +27,6 @@ from graphprune.tracing import capture
 
 
 @dataclass(frozen=True)
-class Wish:
-    """The command's own options, as the user gave them."""
-
-    out: Path | None
-    device: str = "cpu"
-    compiled: bool = False
-    batch: str | None = None
-    mode: str = "layers"
-    samples: int | None = None
-    step: int = 0
-    predict: bool = False
-    exclude: tuple[str, ...] = ()
-    policy: Mapping[str, str] | None = None
-
-    def settings(self) -> Settings:
-        """What the table says about them."""
-        number = int(self.batch) if self.batch is not None and self.batch.isdecimal() else 0
-        samples = SAMPLES[self.compiled] if self.samples is None else self.samples
-        return Settings.model_validate({"mode": self.mode, "samples": samples, "step": self.step, "batch": number})
-
-
-@dataclass(frozen=True)
 class Found:
     """A latency model and what it is of. table: what was measured; None for a prediction."""
 
@@ -60,31 +39,18 @@ class Found:
     batches: Mapping[int, float] | None = None
 
 
-def check(wish: Wish) -> None:
-    """Raise UsageError for options that do not go together, before anything is loaded."""
-    if wish.mode not in ("layers", "model"):
-        raise UsageError(f"--mode {wish.mode} is not known; choose layers or model.")
-    if (wish.samples is not None and wish.samples < 8) or wish.step < 0:
-        raise UsageError("--samples must be at least 8, and --step at least 1.")
-    if wish.batch not in (None, "auto") and not (str(wish.batch).isdecimal() and int(str(wish.batch)) > 0):
-        raise UsageError(f"--batch {wish.batch} is neither 'auto' nor a number from 1 on.")
-    if wish.predict == (wish.out is not None):
-        what = "writes no table, so that it takes no -o." if wish.predict else "needs -o FILE for its table, or --predict."
-        raise UsageError(f"{'--predict' if wish.predict else 'profile'} {what}")
-    if wish.predict and wish.compiled:
-        raise UsageError("--predict knows eager layers only. Leave out --compile, or measure.")
+def find_latency(job: Job, wish: Wish, constraints: Mapping[str, Any], output: Output) -> Found:
+    """Measure the model's latency, or predict it. constraints: ``exclude`` and ``policy`` of the program.
 
-
-def find_latency(job: Job, wish: Wish, output: Output) -> Found:
-    """Measure the model's latency, or predict it. Raises UsageError for what cannot be done here."""
+    Raises UsageError for what cannot be done here.
+    """
     environment = environment_of(job.source.model, wish.device, compile=wish.compiled)
     clock = DeviceClock(environment)
     known = LatencyTable.load(wish.out) if wish.out is not None and wish.out.exists() else None
     with output.task("Choosing the batch") as task:
         job, batches = _with_batch(job, wish, environment, clock, task, known)
     with output.task("Following channels"):
-        program = capture(job.source.model, job.inputs, scopes=job.scopes, source=job.source.text)
-        program = program.with_(exclude=wish.exclude, policy=dict(wish.policy or {}))
+        program = capture(job.source.model, job.inputs, scopes=job.scopes, source=job.source.text).with_(**constraints)
         groups = AnalysisManager().get(program, ChannelGroups)
     scopes = tuple(scope.path for scope in program.scopes)
     if wish.predict:
@@ -94,8 +60,15 @@ def find_latency(job: Job, wish: Wish, output: Output) -> Found:
         return Found(model, groups, environment, job.inputs.describe(), scopes, None, batches)
     with output.task("Measuring", total=1.0) as task:
         progress = counted(task, "Measuring")
-        table = profile_program(program, groups, environment, wish.settings(), path=wish.out, clock=clock, progress=progress)
+        table = profile_program(program, groups, environment, _settings(wish), path=wish.out, clock=clock, progress=progress)
     return Found(LatencyModel(table), groups, environment, job.inputs.describe(), scopes, table, batches)
+
+
+def _settings(wish: Wish) -> Settings:
+    """What the table says about the options."""
+    number = int(wish.batch) if wish.batch is not None and wish.batch.isdecimal() else 0
+    samples = SAMPLES[wish.compiled] if wish.samples is None else wish.samples
+    return Settings.model_validate({"mode": wish.mode, "samples": samples, "step": wish.step, "batch": number})
 
 
 def _batch_or_one(inputs: Inputs) -> int:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,10 +13,10 @@ from graphprune.cli.output import Output
 from graphprune.errors import UsageError
 
 if TYPE_CHECKING:
-    from graphprune.api import PruneResult
     from graphprune.cli.loading import Job
     from graphprune.cli.watching import Watching
     from graphprune.latency.table import LatencyTable
+    from graphprune.result import PruneResult
 
 _HOW = "How to prune"
 
@@ -25,16 +24,8 @@ _HOW = "How to prune"
 def command(
     source: options.SourceText,
     out: options.OutOrPlan,
-    target: options.Target = None,
-    criterion: options.CriterionText = None,
-    reduction: options.Reduction = None,
-    normalise: options.Normalise = None,
-    share: options.Share = None,
-    select: options.Select = None,
-    ranking: options.Ranking = None,
-    round_to: options.RoundTo = None,
-    min_channels: options.MinChannels = None,
-    max_ratio: options.MaxRatio = None,
+    *,
+    selection: options.Selection,
     latency: options.Latency = None,
     no_measure: options.NoMeasure = False,
     compensate: Annotated[
@@ -49,9 +40,7 @@ def command(
     recalibrate: Annotated[
         bool, typer.Option("--recalibrate", help="Estimate batch-norm statistics anew on --calibrate data.", rich_help_panel=_HOW)
     ] = False,
-    exclude: options.Exclude = None,
-    scope: options.Scopes = None,
-    policy: options.PolicyChoices = None,
+    limits: options.Limits,
     pipeline: Annotated[
         str | None,
         typer.Option(
@@ -62,22 +51,12 @@ def command(
     ] = None,
     plan: options.PlanCopy = None,
     no_verify: options.NoVerify = False,
-    shape: options.Shape = None,
-    weights: options.Weights = None,
-    trust_pickle: options.TrustPickle = False,
-    seed: options.Seed = 0,
-    calibrate: options.Calibrate = None,
-    samples: options.Samples = 512,
-    data: options.Data = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    time_passes: options.TimePasses = False,
-    print_after: options.PrintAfter = None,
-    dump_dir: options.DumpDir = None,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
+    model: options.Model,
+    device: options.Device = "cpu",
+    calibration: options.Calibration,
+    accuracy: options.Accuracy,
+    watch: options.Watch,
+    screen: options.Screen,
 ) -> None:
     """Prune a model, prove the result equal to the masked original, and save it."""
     from graphprune.cli.loading import Request, check_format, parse_policy, writing
@@ -85,20 +64,11 @@ def command(
     from graphprune.cli.watching import Watching
 
     how = {
-        "target": targets_of(target),
-        "criterion": criterion,
-        "reduction": reduction,
-        "normalise": normalise,
-        "share": share,
-        "select": select,
-        "ranking": ranking,
-        "round_to": None if round_to is None else multiple(round_to),
-        "min_channels": min_channels,
-        "max_ratio": max_ratio,
+        **selection.arguments(),
         "compensate": compensate,
         "recalibrate": recalibrate or None,
-        "exclude": exclude,
-        "policy": parse_policy(policy) or None,
+        "exclude": limits.exclude,
+        "policy": parse_policy(limits.policy) or None,
         "verify": False if no_verify else None,
     }
     given = {name: value for name, value in how.items() if value is not None}
@@ -108,35 +78,13 @@ def command(
     if pipeline is not None and given:
         name = "no-verify" if "verify" in given else next(iter(given)).replace("_", "-")
         raise UsageError(f"--pipeline replaces --{name}. Leave out one of them; the pipeline takes it as an option of a pass.")
-    request = Request(source, weights, trust_pickle, shape, seed, data, mean, std, scope, calibrate, samples)
-    watching = Watching(time_passes, print_after, dump_dir)
+    request = Request.of(source, model, limits, calibration, accuracy, device=device)
+    watching = Watching(**vars(watch))
     check_format(out, {".json": "plan"})
     inputs = [*request.files, *([latency] if latency is not None else [])]
-    with writing([out, plan], inputs), Output(as_json, quiet, verbose) as output:
+    with writing([out, plan], inputs), screen.output() as output:
         job = request.open(output)
-        finish(job, lambda: _run(output, job, watching, given, pipeline, seed, timing), out, plan, watching, output)
-
-
-def multiple(text: str) -> int | Literal["auto"]:
-    """What ``--round-to`` says. Raises UsageError for anything else than a number or ``auto``."""
-    if text == "auto":
-        return "auto"
-    if text.removeprefix("-").isdecimal():
-        return int(text)
-    raise UsageError(f"--round-to {text} is neither a number of channels nor 'auto'.")
-
-
-def targets_of(texts: Sequence[str] | None) -> dict[str, str] | None:
-    """Targets from ``kind=amount``. Raises UsageError for a kind that is given twice."""
-    from graphprune.passes.selection.target import split_target
-
-    if not texts:
-        return None
-    pairs = [split_target(text) for text in texts]
-    for kind, _ in pairs:
-        if sum(kind == other for other, _ in pairs) > 1:
-            raise UsageError(f"--target {kind} is given twice. Give each kind of target once.")
-    return dict(pairs)
+        finish(job, lambda: _run(output, job, watching, given, pipeline, model.seed, timing), out, plan, watching, output)
 
 
 @dataclass(frozen=True)
@@ -155,15 +103,16 @@ def _profile(output: Output, job: Job, given: dict[str, Any]) -> LatencyTable:
     how = {name: given[name] for name in ("exclude", "policy") if name in given}
     with output.task("Measuring latency", total=1.0) as task:
         progress = counted(task, "Measuring latency")
-        return graphprune.profile(job.source.model, job.inputs, scopes=job.scopes, progress=progress, **how)
+        return graphprune.profile(job.source.model, job.inputs, device=job.device, scopes=job.scopes, progress=progress, **how)
 
 
 def _run(
     output: Output, job: Job, watching: Watching, given: dict[str, Any], pipeline: str | None, seed: int, timing: Timing
 ) -> PruneResult:
     import graphprune
-    from graphprune.api import calibrated, timed
     from graphprune.cli.watching import shown
+    from graphprune.passes.calibration.supply import calibrated
+    from graphprune.passes.latency.source import timed
     from graphprune.tracing import capture
 
     model, scopes, text = job.source.model, job.scopes, job.source.text

@@ -2,23 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from graphprune.cli import options
-from graphprune.cli.output import Output
 from graphprune.errors import UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from graphprune.cli.output import Task
+    from graphprune.cli.output import Output, Task
     from graphprune.ir.program import Inputs
     from graphprune.streaming import CheckpointReport, Fit
 
 _HOW = "How to prune"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection(options.Selection):
+    """How channels are scored and selected where the weights are read one by one."""
+
+    criterion: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="Importance of a channel, as of `prune`, if it reads weights one by one: l2, l1, lamp, sp-lamp, bn-scale, "
+            "fpgm, euclidean, cosine, random; with --calibrate also attention, apoz, mean-activation, variance. Default: l2.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None
+    ranking: Annotated[
+        str | None,
+        typer.Option(
+            metavar="local|global|isomorphic",
+            help="What is compared with what. Default: local, which gives alike layers the same widths, which a config can say.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None
 
 
 def command(
@@ -29,6 +52,7 @@ def command(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="Where the slim one goes.", rich_help_panel="Result")],
+    *,
     model: Annotated[
         str | None,
         typer.Option(
@@ -41,33 +65,8 @@ def command(
     exclude: options.Exclude = None,
     policy: options.PolicyChoices = None,
     seed: options.Seed = 0,
-    target: options.Target = None,
-    criterion: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="Importance of a channel, as of `prune`, if it reads weights one by one: l2, l1, lamp, sp-lamp, bn-scale, "
-            "fpgm, euclidean, cosine, random; with --calibrate also attention, apoz, mean-activation, variance. Default: l2.",
-            rich_help_panel=_HOW,
-        ),
-    ] = None,
-    reduction: options.Reduction = None,
-    normalise: options.Normalise = None,
-    share: options.Share = None,
-    select: options.Select = None,
-    ranking: Annotated[
-        str | None,
-        typer.Option(
-            metavar="local|global|isomorphic",
-            help="What is compared with what. Default: local, which gives alike layers the same widths, which a config can say.",
-            rich_help_panel=_HOW,
-        ),
-    ] = None,
-    round_to: options.RoundTo = None,
-    min_channels: options.MinChannels = None,
-    max_ratio: options.MaxRatio = None,
-    calibrate: options.Calibrate = None,
-    samples: options.Samples = 512,
+    selection: Selection,
+    calibration: options.Calibration,
     from_plan: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Carry out this plan, instead of scoring and selecting.", rich_help_panel=_HOW),
@@ -84,32 +83,19 @@ def command(
         float,
         typer.Option(metavar="GB", help="Largest copy of reduced depth that the proof may build.", rich_help_panel="Result"),
     ] = 1.0,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
+    screen: options.Screen,
 ) -> None:
     """Prune a checkpoint larger than the memory: it is scored and cut one tensor at a time."""
     from graphprune.cli.loading import check_outputs, parse_policy
-    from graphprune.cli.prune import multiple, targets_of
     from graphprune.runs.ranks import leave, meet
     from graphprune.sources import load_calibration
     from graphprune.streaming import apply_plan_to_checkpoint, prune_checkpoint
 
     how = {
-        "target": targets_of(target),
-        "criterion": criterion,
-        "reduction": reduction,
-        "normalise": normalise,
-        "share": share,
-        "select": select,
-        "ranking": ranking,
-        "round_to": None if round_to is None else multiple(round_to),
-        "min_channels": min_channels,
-        "max_ratio": max_ratio,
+        **selection.arguments(),
         "exclude": exclude,
         "policy": parse_policy(policy) or None,
-        "data": calibrate,
+        "data": calibration.calibrate,
         "plan_only": plan_only or None,
     }
     given: dict[str, Any] = {name: value for name, value in how.items() if value is not None}
@@ -118,12 +104,12 @@ def command(
         raise UsageError(f"--from-plan replaces --{name}. Leave out one of them.")
     check_outputs([plan], [] if from_plan is None else [from_plan])
     rank, ranks = meet()
-    as_json, quiet = as_json and rank == 0, quiet or rank > 0
-    with Output(as_json, quiet, verbose) as output:
+    with screen.output(silent=rank > 0) as output:
         with output.task(f"Reading {checkpoint}"):
             built, inputs, config = _open(checkpoint, model, shape, seed)
-            if calibrate is not None:
-                given["data"] = load_calibration(calibrate, samples=samples, like=inputs, seed=seed).part(rank, ranks)
+            if calibration.calibrate is not None:
+                data = load_calibration(calibration.calibrate, samples=calibration.samples, like=inputs, seed=seed)
+                given["data"] = data.part(rank, ranks)
         with output.task("Analysing", total=1.0) as task:
             shared: dict[str, Any] = {"seed": seed, "verify": not no_verify, "proof_bytes": int(proof_memory * 1e9)}
             shared |= {"config": config, "progress": _Shown(task)}
@@ -131,9 +117,10 @@ def command(
                 report = prune_checkpoint(built, inputs, checkpoint, out, **given, **shared)
             else:
                 report = apply_plan_to_checkpoint(built, inputs, checkpoint, out, from_plan, **shared)
-        if plan is not None and rank == 0:
-            report.plan.save(plan)
-        output.data(_data(report, out, plan))
+        if rank == 0:
+            if plan is not None:
+                report.plan.save(plan)
+            output.data(_data(report, out, plan))
         _print(report, inputs.describe(), out, output)
         if plan is not None:
             output.say(f"Plan written to {plan}.")

@@ -7,18 +7,15 @@ from typing import Annotated
 import typer
 
 from graphprune.cli import options
-from graphprune.cli.output import Output
 
 
 def command(
+    *,
     show: Annotated[
         str | None,
         typer.Option(metavar="METHOD", help="Print a complete recipe of this method: every option, explained, with its default."),
     ] = None,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
+    screen: options.Screen,
 ) -> None:
     """List the methods and the named trainings of `graphprune run`, or print a recipe to start from."""
     from graphprune.cli import tables
@@ -26,7 +23,7 @@ def command(
     from graphprune.recipe import example
     from graphprune.training.recipes import RECIPES
 
-    with Output(as_json, quiet, verbose) as output:
+    with screen.output() as output:
         if show is not None:
             found = example(show)
             output.data(found.tables())

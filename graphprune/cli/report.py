@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from graphprune.cli import options
-from graphprune.cli.output import Output
 from graphprune.errors import UsageError
 from graphprune.files import write_whole
 
@@ -26,6 +25,7 @@ def command(
             help="The folder of a run, a folder of such folders, a slim model (.safetensors) or a plan (.json).",
         ),
     ],
+    *,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE.html", help="Where the page goes.")] = Path("report.html"),
     against: Annotated[
         str | None,
@@ -43,19 +43,10 @@ def command(
         str | None,
         typer.Option(metavar="TEXT", help="Whose scores are shown. Default: the criterion that the plan was made by."),
     ] = None,
-    shape: options.Shape = None,
-    weights: options.Weights = None,
-    trust_pickle: options.TrustPickle = False,
-    seed: options.Seed = 0,
-    calibrate: options.Calibrate = None,
-    samples: options.Samples = 512,
-    data: options.Data = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
+    model: options.Model,
+    calibration: options.Calibration,
+    accuracy: options.Accuracy,
+    screen: options.Screen,
 ) -> None:
     """Write a report of a run, of all runs of a folder, or of a slim model: one page to open in a browser, without a network."""
     from graphprune.cli.loading import Request as Source
@@ -68,9 +59,9 @@ def command(
         raise UsageError(f"A report is an HTML page. End {out} in .html.")
     if not subject.exists():
         raise UsageError(f"{subject} does not exist. Give the folder of a run, a slim model or a plan.")
-    source = Source(against or "", weights, trust_pickle, shape, seed, data, mean, std, None, calibrate, samples)
+    source = Source.of(against or "", model, calibration, accuracy)
     check_outputs([out], [*source.files, *(path for path in (subject, latency) if path is not None and path.is_file())])
-    with Output(as_json, quiet, verbose) as output:
+    with screen.output() as output:
         material = gather(Request(subject, source, latency, criterion), output)
         with output.task("Writing the page"):
             page = _page(material)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphprune.cli import options
-from graphprune.cli.output import Output
 
 if TYPE_CHECKING:
     from graphprune.recipe import Draft
@@ -31,6 +30,7 @@ def command(
             help="The model: torchvision:NAME, timm:NAME, package.module:factory, or FILE (.safetensors, .pt2, .pt/.pth).",
         ),
     ] = None,
+    *,
     data: Annotated[
         str | None,
         typer.Option(
@@ -99,10 +99,7 @@ def command(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write TensorBoard logs into the folder.", rich_help_panel="Result")
     ] = False,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
+    screen: options.Screen,
 ) -> None:
     """Prune a model with training in between, by a method or a recipe. A run that was interrupted goes on with the same command."""
     from graphprune.cli.running import Extras, conduct
@@ -118,7 +115,7 @@ def command(
     }  # fmt: skip
     draft = _draft(what, chosen, settings or [])
     extras = Extras.checked(plot, tensorboard)
-    with Output(as_json, quiet or ranks.launched() > 0, verbose) as output:
+    with screen.output(silent=ranks.launched() > 0) as output:
         conduct(draft.checked(), extras, output)
 
 

@@ -21,6 +21,7 @@ from graphprune.cli.loading import parse_policy
 from graphprune.cli.output import Output
 from graphprune.cli.pictures import check_plot
 from graphprune.cli.rounds import Several, rounds_table, watching
+from graphprune.devices import check_device
 from graphprune.errors import ArtifactError, RunError, UsageError, first_line
 from graphprune.failures import lost_worker, memory_is_out, worker_is_lost
 from graphprune.files import atomic_write, write_whole
@@ -95,8 +96,8 @@ def conduct(recipe: Recipe, extras: Extras, output: Output) -> None:
 
 
 def _open(recipe: Recipe) -> Opened:
-    if recipe.run.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("[run] device = cuda, and there is no GPU here that torch can use. Take auto or cpu.")
+    if recipe.run.device != "auto":
+        check_device(recipe.run.device)
     device = "cpu" if recipe.run.device == "cpu" else None  # else each process takes a GPU of its own
     part, run = recipe.model, recipe.run
     source = load_source(part.source, weights=part.weights, trust_pickle=part.trust_pickle, seed=run.seed)
@@ -108,9 +109,7 @@ def _open(recipe: Recipe) -> Opened:
         source = replace(source, inputs=Inputs((data.example(),)))
     trainer = Trainer(data, recipe.training, device=device)
     where = trainer.processes.device  # cuts are chosen and proved where the model trains
-    inputs = example_inputs(source, part.input, seed=run.seed).map(
-        lambda leaf: leaf.to(where) if isinstance(leaf, torch.Tensor) else leaf
-    )
+    inputs = example_inputs(source, part.input, seed=run.seed).to(where)
     return Opened(source.model.to(where), inputs, data, trainer)
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphprune.cli import options
-from graphprune.cli.output import Output
 
 if TYPE_CHECKING:
     from graphprune.cli.importance import Importance
@@ -18,6 +17,7 @@ _HOW = "How to score"
 
 def command(
     source: options.SourceText,
+    *,
     criterion: Annotated[
         list[str] | None,
         typer.Option(
@@ -33,41 +33,31 @@ def command(
     normalise: Annotated[
         str, typer.Option(metavar="none|mean|max|gaussian", help="Scale within each group.", rich_help_panel=_HOW)
     ] = "none",
-    pattern: Annotated[
-        str | None, typer.Option("--pattern", metavar="PATTERN", help="Show groups of this name only, as in 'layer1.*'.")
-    ] = None,
+    pattern: options.Pattern = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the distributions: .png, .svg or .pdf (needs matplotlib).")
     ] = None,
-    exclude: options.Exclude = None,
-    policy: options.PolicyChoices = None,
-    shape: options.Shape = None,
-    weights: options.Weights = None,
-    trust_pickle: options.TrustPickle = False,
-    seed: options.Seed = 0,
-    calibrate: options.Calibrate = None,
-    samples: options.Samples = 512,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
+    limits: options.Limits,
+    model: options.Model,
+    device: options.Device = "cpu",
+    calibration: options.Calibration,
+    scaling: options.Scaling,
+    screen: options.Screen,
 ) -> None:
     """Score every channel by a criterion, and show how the scores of each group are distributed."""
     from graphprune.cli.importance import plot_scores, score_all, show
-    from graphprune.cli.loading import Request, check_outputs, parse_policy
+    from graphprune.cli.loading import Request, check_outputs
     from graphprune.cli.pictures import check_plot
 
-    request = Request(source, weights, trust_pickle, shape, seed, mean=mean, std=std, calibrate=calibrate, samples=samples)
-    how: dict[str, Any] = {"reduction": reduction, "normalise": normalise, "seed": seed}
-    choices = parse_policy(policy)
+    request = Request.of(source, model, limits, calibration, scaling, device=device)
+    how: dict[str, Any] = {"reduction": reduction, "normalise": normalise, "seed": model.seed}
+    constraints = limits.constraints()
     if plot is not None:
         check_plot(plot)
     check_outputs([plot], request.files)
-    with Output(as_json, quiet, verbose) as output:
+    with screen.output() as output:
         job = request.open(output)
-        found: list[Importance] = score_all(job, tuple(criterion or ["l2"]), how, tuple(exclude or ()), choices, pattern, output)
+        found: list[Importance] = score_all(job, tuple(criterion or ["l2"]), how, constraints, pattern, output)
         show(found, output)
         if plot is not None:
             with output.task(f"Drawing {plot}"):

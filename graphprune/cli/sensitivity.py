@@ -21,16 +21,12 @@ _HOW = "What to try"
 
 def command(
     source: options.SourceText,
+    *,
     data: Annotated[
         Path,
         typer.Option(metavar="FILE.npz", help="Labelled images to measure the top-1 accuracy on: x_test and y_test, or x and y."),
     ],
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", "-o", metavar="FILE.json", help="Where the points go. A run that was interrupted goes on from there."
-        ),
-    ],
+    out: options.Points,
     ratio: Annotated[
         list[float] | None,
         typer.Option(
@@ -41,41 +37,28 @@ def command(
         list[str] | None,
         typer.Option(metavar="NAME", help="A group, layer or block to cut. Repeatable. Default: all.", rich_help_panel=_HOW),
     ] = None,
-    criterion: Annotated[
-        str, typer.Option(metavar="TEXT", help="Importance of a channel, as in `graphprune score`.", rich_help_panel=_HOW)
-    ] = "l2",
+    criterion: options.LikeScore = "l2",
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Draw the curves: .png, .svg or .pdf (needs matplotlib).")
     ] = None,
-    exclude: options.Exclude = None,
-    scope: options.Scopes = None,
-    policy: options.PolicyChoices = None,
-    shape: options.Shape = None,
-    weights: options.Weights = None,
-    trust_pickle: options.TrustPickle = False,
-    seed: options.Seed = 0,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    calibrate: options.Calibrate = None,
-    samples: options.Samples = 512,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
+    limits: options.Limits,
+    model: options.Model,
+    device: options.Device = "cpu",
+    scaling: options.Scaling,
+    calibration: options.Calibration,
+    screen: options.Screen,
 ) -> None:
     """Cut each group by itself, at several ratios, and measure the accuracy. Nothing is trained."""
-    from graphprune.cli.loading import Request, parse_policy, writing
+    from graphprune.cli.loading import Request, writing
     from graphprune.cli.pictures import check_plot, picture
     from graphprune.surveys.curves import RATIOS, Sensitivity
 
-    request = Request(source, weights, trust_pickle, shape, seed, data, mean, std, scopes=scope, calibrate=calibrate,
-                      samples=samples)  # fmt: skip
-    how: dict[str, Any] = {"ratios": tuple(ratio or RATIOS), "groups": group, "criterion": criterion, "seed": seed,
-                           "exclude": tuple(exclude or ()), "policy": parse_policy(policy),
-                           "measure": f"top-1 accuracy on {data}, of weights {weights}"}  # fmt: skip
+    request = Request.of(source, model, limits, scaling, calibration, data=data, device=device)
+    how: dict[str, Any] = {"ratios": tuple(ratio or RATIOS), "groups": group, "criterion": criterion, "seed": model.seed}
+    how |= {"measure": f"top-1 accuracy on {data}, of weights {model.weights}", **limits.constraints()}
     if plot is not None:
         check_plot(plot)
-    with writing([out, plot], request.files), going_on(out), Output(as_json, quiet, verbose) as output:
+    with writing([out, plot], request.files), going_on(out), screen.output() as output:
         known = Sensitivity.load(out) if out.exists() else None
         found = _run(output, request, how, known, out)
         output.data(found.model_dump(mode="json", exclude={"model"}))

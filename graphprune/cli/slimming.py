@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
 from torch import Tensor, nn
 
 import graphprune
-from graphprune.api import PruneResult
 from graphprune.cli import tables
 from graphprune.cli.accuracy import top1
 from graphprune.cli.loading import Job
 from graphprune.cli.output import Output
 from graphprune.cli.watching import Watching
+from graphprune.result import PruneResult
 
 PLAN: Final = ".json"
 
@@ -31,6 +31,8 @@ def finish(job: Job, make: Callable[[], PruneResult], out: Path, plan: Path | No
     before = None if images is None else top1(original, images, output, "Accuracy of the original")
     result = make()
     after = None if images is None else top1(result.model, images, output, "Accuracy of the slim model")
+    if job.device != "cpu":
+        result = _on_cpu(result)
     with output.task(f"Writing {out}"):
         if out.suffix == PLAN:
             result.plan.save(out)
@@ -49,6 +51,13 @@ def finish(job: Job, make: Callable[[], PruneResult], out: Path, plan: Path | No
     if plan is not None:
         output.say(f"Plan written to {plan}.")
     watching.report(output)
+
+
+def _on_cpu(result: PruneResult) -> PruneResult:
+    """Files are of the CPU, so that they load where the device is not."""
+    result.graph.to("cpu")
+    result.model.to("cpu")
+    return replace(result, inputs=result.inputs.to("cpu"))
 
 
 def _weights_size(model: nn.Module) -> int:

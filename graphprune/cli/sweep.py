@@ -19,12 +19,8 @@ _HOW = "What to try"
 
 def command(
     source: options.SourceText,
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", "-o", metavar="FILE.json", help="Where the points go. A run that was interrupted goes on from there."
-        ),
-    ],
+    *,
+    out: options.Points,
     metric: Annotated[
         str,
         typer.Option(
@@ -47,9 +43,7 @@ def command(
             rich_help_panel=_HOW,
         ),
     ] = None,
-    criterion: Annotated[
-        str, typer.Option(metavar="TEXT", help="Importance of a channel, as in `graphprune score`.", rich_help_panel=_HOW)
-    ] = "l2",
+    criterion: options.LikeScore = "l2",
     normalise: Annotated[
         str, typer.Option(metavar="none|mean|max|gaussian", help="Scale within each group.", rich_help_panel=_HOW)
     ] = "max",
@@ -60,37 +54,27 @@ def command(
         Path | None, typer.Option(metavar="FILE", help="Draw the front: .png, .svg or .pdf (needs matplotlib).")
     ] = None,
     latency: options.Latency = None,
-    exclude: options.Exclude = None,
-    scope: options.Scopes = None,
-    policy: options.PolicyChoices = None,
-    shape: options.Shape = None,
-    weights: options.Weights = None,
-    trust_pickle: options.TrustPickle = False,
-    seed: options.Seed = 0,
-    calibrate: options.Calibrate = None,
-    samples: options.Samples = 512,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
+    limits: options.Limits,
+    model: options.Model,
+    device: options.Device = "cpu",
+    calibration: options.Calibration,
+    scaling: options.Scaling,
+    screen: options.Screen,
 ) -> None:
     """Select at many budgets, without training, and show how much importance remains at what cost."""
     from graphprune.cli import front_tables
-    from graphprune.cli.loading import Request, parse_policy, writing
+    from graphprune.cli.loading import Request, writing
     from graphprune.cli.pictures import check_plot
     from graphprune.surveys.pareto import Front, Sweep
 
     task = Sweep(metric, points, least, tuple(way or ["global"]), {"round_to": round_to})
-    request = Request(source, weights, trust_pickle, shape, seed, mean=mean, std=std, scopes=scope, calibrate=calibrate,
-                      samples=samples)  # fmt: skip
-    how: dict[str, Any] = {"criterion": criterion, "normalise": normalise, "exclude": tuple(exclude or ()), "seed": seed,
-                           "policy": parse_policy(policy), "latency": latency}  # fmt: skip
+    request = Request.of(source, model, limits, calibration, scaling, device=device)
+    how: dict[str, Any] = {"criterion": criterion, "normalise": normalise, "seed": model.seed, "latency": latency}
+    how |= limits.constraints()
     if plot is not None:
         check_plot(plot)
     inputs = [*request.files, *([latency] if latency is not None else [])]
-    with writing([out, plot], inputs), going_on(out), Output(as_json, quiet, verbose) as output:
+    with writing([out, plot], inputs), going_on(out), screen.output() as output:
         known = Front.load(out) if out.exists() else None
         job = request.open(output)
         front = _run(output, job, task, how, known, out)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphprune.cli import options
-from graphprune.cli.output import Output
 from graphprune.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,22 +18,16 @@ if TYPE_CHECKING:
 def command(
     source: options.SourceText,
     slim: Annotated[Path, typer.Argument(metavar="OUT", help="The slim model: a .safetensors file that graphprune wrote.")],
+    *,
     plan: Annotated[Path | None, typer.Option(metavar="FILE", help="The plan, instead of the artifact's own.")] = None,
     trained: Annotated[
         bool,
         typer.Option("--trained", help="The slim model was trained since: compare its structure, with the original's weights."),
     ] = False,
-    shape: options.Shape = None,
-    weights: options.Weights = None,
-    trust_pickle: options.TrustPickle = False,
-    seed: options.Seed = 0,
-    data: options.Data = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    as_json: options.Json = False,
-    quiet: options.Quiet = False,
-    verbose: options.Verbose = False,
-    debug: options.Debug = False,
+    model: options.Model,
+    device: options.Device = "cpu",
+    accuracy: options.Accuracy,
+    screen: options.Screen,
 ) -> None:
     """Prove that a slim model computes what the masked original computes."""
     import graphprune
@@ -42,25 +35,25 @@ def command(
     from graphprune.cli.accuracy import top1
     from graphprune.cli.loading import Request
 
-    with Output(as_json, quiet, verbose) as output:
+    with screen.output() as output:
         artifact, decision = _read(slim, plan)
         known = None if decision.scopes else artifact.inputs
-        job = Request(source, weights, trust_pickle, shape, seed, data, mean, std).open(output, known)
-        model = graphprune.load(slim, job.source.model) if decision.scopes else artifact.module
+        job = Request.of(source, model, accuracy, device=device).open(output, known)
+        small = (graphprune.load(slim, job.source.model) if decision.scopes else artifact.module).to(device)
         with output.task("Verifying"):
-            found = graphprune.verify(job.source.model, model, decision, job.inputs, seed=seed, weights=not trained)
-        accuracy: dict[str, Any] | None = None
+            found = graphprune.verify(job.source.model, small, decision, job.inputs, seed=model.seed, weights=not trained)
+        rated: dict[str, Any] | None = None
         if job.images is not None:
             before = top1(job.source.model, job.images, output, "Accuracy of the original")
-            after = top1(model, job.images, output, "Accuracy of the slim model")
-            accuracy = {"before": before, "after": after, "images": len(job.images.y)}
-        output.data({"source": source, "slim": str(slim), "verification": tables.verification_data(found), "accuracy": accuracy})
+            after = top1(small, job.images, output, "Accuracy of the slim model")
+            rated = {"before": before, "after": after, "images": len(job.images.y)}
+        output.data({"source": source, "slim": str(slim), "verification": tables.verification_data(found), "accuracy": rated})
         if found.passed:
             output.say(tables.verification_line(found))
-            if verbose:
+            if screen.verbose:
                 output.say(f"Tensors that were constant, and were given random values in both models: {found.randomised}.")
-        if accuracy is not None:
-            output.say(f"{tables.accuracy_line(accuracy)}.")
+        if rated is not None:
+            output.say(f"{tables.accuracy_line(rated)}.")
         found.check()
 
 

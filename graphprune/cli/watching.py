@@ -10,6 +10,7 @@ from pathlib import Path
 from time import monotonic
 
 from graphprune.calibration import Calibration
+from graphprune.cli.options import Watch
 from graphprune.cli.output import Output, Task
 from graphprune.ir.program import Program
 from graphprune.pipeline.observers import Dumper, Observer, Printer, Reproducer, Step, Timing
@@ -63,13 +64,10 @@ def counted(task: Task, what: str) -> Callable[[int, int], None]:
     return progress
 
 
-@dataclass(frozen=True)
-class Watching:
-    """What to observe. time_passes, print_after, dump_dir: the options of these names."""
+@dataclass(frozen=True, kw_only=True)
+class Watching(Watch):
+    """What to observe."""
 
-    time_passes: bool = False
-    print_after: str | None = None
-    dump_dir: Path | None = None
     timing: Timing = field(default_factory=Timing)
 
     def observers(self, output: Output, task: Task) -> list[Observer]:

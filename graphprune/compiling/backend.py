@@ -12,7 +12,7 @@ from warnings import warn
 import torch
 from torch import Tensor, fx, nn
 
-from graphprune.api import PruneResult, prune, run_pipeline
+from graphprune.api import prune, run_pipeline
 from graphprune.compiling.lifting import Lifted, lift
 from graphprune.compiling.parts import names_in_plan, part_of_plan
 from graphprune.compiling.runtime import Compiled, Runtime, Slice, functional, written_buffers
@@ -21,6 +21,7 @@ from graphprune.ir.twins import unwrapped
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.plans.plan import Plan
+from graphprune.result import PruneResult
 from graphprune.tracing import capture
 
 _SELECTION: Final = (

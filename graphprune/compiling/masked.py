@@ -5,7 +5,8 @@ unit's mask multiplies the weights that read the unit: at 0 the unit is gone, wh
 gradient; at 0.5 it counts half. (In recurrent layers, a mask between 0 and 1 weakens what makes the unit as well.)
 
 Where something else than a weight combines units (a layer norm, a mean over channels), a zero is not the same as nothing, and the
-units have no mask. (:mod:`graphprune.runs.masks` holds weights themselves at zero instead, for training loops that own the model.)
+units have no mask. (:mod:`graphprune.runs.masks` is another thing: it holds the weights themselves at zero, in training loops that
+own the model.)
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from graphprune.api import PruneResult, run_pipeline
+from graphprune.api import run_pipeline
 from graphprune.channels.groups import Group, Groups, Kept
 from graphprune.costs.cost import CostModel
 from graphprune.errors import UsageError
@@ -32,6 +33,7 @@ from graphprune.pipeline.pass_base import Pass
 from graphprune.pipeline.pass_manager import PassManager
 from graphprune.pipeline.text import parse_pipeline
 from graphprune.plans.plan import Plan, kept_units, make_plan
+from graphprune.result import PruneResult
 from graphprune.scores import Scores
 from graphprune.tracing import capture
 

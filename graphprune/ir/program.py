@@ -37,6 +37,10 @@ class Inputs:
         """Inputs of the same structure, with a function applied to every leaf."""
         return Inputs(tree_map(function, self.args), tree_map(function, dict(self.kwargs)))
 
+    def to(self, device: str | torch.device) -> Inputs:
+        """The same inputs on a device."""
+        return self.map(lambda leaf: leaf.to(device) if isinstance(leaf, torch.Tensor) else leaf)
+
     def describe(self) -> str:
         """Shapes and dtypes in one line, for messages."""
         parts = [_describe(item) for item in self.args]

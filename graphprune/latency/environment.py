@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from graphprune.errors import UsageError
+from graphprune.devices import check_device
 
 _WHAT: Final = {
     "device": "device",
@@ -47,14 +47,6 @@ class Environment(BaseModel):
             if mine != theirs:
                 return f"the {what} is {mine} here and {theirs} there"
         return ""
-
-
-def check_device(device: str) -> None:
-    """Raise UsageError for a device that does not exist here."""
-    if device not in ("cpu", "cuda"):
-        raise UsageError(f"There is no device {device!r} to measure on; choose cpu or cuda.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("There is no CUDA device here that torch can use. Measure with --device cpu, or on another machine.")
 
 
 def environment_of(module: nn.Module, device: str = "cpu", *, compile: bool = False) -> Environment:

@@ -7,7 +7,6 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from graphprune.api import selection_pass
 from graphprune.errors import UsageError
 from graphprune.methods import steps
 from graphprune.methods.budget import Budget
@@ -15,6 +14,7 @@ from graphprune.methods.method import Options, method
 from graphprune.methods.texts import Criterion, Target
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.decision import Budgeted
+from graphprune.passes.selection.select import selection_pass
 from graphprune.runs.bench import Bench
 from graphprune.runs.stage import Stage
 from graphprune.schedule import share_done

@@ -13,12 +13,12 @@ from typing import Any, Final, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
-from graphprune.api import PruneResult
 from graphprune.calibration import Calibration
 from graphprune.claims import claimed_folder
 from graphprune.errors import UsageError
 from graphprune.ir.twins import unwrapped
 from graphprune.plans.plan import Plan, fingerprint
+from graphprune.result import PruneResult
 from graphprune.runs import ranks
 from graphprune.runs.bench import Bench
 from graphprune.runs.history import Round, Silent, Watch

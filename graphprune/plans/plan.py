@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -91,6 +91,20 @@ class Plan(BaseModel):
         """What the plan leaves of the tensor of this name, or of one of the same shape: its gradient, its momentum."""
         for axis, indices in self.kept.get(name, {}).items():
             tensor = tensor.index_select(axis, torch.tensor(indices, device=tensor.device))
+        return tensor
+
+    def unslice(self, name: str, tensor: Tensor, shape: Sequence[int]) -> Tensor:
+        """The way back from :meth:`slice`: at the original's shape, zero where the plan removes.
+
+        >>> import torch
+        >>> plan = Plan(kept={"w": {0: [0, 2]}}, model={})
+        >>> plan.unslice("w", plan.slice("w", torch.tensor([1.0, 2.0, 3.0])), (3,))
+        tensor([1., 0., 3.])
+        """
+        for axis, indices in self.kept.get(name, {}).items():
+            wide = list(tensor.shape)
+            wide[axis] = shape[axis]
+            tensor = tensor.new_zeros(wide).index_copy(axis, torch.tensor(indices, device=tensor.device), tensor)
         return tensor
 
     def check_fits(self, module: nn.Module) -> None:

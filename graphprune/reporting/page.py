@@ -20,11 +20,13 @@ from graphprune.reporting.facts import Section
 
 if TYPE_CHECKING:
     from jinja2 import Environment
+    from markupsafe import Markup
 
 #: Libraries by the kinds of charts that need them; all other kinds need those of ``_CHARTS``.
 _LIBRARIES: Final = {"coupling": ("cytoscape.min.js", "cytoscape-dagre.min.js")}
 _CHARTS: Final = ("echarts.min.js",)
 _SOURCE_MAP: Final = re.compile(r"^//# sourceMappingURL=.*$", re.MULTILINE)  # or developer tools would look for a file
+_OPTION: Final = re.compile(r"(?<![\w-])(--?[a-z][\w-]*)")  # of a command: browsers break lines after hyphens
 _END: Final = re.compile(r"</(?=script)", re.IGNORECASE)
 
 
@@ -88,13 +90,19 @@ def _environment() -> Environment:
     return environment
 
 
-def _code(text: str) -> str:
-    """Text as HTML, with what stands between backticks as code."""
-    from markupsafe import Markup, escape
-
+def _code(text: str) -> Markup:
+    """Text as HTML, with what stands between backticks as code, and options in one piece where a line ends."""
     parts = text.split("`")
     if len(parts) % 2 == 0:
-        return escape(text)
-    return Markup("").join(
-        Markup("<code>{}</code>").format(part) if place % 2 else escape(part) for place, part in enumerate(parts)
-    )
+        return _unbroken(text)
+    return _every_second("<code>{}</code>", [_unbroken(part) for part in parts])
+
+
+def _unbroken(text: str) -> Markup:
+    return _every_second('<span class="option">{}</span>', _OPTION.split(text))
+
+
+def _every_second(tag: str, parts: Sequence[str]) -> Markup:
+    from markupsafe import Markup, escape
+
+    return Markup("").join(Markup(tag).format(part) if place % 2 else escape(part) for place, part in enumerate(parts))

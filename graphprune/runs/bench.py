@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from torch import Tensor, nn
 
-from graphprune.api import PruneResult, calibrated, run_pipeline, timed
+from graphprune.api import run_pipeline
 from graphprune.channels.filters import coupled_axes, find_filters
 from graphprune.channels.groups import Groups, Ints
 from graphprune.costs.cost import CostModel, Costs
@@ -24,6 +24,8 @@ from graphprune.latency.table import LatencyTable
 from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
 from graphprune.passes.analysis.cost import ModelCost
 from graphprune.passes.calibration.consumers import find_norms
+from graphprune.passes.calibration.supply import calibrated
+from graphprune.passes.latency.source import timed
 from graphprune.passes.rewrite.recalibrate import RecalibratePass
 from graphprune.passes.rewrite.rewrite import RewritePass
 from graphprune.passes.scoring.score import ScorePass
@@ -33,6 +35,7 @@ from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.pipeline.pass_base import Pass
 from graphprune.pipeline.pass_manager import PassManager
 from graphprune.plans.plan import Plan, kept_units
+from graphprune.result import PruneResult
 from graphprune.runs import ranks
 from graphprune.runs.fitting import Fitting
 from graphprune.runs.history import Round, write_rounds

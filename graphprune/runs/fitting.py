@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from graphprune.errors import DivergedError
 from graphprune.plans.plan import Plan
-from graphprune.runs.masks import expanded, masked
+from graphprune.runs.masks import held_at_zero
 from graphprune.training.penalties import Penalty, penalised
 
 
@@ -26,14 +26,15 @@ class Fitting:
         self.model = slim if whole is None else whole
         if whole is not None and plan is not None:
             full = whole.state_dict()
-            whole.load_state_dict({**full, **expanded(plan, slim.state_dict(), full)})
+            left = {name: plan.unslice(name, tensor, full[name].shape) for name, tensor in slim.state_dict().items()}
+            whole.load_state_dict({**full, **left})
 
     @contextmanager
     def held(self, penalty: Penalty | None) -> Iterator[None]:
         """A context in which the penalty counts, and what is removed stays at zero."""
         with ExitStack() as stack:
             if self._plan is not None:
-                stack.enter_context(masked(self.model, self._plan))
+                stack.enter_context(held_at_zero(self.model, self._plan))
             if penalty is not None:
                 stack.enter_context(penalised(self.model, penalty))
             yield

@@ -2,11 +2,14 @@
 
 A unit whose slices are all zero adds nothing to what it feeds, whatever its activation; so this trains as the smaller model does,
 except where a statistic is taken over channels (layer norm), which the caller must refuse.
+
+The masks of :class:`graphprune.compiling.masked.Masked` are another thing. They multiply what reads a unit in each call,
+leave the weights as they are, and change between 0 and 1. Here the weights are zero, and the model is called as it always was.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -18,24 +21,11 @@ from graphprune.ir.twins import named_tensors
 from graphprune.plans.plan import Plan
 
 
-def expanded(plan: Plan, weights: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of the smaller model at the original's shapes, zero where the plan removes something."""
-    return {name: _scattered(tensor, like[name].shape, plan.kept.get(name, {})) for name, tensor in weights.items()}
-
-
-def _scattered(tensor: Tensor, shape: torch.Size, kept: Mapping[int, list[int]]) -> Tensor:
-    for axis, indices in kept.items():
-        wide = list(tensor.shape)
-        wide[axis] = shape[axis]
-        tensor = tensor.new_zeros(wide).index_copy(axis, torch.tensor(indices, device=tensor.device), tensor)
-    return tensor
-
-
 @contextmanager
-def masked(model: nn.Module, plan: Plan) -> Iterator[None]:
+def held_at_zero(model: nn.Module, plan: Plan) -> Iterator[None]:
     """Within, optimisers keep what the plan removes of the model at zero, and its gradients count for nothing."""
     tensors = named_tensors(model)
-    masks = {id(tensors[name]): _mask(tensors[name], kept) for name, kept in plan.kept.items()}
+    masks = {id(tensors[name]): _mask(tensors[name], name, plan) for name in plan.kept}
 
     def mask(tensor: Tensor) -> Tensor:
         """The tensor's mask, which follows it to the device that the loop moves the model to."""
@@ -56,10 +46,6 @@ def masked(model: nn.Module, plan: Plan) -> Iterator[None]:
         yield
 
 
-def _mask(tensor: Tensor, kept: Mapping[int, list[int]]) -> Tensor:
-    mask = torch.ones_like(tensor)
-    for axis, indices in kept.items():
-        along = torch.zeros(tensor.shape[axis], dtype=tensor.dtype, device=tensor.device)
-        along[torch.tensor(indices, device=tensor.device)] = 1
-        mask *= along.view([-1 if a == axis else 1 for a in range(tensor.dim())])
-    return mask
+def _mask(tensor: Tensor, name: str, plan: Plan) -> Tensor:
+    """Ones where the plan keeps, zeros where it removes."""
+    return plan.unslice(name, plan.slice(name, torch.ones_like(tensor)), tensor.shape)

@@ -24,7 +24,7 @@ class Images:
     """Labelled images.
 
     x: shape (images, ...), as stored; uint8 or floating point. y: int64, shape (images,). mean, std: per channel (axis 1),
-    applied after bytes are divided by 255. name: of the file, for messages.
+    applied after bytes are divided by 255. name: of the file, for messages. device: where the batches go.
     """
 
     x: np.ndarray[Any, Any]
@@ -32,6 +32,7 @@ class Images:
     name: str = "the images"
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    device: str = "cpu"
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -45,12 +46,12 @@ class Images:
     def batches(self, dtype: torch.dtype) -> Iterator[tuple[Tensor, Tensor]]:
         """Scaled images of shape (batch, ...) and labels of shape (batch,)."""
         for start in range(0, len(self.y), _BATCH):
-            x = torch.from_numpy(self.x[start : start + _BATCH])
+            x, y = (torch.from_numpy(array[start : start + _BATCH]).to(self.device) for array in (self.x, self.y))
             x = x.to(dtype) / 255 if x.dtype == torch.uint8 else x.to(dtype)
             for values, scale in ((self.mean, torch.sub), (self.std, torch.div)):
                 if values is not None:
-                    x = scale(x, torch.tensor(values, dtype=dtype).view(-1, *[1] * (x.dim() - 2)))
-            yield x, torch.from_numpy(self.y[start : start + _BATCH])
+                    x = scale(x, torch.tensor(values, dtype=dtype, device=self.device).view(-1, *[1] * (x.dim() - 2)))
+            yield x, y
 
 
 def load_images(path: Path, mean: str | None = None, std: str | None = None, split: str = "test") -> Images:

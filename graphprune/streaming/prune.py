@@ -9,16 +9,17 @@ from typing import Any, Final, Literal
 
 from torch import nn
 
-from graphprune.api import SYNTHETIC, selection_pass
 from graphprune.calibration import Calibration, no_data
 from graphprune.channels.tape import run_graph
 from graphprune.costs.cost import Costs
 from graphprune.errors import UsageError
 from graphprune.ir.program import Inputs, Program
 from graphprune.passes.analysis.channels import ChannelsPass
+from graphprune.passes.calibration.supply import SYNTHETIC
 from graphprune.passes.rewrite.rewrite import RewritePass
 from graphprune.passes.scoring.expression import parse_criterion
 from graphprune.passes.scoring.score import ScorePass, check_streams
+from graphprune.passes.selection.select import selection_pass
 from graphprune.passes.selection.target import split_target
 from graphprune.pipeline.observers import Observer
 from graphprune.pipeline.pass_base import Pass

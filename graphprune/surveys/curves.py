@@ -13,13 +13,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from graphprune.api import calibrated, run_pipeline
+from graphprune.api import run_pipeline
 from graphprune.calibration import Calibration
 from graphprune.channels.groups import Group, Groups, Kept
 from graphprune.errors import UsageError
 from graphprune.files import load_json, save_json
 from graphprune.ir.program import Program
 from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
+from graphprune.passes.calibration.supply import calibrated
 from graphprune.passes.rewrite.rewrite import RewritePass
 from graphprune.passes.scoring.score import ScorePass, latest, unit_order
 from graphprune.pipeline.analysis_manager import AnalysisManager

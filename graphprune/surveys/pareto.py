@@ -12,7 +12,6 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 
-from graphprune.api import calibrated, timed
 from graphprune.calibration import Calibration
 from graphprune.channels.groups import Bools, Groups
 from graphprune.collector import collector_paused
@@ -22,6 +21,8 @@ from graphprune.ir.program import Program
 from graphprune.latency.table import LatencyTable
 from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
 from graphprune.passes.analysis.cost import ModelCost
+from graphprune.passes.calibration.supply import calibrated
+from graphprune.passes.latency.source import timed
 from graphprune.passes.scoring.score import ScorePass, latest
 from graphprune.passes.selection.decision import budgeted_passes
 from graphprune.passes.selection.target import KINDS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from graphprune.channels.groups import Groups, Ints
@@ -13,7 +15,9 @@ from graphprune.latency.environment import environment_of
 from graphprune.latency.model import LatencyModel
 from graphprune.latency.source import Latency, Measured
 from graphprune.latency.table import LatencyTable
+from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.latency.profile import Maker
+from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.plans.plan import fingerprint
 
 
@@ -43,10 +47,29 @@ def latency_from(
     timer = clock or DeviceClock(table.environment, effort=SURE)
     full, layers = groups.widths.tolist(), table.settings.mode == "layers"
 
-    def timed(widths: Ints) -> Measured:
+    def times(widths: Ints) -> Measured:
         subject = maker.subject(np.asarray(widths).tolist())
         slim, whole = timer.whole([subject, maker.subject(full)])
         parts = model.parts_of(maker.by_origin(subject.module, timer.nodes(subject)) if layers else {})
         return Measured(slim.median_ms, whole.median_ms, slim.over(whole).error, parts)
 
-    return Latency(model, known, timed)
+    return Latency(model, known, times)
+
+
+def timed(
+    program: Program,
+    table: LatencyTable | str | Path,
+    *,
+    measure: bool = True,
+    analyses: AnalysisManager | None = None,
+    clock: Clock | None = None,
+) -> Program:
+    """A program whose latency is known from a table or its file, for targets on it.
+
+    measure, clock: as for :func:`latency_from`. analyses: results to start from and to leave behind.
+
+    Raises LatencyError where the table is damaged, of another model, or (to measure) of another environment.
+    """
+    found = table if isinstance(table, LatencyTable) else LatencyTable.load(table)
+    groups = (analyses or AnalysisManager()).get(program, ChannelGroups)
+    return program.with_(latency=latency_from(program, groups, found, measure=measure, clock=clock))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from graphprune.channels.groups import Ints
 from graphprune.errors import UsageError
-from graphprune.passes.selection.decision import Budgeted, Question
+from graphprune.passes.selection.decision import Budgeted, Question, budgeted_passes
 from graphprune.passes.selection.ranking import RANKINGS, Ranking, rank
 from graphprune.passes.selection.settle import Choice
 from graphprune.pipeline.analysis_manager import AnalysisView
+from graphprune.pipeline.registry import pass_class
 
 
 @dataclass(frozen=True)
@@ -48,3 +50,15 @@ def fewest_removals(ranking: Ranking, question: Question) -> Ints:
         middle = (low + high) // 2
         low, high = (low, middle) if question.bounds.met(widths_after(middle)) else (middle + 1, high)
     return widths_after(low)
+
+
+def selection_pass(name: str, ranking: str, options: Mapping[str, Any]) -> Budgeted:
+    """The selection pass of this name. Raises UsageError where it meets no targets, or has no ranking and one is given."""
+    found = pass_class(name)
+    if not issubclass(found, Budgeted):
+        raise UsageError(f"Pass {name!r} does not select by a target; choose from {', '.join(budgeted_passes())}.")
+    if issubclass(found, SelectPass):
+        return found(ranking=ranking, **options)
+    if ranking != "global":
+        raise UsageError(f"The pass {name!r} has no ranking, which is how 'select' orders units. Leave out one of them.")
+    return found(**options)

@@ -1,20 +1,21 @@
 """What criteria cost: seconds of the scoring pass, and for those that read data as a ratio to plain forward passes over the data.
 
-    python run.py
+    python run.py [--device cuda] [--out FOLDER] [CRITERION ...]
 
 ResNet-50 with fresh weights, one thread, :data:`BATCHES` batches of :data:`BATCH` images of :data:`SIZE` x :data:`SIZE` with labels
-of :data:`CLASSES` classes. The analyses (groups, filters) are made before. Seconds are process time, the least of two runs, the
-plain forward passes (eval mode, no gradients) among them. ``obs`` is left out: it takes minutes. Rewrites ``results.json``
-and ``README.md`` beside it.
+of :data:`CLASSES` classes. The analyses (groups, filters) are made before. Seconds are the least of two runs, of process time on
+the CPU and of wall time on a GPU, the plain forward passes (eval mode, no gradients) among them. ``obs`` takes minutes. Rewrites
+``results.json`` (``results-cuda.json``) and ``README.md``, which has a table of each, beside it or in the folder.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +36,35 @@ BATCHES, BATCH, SIZE, CLASSES = 4, 16, 64, 10
 FORMS = ["taylor(form=weight)", "fpgm(scope=group)"]
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """The least process time of two runs."""
+FILES = {"cpu": "results.json", "cuda": "results-cuda.json"}
+
+
+def seconds(run: Callable[[], Any], device: str) -> float:
+    """The least time of two runs."""
     found = []
     for _ in range(2):
-        start = time.process_time()
+        start = now(device)
         run()
-        found.append(time.process_time() - start)
+        found.append(now(device) - start)
     return min(found)
 
 
-def main() -> None:
-    """Measure and write."""
-    torch.set_num_threads(1)
+def now(device: str) -> float:
+    """Process time; on a GPU wall time, once all is done that was begun there."""
+    if device == "cpu":
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def measured(device: str, criteria: Sequence[str]) -> dict[str, Any]:
+    """Measure criteria on a device."""
     torch.manual_seed(0)
-    model = torchvision.models.resnet50().eval()
-    data = [(torch.randn(BATCH, 3, SIZE, SIZE), (torch.arange(BATCH) + n) % CLASSES) for n in range(BATCHES)]
-    program = graphprune.capture(model, torch.zeros(1, 3, SIZE, SIZE)).with_(calibration=graphprune.Calibration(data))
+    model = torchvision.models.resnet50().eval().to(device)
+    data = [
+        (torch.randn(BATCH, 3, SIZE, SIZE).to(device), ((torch.arange(BATCH) + n) % CLASSES).to(device)) for n in range(BATCHES)
+    ]
+    program = graphprune.capture(model, data[0][0][:1]).with_(calibration=graphprune.Calibration(data))
     analyses = AnalysisManager()
     analyses.get(program, ChannelGroups)
     analyses.get(program, Filters)
@@ -62,33 +75,48 @@ def main() -> None:
                 model(x)
 
     rows: dict[str, dict[str, float]] = {}
-    plain = seconds(forward)
-    for form in sorted({*criteria_names(), *FORMS} - {"obs"}):
+    plain = seconds(forward, device)
+    for form in criteria:
         chosen = ScorePass(criterion=form)
-        rows[form] = {"seconds": round(seconds(lambda chosen=chosen: chosen.run(program, analyses.view(program, chosen))), 3)}
+        taken = seconds(lambda chosen=chosen: chosen.run(program, analyses.view(program, chosen)), device)
+        rows[form] = {"seconds": round(taken, 3)}
         name = find_criterion(form.partition("(")[0])
         if name.needs(**name.options):
             rows[form]["ratio"] = round(rows[form]["seconds"] / plain, 1)
     made = [f"torch {torch.__version__}", f"torchvision {torchvision.__version__}", f"Python {platform.python_version()}"]
-    result = {"made_with": ", ".join([*made, platform.machine()]), "forward_seconds": round(plain, 3), "criteria": rows}
-    (HERE / "results.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    (HERE / "README.md").write_text(page(result), encoding="utf-8")
+    made += [platform.machine(), "CPU, 1 thread" if device == "cpu" else torch.cuda.get_device_name()]
+    return {"made_with": ", ".join(made), "forward_seconds": round(plain, 3), "criteria": rows}
 
 
-def page(result: dict[str, Any]) -> str:
+def page(results: Sequence[dict[str, Any]]) -> str:
     """The page of the results."""
-    lines = [
-        "# What criteria cost",
-        "",
-        f"Made by `run.py` beside this page, which says how. {result['made_with']}, CPU, 1 thread.",
-        "",
-        f"ResNet-50, {BATCHES * BATCH} images of {SIZE} x {SIZE}: plain forward passes take {result['forward_seconds']} s.",
-        "",
-        "| criterion | seconds | times the forward passes |",
-        "| --- | ---: | ---: |",
-        *(f"| `{name}` | {row['seconds']:.3f} | {row.get('ratio', '')} |" for name, row in result["criteria"].items()),
-    ]
+    lines = ["# What criteria cost", "", "Made by `run.py` beside this page, which says how."]
+    for result in results:
+        lines += [
+            "",
+            f"{result['made_with']}. ResNet-50, {BATCHES * BATCH} images of {SIZE} x {SIZE}: plain forward passes take "
+            f"{result['forward_seconds']} s.",
+            "",
+            "| criterion | seconds | times the forward passes |",
+            "| --- | ---: | ---: |",
+            *(f"| `{name}` | {row['seconds']:.3f} | {row.get('ratio', '')} |" for name, row in result["criteria"].items()),
+        ]
     return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("criteria", nargs="*", default=sorted({*criteria_names(), *FORMS}), metavar="CRITERION")
+    parser.add_argument("--device", choices=list(FILES), default="cpu")
+    parser.add_argument("--out", type=Path, default=HERE, help="where the results and the page go")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    result = measured(options.device, options.criteria)
+    (options.out / FILES[options.device]).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    files = [options.out / name for name in FILES.values()]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in files if path.exists()]
+    (options.out / "README.md").write_text(page(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

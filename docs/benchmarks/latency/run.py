@@ -44,7 +44,6 @@ from peer import macs, peer_model  # noqa: E402
 from torch import nn  # noqa: E402
 
 import graphprune  # noqa: E402
-from graphprune.api import timed  # noqa: E402
 from graphprune.files import atomic_write  # noqa: E402
 from graphprune.latency.clock import DeviceClock, Subject  # noqa: E402
 from graphprune.latency.copies import PUBLISHED  # noqa: E402
@@ -52,6 +51,7 @@ from graphprune.latency.environment import environment_of  # noqa: E402
 from graphprune.latency.model import held_out_accuracy  # noqa: E402
 from graphprune.latency.table import LatencyTable  # noqa: E402
 from graphprune.latency.timing import Timing  # noqa: E402
+from graphprune.passes.latency.source import timed  # noqa: E402
 from graphprune.passes.scoring.score import latest  # noqa: E402
 from graphprune.plans.plan import kept_units  # noqa: E402
 from graphprune.surveys.pareto import kept_score  # noqa: E402

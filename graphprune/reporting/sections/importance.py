@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from graphprune.api import calibrated
 from graphprune.calibration import Calibration
 from graphprune.errors import GraphpruneError, UsageError
+from graphprune.passes.calibration.supply import calibrated
 from graphprune.passes.scoring.expression import parse_criterion
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.pipeline.pass_manager import PassManager

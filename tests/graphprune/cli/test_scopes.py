@@ -157,3 +157,10 @@ def test_a_file_of_parts_does_not_load_into_another_model(cli: Cli, detector: Ma
     model = torch.nn.Linear(2, 2) if other is None else detector(**other)
     with pytest.raises(ArtifactError, match=r"does not go with this .* pruned: own_detector:Detector"):
         graphprune.load("slim.safetensors", model)
+
+
+@pytest.mark.usefixtures("detector")
+def test_scores_are_of_the_named_scopes_alone(cli: Cli) -> None:
+    ran = cli("score", *MODEL, "--scope", "backbone", "--json")
+    assert ran.code == 0, ran.err
+    assert list(ran.data["criteria"]["l2"]) == ["backbone.0"]

@@ -42,6 +42,17 @@ def test_units_become_indices_and_come_back(found: Analysed) -> None:
         assert all(indices == sorted(set(indices)) and indices for axes in plan.kept.values() for indices in axes.values())
 
 
+def test_slices_go_back_to_their_places_and_what_was_removed_is_zero(found: Analysed) -> None:
+    plan = found.random_plan(1)
+    for name, tensor in found.model.state_dict().items():
+        kept = torch.ones_like(tensor)
+        for axis, indices in plan.kept.get(name, {}).items():
+            gone = [index for index in range(tensor.shape[axis]) if index not in indices]
+            kept = kept.index_fill(axis, torch.tensor(gone, dtype=torch.long), 0)
+        back = plan.unslice(name, plan.slice(name, tensor), tensor.shape)
+        assert torch.equal(back, tensor * kept) and back.dtype == tensor.dtype
+
+
 def test_a_file_and_back(found: Analysed, tmp_path: Path) -> None:
     result = graphprune.prune(found.model, IMAGE, target="macs=50%", criterion="random", seed=4)
     path = tmp_path / "plan.json"

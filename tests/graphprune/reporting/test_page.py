@@ -95,6 +95,15 @@ def test_backticks_mark_code_where_they_pair(text: str) -> None:
     assert text.replace("`", "" if text.count("`") == 2 else "`") in page.text["a"]
 
 
+def test_options_stay_in_one_piece_and_read_as_they_are_typed() -> None:
+    """Lines of a page break after hyphens, unless they are told not to; what is copied from it has to be what is typed."""
+    text = "Add --latency FILE, as in `prune a-b --no-measure -o <x>`: a batch-norm -- or 5-3."
+    page = page_of(Section("a", "a", missing=[Missing(text, "")]))
+    assert [found.get("class") for tag, found in page.tags if tag == "span"].count("option") == 3
+    assert text.replace("`", "") in page.text["a"]
+    assert ".option { white-space: nowrap; }" in page.text[""]
+
+
 def test_hostile_names_in_a_run_reach_the_page_as_text(make_run: MakeRun, tmp_path: Path) -> None:
     widths = {HOSTILE: 4, "b": 4}
     run = make_run(rounds=[a_round(0, "dense", 0.9, 10, widths), a_round(1, "final", 0.8, 5, {**widths, "b": 2}, HOSTILE)])

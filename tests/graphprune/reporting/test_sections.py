@@ -59,7 +59,7 @@ def material(subject: Path, against: str = "", **more: object) -> Material:
 
 
 @pytest.fixture
-def pruned(tmp_path: Path) -> graphprune.api.PruneResult:
+def pruned(tmp_path: Path) -> graphprune.PruneResult:
     torch.manual_seed(0)
     result = graphprune.prune(Two(), torch.zeros(1, 3, 8, 8), target="macs=50%", source=SOURCE)
     graphprune.save(result, tmp_path / "slim.safetensors")
@@ -67,7 +67,7 @@ def pruned(tmp_path: Path) -> graphprune.api.PruneResult:
     return result
 
 
-def test_widths_and_costs_are_those_of_the_pruning(pruned: graphprune.api.PruneResult, tmp_path: Path) -> None:
+def test_widths_and_costs_are_those_of_the_pruning(pruned: graphprune.PruneResult, tmp_path: Path) -> None:
     found = material(tmp_path / "slim.safetensors", SOURCE)
     assert found.original is not None
     assert (found.original.before, found.original.after) == (pruned.report.before, pruned.report.after)
@@ -79,7 +79,7 @@ def test_widths_and_costs_are_those_of_the_pruning(pruned: graphprune.api.PruneR
     ]
 
 
-def test_widths_need_no_original(pruned: graphprune.api.PruneResult, tmp_path: Path) -> None:
+def test_widths_need_no_original(pruned: graphprune.PruneResult, tmp_path: Path) -> None:
     found = sections(material(tmp_path / "plan.json"))
     assert [row[0] for row in found["widths"].tables[0].rows] == ["a", "b", "head"]
     assert "--against" in found["coupling"].missing[0].what
@@ -92,7 +92,7 @@ def test_layers_come_in_natural_order_where_only_the_plan_is_there() -> None:
     assert layer_widths(plan) == {"l9": ((3, 1), (2, 2)), "l10": ((4, 4), (2, 2))}
 
 
-def test_the_drawing_says_what_each_layer_makes_and_reads(pruned: graphprune.api.PruneResult, tmp_path: Path) -> None:
+def test_the_drawing_says_what_each_layer_makes_and_reads(pruned: graphprune.PruneResult, tmp_path: Path) -> None:
     data = sections(material(tmp_path / "slim.safetensors", SOURCE))["coupling"].charts[0].data
     nodes = {node["id"]: node for node in data["nodes"]}
     names = [group["name"] for group in data["groups"]]
@@ -104,7 +104,7 @@ def test_the_drawing_says_what_each_layer_makes_and_reads(pruned: graphprune.api
     assert ["a", "b"] in data["edges"]
 
 
-def test_importance_counts_every_unit_once(pruned: graphprune.api.PruneResult, tmp_path: Path) -> None:
+def test_importance_counts_every_unit_once(pruned: graphprune.PruneResult, tmp_path: Path) -> None:
     torch.manual_seed(0)
     torch.save(Two().state_dict(), tmp_path / "weights.pt")
     found = sections(material(tmp_path / "slim.safetensors", SOURCE, weights=tmp_path / "weights.pt"))["importance"]
@@ -149,7 +149,7 @@ def test_data_that_only_a_recipe_names_run_no_code(tmp_path: Path, monkeypatch: 
     assert (tmp_path / "graphprune_mark").exists()
 
 
-def test_a_missing_accuracy_asks_for_what_is_missing(pruned: graphprune.api.PruneResult, tmp_path: Path) -> None:
+def test_a_missing_accuracy_asks_for_what_is_missing(pruned: graphprune.PruneResult, tmp_path: Path) -> None:
     """Not for the images that the user gave."""
     images = tmp_path / "data.npz"
     np.savez(images, x=np.zeros((2, 3, 8, 8), dtype=np.float32), y=np.arange(2))
@@ -162,16 +162,14 @@ def test_a_missing_accuracy_asks_for_what_is_missing(pruned: graphprune.api.Prun
         assert lack.what == "The accuracy is not known." and wanted in lack.remedy
 
 
-def test_fresh_weights_are_not_scored(pruned: graphprune.api.PruneResult, tmp_path: Path) -> None:
+def test_fresh_weights_are_not_scored(pruned: graphprune.PruneResult, tmp_path: Path) -> None:
     """The artifact names its source, but not the weights: what they would say is not what was pruned by."""
     found = sections(material(tmp_path / "slim.safetensors", trust_pickle=True))
     assert not found["importance"].charts and "not at hand" in found["importance"].missing[0].what
     assert found["coupling"].charts
 
 
-def test_a_plan_of_another_model_is_refused_where_the_user_named_the_model(
-    pruned: graphprune.api.PruneResult, tmp_path: Path
-) -> None:
+def test_a_plan_of_another_model_is_refused_where_the_user_named_the_model(pruned: graphprune.PruneResult, tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="does not fit"):
         material(tmp_path / "plan.json", "torch.nn:Conv2d(3, 4, 3)")
 
@@ -229,7 +227,7 @@ def test_what_is_no_subject_is_refused(tmp_path: Path) -> None:
         material(tmp_path / "x.txt")
 
 
-def test_commands_say_all_that_the_pruning_took(pruned: graphprune.api.PruneResult, tmp_path: Path) -> None:
+def test_commands_say_all_that_the_pruning_took(pruned: graphprune.PruneResult, tmp_path: Path) -> None:
     texts = {text.caption: text.text for text in sections(material(tmp_path / "slim.safetensors"))["again"].texts}
     prune, apply = texts["Commands"].splitlines()
     assert prune.startswith(f"graphprune prune {SOURCE} --input {INPUT} --pipeline") and "macs=50%" in prune

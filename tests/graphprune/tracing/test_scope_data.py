@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import graphprune
-from graphprune.api import calibrated
 from graphprune.calibration import Calibration
 from graphprune.errors import UsageError
 from graphprune.ir.program import Program
 from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
+from graphprune.passes.calibration.supply import calibrated
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from tests.checking import state_hash
