@@ -47,7 +47,7 @@ class Trace:
     parameters: abstract value of every parameter and buffer that was used, by its first name.
     aliases: other names of the same tensors.
     values: abstract value of every graph node's result (same nesting), by node name.
-    operands: every labelled tensor value that an operator saw or made, with the node that ran.
+    operands: every labelled tensor value that an operator saw or made and that is no parameter or buffer, with the node that ran.
     shuffles: runs of views that permute one axis.
     scalars: constants whose new value is a kept count, by (node name, constant name).
     missing: operators without a rule, with the nodes that call them.
@@ -95,6 +95,7 @@ class _Propagation:
         self.policy = policy
         self.trace = Trace(self.space, tape, aliases=dict(tape.aliases))
         self.node: fx.Node | None = None
+        self._place = ("", "")
         self.open_bounds: bool | None = None
         self._result: Any = None
         self.movers: set[str] = set()  # nodes that ran operators which only move elements ...
@@ -106,6 +107,7 @@ class _Propagation:
     def run(self, step: Step, node: fx.Node) -> None:
         """Carry labels through one node."""
         self.node = node
+        self._place = (node.name, node.meta.get("source", ""))
         self.open_bounds = None
         self._result = step.result
         for operation in step.operations:
@@ -127,7 +129,7 @@ class _Propagation:
         rule, moves = known
         self.trace.operators += 1
         assert self.node is not None
-        (self.movers if moves else self.workers).add(self.node.name)
+        (self.movers if moves else self.workers).add(self._place[0])
         call = Call(self, *operation)
         if rule is not None:
             rule(call)
@@ -159,8 +161,8 @@ class _Propagation:
         storage = tensor.untyped_storage()._cdata
         value = Value(tuple(tensor.shape), tuple(fields), tensor.element_size(), storage, tensor.stride())
         self._values[id(tensor)] = (tensor, value)
-        if fields:
-            self.trace.operands.append((self.node.name if self.node else "", value))
+        if fields and id(tensor) not in self._tape.names:
+            self.trace.operands.append((self._place[0], value))
         return value
 
     def value_or_item(self, item: Any) -> Any:
@@ -169,8 +171,7 @@ class _Propagation:
 
     def reason(self, text: str, operator: str) -> Reason:
         """A reason at the node that runs."""
-        node = self.node
-        return Reason(text, operator, node.name if node else "", node.meta.get("source", "") if node else "")
+        return Reason(text, operator, *self._place)
 
     def record_macs(self, factors: Sequence[Field | int]) -> None:
         """Multiply-accumulates of the running node."""
