@@ -47,7 +47,7 @@ class Trace:
     parameters: abstract value of every parameter and buffer that was used, by its first name.
     aliases: other names of the same tensors.
     values: abstract value of every graph node's result (same nesting), by node name.
-    operands: every labelled tensor value that an operator saw or made and that is no parameter or buffer, with the node that ran.
+    operands: every other labelled tensor value that an operator saw or made, with the node that ran.
     shuffles: runs of views that permute one axis.
     scalars: constants whose new value is a kept count, by (node name, constant name).
     missing: operators without a rule, with the nodes that call them.
@@ -153,16 +153,21 @@ class _Propagation:
             return self.set_value(tensor, ())
         rank = tensor.dim()
         fields = [along(self.space.fresh(size), axis, rank) for axis, size in enumerate(tensor.shape) if size > 1]
-        value = self.trace.parameters[name] = self.set_value(tensor, fields)
+        value = self.trace.parameters[name] = self._remember(tensor, fields)
         return value
 
     def set_value(self, tensor: torch.Tensor, fields: Sequence[Field]) -> Value:
-        """Remember a tensor's value (and the tensor, so that its identity is not reused)."""
+        """Set the abstract value of what an operator saw or made."""
+        value = self._remember(tensor, fields)
+        if fields:
+            self.trace.operands.append((self._place[0], value))
+        return value
+
+    def _remember(self, tensor: torch.Tensor, fields: Sequence[Field]) -> Value:
+        """A tensor's value, kept with the tensor, so that its identity is not reused."""
         storage = tensor.untyped_storage()._cdata
         value = Value(tuple(tensor.shape), tuple(fields), tensor.element_size(), storage, tensor.stride())
         self._values[id(tensor)] = (tensor, value)
-        if fields and id(tensor) not in self._tape.names:
-            self.trace.operands.append((self._place[0], value))
         return value
 
     def value_or_item(self, item: Any) -> Any:

@@ -70,15 +70,14 @@ def _add(module: nn.Module, path: str, found: dict[str, nn.Module]) -> None:
 
 def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters, then buffers, by name, tied ones under each of their names."""
-    tree = modules_by_path(module).items()
-    stores = [*((path, child._parameters) for path, child in tree), *((path, child._buffers) for path, child in tree)]
-    return {
-        f"{path}.{name}" if path else name: tensor
-        for path, store in stores
-        if store
-        for name, tensor in store.items()
-        if tensor is not None
-    }
+    parameters: dict[str, torch.Tensor] = {}
+    buffers: dict[str, torch.Tensor] = {}
+    for path, child in modules_by_path(module).items():
+        for store, found in ((child._parameters, parameters), (child._buffers, buffers)):
+            for name, tensor in store.items():
+                if tensor is not None:
+                    found[f"{path}.{name}" if path else name] = tensor
+    return parameters | buffers
 
 
 def set_mode(module: nn.Module, training: bool) -> None:
