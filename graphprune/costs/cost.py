@@ -119,11 +119,15 @@ class CostModel:
     def bytes_moved(self) -> Total:
         """Bytes that the operators read and write, run one by one: each tensor once for each operator; views move none.
 
-        It is that of the original's operators: where a width of one makes a copy needless, the slim model moves less.
+        It is that of the original's operators: where a width of one makes a copy needless, the slim model moves less. A shuffle
+        is one copy, however it is spelled.
         """
-        known = self.groups.trace.known
-        products = []
-        for operation in (operation for step in self.groups.trace.tape.steps for operation in step.operations):
+        trace = self.groups.trace
+        known, targets = trace.known, [trace.values[shuffle.target] for shuffle in trace.shuffles]
+        products = [volume(value, 2 * value.itemsize) for value in targets]
+        whole = self._inside_shuffles | {shuffle.target for shuffle in trace.shuffles}
+        steps = [step for step in trace.tape.steps if step.node not in whole]
+        for operation in (operation for step in steps for operation in step.operations):
             if not views_only(operation.operator):
                 given = {id(tensor): tensor for tensor in tensors_in((*operation.args, *operation.kwargs.values()))}
                 products += [_bytes_of(tensor, known) for tensor in (*given.values(), *tensors_in((operation.output,)))]
