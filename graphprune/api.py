@@ -329,8 +329,7 @@ def _result(done: Program, plan: Plan, model: nn.Module | None) -> PruneResult:
 
         agreed(plan.model_dump_json(), "what to remove")
         slim = found.place(done.module, done.weights)
-    used = named_tensors(done.original)
-    unused = tuple(name for name in named_tensors(model) if name not in used) if model is not None and not scopes else ()
+    unused = tuple(name for name in named_tensors(model) if name not in plan.model) if model is not None and not scopes else ()
     record = done.record
     report = Report(
         record.before,

@@ -18,9 +18,9 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from functools import cache
 from math import prod
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 import torch
 
@@ -123,36 +123,47 @@ class Recorder(Protocol):
         """Whether the running node computes its numbers from sizes that vary between calls."""
 
 
-@dataclass(slots=True)
+class _Schema(NamedTuple):
+    """Name of an operator, and its arguments by name: their places, and their defaults if they have any."""
+
+    name: str
+    arguments: dict[str, tuple[int, list[Any]]]
+
+
+@cache  # torch makes new objects for all of it each time that it is asked
+def _schema(func: torch._ops.OpOverload) -> _Schema:
+    arguments = enumerate(func._schema.arguments)
+    places = {one.name: (place, [one.default_value] if one.has_default_value() else []) for place, one in arguments}
+    return _Schema(func._schema.name, places)
+
+
 class Call:
-    """One operator call: arguments, results, and what a rule may do about them."""
+    """One operator call: arguments, results, and what a rule may do about them.
 
-    recorder: Recorder
-    func: torch._ops.OpOverload
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Any
+    func, name, args, kwargs, output: the operator, its qualified name, what it was given and what it returned.
+    outputs: all tensors among the results. space: where ties and freezes are written.
+    """
 
-    @property
-    def space(self) -> LabelSpace:
-        """Where ties and freezes are written."""
-        return self.recorder.space
+    __slots__ = ("_arguments", "args", "func", "kwargs", "name", "output", "outputs", "recorder", "space")
 
-    @property
-    def name(self) -> str:
-        """The operator's qualified name, for messages."""
-        return self.func._schema.name
+    def __init__(
+        self, recorder: Recorder, func: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        self.recorder = recorder
+        self.func = func
+        self.name, self._arguments = _schema(func)
+        self.args = args
+        self.kwargs = kwargs
+        self.output = output
+        self.outputs = [output] if isinstance(output, torch.Tensor) else tensors_in((output,))
+        self.space = recorder.space
 
     def arg(self, name: str, default: Any = None) -> Any:
         """An argument by its schema name."""
-        for index, argument in enumerate(self.func._schema.arguments):
-            if argument.name == name:
-                if index < len(self.args):
-                    return self.args[index]
-                if name in self.kwargs:
-                    return self.kwargs[name]
-                return argument.default_value if argument.has_default_value() else default
-        return default
+        place, defaults = self._arguments.get(name, (len(self.args), []))
+        if place < len(self.args):
+            return self.args[place]
+        return self.kwargs[name] if name in self.kwargs else defaults[0] if defaults else default
 
     def value(self, tensor: torch.Tensor) -> Value:
         """Abstract value of an argument tensor."""
@@ -161,11 +172,6 @@ class Call:
     def inputs(self) -> list[torch.Tensor]:
         """All tensors among the arguments, in order, lists flattened."""
         return tensors_in((*self.args, *self.kwargs.values()))
-
-    @property
-    def outputs(self) -> list[torch.Tensor]:
-        """All tensors among the results."""
-        return [self.output] if isinstance(self.output, torch.Tensor) else tensors_in((self.output,))
 
     def shape(self, index: int = 0) -> Shape:
         """Shape of an output at the example inputs."""

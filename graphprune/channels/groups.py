@@ -338,6 +338,15 @@ class Kept:
         lengths: list[int] = np.diff(kept[self.groups.vectors.bounds]).tolist()
         return lengths
 
+    @cached_property
+    def cuts(self) -> dict[str, list[tuple[int, int]]]:
+        """The axes that lose something, of each parameter and buffer by its first name: axis, index of the unit vector."""
+        sizes, found = self.groups.vectors.sizes, dict[str, list[tuple[int, int]]]()
+        for name, axis, vector in self.groups.axes:
+            if self.lengths[vector] < sizes[vector]:
+                found.setdefault(name, []).append((axis, vector))
+        return found
+
     def vector(self, index: int) -> Bools:
         """Which entries of a unit vector stay."""
         return self._along[self.groups.vectors[index]]

@@ -60,14 +60,17 @@ class Value:
     def on(self, axis: int) -> Field | None:
         """The field that varies along ``axis``, if any (it may vary along others too)."""
         axis %= len(self.shape)
-        return next((field for field in self.fields if field.shape[axis] > 1), None)
+        for field in self.fields:
+            if field.shape[axis] > 1:
+                return field
+        return None
 
     def vector(self, axis: int) -> Field | None:
         """The labels along ``axis`` as a 1-D array, or None; the field must vary along no other axis."""
         field = self.on(axis)
         if field is None:
             return None
-        assert len(axes_of(field)) == 1, "restrict the field to one axis first"
+        assert field.shape[axis] == field.size, "restrict the field to one axis first"
         return field.reshape(-1)
 
 
@@ -78,6 +81,8 @@ def axes_of(field: Field) -> tuple[int, ...]:
 
 def along(vector: Field, axis: int, rank: int) -> Field:
     """A 1-D vector of labels as a field of the given rank that varies along one axis."""
+    if rank == 1:
+        return vector
     shape = [1] * rank
     shape[axis] = vector.size
     return vector.reshape(shape)

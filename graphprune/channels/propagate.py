@@ -47,7 +47,7 @@ class Trace:
     parameters: abstract value of every parameter and buffer that was used, by its first name.
     aliases: other names of the same tensors.
     values: abstract value of every graph node's result (same nesting), by node name.
-    operands: every labelled tensor value that an operator saw or made, with the node that ran.
+    operands: every other labelled tensor value that an operator saw or made, with the node that ran.
     shuffles: runs of views that permute one axis.
     scalars: constants whose new value is a kept count, by (node name, constant name).
     missing: operators without a rule, with the nodes that call them.
@@ -95,6 +95,7 @@ class _Propagation:
         self.policy = policy
         self.trace = Trace(self.space, tape, aliases=dict(tape.aliases))
         self.node: fx.Node | None = None
+        self._place = ("", "")
         self.open_bounds: bool | None = None
         self._result: Any = None
         self.movers: set[str] = set()  # nodes that ran operators which only move elements ...
@@ -106,6 +107,7 @@ class _Propagation:
     def run(self, step: Step, node: fx.Node) -> None:
         """Carry labels through one node."""
         self.node = node
+        self._place = (node.name, node.meta.get("source", ""))
         self.open_bounds = None
         self._result = step.result
         for operation in step.operations:
@@ -127,7 +129,7 @@ class _Propagation:
         rule, moves = known
         self.trace.operators += 1
         assert self.node is not None
-        (self.movers if moves else self.workers).add(self.node.name)
+        (self.movers if moves else self.workers).add(self._place[0])
         call = Call(self, *operation)
         if rule is not None:
             rule(call)
@@ -151,16 +153,21 @@ class _Propagation:
             return self.set_value(tensor, ())
         rank = tensor.dim()
         fields = [along(self.space.fresh(size), axis, rank) for axis, size in enumerate(tensor.shape) if size > 1]
-        value = self.trace.parameters[name] = self.set_value(tensor, fields)
+        value = self.trace.parameters[name] = self._remember(tensor, fields)
         return value
 
     def set_value(self, tensor: torch.Tensor, fields: Sequence[Field]) -> Value:
-        """Remember a tensor's value (and the tensor, so that its identity is not reused)."""
+        """Set the abstract value of what an operator saw or made."""
+        value = self._remember(tensor, fields)
+        if fields:
+            self.trace.operands.append((self._place[0], value))
+        return value
+
+    def _remember(self, tensor: torch.Tensor, fields: Sequence[Field]) -> Value:
+        """A tensor's value, kept with the tensor, so that its identity is not reused."""
         storage = tensor.untyped_storage()._cdata
         value = Value(tuple(tensor.shape), tuple(fields), tensor.element_size(), storage, tensor.stride())
         self._values[id(tensor)] = (tensor, value)
-        if fields:
-            self.trace.operands.append((self.node.name if self.node else "", value))
         return value
 
     def value_or_item(self, item: Any) -> Any:
@@ -169,8 +176,7 @@ class _Propagation:
 
     def reason(self, text: str, operator: str) -> Reason:
         """A reason at the node that runs."""
-        node = self.node
-        return Reason(text, operator, node.name if node else "", node.meta.get("source", "") if node else "")
+        return Reason(text, operator, *self._place)
 
     def record_macs(self, factors: Sequence[Field | int]) -> None:
         """Multiply-accumulates of the running node."""

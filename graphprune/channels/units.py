@@ -27,14 +27,15 @@ class UnitVectors:
     def __init__(self, fields: Iterable[Field], space: LabelSpace) -> None:
         self._fields = {id(field): field for field in fields}
         wide = {key: field for key, field in self._fields.items() if field.size not in field.shape}
-        self.unit_of, self.count = _units(space, wide.values())
+        arrays = [(_array(left), _array(right)) for left, right in space.ties]
+        self.unit_of, self.count = _units(space, arrays, wide.values())
         self._wide_axes = {key: _shrinking_axis(self.unit_of[field]) for key, field in wide.items()}
-        find = _find_tied(space.ties)
+        find = _find_tied(arrays)
         self._index: dict[int, int] = {}
         numbers: dict[int, int] = {}
         vectors: list[Field] = []
         for key, field in self._fields.items():
-            number = self._index[key] = numbers.setdefault(-key if key in wide else find(field), len(vectors))
+            number = self._index[key] = numbers.setdefault(-key if key in wide else find(_array(field)), len(vectors))
             if number == len(vectors):
                 vectors.append(_atoms_along(field, self.axis(field)))
         self.sizes = [vector.size for vector in vectors]
@@ -94,26 +95,28 @@ def _array(field: Field) -> int:
     return id(base) if base is not None and base.size == field.size and field.flags.c_contiguous else id(field)
 
 
-def _find_tied(ties: Sequence[Tie]) -> Callable[[Field], int]:
-    """An identity that fields share when they show one array whole, or whole arrays that were tied (union-find)."""
+def _find_tied(arrays: Iterable[tuple[int, int]]) -> Callable[[int], int]:
+    """One identity for all arrays that were tied whole, given the identities of each two that were (union-find)."""
     above: dict[int, int] = {}
 
-    def find(field: Field) -> int:
-        key = _array(field)
+    def find(key: int) -> int:
         while (up := above.get(key, key)) != key:
             above[key] = key = above.get(up, up)
         return key
 
-    for left, right in ties:
+    for left, right in arrays:
         first, second = find(left), find(right)
         if first != second:
             above[second] = first
     return find
 
 
-def _units(space: LabelSpace, wide: Iterable[Field]) -> tuple[Ints, int]:
-    """Unit of every atom and their number, after tying what must be tied for every tensor to stay rectangular."""
-    blocks, ties = _blocks(space)
+def _units(space: LabelSpace, arrays: Sequence[tuple[int, int]], wide: Iterable[Field]) -> tuple[Ints, int]:
+    """Unit of every atom and their number, after tying what must be tied for every tensor to stay rectangular.
+
+    arrays: the identities of the arrays that the two sides of each tie show.
+    """
+    blocks, ties = _blocks(space, arrays)
     units, count = _merge(*blocks, ties)
     while True:
         solved = len(space.ties)
@@ -127,7 +130,7 @@ def _units(space: LabelSpace, wide: Iterable[Field]) -> tuple[Ints, int]:
         units, count = _merge(units, count, space.ties[solved:])
 
 
-def _blocks(space: LabelSpace) -> tuple[tuple[Ints, int], list[Tie]]:
+def _blocks(space: LabelSpace, arrays: Sequence[tuple[int, int]]) -> tuple[tuple[Ints, int], list[Tie]]:
     """Units as far as blocks of fresh atoms were tied whole to older atoms, and all other ties, which are few.
 
     A tensor's axis gets fresh atoms where it is first used, and is tied at once to what it is used with: taking over
@@ -137,8 +140,8 @@ def _blocks(space: LabelSpace) -> tuple[tuple[Ints, int], list[Tie]]:
     begins = [0, *accumulate(block.size for block in space.blocks)]
     source: dict[int, Field] = {}
     others: list[Tie] = []
-    for left, right in space.ties:
-        first, second = number.get(_array(left), -1), number.get(_array(right), -1)
+    for (left, right), (one, two) in zip(space.ties, arrays, strict=True):
+        first, second = number.get(one, -1), number.get(two, -1)
         newer, other = (second, left) if second > first else (first, right)
         if first != second and newer not in source and (min(first, second) >= 0 or other.max(initial=-1) < begins[newer]):
             source[newer] = other

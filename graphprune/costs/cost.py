@@ -20,8 +20,8 @@ from torch import fx
 from torch.utils._pytree import tree_leaves
 
 from graphprune.channels.groups import Groups
-from graphprune.channels.labels import Field, Value
-from graphprune.costs.measures import Count, Measure, Peak, Products, Total, volume
+from graphprune.channels.labels import Value
+from graphprune.costs.measures import Count, Measure, Peak, Product, Products, Total, product, volume
 from graphprune.errors import LatencyError
 from graphprune.ir.program import Program
 from graphprune.latency.source import Latency
@@ -61,10 +61,10 @@ class CostModel:
         self._inside_shuffles = {name for shuffle in groups.trace.shuffles for name in shuffle.interior}
         tensors = _tensors(program)
         known = groups.trace.parameters
-        self._volumes = Products(groups, [volume(known.get(n, Value(tuple(t.shape)))) for n, t in tensors.items()])
+        self._volumes = Products(groups, [volume(known[n]) if n in known else (t.numel(), ()) for n, t in tensors.items()])
         self._trainable = np.array([isinstance(tensor, torch.nn.Parameter) for tensor in tensors.values()], dtype=np.int64)
         self._itemsizes = np.array([tensor.element_size() for tensor in tensors.values()], dtype=np.int64)
-        self._macs = Products(groups, [term.factors for term in groups.trace.macs])
+        self._macs = Products(groups, [product(term.factors) for term in groups.trace.macs])
 
     def measures(self, latency: Latency | None = None) -> Mapping[str, Measure]:
         """What a target can be set on, by its kind. latency: where it is known from. Raises LatencyError where that is of other
@@ -107,7 +107,7 @@ class CostModel:
         lives = self._lives
         values = [value for life in lives for value in life.values]
         count = np.array([len(life.values) for life in lives], dtype=np.int64)
-        products = Products(self.groups, [[value.itemsize, *volume(value)] for value in values])
+        products = Products(self.groups, [volume(value, value.itemsize) for value in values])
         spans = [range(life.first, life.last + 1) for life in lives]
         steps = np.concatenate([np.zeros(0, dtype=np.int64), *map(np.array, spans)])
         which = np.repeat(np.arange(len(lives)), [len(span) for span in spans])
@@ -119,11 +119,15 @@ class CostModel:
     def bytes_moved(self) -> Total:
         """Bytes that the operators read and write, run one by one: each tensor once for each operator; views move none.
 
-        It is that of the original's operators: where a width of one makes a copy needless, the slim model moves less.
+        It is that of the original's operators: where a width of one makes a copy needless, the slim model moves less. A shuffle
+        is one copy, however it is spelled.
         """
-        known = self.groups.trace.known
-        products = []
-        for operation in (operation for step in self.groups.trace.tape.steps for operation in step.operations):
+        trace = self.groups.trace
+        known, targets = trace.known, [trace.values[shuffle.target] for shuffle in trace.shuffles]
+        products = [volume(value, 2 * value.itemsize) for value in targets]
+        whole = self._inside_shuffles | {shuffle.target for shuffle in trace.shuffles}
+        steps = [step for step in trace.tape.steps if step.node not in whole]
+        for operation in (operation for step in steps for operation in step.operations):
             if not views_only(operation.operator):
                 given = {id(tensor): tensor for tensor in tensors_in((*operation.args, *operation.kwargs.values()))}
                 products += [_bytes_of(tensor, known) for tensor in (*given.values(), *tensors_in((operation.output,)))]
@@ -162,10 +166,10 @@ class CostModel:
         return [leaf for leaf in tree_leaves(found) if isinstance(leaf, Value)]
 
 
-def _bytes_of(tensor: torch.Tensor, known: Mapping[int, tuple[torch.Tensor, Value]]) -> list[Field | int]:
-    """Factors of a tensor's size in bytes."""
+def _bytes_of(tensor: torch.Tensor, known: Mapping[int, tuple[torch.Tensor, Value]]) -> Product:
+    """A tensor's size in bytes."""
     found = known.get(id(tensor))
-    return [tensor.element_size(), *(volume(found[1]) if found else [tensor.numel()])]
+    return tensor.element_size() * tensor.numel(), found[1].fields if found else ()
 
 
 def _tensors(program: Program) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from math import prod
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from graphprune.channels.groups import Groups, Lengths
 from graphprune.channels.labels import Field, Value
 
 Floats = npt.NDArray[np.float64]
+
+#: A number at full width, and the fields whose lengths it is proportional to.
+Product: TypeAlias = tuple[int, Sequence[Field]]
 
 _AT_A_TIME = 1 << 20  # numbers in one step of an evaluation, so that any number of width vectors fits into memory
 
@@ -58,20 +61,15 @@ class Measure(Protocol):
 class Products:
     """Products of a constant and a few axis lengths each, for any widths."""
 
-    def __init__(self, groups: Groups, products: Iterable[Sequence[Field | int]]) -> None:
-        """products: their factors; a field stands for the length of its axis, and its other axes count in full."""
+    def __init__(self, groups: Groups, products: Sequence[Product]) -> None:
         self.groups = groups
         self.constants: list[int] = []
-        self.fields: list[list[Field]] = []
-        places: list[list[int]] = []
-        for factors in products:
-            fields = [factor for factor in factors if not isinstance(factor, int)]
-            vectors = [groups.vectors.index(labels) for labels in fields]
-            others = [labels.size // groups.vectors.sizes[vector] for labels, vector in zip(fields, vectors, strict=True)]
-            constant = prod(factor for factor in factors if isinstance(factor, int)) * prod(others)
+        self.fields = [fields for _, fields in products]
+        places = [[groups.vectors.index(field) for field in fields] for fields in self.fields]
+        for (constant, _), vectors in zip(products, places, strict=True):
+            for vector in vectors:
+                constant //= groups.vectors.sizes[vector]
             self.constants.append(constant)
-            self.fields.append(fields)
-            places.append(vectors)
         depth = max(map(len, places), default=0)
         # Index -1 reads the 1.0 that evaluate() appends.
         padded = [vectors + [-1] * (depth - len(vectors)) for vectors in places]
@@ -196,9 +194,16 @@ class Count:
         return total
 
 
-def volume(value: Value) -> list[Field | int]:
-    """Factors of a tensor's number of elements: its axes that cannot shrink as one constant, and its fields."""
-    return [prod(value.shape) // prod(field.size for field in value.fields), *value.fields]
+def volume(value: Value, each: int = 1) -> Product:
+    """A tensor's number of elements. each: what one counts for."""
+    return each * prod(value.shape), value.fields
+
+
+def product(factors: Iterable[Field | int]) -> Product:
+    """The product of constants and of the sizes of fields."""
+    known = list(factors)
+    fields = [factor for factor in known if not isinstance(factor, int)]
+    return prod(factor if isinstance(factor, int) else factor.size for factor in known), fields
 
 
 def _in_steps(function: Callable[[Floats], Floats], widths: npt.ArrayLike, numbers: int) -> Floats:

@@ -25,7 +25,7 @@ def twin(module: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> 
         return known
 
     # GraphModule.__new__ would make a class without forward.
-    copies: dict[nn.Module, nn.Module] = {source: object.__new__(type(source)) for source in module.modules()}
+    copies: dict[nn.Module, nn.Module] = {source: object.__new__(type(source)) for source in modules_by_path(module).values()}
     for source, copy in copies.items():
         state = copy.__dict__
         state.update(source.__dict__)

@@ -11,9 +11,9 @@ from torch import fx
 from torch.utils._pytree import tree_leaves
 
 from graphprune.channels.groups import Groups
-from graphprune.channels.labels import Field, Value
+from graphprune.channels.labels import Value
 from graphprune.channels.tape import Step, tape_of
-from graphprune.costs.measures import Products, volume
+from graphprune.costs.measures import Product, Products, product, volume
 from graphprune.ir.program import Program
 from graphprune.ir.twins import modules_by_path
 from graphprune.latency.fit import Floats
@@ -37,14 +37,14 @@ class Layers:
         self._inside = {name for shuffle in groups.trace.shuffles for name in shuffle.interior}
         steps = {step.node: step for step in tape_of(program).steps}
         self._tree = modules_by_path(program.module)
-        macs: dict[str, list[Sequence[Field | int]]] = {}
+        macs: dict[str, list[Product]] = {}
         for term in groups.trace.macs:
-            macs.setdefault(term.node, []).append(term.factors)
+            macs.setdefault(term.node, []).append(product(term.factors))
         nodes = [n for n in program.module.graph.nodes if n.op.startswith("call") and self._values(n)]
         moved = [self._moved(node, steps.get(node.name)) for node in nodes]
         self._macs = _Sums(groups, [macs.get(node.name, []) for node in nodes])
         self._made = _Sums(groups, [[volume(v) for v in self._values(n)] if n.name in macs else [] for n in nodes])
-        self._bytes = _Sums(groups, [[[value.itemsize, *volume(value)] for value in values] for values in moved])
+        self._bytes = _Sums(groups, [[volume(value, value.itemsize) for value in values] for values in moved])
         owners = zip(self._macs.groups_of, self._made.groups_of, self._bytes.groups_of, strict=True)
         self.groups_of: list[tuple[int, ...]] = [tuple(sorted({*a, *b, *c})) for a, b, c in owners]
 
@@ -78,11 +78,12 @@ class Layers:
 class _Sums:
     """For each layer a sum of products of constants and axis lengths."""
 
-    def __init__(self, groups: Groups, sums: Sequence[Sequence[Sequence[Field | int]]]) -> None:
-        self._products = Products(groups, [factors for products in sums for factors in products])
+    def __init__(self, groups: Groups, sums: Sequence[Sequence[Product]]) -> None:
+        self._products = Products(groups, [product for products in sums for product in products])
         self._begins = np.cumsum([0, *map(len, sums)])
-        fields = [[field for factors in products for field in factors if not isinstance(field, int)] for products in sums]
-        self.groups_of = [{group for labels in one for group in groups.linear(labels)[1]} for one in fields]
+        self.groups_of = [
+            {group for _, fields in products for labels in fields for group in groups.linear(labels)[1]} for products in sums
+        ]
 
     def __call__(self, widths: npt.ArrayLike) -> Floats:
         """The sums for widths of shape (..., groups); shape (..., layers)."""

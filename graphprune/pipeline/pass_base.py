@@ -76,14 +76,10 @@ class Pass(ABC):
         """A new program, or the one given if there was nothing to do."""
 
 
-def present_fields(program: Program) -> frozenset[str]:
-    """Names of the program's fields that hold something: neither None nor an empty mapping, tuple or text."""
-    values = {field.name: getattr(program, field.name) for field in fields(program)}
-    return frozenset(name for name, value in values.items() if not _is_empty(value))
-
-
-def _is_empty(value: object) -> bool:
-    return value is None or (isinstance(value, (tuple, str, Mapping)) and not value)
+def is_present(program: Program, field_name: str) -> bool:
+    """Whether a field of the program holds something: neither None nor an empty mapping, tuple or text."""
+    value = getattr(program, field_name)
+    return value is not None and not (isinstance(value, (tuple, str, Mapping)) and not value)
 
 
 def check_declaration(cls: type[Pass]) -> None:

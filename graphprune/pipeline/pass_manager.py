@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from itertools import chain
 
 import torch
@@ -14,7 +14,7 @@ from graphprune.ir.program import Program
 from graphprune.ir.verify_graph import Problem, find_problems, graph_text
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.pipeline.observers import Observer, Step
-from graphprune.pipeline.pass_base import Pass, check_declaration, present_fields
+from graphprune.pipeline.pass_base import Pass, check_declaration, is_present
 from graphprune.pipeline.registry import providers
 
 
@@ -60,7 +60,7 @@ class PassManager:
         manager = AnalysisManager() if analyses is None else analyses
         start = program.module
         for step in self._steps:
-            self._check_needs(step, present_fields(program))
+            self._check_needs(step, program)
             _check_memory(step.current, program)
             program = self._run_step(step, program, manager, start)
         return program
@@ -94,14 +94,14 @@ class PassManager:
         return after
 
     def _check_order(self, program: Program) -> None:
-        present = present_fields(program)
+        provided: set[str] = set()
         for step in self._steps:
-            self._check_needs(step, present)
-            present |= set(step.current.provides)
+            self._check_needs(step, program, provided)
+            provided.update(step.current.provides)
 
-    def _check_needs(self, step: Step, present: frozenset[str]) -> None:
+    def _check_needs(self, step: Step, program: Program, provided: Container[str] = ()) -> None:
         for field in step.current.needs:
-            if field not in present:
+            if field not in provided and not is_present(program, field):
                 raise PipelineError(_missing(step, field))
 
 
@@ -138,7 +138,7 @@ def _check_result(current: Pass, before: Program, after: object) -> None:
         )
     if current.preserves == "all" and after.module is not before.module:
         raise PassContractError(f"Pass {name!r} returned a new graph although {type(current).__name__} preserves 'all' analyses.")
-    missing = [field for field in current.provides if field not in present_fields(after)]
+    missing = [field for field in current.provides if not is_present(after, field)]
     if missing:
         raise PassContractError(f"Pass {name!r} returned a program without {missing[0]}, which {type(current).__name__} provides.")
 

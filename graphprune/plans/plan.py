@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
@@ -122,7 +123,12 @@ class Plan(BaseModel):
 
 def fingerprint(module: nn.Module) -> dict[str, str]:
     """dtype and shape of every parameter and buffer, by name (tied tensors under each name)."""
-    return {name: f"{str(t.dtype)[6:]}{list(t.shape)}" for name, t in sorted(named_tensors(module).items())}
+    return {name: _kind(tensor.dtype, tensor.shape) for name, tensor in sorted(named_tensors(module).items())}
+
+
+@lru_cache
+def _kind(dtype: torch.dtype, shape: torch.Size) -> str:
+    return f"{str(dtype)[6:]}{list(shape)}"
 
 
 def make_plan(module: nn.Module, groups: Groups, kept: Kept, **provenance: Any) -> Plan:
@@ -135,13 +141,9 @@ def make_plan(module: nn.Module, groups: Groups, kept: Kept, **provenance: Any) 
 
 def kept_indices(groups: Groups, kept: Kept) -> dict[str, dict[int, list[int]]]:
     """The ``kept`` of a plan that keeps exactly these units."""
-    sizes, lists = groups.vectors.sizes, dict[int, list[int]]()
-    indices: dict[str, dict[int, list[int]]] = {}
-    for name, axis, vector in groups.axes:
-        if kept.lengths[vector] < sizes[vector]:
-            if vector not in lists:
-                lists[vector] = np.flatnonzero(kept.vector(vector)).tolist()
-            indices.setdefault(name, {})[axis] = lists[vector]
+    vectors = {vector for axes in kept.cuts.values() for _, vector in axes}
+    lists = {vector: np.flatnonzero(kept.vector(vector)).tolist() for vector in vectors}
+    indices = {name: {axis: lists[vector] for axis, vector in axes} for name, axes in kept.cuts.items()}
     for alias, name in groups.trace.aliases.items():
         if name in indices:
             indices[alias] = indices[name]

@@ -39,7 +39,7 @@ def rewrite(module: fx.GraphModule, groups: Groups, kept: Kept) -> fx.GraphModul
     which shares nothing with the result and is not changed. Raises RewriteError naming the node that cannot follow.
     """
     with torch.no_grad():
-        root = twin(module, _slicer(module, groups, kept))
+        root = twin(module, _slicer(module, kept))
     graph, copied = copy_graph(module.graph)
     _drop_checks_of_widths(graph, copied, groups.trace)
     rewriting = Rewriting(groups.trace, kept, {new: old.name for old, new in copied.items()})
@@ -63,10 +63,9 @@ def _drop_checks_of_widths(graph: fx.Graph, copied: dict[fx.Node, fx.Node], trac
             del copied[old]
 
 
-def _slicer(module: fx.GraphModule, groups: Groups, kept: Kept) -> Callable[[torch.Tensor], torch.Tensor]:
-    names = {id(tensor): name for name, tensor in reversed(named_tensors(module).items())}
-    parameters = groups.trace.parameters
-    vectors = groups.vectors
+def _slicer(module: fx.GraphModule, kept: Kept) -> Callable[[torch.Tensor], torch.Tensor]:
+    tensors = named_tensors(module)
+    cuts = {id(tensors[name]): axes for name, axes in kept.cuts.items()}
     indices: dict[tuple[int, torch.device], torch.Tensor] = {}
 
     def index_of(vector: int, device: torch.device) -> torch.Tensor:
@@ -77,12 +76,9 @@ def _slicer(module: fx.GraphModule, groups: Groups, kept: Kept) -> Callable[[tor
         return index
 
     def sliced(tensor: torch.Tensor) -> torch.Tensor:
-        result, value = tensor, parameters.get(names.get(id(tensor), ""))
-        for field in () if value is None else value.fields:
-            vector = vectors.index(field)
-            if kept.lengths[vector] < vectors.sizes[vector]:
-                result = result.index_select(vectors.axis(field), index_of(vector, tensor.device))
-        wanted = _memory_format(tensor)
+        result, wanted = tensor, _memory_format(tensor)
+        for axis, vector in cuts.get(id(tensor), ()):
+            result = result.index_select(axis, index_of(vector, tensor.device))
         result = result.clone(memory_format=wanted) if result is tensor else result.contiguous(memory_format=wanted)
         if isinstance(tensor, torch.nn.Parameter):
             return torch.nn.Parameter(result, requires_grad=tensor.requires_grad)

@@ -16,15 +16,16 @@ def slice_powers(context: ScoringContext, power: int) -> Iterator[tuple[Ints, Fl
 
     Sums are taken in the weight's precision (float32 at least; torch sums pairwise), results are float64.
     """
-    scratch: Tensor | None = None  # used again and again: large blocks between small ones that stay would fragment the memory
+    largest = max((context.program.tensors[name].numel() for name in context.axes), default=0)
+    scratch: Tensor | None = None  # used again and again: fresh memory costs as much as what is done in it
     for parameter, axes in context.members():
         weight = parameter.detach()
         dtype = torch.float32 if weight.dtype in (torch.float16, torch.bfloat16) else weight.dtype
         if weight.dim() < 2:
             powers = torch.empty_like(weight, dtype=dtype)  # its sums are itself
         else:
-            if scratch is None or scratch.numel() < weight.numel() or (scratch.dtype, scratch.device) != (dtype, weight.device):
-                scratch = weight.new_empty(weight.numel(), dtype=dtype)
+            if scratch is None or (scratch.dtype, scratch.device) != (dtype, weight.device):
+                scratch = weight.new_empty(largest, dtype=dtype)
             powers = scratch[: weight.numel()].view(weight.shape)
         yield from slice_sums(_raised(weight, power, powers), axes)
 

@@ -158,8 +158,10 @@ class Question:
     def _rounded(self) -> tuple[Ints, Ints]:
         """For all groups one after the other, the allowed width from each width on; and where each group begins."""
         sizes = self.groups.widths + 1
-        tables = [w[np.searchsorted(w, np.arange(size))] for w, size in zip(self.widths, sizes.tolist(), strict=True)]
-        return np.cumsum(sizes) - sizes, np.concatenate([np.zeros(0, dtype=np.int64), *tables])
+        starts = np.cumsum(sizes) - sizes
+        allowed = np.concatenate([np.zeros(0, dtype=np.int64), *(w + s for w, s in zip(self.widths, starts.tolist(), strict=True))])
+        places = np.searchsorted(allowed, np.arange(sizes.sum()))  # the last width of each group is its full one
+        return starts, allowed[places] - np.repeat(starts, sizes)
 
     def between(self, one: Ints, other: Ints, share: float) -> Ints | None:
         """The allowed widths at a share of the way from some widths to others; None where these break another target."""
@@ -243,7 +245,7 @@ def _allowed(group: Group, floor: int, round_to: int | Literal["auto"], measures
         stepped = [np.asarray(measure.steps(group.index), dtype=np.int64) for measure in measures if isinstance(measure, Stepped)]
         steps = np.unique(np.concatenate(stepped)) if stepped else np.arange(low, group.size)
     else:
-        step = round_to // gcd(round_to, group.channels_per_unit)
+        step = round_to // gcd(round_to, group.channels_per_unit) if round_to > 1 else 1
         steps = np.arange(-(-low // step) * step, group.size, step)
     return np.append(steps[(steps >= low) & (steps < group.size)], group.size)
 

@@ -45,21 +45,9 @@ def rank(values: Floats, groups: Groups, how: str, floors: Ints) -> Ranking:
         group_of.append(np.full(count, group, dtype=np.int64))
     if not units:
         return Ranking(np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64))
-    flat_units, flat_keys, flat_groups = (np.concatenate(parts) for parts in (units, order_keys, group_of))
-    order = np.lexsort((flat_units, flat_groups, flat_keys))
-    # Equal keys keep a group's own order: lexsort is stable and its members come in order of importance.
-    order = _stable_within_groups(order, flat_groups)
-    return Ranking(flat_units[order], flat_groups[order])
-
-
-def _stable_within_groups(order: Ints, groups: Ints) -> Ints:
-    """Give each group's places in the order to its units from least to most important.
-
-    Units stand group by group in order of importance before they are ranked, so that is the order of their indices.
-    """
-    result = np.empty_like(order)
-    result[np.argsort(groups[order], kind="stable")] = np.arange(order.size)
-    return result
+    # Keys never fall within a group, whose units come in order of importance: a stable sort keeps that order.
+    order = np.argsort(np.concatenate(order_keys), kind="stable")
+    return Ranking(np.concatenate(units)[order], np.concatenate(group_of)[order])
 
 
 def _global(values: Floats, groups: Groups, ordered: Sequence[Ints]) -> list[Floats]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import prod
+
 from graphprune.channels.labels import Field, Value, along, axes_of
 from graphprune.rules import Call, rule
 
@@ -13,13 +15,15 @@ def channel_labels(call: Call, value: Value, axis: int = 1) -> tuple[list[Field]
 
     Spatial axes cannot shrink: a field over channels and space keeps to channels.
     """
-    why = call.reason("its extent in space or batch cannot shrink")
     batch: list[Field] = []
     vector: Field | None = None
     for field in value.fields:
         axes = axes_of(field)
+        if axes == (axis,):
+            vector = field.reshape(-1)
+            continue
         allowed = [axis] if axis in axes else [a for a in axes if a < axis]
-        narrowed = call.space.restrict(field, allowed, why)
+        narrowed = call.space.restrict(field, allowed, call.reason("its extent in space or batch cannot shrink"))
         if narrowed is None:
             continue
         if axis in axes:
@@ -40,12 +44,11 @@ def convolution(call: Call) -> None:
     source, kernel = call.value(inputs), call.value(weight)
     transposed, groups = bool(call.arg("transposed", False)), int(call.arg("groups"))
     batch, channels = channel_labels(call, source)
-    kernel_why = call.reason(KERNEL)
     kernel = _kernel(call, kernel, 1 if transposed else 0)
     for axis in range(2, len(kernel.shape)):
         vector = kernel.vector(axis)
         if vector is not None:
-            call.space.freeze(vector, kernel_why)
+            call.space.freeze(vector, call.reason(KERNEL))
     first, second = kernel.vector(0), kernel.vector(1)
     in_axis, out_axis = (first, second) if transposed else (second, first)
     if groups == 1:
@@ -63,9 +66,9 @@ def convolution(call: Call) -> None:
         # Each input element meets taps x (outputs of its group): count from the input side.
         ins: Field | int = inputs.shape[1] if channels is None else channels
         outs: Field | int = weight.shape[1] if second is None else second
-        call.macs(weight[0, 0].numel() * inputs[:, 0].numel(), ins, outs)
+        call.macs(prod(weight.shape[2:]) * (inputs.numel() // inputs.shape[1]), ins, outs)
     else:
-        call.macs(weight[0, 0].numel(), *call.volume(fields), weight.shape[1] if second is None else second)
+        call.macs(prod(weight.shape[2:]), *call.volume(fields), weight.shape[1] if second is None else second)
 
 
 def _kernel(call: Call, kernel: Value, out_axis: int) -> Value:
@@ -142,4 +145,4 @@ def deformable(call: Call) -> None:
     call.space.match(first, call.value(bias).vector(0), call.reason("biased by a tensor that cannot shrink"))
     fields = [] if first is None else [along(first, 1, 4)]
     call.set(fields)
-    call.macs(weight[0, 0].numel(), *call.volume(fields), weight.shape[1] if second is None else second)
+    call.macs(prod(weight.shape[2:]), *call.volume(fields), weight.shape[1] if second is None else second)

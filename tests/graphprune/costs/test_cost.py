@@ -10,6 +10,7 @@ from torch import nn
 import graphprune
 from graphprune.channels.groups import Kept
 from graphprune.costs.cost import CostModel, Costs
+from graphprune.rules import tensors_in, views_only
 from tests.checking import Analysed, analyse, counted_macs, random_units
 from tests.zoo import attention, convolutions, norms, wiring
 from tests.zoo.case import CASES, conv
@@ -93,6 +94,16 @@ def test_bytes_moved_by_hand() -> None:
     cost = CostModel(found.program, found.groups)
     first, last = 3 * 10 + 10 * 60 + 60 + 3 * 60, 3 * 60 + 60 * 2 + 2 + 3 * 2
     assert float(cost.bytes_moved(found.groups.widths)) == 4 * (first + 2 * 3 * 60 + last), "in place too it is read and written"
+
+
+@pytest.mark.parametrize("name", ["shuffled_by_views", "shuffle_unit_with_halves"])
+def test_a_shuffle_moves_what_one_copy_does(name: str) -> None:
+    """At full width that is what the operators of the original read and write."""
+    found, cost = case(name)
+    operations = [one for step in found.groups.trace.tape.steps for one in step.operations if not views_only(one.operator)]
+    tensors = [t for one in operations for t in tensors_in((*one.args, *one.kwargs.values(), one.output))]
+    assert found.groups.trace.shuffles
+    assert float(cost.bytes_moved(found.groups.widths)) == sum(t.numel() * t.element_size() for t in tensors)
 
 
 @pytest.mark.parametrize("name", ["plain_chain", "dense_block", "grouped_within", "several_inputs_and_outputs"])
