@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -36,7 +35,7 @@ from graphprune.passes.selection.select import selection_pass
 from graphprune.passes.selection.target import KINDS, split_target
 from graphprune.passes.verification.verify import VerifyPass, compare
 from graphprune.own_class.limits import within_own_code
-from graphprune.own_class.seat import seated
+from graphprune.own_class.seat import class_in, describe_class, in_own_class, seated
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.pipeline.observers import Observer
 from graphprune.pipeline.pass_base import Pass
@@ -64,7 +63,6 @@ def channel_groups(program: Program) -> Groups:
     return AnalysisManager().get(program, ChannelGroups)
 
 
-@collector_paused()
 def prune(
     model: nn.Module,
     example_inputs: Any,
@@ -114,6 +112,8 @@ def prune(
     compensate: what layers do about inputs that they lost, after the proof: ``least-squares`` gives them the weights that come
         nearest to their old outputs on the data; ``constants`` folds removed constants into biases, exactly and without data.
     recalibrate: estimate batch-norm statistics anew on the data, last of all. It helps where nothing is compensated.
+    keep_class: give back a copy of the model itself, of its own class, with smaller layers in it. What its Python code could not
+        follow (a width that it states) stays as wide as it is; the groups say why.
     verify: prove the rewrite against the masked original. seed: of random criteria and of verification.
     source: what the model is, for the record in reports and artifacts.
 
@@ -130,7 +130,6 @@ def prune(
     if unknown:
         raise PipelineError(f"There is no target {min(unknown)!r}; choose from {', '.join(KINDS)}.")
     passes: list[Pass] = [
-        ChannelsPass(exclude=tuple(exclude), policy=dict(policy or {})),
         ScorePass(criterion=criterion, reduction=reduction, normalise=normalise, share=share, seed=seed),
         selection_pass(select, ranking, {"round_to": round_to, "min_channels": min_channels, "max_ratio": max_ratio, **targets}),
         RewritePass(),
@@ -153,16 +152,16 @@ def prune(
     program = program.with_(exclude=tuple(exclude), policy=dict(policy or {}))
     analyses = AnalysisManager()
     if keep_class:
-        program = within_own_code(unwrapped(model), program, analyses)
-        passes[0] = ChannelsPass(exclude=program.exclude, policy=program.policy)
+        program = within_own_code(unwrapped(model), normalise_inputs(example_inputs), program, analyses)
     if "latency" in targets and latency is None:
         device = next((parameter.device.type for parameter in model.parameters()), "cpu")
         groups = analyses.get(program, ChannelGroups)
         latency = profile_program(program, groups, environment_of(program.module, device))
     if latency is not None:
         program = timed(program, latency, measure=measure, analyses=analyses)
-    result = run_pipeline(program, passes, observers=observers, model=model, analyses=analyses)
-    return replace(result, model=seated(unwrapped(model), result.graph)) if keep_class else result
+    steps = [ChannelsPass(exclude=program.exclude, policy=program.policy), *passes]
+    result = run_pipeline(program, steps, observers=observers, model=model, analyses=analyses)
+    return in_own_class(result, unwrapped(model), normalise_inputs(example_inputs)) if keep_class else result
 
 
 def run_pipeline(
@@ -194,18 +193,21 @@ def apply_plan(
     plan: Plan | str | Path,
     *,
     verify: bool = True,
+    keep_class: bool = False,
     observers: Sequence[Observer] = (),
     source: str = "",
 ) -> PruneResult:
     """Carry out a plan (or the file of one) on the model that it was made for: the same slim model, bit for bit.
 
-    Raises PlanError naming the first difference where the plan does not fit the model or contradicts itself.
+    keep_class: give back a model of the original's class; see :func:`prune`. Raises PlanError naming the first difference where the
+    plan does not fit the model or contradicts itself, and RewriteError where the model's own code cannot follow it.
     """
     decision = plan if isinstance(plan, Plan) else Plan.load(plan)
     program = capture(model, example_inputs, scopes=decision.scopes, source=source, on_demand=True)
     decision.check_fits(program.module)
     passes: list[Pass] = [RewritePass(), *([VerifyPass()] if verify else [])]
-    return run_pipeline(program.with_(plan=decision, policy=decision.policy), passes, observers=observers, model=model)
+    result = run_pipeline(program.with_(plan=decision, policy=decision.policy), passes, observers=observers, model=model)
+    return in_own_class(result, unwrapped(model), normalise_inputs(example_inputs)) if keep_class else result
 
 
 def verify(
@@ -240,7 +242,7 @@ def save(result: PruneResult, path: str | Path) -> None:
     """Write a slim model as one safetensors file that needs neither the original code nor pickle to load.
 
     Of a model that was pruned in scopes the file holds all but the code around these; :func:`load` then asks for the
-    original. ``.pt2`` writes an exported program instead. Atomic. Raises UsageError where the path cannot be written, and
+    original. One that keeps its class is written as its graph, and loads into the original, too. ``.pt2`` writes an exported program instead. Atomic. Raises UsageError where the path cannot be written, and
     ArtifactError where the model holds something that the format cannot.
     """
     if Path(path).suffix == ".pt2":
@@ -249,13 +251,16 @@ def save(result: PruneResult, path: str | Path) -> None:
     scopes = result.scopes
     write_artifact(
         path,
-        with_weights_of(result.model, result.graph) if scopes else with_values(result.graph, placement_of(result.model)),
+        with_weights_of(result.model, result.graph)
+        if scopes or result.keeps_class
+        else with_values(result.graph, placement_of(result.model)),
         plan=result.plan.model_dump_json(),
         inputs=result.inputs,
         provenance={
             "source": result.source,
             "pipeline": result.plan.pipeline,
             **describe_parts(scopes),
+            **describe_class(result),
             **describe_modes(result.report.eval_only),
         },
     )
@@ -287,8 +292,9 @@ def load(path: str | Path, model: nn.Module) -> nn.Module: ...
 def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     """Load a slim model written by :func:`save`, without the code of the original and without pickle.
 
-    model: the original, with any weights, for a file that holds pruned parts of a model: a copy of it with these parts and
-        all weights of the file is returned, and the model itself is not changed. Not used for other files.
+    model: the original, with any weights, for a file that holds pruned parts of a model, or a model that keeps its class: a copy of
+        it with these parts, or layers, and all weights of the file is returned, and the model itself is not changed. Not used for
+        other files.
 
     What keeps its behaviour of eval mode in train mode, and why, is in ``meta["eval_only"]`` of the graph module, as in
     ``report.eval_only`` of the pruning.
@@ -297,7 +303,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     """
     artifact = read_artifact(path)
     scopes = parts_in(artifact.provenance)
-    if not scopes:
+    keeps_class = bool(class_in(artifact.provenance))
+    if not scopes and not (keeps_class and model is not None):
         return artifact.module
     if model is None:
         raise ArtifactError(
@@ -305,7 +312,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
             "Give the original, whose code runs them: graphprune.load(path, model)."
         )
     try:
-        whole = put_back(unwrapped(model), artifact.module, scopes)
+        original = unwrapped(model)
+        whole = seated(original, artifact.module) if keeps_class else put_back(original, artifact.module, scopes)
         whole.load_state_dict(artifact.module.state_dict())
     except (AttributeError, KeyError, IndexError, RuntimeError) as error:
         raise ArtifactError(

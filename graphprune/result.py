@@ -48,7 +48,7 @@ class PruneResult:
     """A smaller model, the plan that made it, and what was achieved and proved.
 
     model: the slim model. graph: the pruned graph: the model itself, or that of its scopes. scopes: where these belong, empty
-    for a model that was pruned as a whole.
+    for a model that was pruned as a whole. keeps_class: the model is of the original's class, and shares its layers with the graph.
     """
 
     model: nn.Module
@@ -58,6 +58,7 @@ class PruneResult:
     inputs: Inputs = field(repr=False)
     source: str = ""
     scopes: tuple[Scope, ...] = field(default=(), repr=False)
+    keeps_class: bool = False
 
     @property
     def groups(self) -> Groups:

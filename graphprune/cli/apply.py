@@ -22,6 +22,7 @@ def command(
     out: options.Out,
     *,
     no_verify: options.NoVerify = False,
+    keep_class: options.KeepClass = False,
     model: options.Model,
     device: options.Device = "cpu",
     accuracy: options.Accuracy,
@@ -44,7 +45,9 @@ def command(
         def run() -> PruneResult:
             with output.task("Applying") as task:
                 observers = watching.observers(output, task)
-                verify, text = not no_verify, job.source.text
-                return apply_plan(job.source.model, job.inputs, decision, verify=verify, observers=observers, source=text)
+                return apply_plan(
+                    job.source.model, job.inputs, decision, verify=not no_verify, keep_class=keep_class, observers=observers,
+                    source=job.source.text,
+                )  # fmt: skip
 
         finish(job, run, out, None, watching, output)

@@ -93,6 +93,15 @@ OutOrPlan = Annotated[
     ),
 ]
 NoVerify = Annotated[bool, typer.Option("--no-verify", help="Skip the proof against the masked original.", rich_help_panel=_RESULT)]
+KeepClass = Annotated[
+    bool,
+    typer.Option(
+        "--keep-class",
+        help="Prune what the model's own Python code can follow: the file then also loads into its class, with "
+        "`graphprune.load(FILE, model)`.",
+        rich_help_panel=_RESULT,
+    ),
+]
 Exclude = Annotated[
     list[str] | None,
     typer.Option(

@@ -51,6 +51,7 @@ def command(
     ] = None,
     plan: options.PlanCopy = None,
     no_verify: options.NoVerify = False,
+    keep_class: options.KeepClass = False,
     model: options.Model,
     device: options.Device = "cpu",
     calibration: options.Calibration,
@@ -70,6 +71,7 @@ def command(
         "exclude": limits.exclude,
         "policy": parse_policy(limits.policy) or None,
         "verify": False if no_verify else None,
+        "keep_class": keep_class or None,
     }
     given = {name: value for name, value in how.items() if value is not None}
     if no_measure and latency is None:
@@ -117,7 +119,7 @@ def _run(
 
     model, scopes, text = job.source.model, job.scopes, job.source.text
     table: Any = timing.table
-    if table is None and "latency" in given.get("target", {}):
+    if table is None and "latency" in given.get("target", {}) and not given.get("keep_class"):  # whose groups are not known yet
         table = _profile(output, job, given)
     with output.task("Pruning") as task:
         observers, calibration = watching.observers(output, task), shown(job.calibration, task)

@@ -47,7 +47,7 @@ def finish(job: Job, make: Callable[[], PruneResult], out: Path, plan: Path | No
     if disk is None:
         output.say(f"Plan written to {out}. Carry it out with: graphprune apply {shlex.quote(job.source.text)} {out} -o FILE")
     else:
-        output.say(f"Written to {out}. Load it with: {tables.load_hint(str(out), bool(result.scopes))}")
+        output.say(f"Written to {out}. Load it with: {tables.load_hint(str(out), bool(result.scopes) or result.keeps_class)}")
     if plan is not None:
         output.say(f"Plan written to {plan}.")
     watching.report(output)

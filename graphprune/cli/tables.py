@@ -132,7 +132,7 @@ def scopes_line(scopes: Sequence[str], chosen: bool) -> str:
 
 
 def load_hint(path: str, parts: bool = False) -> str:
-    """Python that loads a slim model. parts: the file holds parts of a model, and the original has the code around them."""
+    """Python that loads a slim model. parts: it goes into the original, which has the code around it."""
     if path.endswith(".pt2"):
         return f'model = torch.export.load("{path}").module()'
     return f'slim = graphprune.load("{path}", original)' if parts else f'model = graphprune.load("{path}")'

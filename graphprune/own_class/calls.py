@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.utils._pytree import tree_map
 
 from graphprune.channels.tape import Operation, Tape
-from graphprune.ir.program import Program
+from graphprune.ir.program import Inputs
 from graphprune.tracing.capture import capture
 from graphprune.tracing.sizes import plain
 
@@ -19,14 +19,14 @@ _SAME: Final = torch.ops.aten.alias.default  # gives its operand back
 _END: Final = object()
 
 
-def first_difference(model: nn.Module, slim: fx.GraphModule, program: Program) -> str:
-    """The first operator that the model runs otherwise than the slim graph, in words; empty where there is none.
+def first_difference(model: tuple[nn.Module, Inputs, Sequence[str]], slim: tuple[fx.GraphModule, Inputs]) -> str:
+    """The first operator that a model runs otherwise than a slim graph, in words; empty where there is none.
 
     Operators are compared with their operands, by name or by the operator that has made them, and with all other arguments.
-    Raises CaptureError where one of them does not run. program: what was captured from the original.
+    model: with its example inputs, and the scopes that the graph consists of. slim: with its own. Raises CaptureError where one of
+    them does not run.
     """
-    own = _recorded(capture(model, program.inputs, scopes=[scope.path for scope in program.scopes]))
-    graph = _recorded(capture(slim, program.inputs))
+    own, graph = _recorded(*model), _recorded(*slim)
     for left, right in zip_longest(_operations(own), _operations(graph), fillvalue=_END):
         if left != right:
             here, there = (_in_words(side) for side in (left, right))
@@ -34,9 +34,10 @@ def first_difference(model: nn.Module, slim: fx.GraphModule, program: Program) -
     return ""
 
 
-def _recorded(program: Program) -> Tape:
-    assert program.tape is not None
-    return program.tape
+def _recorded(model: nn.Module, inputs: Inputs, scopes: Sequence[str] = ()) -> Tape:
+    tape = capture(model, inputs, scopes=scopes).tape
+    assert tape is not None
+    return tape
 
 
 def _in_words(operation: Any) -> str:

@@ -20,8 +20,8 @@ from torch.utils._pytree import tree_leaves
 from graphprune.channels.groups import Group, Groups, Kept
 from graphprune.channels.labels import Value
 from graphprune.channels.tape import stand_in, stand_ins
-from graphprune.errors import GraphpruneError, first_line
-from graphprune.ir.program import Program
+from graphprune.errors import CaptureError, RewriteError, UsageError, first_line
+from graphprune.ir.program import Inputs, Program
 from graphprune.ir.twins import named_tensors, twin
 from graphprune.own_class.calls import first_difference
 from graphprune.own_class.seat import seated
@@ -31,6 +31,8 @@ from graphprune.passes.rewrite.site import Provenance
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.tracing.source import in_brackets
 
+_CUTS: Final = 8  # random cuts that are looked at: widths that have to be equal may be so by chance
+_RUNS: Final = 2  # of these, as many as the model's code is run on
 _WHY: Final = "the model keeps its class, and its own code"
 
 
@@ -43,14 +45,19 @@ class _Conflict:
     split: str = ""
 
 
-def within_own_code(model: nn.Module, program: Program, analyses: AnalysisManager) -> Program:
+def within_own_code(model: nn.Module, inputs: Inputs, program: Program, analyses: AnalysisManager) -> Program:
     """The program under constraints with which the model's own code runs on slim layers.
 
     What is split into parts of one size stays so (the policy ``parts``, at that site); where this does not do, groups stay whole,
-    with the reason. model: what the program was captured from. analyses: has the groups of the result afterwards. Raises RewriteError
-    where the model cannot be copied, or its copy does not run.
+    with the reason. model, inputs: what the program was captured from. analyses: has the groups of the result afterwards. Raises
+    UsageError where the weights are elsewhere, and RewriteError where the model cannot be copied, or its copy does not run.
     """
-    trials = _Trials(model, program)
+    if program.weights is not None:
+        raise UsageError(
+            f"The weights of {type(model).__name__} are not in memory, and a model that keeps its class needs them there. "
+            "Load the whole model, or leave out keep_class."
+        )
+    trials = _Trials(model, inputs, program)
     while True:
         groups = analyses.get(program, ChannelGroups)
         conflict = trials.conflict(groups)
@@ -72,31 +79,31 @@ def _axis_of(group: Group) -> str:
 class _Trials:
     """Random cuts of some groups of a program, on the meta device."""
 
-    def __init__(self, model: nn.Module, program: Program) -> None:
+    def __init__(self, model: nn.Module, inputs: Inputs, program: Program) -> None:
         self._program = program
         self._model = model
+        self._inputs = inputs
         self._module: Any = twin(program.module, stand_in)
         self._own_names = set(named_tensors(model))
         self._device = next((tensor.device for tensor in program.tensors.values()), torch.device("cpu"))
 
     def conflict(self, groups: Groups) -> _Conflict | None:
         """The first thing that the model's code cannot follow; None where it follows everything."""
-        slim = self._cut(groups, groups.prunable)
-        stated = self._stated(slim, groups)
-        if stated is not None:
-            return stated
-        if not self._failure(slim):
-            return None
-        return self._culprit(groups)
+        for seed in range(_CUTS):
+            stated = self._stated(self._cut(groups, len(groups.prunable), seed), groups)
+            if stated is not None:
+                return stated
+        for seed in range(_RUNS):
+            if self._failure(self._cut(groups, len(groups.prunable), seed)):
+                return self._culprit(groups, seed)
+        return None
 
-    def _cut(self, groups: Groups, chosen: Sequence[Group]) -> fx.GraphModule:
-        """The slim graph without a random part of each chosen group."""
+    def _cut(self, groups: Groups, count: int, seed: int) -> fx.GraphModule:
+        """The slim graph without a random part of each of the first groups."""
         kept = np.ones(groups.unit_count, dtype=bool)
-        random = np.random.default_rng(0)
-        for group in groups.prunable:
-            gone = random.permutation(group.units)[: random.integers(1, max(2, group.size))]
-            if group.size > 1 and group in chosen:
-                kept[gone] = False
+        random = np.random.default_rng(seed)
+        for group in groups.prunable[:count]:
+            kept[random.permutation(group.units)[: random.integers(0, group.size)]] = False
         return rewrite(self._module, groups, Kept(groups, kept))
 
     def _stated(self, slim: fx.GraphModule, groups: Groups) -> _Conflict | None:
@@ -111,9 +118,7 @@ class _Trials:
             else:
                 continue
             before = next((old for old in self._module.graph.nodes if old.name == name), node)
-            touched = {
-                index for near in (before, *before.all_input_nodes) for index in _groups_of(groups, values.get(near.name))
-            }
+            touched = {index for near in (before, *before.all_input_nodes) for index in _groups_of(groups, values.get(near.name))}
             if touched:
                 reason = f"{_WHY} {what}{in_brackets(str(before.meta.get('source', '')))}"
                 split = name if _are_alike(values.get(name)) else ""
@@ -124,8 +129,9 @@ class _Trials:
         """How the model's code fails on the layers of a slim graph; empty where it does not."""
         try:
             placed: Any = twin(slim, self._unset)
-            difference = first_difference(seated(self._model, placed), placed, self._program)
-        except GraphpruneError as error:
+            scopes = [scope.path for scope in self._program.scopes]
+            difference = first_difference((seated(self._model, placed), self._inputs, scopes), (placed, self._program.inputs))
+        except CaptureError as error:
             return first_line(error)
         if difference:
             return difference
@@ -136,37 +142,37 @@ class _Trials:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self._device)
 
     @cached_property
-    def _inputs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return stand_ins(self._program.inputs.args), stand_ins(dict(self._program.inputs.kwargs))
-
-    @cached_property
     def _trains(self) -> bool:
-        """Whether the original runs in train mode on the meta device, where no scopes are cut out of it."""
-        return not self._program.scopes and not self._failure_in_train_mode(self._module)
+        """Whether the original runs in train mode on the meta device."""
+        return not self._failure_in_train_mode(self._module)
 
     def _failure_in_train_mode(self, slim: fx.GraphModule) -> str:
         """How the model's code fails in train mode on the layers of a graph; empty where it runs."""
         model = twin(seated(self._model, slim), lambda tensor: tensor if tensor.is_meta else stand_in(tensor)).train()
         try:
             with torch.no_grad():
-                model(*self._inputs[0], **self._inputs[1])
+                model(*stand_ins(self._inputs.args), **stand_ins(dict(self._inputs.kwargs)))
         except Exception as error:
             return f"in train mode, {type(error).__name__}: {first_line(error)}"
         return ""
 
-    def _culprit(self, groups: Groups) -> _Conflict:
+    def _culprit(self, groups: Groups, seed: int) -> _Conflict:
         """One group that the code cannot follow: the last of the fewest first ones that it fails for."""
         works, fails = 0, len(groups.prunable)  # how many first groups
-        reason = ""
+        reason = self._failure(self._module)
+        if reason:
+            raise RewriteError(
+                f"A copy of {type(self._model).__name__} does not do what the model does: {reason}. Leave out keep_class."
+            )
         while fails - works > 1:
             middle = (works + fails) // 2
-            failure = self._failure(self._cut(groups, groups.prunable[:middle]))
+            failure = self._failure(self._cut(groups, middle, seed))
             if failure:
                 fails, reason = middle, failure
             else:
                 works = middle
         group = groups.prunable[fails - 1]
-        reason = reason or self._failure(self._cut(groups, groups.prunable[:fails]))
+        reason = reason or self._failure(self._cut(groups, fails, seed))
         return _Conflict([group], f"{_WHY} does not follow it: {reason.rstrip('.')}")
 
 
@@ -186,4 +192,3 @@ def _groups_of(groups: Groups, value: Any) -> set[int]:
 def _are_alike(value: Any) -> bool:
     """Whether a node's value is several tensors of one shape."""
     return isinstance(value, (tuple, list)) and len(value) > 1 and len({getattr(part, "shape", None) for part in value}) == 1
-

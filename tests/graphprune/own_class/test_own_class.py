@@ -1,0 +1,262 @@
+"""Slim models of the original's own class: its code runs the slim layers, or the layers stay as they are, with the reason."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import graphprune
+from graphprune.errors import ArtifactError, RewriteError
+
+IMAGE = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def pruned(model: nn.Module, inputs: Any = IMAGE, **how: Any) -> graphprune.PruneResult:
+    """Half of every group gone; the class stays."""
+    return graphprune.prune(model.eval(), inputs, **{"target": "channels=50%", "ranking": "local", "keep_class": True} | how)
+
+
+def reasons(result: graphprune.PruneResult) -> list[str]:
+    """Why what is frozen is."""
+    return [group.reason.text for group in result.groups.frozen if group.reason is not None]
+
+
+class Net(nn.Module):
+    """A residual net with a method of its own, and a list of layers that is no module list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 5)
+        self.names = ["stem", "body"]
+
+    def features(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        return x + self.body(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x).mean((2, 3)))
+
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(self(x), y)
+
+
+def test_the_slim_model_is_of_the_class_with_its_methods() -> None:
+    """It computes what the slim graph computes, at other sizes too, and its own methods work."""
+    model = Net()
+    result = pruned(model)
+    slim = result.model
+    assert type(slim) is Net and slim.stem.out_channels == 4 and slim.head.in_features == 4
+    assert model.stem.out_channels == 8  # the original is not changed
+    other = torch.randn(5, 3, 8, 8)
+    assert torch.equal(slim(other), result.graph(other))
+    slim.loss(IMAGE, torch.tensor([0, 1])).backward()
+    assert slim.features(IMAGE).shape[1] == 4
+
+
+def test_it_shares_its_layers_with_the_graph(tmp_path: Path) -> None:
+    """What is trained is what is saved; a file loads as a graph, and into the class."""
+    model = Net()
+    result = pruned(model)
+    with torch.no_grad():
+        for parameter in result.model.parameters():
+            parameter.add_(0.5)
+    assert torch.equal(result.model(IMAGE), result.graph(IMAGE))
+    graphprune.save(result, tmp_path / "slim.safetensors")
+    own = graphprune.load(tmp_path / "slim.safetensors", model)
+    assert type(own) is Net
+    assert torch.equal(own(IMAGE), result.model(IMAGE))
+    assert torch.equal(graphprune.load(tmp_path / "slim.safetensors")(IMAGE), result.model(IMAGE))
+
+
+def test_a_file_of_a_model_that_keeps_its_class_goes_with_that_model_only(tmp_path: Path) -> None:
+    """Another model is refused; a file that keeps no class is a graph whatever is given."""
+    graphprune.save(pruned(Net()), tmp_path / "slim.safetensors")
+    with pytest.raises(ArtifactError, match="does not go with this Sequential"):
+        graphprune.load(tmp_path / "slim.safetensors", nn.Sequential(nn.Linear(2, 2)))
+    graphprune.save(pruned(Net(), keep_class=False), tmp_path / "graph.safetensors")
+    assert isinstance(graphprune.load(tmp_path / "graph.safetensors", Net()), torch.fx.GraphModule)
+
+
+class States(nn.Module):
+    """Its code states the width of one layer, and not that of another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1), nn.Linear(6 * 256, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x))
+        return self.head(x.reshape(x.shape[0], 6 * 256))
+
+
+def test_a_width_that_the_code_states_stays_with_the_line() -> None:
+    """The rest is pruned. Without keep_class both are."""
+    slim = pruned(States())
+    assert (slim.model.first.out_channels, slim.model.second.out_channels) == (4, 6)
+    (reason,) = [text for text in reasons(slim) if "own code" in text]
+    assert "reshape" in reason and "test_own_class.py:" in reason
+    free = pruned(States(), keep_class=False)
+    assert free.graph.get_submodule("second").out_channels == 3
+
+
+class Chunks(nn.Module):
+    """Split in halves by the code, as in C2f blocks, gated units and the like."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.out = nn.Conv2d(3, 16, 1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.wide(x).chunk(2, 1)
+        return self.out(torch.cat([a[:, :, ::2], b[:, :, ::2]], 2))
+
+
+class Halves(Chunks):
+    """The halves go different ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.wide(x).chunk(2, 1)
+        return self.out(a) - self.other(b.relu())
+
+
+def test_halves_stay_halves() -> None:
+    """The two parts of a chunk lose as many channels each, whatever is selected; the plan says so."""
+    result = pruned(Halves(), target="params=60%", ranking="global")
+    assert result.model.wide.out_channels < 16
+    assert result.model.out.in_channels == result.model.other.in_channels == result.model.wide.out_channels / 2
+    assert "parts@chunk" in result.plan.policy
+    again = graphprune.apply_plan(Halves().eval(), IMAGE, result.plan, keep_class=True)
+    assert again.model.wide.out_channels == result.model.wide.out_channels
+    assert pruned(Chunks()).model.wide.out_channels == 8
+
+
+class Asserts(nn.Module):
+    """Its code checks a width of its own in Python, which no graph shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 8
+        self.first, self.second, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        if x.shape[-1] != self.width:
+            raise ValueError(f"expected {self.width} features")
+        return self.head(self.second(x))
+
+
+def test_a_check_in_python_keeps_its_width() -> None:
+    """The code would raise; the layer after the check is pruned."""
+    result = pruned(Asserts(), torch.randn(2, 4))
+    assert (result.model.first.out_features, result.model.second.out_features) == (8, 4)
+    assert any("expected 8 features" in text for text in reasons(result))
+
+
+class Scaled(nn.Module):
+    """Its code computes with a width, silently."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.head(self.second(x / math.sqrt(x.shape[-1])))
+
+
+def test_a_number_that_a_width_enters_keeps_it() -> None:
+    """The graph pins the number; the code could not."""
+    result = pruned(Scaled(), torch.randn(2, 4))
+    assert (result.model.first.out_features, result.model.second.out_features) == (8, 4)
+    assert any("truediv" in text for text in reasons(result))
+
+
+class Auxiliary(nn.Module):
+    """A head that only train mode has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head, self.aux = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.first(x)
+        out = self.head(self.second(x))
+        return (out, self.aux(x)) if self.training else out
+
+
+def test_what_only_train_mode_reads_stays_wide() -> None:
+    """The auxiliary head goes on to work when the slim model is trained."""
+    result = pruned(Auxiliary(), torch.randn(2, 4))
+    slim = result.model.train()
+    assert (slim.first.out_features, slim.second.out_features) == (8, 4)
+    out, aux = slim(torch.randn(2, 4))
+    (out.sum() + aux.sum()).backward()
+    assert any("in train mode" in text for text in reasons(result))
+
+
+def test_tied_and_bare_parameters_are_shared() -> None:
+    """A parameter under two names, and one that the code reads itself, are those of the graph, tied as before."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.mix = nn.Embedding(10, 8), nn.Linear(8, 8)
+            self.shift = nn.Parameter(torch.randn(8))
+            self.readout = nn.Linear(8, 10, bias=False)
+            self.readout.weight = self.table.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.readout(self.mix(self.table(x)) + self.shift + self.table(x))
+
+    result = pruned(Tied(), torch.tensor([[1, 2, 3]]))
+    slim = result.model
+    assert slim.readout.weight is slim.table.weight
+    assert slim.shift.shape == (4,)
+    assert torch.equal(slim(torch.tensor([[4, 5]])), result.graph(torch.tensor([[4, 5]])))
+
+
+def test_a_plan_that_the_code_cannot_follow_is_refused() -> None:
+    """A plan made without it may cut what the code states."""
+    plan = pruned(States(), keep_class=False).plan
+    with pytest.raises(RewriteError, match="The code of States cannot follow this plan"):
+        graphprune.apply_plan(States().eval(), IMAGE, plan, keep_class=True)
+
+
+def test_a_model_that_cannot_be_copied_is_refused() -> None:
+    """With what to do."""
+
+    class Alone(Net):
+        def __deepcopy__(self, memo: dict[int, Any]) -> Alone:
+            raise TypeError("there is only one")
+
+    with pytest.raises(RewriteError, match="cannot be copied .TypeError: there is only one.*Leave out keep_class"):
+        pruned(Alone())
+
+
+def test_scopes_keep_their_classes(tmp_path: Path) -> None:
+    """A model that does not trace as a whole: the classes of its parts stay, too."""
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.out = Net(), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.net(x)
+            return self.out(y) if y.sum() > 0 else -self.out(y)
+
+    model = Whole().eval()
+    result = pruned(model)
+    assert type(result.model) is Whole and type(result.model.net) is Net and result.model.net.stem.out_channels == 4
+    graphprune.save(result, tmp_path / "slim.safetensors")
+    assert torch.equal(graphprune.load(tmp_path / "slim.safetensors", model)(IMAGE), result.model(IMAGE))
