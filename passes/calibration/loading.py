@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from graphprune.channels.tape import tape_of
@@ -89,6 +89,11 @@ def _slots(module: fx.GraphModule, nodes: Iterable[fx.Node]) -> Iterator[_Slot]:
             for store in (owner._parameters, owner._buffers):
                 if key in store:
                     yield _Slot(str(node.target), store, key)
+
+
+def readers(module: fx.GraphModule, nodes: Iterable[fx.Node]) -> set[str]:
+    """The names of those nodes that read parameters."""
+    return {node.name for node in nodes if any(isinstance(slot.tensor, nn.Parameter) for slot in _slots(module, [node]))}
 
 
 def parts_of(program: Program, module: fx.GraphModule) -> list[list[fx.Node]]:
