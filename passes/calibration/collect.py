@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -202,19 +203,24 @@ class Runner:
 
     @contextmanager
     def _within(self, part: list[fx.Node], observers: Mapping[Statistic, Observer]) -> Iterator[None]:
-        """A block in which a part's weights have values. Observers see the gradients of these weights, as they are at its end."""
+        """A block in which a part's weights have values, and observers see their gradients: at its end, or, where weights are
+        loaded for it, each as soon as it is whole."""
         with loaded(self.weights, self.module, part):
             asking = [observer for statistic, observer in observers.items() if statistic.parameters]
             values = named_tensors(self.module) if asking else {}
             asked = {self._first[name]: t for name, t in values.items() if isinstance(t, nn.Parameter) and not t.is_meta}
+            hooks = []
             try:
-                for parameter in asked.values():
+                for name, parameter in asked.items():
                     parameter.requires_grad_(parameter.is_floating_point())
+                    if self.weights is not None and parameter.requires_grad:
+                        hooks.append(parameter.register_post_accumulate_grad_hook(partial(_show, asking, name)))
                 yield
                 for name, parameter in asked.items():
-                    for observer in asking if parameter.grad is not None else ():
-                        observer.see_weight(name, parameter.detach(), parameter.grad)
+                    _show(asking, name, parameter)
             finally:
+                for hook in hooks:
+                    hook.remove()
                 for parameter in asked.values():
                     parameter.requires_grad_(False)
                     parameter.grad = None
@@ -347,6 +353,14 @@ def _backward(loss: Tensor) -> None:
         raise UsageError(
             f"The loss does not go back through the model: {first_line(error)}. Use a criterion of activations or of weights."
         ) from error
+
+
+def _show(observers: Sequence[Observer], name: str, parameter: Tensor) -> None:
+    """Let observers see the gradient of a parameter, if it has one, and free it."""
+    if parameter.grad is not None:
+        for observer in observers:
+            observer.see_weight(name, parameter.detach(), parameter.grad)
+        parameter.grad = None
 
 
 def _watch(overwritten: frozenset[str], observers: Mapping[Statistic, Observer], filters: Sequence[Filter]) -> Watch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from graphprune.channels.groups import Groups
 from graphprune.statistic import Observer, Place, Statistic, Tap
 
-_BLOCK: Final = 2**20  # elements of a weight that are in float64 at once
+_BLOCK: Final = 2**16  # elements of a weight that are in float64 at once
 
 
 @dataclass(frozen=True)
@@ -82,22 +82,25 @@ class WeightSaliency(Statistic):
 
     def observer(self, groups: Groups) -> Observer:
         """What adds them up."""
-        axes: dict[str, list[int]] = {}
+        axes: dict[str, dict[int, Tensor]] = {}
         for name, axis, vector in groups.axes:
             if groups.shrinking[vector]:
-                axes.setdefault(name, []).append(axis)
+                axes.setdefault(name, {})[axis] = torch.zeros(int(groups.vectors.sizes[vector]), dtype=torch.float64)
         return _WeightSaliency(axes)
 
 
 class _WeightSaliency(Observer):
-    def __init__(self, axes: dict[str, list[int]]) -> None:
+    """sums: by name and axis. There from the start: small blocks that stay between large ones fragment the memory."""
+
+    def __init__(self, sums: Mapping[str, Mapping[int, Tensor]]) -> None:
         super().__init__()
-        self._axes = axes
+        self._sums = sums
 
     def see_weight(self, name: str, weight: Tensor, gradient: Tensor) -> None:
         """Add a part to the sums of each axis."""
-        for axis, sums in _slice_products(weight, gradient, self._axes.get(name, ())):
-            self.totals.add((name, axis), sums)
+        known = self._sums.get(name, {})
+        for axis, part in _slice_products(weight, gradient, known):
+            self.totals.sums[name, axis] = known[axis].add_(part.cpu())
 
     def end_batch(self, samples: int) -> None:
         """Count samples."""
