@@ -53,7 +53,7 @@ class FileRows:
     def __setitem__(self, rows: slice, values: Tensor, /) -> None:
         with explained(self._path, values.nbytes), self._path.open("r+b") as file:
             file.seek(8 * rows.start * self.shape[1])
-            values.contiguous().numpy(force=True).tofile(file)
+            file.write(values.contiguous().numpy(force=True).data)
 
 
 def blocks(shape: torch.Size) -> list[slice]:
@@ -78,9 +78,9 @@ class Panels:
     def __getitem__(self, rows: slice) -> Tensor:
         """Rows as they are now."""
         found = self._matrix[rows]
-        if self._left:
-            found = found - torch.cat([left[rows] for left in self._left], 1) @ torch.cat(self._right)
-        return found
+        if not self._left:
+            return found.clone()
+        return found - torch.cat([left[rows] for left in self._left], 1) @ torch.cat(self._right)
 
     def subtract(self, left: Tensor, right: Tensor) -> None:
         """Take off the product of (rows, k) and (k, columns)."""

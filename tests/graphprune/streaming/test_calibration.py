@@ -151,6 +151,46 @@ def test_scores_of_gradients_of_weights_that_several_parts_read(tmp_path: Path, 
     assert np.isfinite(expected).any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("criterion", ["obs", "0.5*obs(damping=0.1,positions=3)+0.5*l2"])
+def test_scores_of_second_moments_are_those_of_the_model_in_memory(tmp_path: Path, criterion: str, dtype: torch.dtype) -> None:
+    """Bit for bit: what reads the residual stream waits in files for the last part, and goes the same way as in memory."""
+    torch.manual_seed(0)
+    net, bare = Net(depth=6).to(dtype).eval(), on_meta(depth=6).to(dtype)
+    expected, found = _in_memory_and_streamed(net, bare, INPUTS, criterion, Calibration(batches()), tmp_path / "text")
+    assert np.isfinite(expected).any() and np.array_equal(found, expected, equal_nan=True)
+    with torch.device("meta"):
+        bare = Stages().to(dtype).eval()
+    images = Calibration([x.to(dtype) for x, _ in _images()])
+    expected, found = _in_memory_and_streamed(_stages().to(dtype), bare, _images()[0][0].to(dtype), criterion, images, tmp_path)
+    assert np.isfinite(expected).any() and np.array_equal(found, expected, equal_nan=True)
+
+
+def test_second_moments_of_a_weight_that_an_earlier_part_has_read(tmp_path: Path) -> None:
+    """The product with a view of it, much later, counts as it does in memory."""
+
+    class Late(Stages):
+        def forward(self, x: Tensor) -> Tensor:
+            """Logits of shape (batch, 4)."""
+            turned = self.head.weight.mT
+            x = self.stem(x)
+            for conv, norm in zip(self.convs, self.norms, strict=True):
+                x = x + torch.relu(norm(conv(x)))
+            out: Tensor = x.mean((2, 3)) @ turned
+            return out
+
+    torch.manual_seed(0)
+    full = Late().double().eval()
+    with torch.device("meta"):
+        bare = Late().double().eval()
+    data = Calibration([x for x, _ in _images()])
+    expected, found = _in_memory_and_streamed(full, bare, _images()[0][0], "obs", data, tmp_path)
+    assert np.isfinite(expected).any() and np.array_equal(found, expected, equal_nan=True)
+    with torch.no_grad():
+        full.head.weight[:, ::2] *= 9.0
+    assert not np.array_equal(_in_memory_and_streamed(full, bare, _images()[0][0], "obs", data, tmp_path)[1], expected)
+
+
 def test_gradients_of_a_tied_weight_come_from_all_its_uses(tmp_path: Path) -> None:
     torch.manual_seed(0)
     net, bare = Net(depth=8).double().eval(), on_meta(depth=8).double()

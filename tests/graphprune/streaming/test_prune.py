@@ -254,7 +254,7 @@ def test_a_disk_that_fills_up_leaves_no_part_of_a_file(net: Net, tmp_path: Path,
     ("how", "message"),
     [
         ({"criterion": "0.5*l2+0.5*fpgm(scope=group)"}, "fpgm compares weights or activations of several layers"),
-        ({"criterion": "obs", "data": [INPUTS]}, "obs compares weights or activations of several layers"),
+        ({"criterion": "activation-similarity", "data": [INPUTS]}, "activation-similarity compares weights or activations of"),
         ({"criterion": "attention"}, "needs calibration data"),
         ({"criterion": "attention", "data": "synthetic"}, "Synthetic data are made by gradients"),
         ({"target": "latency=1ms"}, "latency target"),
