@@ -202,7 +202,7 @@ class Runner:
             return _alike(losses[0], torch.stack(losses[1:]).mean(0))
 
     @contextmanager
-    def _within(self, part: list[fx.Node], observers: Mapping[Statistic, Observer]) -> Iterator[None]:
+    def _within(self, part: Sequence[fx.Node], observers: Mapping[Statistic, Observer]) -> Iterator[None]:
         """A block in which a part's weights have values, and observers see their gradients: at its end, or, where weights are
         loaded for it, each as soon as it is whole."""
         with loaded(self.weights, self.module, part):

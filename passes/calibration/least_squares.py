@@ -68,6 +68,7 @@ class LeastSquares:
 
     def __init__(self) -> None:
         self._rows, self._y = SecondMoments(), SecondMoments(diagonal=True)
+        self._products: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -78,7 +79,7 @@ class LeastSquares:
         """Take in some rows."""
         rows, y = self._rows.add(rows), self._y.add(y)
         products = (rows.mT @ y).double()
-        self._products = products if self.count == rows.shape[1] else self._products + products
+        self._products = products if self._products is None else self._products.add_(products)
 
     def solve(self, damping: float, intercept: bool) -> tuple[Tensor, Tensor]:
         """D, float64 of shape (groups, inputs, outputs), and c, (groups, outputs), which is 0 without an intercept."""
@@ -90,12 +91,14 @@ class LeastSquares:
         """``sum_r (y_r - rows_r D - c)^2`` of each output, float64 of shape (groups, outputs)."""
         # With shifted rows u and v, y - rows D - c = v - u D - e.
         e = c + torch.einsum("gk,gko->go", self._rows.shift[:, 0].double(), d) - self._y.shift[:, 0].double()
+        assert self._products is not None
         fit = torch.einsum("gko,gko->go", d, self._rows.squares @ d - 2 * self._products) + self._y.squares
         error: Tensor = fit - 2 * e * (self._y.sum - torch.einsum("gk,gko->go", self._rows.sum, d)) + self.count * e.square()
         return error
 
     def _moments(self, intercept: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """``sum rows rows^T`` and ``sum rows y^T``, centred where there is an intercept; and the means of rows and of y."""
+        assert self._products is not None, "no rows were added"
         x, y = self._rows.sum / self.count, self._y.sum / self.count
         h, b = self._rows.centred(), self._products - self.count * x[:, :, None] * y[:, None]
         x, y = (mean + moments.shift[:, 0].double() for mean, moments in ((x, self._rows), (y, self._y)))
@@ -111,10 +114,10 @@ def damped_factor(h: Tensor, damping: float) -> Tensor:
     More damping where rounding leaves that indefinite, in steps of 10; the identity for a matrix of zeros.
     """
     scale = h.diagonal(dim1=1, dim2=2).mean(1)
-    identity = torch.eye(h.shape[1], dtype=h.dtype, device=h.device)
     while True:
-        ridge = torch.where(scale > 0, damping * scale, 1.0)
-        found = torch.linalg.cholesky_ex(h + ridge[:, None, None] * identity)
+        damped = h.clone()
+        damped.diagonal(dim1=1, dim2=2).add_(torch.where(scale > 0, damping * scale, 1.0).unsqueeze(1))
+        found = torch.linalg.cholesky_ex(damped)
         if not bool(found.info.any()):
             return torch.as_tensor(found.L)
         damping = max(damping, float(torch.finfo(h.dtype).eps)) * _FACTOR

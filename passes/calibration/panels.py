@@ -63,13 +63,14 @@ def blocks(shape: torch.Size) -> list[slice]:
 
 
 class Panels:
-    """``matrix - sum of left_i @ right_i``, in float64. The products are taken off together, when they are ``most`` wide: so the
-    matrix is read and written as a whole only now and then, and thin products become one."""
+    """``matrix - sum of left_i @ right_i``, in float64. The products are taken off together, before they are more than ``most``
+    wide: so the matrix is read and written as a whole only now and then, and thin products become one."""
 
     def __init__(self, matrix: Rows, most: int = 1) -> None:
         self._matrix, self.most = matrix, most
-        self._left: list[Tensor] = []
-        self._right: list[Tensor] = []
+        self._left: Tensor | None = None  # (rows, most), of which the first columns are in use
+        self._right: Tensor | None = None
+        self._used = 0
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -78,17 +79,25 @@ class Panels:
     def __getitem__(self, rows: slice) -> Tensor:
         """Rows as they are now."""
         found = self._matrix[rows]
-        if not self._left:
+        if not self._used:
             return found.clone()
-        return found - torch.cat([left[rows] for left in self._left], 1) @ torch.cat(self._right)
+        assert self._left is not None and self._right is not None
+        return found - self._left[rows, : self._used] @ self._right[: self._used]
 
     def subtract(self, left: Tensor, right: Tensor) -> None:
         """Take off the product of (rows, k) and (k, columns)."""
-        self._left.append(left)
-        self._right.append(right)
-        if sum(each.shape[1] for each in self._left) >= self.most:
-            left, right = torch.cat(self._left, 1), torch.cat(self._right)
+        wide = left.shape[1]
+        if self._used + wide > self.most:
+            self._settle()
+        if self._left is None or self._right is None:
+            size = max(self.most, wide)
+            self._left, self._right = left.new_empty(len(left), size), right.new_empty(size, right.shape[1])
+        into = slice(self._used, self._used + wide)
+        self._left[:, into], self._right[into] = left, right
+        self._used += wide
+
+    def _settle(self) -> None:
+        if self._left is not None and self._right is not None:
             for rows in blocks(self._matrix.shape):
-                self._matrix[rows] = self._matrix[rows] - left[rows] @ right
-            self._left.clear()
-            self._right.clear()
+                self._matrix[rows] = self._matrix[rows] - self._left[rows, : self._used] @ self._right[: self._used]
+        self._left, self._right, self._used = None, None, 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
@@ -46,7 +47,7 @@ def obs(context: ScoringContext, *, damping: float = 1e-3, positions: int = 32) 
         for group in {int(group) for _, units in axes for group in np.unique(groups.group_of[units])}:
             last[group] = max(last[group], source.last.get(name, 0))
     waiting: dict[int, list[_Consumer]] = defaultdict(list)
-    with TemporaryDirectory(prefix="graphprune-") as folder:
+    with TemporaryDirectory(prefix="graphprune-") if len(source.parts) > 1 else nullcontext("") as folder:
         for part, found in source.run():
             for key in list(found):
                 for layer in _layers(context, key[1], found.pop(key), damping):
@@ -88,10 +89,11 @@ class _Layer:
         """Its rows that read some units. keep: puts a matrix where it stays until it is needed."""
         rows, row_of = _places(self.reads, units)
         outputs, output_of = _places(self.makes, units)
-        index = torch.from_numpy(rows).to(self.weights.device)
-        weights = self.weights[index]
-        inverse = self.inverse[index][:, index]
-        own = weights[:, torch.from_numpy(outputs).to(index.device)]
+        weights, inverse = self.weights, self.inverse
+        if not np.array_equal(rows, np.arange(len(inverse))):
+            index = torch.from_numpy(rows).to(weights.device)
+            weights, inverse = weights[index], inverse[index][:, index]
+        own = weights[:, torch.from_numpy(outputs).to(weights.device)]
         return _Consumer(inverse, weights @ weights.mT, own, keep, row_of, output_of)
 
 

@@ -160,9 +160,9 @@ def test_scores_of_second_moments_are_those_of_the_model_in_memory(tmp_path: Pat
     expected, found = _in_memory_and_streamed(net, bare, INPUTS, criterion, Calibration(batches()), tmp_path / "text")
     assert np.isfinite(expected).any() and np.array_equal(found, expected, equal_nan=True)
     with torch.device("meta"):
-        bare = Stages().to(dtype).eval()
+        without = Stages().to(dtype).eval()
     images = Calibration([x.to(dtype) for x, _ in _images()])
-    expected, found = _in_memory_and_streamed(_stages().to(dtype), bare, _images()[0][0].to(dtype), criterion, images, tmp_path)
+    expected, found = _in_memory_and_streamed(_stages().to(dtype), without, _images()[0][0].to(dtype), criterion, images, tmp_path)
     assert np.isfinite(expected).any() and np.array_equal(found, expected, equal_nan=True)
 
 
