@@ -58,8 +58,7 @@ class PatchSource:
     weights that are loaded on demand are loaded once.
 
     positions: of each sample at most, drawn from ``seed`` for each batch. The program runs in eval mode. what: needs data; where
-    there are none, UsageError says so. parts: the nodes of each; where weights are loaded on demand, moments of a part take at
-    most about as much memory as the largest of any node.
+    there are none, UsageError says so. parts: the nodes of each, with few weights and moments where weights are loaded on demand.
     """
 
     def __init__(self, program: Program, positions: int, seed: int, what: str) -> None:
@@ -94,10 +93,10 @@ class PatchSource:
         names: _Names = {}
         for number, part in enumerate(self.parts):
             found: dict[tuple[str, str], Patches] = {}
-            with loaded(program.weights, self._module, part), torch.no_grad():
+            with loaded(program.weights, self._module, part):
                 tensors = named_tensors(self._module)
                 names |= {storage(tensors[name]): (first, tensors[name]) for name, first in self._first.items()}
-                with torch.autocast(device_of(program).type, enabled=False), full_precision():
+                with torch.no_grad(), torch.autocast(device_of(program).type, enabled=False), full_precision():
                     for lane, interpreter in lanes:
                         self._advance(lane, interpreter, part, names, found)
                 for patches in found.values():
@@ -139,7 +138,7 @@ def _owners(program: Program) -> dict[int, str]:
     """Parameters on the tape, by their storage."""
     tape = tape_of(program)
     names = ((storage(tensor), tape.names[id(tensor)]) for tensor in tape.held)
-    return {key: name for key, name in names if isinstance(program.tensors[name], nn.Parameter)}
+    return {key: name for key, name in names if isinstance(program.tensors.get(name), nn.Parameter)}
 
 
 def _moments(program: Program) -> dict[str, int]:

@@ -341,8 +341,8 @@ print(sum(path.stat().st_size for path in Path("full").glob("*.safetensors")) >>
 
 
 def test_second_moments_of_a_few_layers_are_in_memory(tmp_path: Path) -> None:
-    """Of 24 layers of 512 inputs, 2.1 MB for each matrix of a layer, in a process that may have 80 MB more than it has. The model in
-    memory does not fit: it keeps the moments of all."""
+    """Of 24 layers of 512 inputs, 2.1 MB for each matrix of a layer, in a process that may have 80 MB more than it has. The model
+    in memory does not fit: it keeps the moments of all."""
     code = f"""
 import resource, torch
 import graphprune
