@@ -8,7 +8,7 @@ float64, so that they are the same for any split into batches (to the rounding o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
@@ -108,14 +108,15 @@ class Observer:
     def end_batch(self, samples: int) -> None:
         """All of a batch of so many samples was seen."""
 
-    def end(self, gradients: Mapping[str, Tensor]) -> None:
-        """All batches were seen. gradients: of the summed loss with respect to each parameter, if the statistic asked."""
+    def see_weight(self, name: str, weight: Tensor, gradient: Tensor) -> None:
+        """A parameter, under its first name, and a part of the gradient of the summed loss with respect to it, if the statistic
+        asked. The parts of all calls for one parameter add up to the whole: they are of some batches, or of some of its uses."""
 
 
 class Statistic(ABC):
     """What to measure. Subclasses are frozen dataclasses, so that equal ones are measured once.
 
-    gradients: it needs the gradients of a loss. parameters: those of the parameters, too. per_class: 0, or the samples of each
+    gradients: it needs the gradients of a loss. parameters: those of the parameters. per_class: 0, or the samples of each
     class that it needs; batches then hold one class each.
     """
 
