@@ -41,15 +41,17 @@ class Totals:
 
     def add(self, key: Hashable, part: Tensor) -> None:
         """Add a part (any dtype and shape, the same shape for a key each time) to a sum."""
-        part = part.detach().double()
-        known = self.sums.get(key)
-        self.sums[key] = part if known is None else known + part
+        if key in self.sums:
+            self.sums[key] += part.detach()
+        else:
+            self.sums[key] = part.detach().to(torch.float64, copy=True)
 
     def raise_to(self, key: Hashable, part: Tensor) -> None:
         """Take the element-wise maximum of what is known for a key and a part."""
-        part = part.detach().double()
-        known = self.maxima.get(key)
-        self.maxima[key] = part if known is None else torch.maximum(known, part)
+        if key in self.maxima:
+            self.maxima[key] = torch.maximum(self.maxima[key], part.detach().double())
+        else:
+            self.maxima[key] = part.detach().to(torch.float64, copy=True)
 
     def merge(self, other: Totals) -> None:
         """Take in what was measured on other samples."""
