@@ -37,13 +37,11 @@ class Outcome:
     """What the checks of one network found.
 
     failure: the check that failed, with the error, or "". counts: of networks, groups, parameters and checks, to be added up.
-    cpu_seconds: that the network took, its generation included.
     """
 
     seed: int
     failure: str = ""
     trace: str = ""
-    cpu_seconds: float = 0.0
     counts: Counter[str] = field(default_factory=Counter)
 
 
@@ -97,14 +95,16 @@ def equal_gradients(subject: Subject) -> None:
     plan, slim, full = subject.chosen.plan, subject.chosen.model, subject.silenced
     for model in (full, slim):
         sum((output * output).sum() for output in tree_leaves(model(*subject.inputs)) if output.requires_grad).backward()
-    wanted = {name: p.grad for name, p in full.named_parameters()}
+    wanted = {name: _gradient(parameter) for name, parameter in full.named_parameters()}
     # That of a bias before a normalisation is zero: a sum of large terms.
-    largest = max((float(grad.abs().max()) for grad in wanted.values() if grad is not None and grad.numel()), default=0.0)
+    largest = max((float(gradient.abs().max()) for gradient in wanted.values() if gradient.numel()), default=0.0)
     for name, parameter in slim.named_parameters():
-        gradient = wanted[name]
-        if parameter.grad is not None and gradient is not None:
-            _close(parameter.grad, plan.slice(name, gradient), f"gradient of {name}", largest)
+        _close(_gradient(parameter), plan.slice(name, wanted[name]), f"gradient of {name}", largest)
     subject.counts["gradients equalled"] += 1
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
 
 
 def same_units(subject: Subject) -> None:

@@ -23,7 +23,7 @@ FOUND = Path(__file__).parent / "found"
 class Part(BaseModel):
     """The networks of the seeds from ``first`` to below ``next``, all checked with the same versions. day: when that began.
 
-    counts: of networks, groups, parameters, and of networks by the check that they passed. cpu_seconds: that they took.
+    counts: of networks, groups, parameters, and of networks by the check that they passed.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -33,14 +33,12 @@ class Part(BaseModel):
     day: str
     graphprune: str
     torch: str
-    cpu_seconds: float = 0.0
     counts: dict[str, int] = {}
 
     def add(self, outcome: Outcome) -> None:
         """Add the network of the next seed."""
         assert outcome.seed == self.next, "each network counts once"
         self.next += 1
-        self.cpu_seconds += outcome.cpu_seconds
         self.counts = dict(Counter(self.counts) + outcome.counts)
 
     def goes_on(self, other: Part) -> bool:

@@ -95,4 +95,4 @@ def test_the_command_checks_networks_in_several_processes(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr[-2000:]
     record = Record.load(tmp_path / "record.json")
     (part,) = record.parts
-    assert part.next - part.first == record.counts["networks"] >= 2 and not record.failures and part.cpu_seconds > 0
+    assert part.next - part.first == record.counts["networks"] >= 2 and not record.failures
