@@ -26,8 +26,8 @@ SAVED = 30.0  # seconds after which the record is written again
 def fuzz(record: Record, arguments: argparse.Namespace, console: Console) -> None:
     """Run for the time that was asked for, and add to the record."""
     part, seeds = record.begin(arguments.seed)
-    start = saved = time.monotonic()
-    length = arguments.minutes * 60
+    start = time.monotonic()
+    saved, length = start - SAVED, arguments.minutes * 60  # the first network is written at once
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=length)

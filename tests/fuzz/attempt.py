@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from threading import Thread
+from typing import Any
 
 import torch
 
@@ -24,10 +27,19 @@ RENEWED = 2000  # networks after which processes are new ones: the code of each 
 
 
 def prepare() -> None:
-    """Make this process one of many networks: one thread, and what was imported is no garbage."""
+    """Make this process one of many networks: one thread, what was imported is no garbage, and no worker outlives the command."""
     torch.set_num_threads(1)
     gc.collect()
     gc.freeze()
+    parent = parent_process()
+    if parent is not None:
+        Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    """End this process once its parent has ended: one that was killed cannot tell its workers."""
+    parent.join()
+    os._exit(1)
 
 
 def attempt(seed: int) -> tuple[Outcome, Spec]:
