@@ -26,7 +26,7 @@ from graphprune.quiet import quiet
 from graphprune.tracing import normalise_inputs
 from tests.checking import analyse, run, state_hash
 from tests.fuzz.spec import Spec, build, inputs_of
-from tests.fuzz.subject import REFUSALS, Subject
+from tests.fuzz.subject import Subject, unless_refused
 
 TOLERANCE = 1e-10
 NOISE = 1e-3
@@ -147,18 +147,14 @@ def pruned_by_score(subject: Subject) -> None:
 
 
 def pruned_alike(subject: Subject) -> None:
-    """``prune``, which captures and analyses anew, chooses the same and leaves the same bits; so does ``apply_plan``."""
-    try:
-        found = graphprune.prune(subject.model, subject.inputs, policy=subject.spec.policy, **subject.spec.prune)
-    except REFUSALS as error:
-        assert subject.scored is None, f"one run of two met its target; the other one: {error}"
-        found = None
-    assert (found is None) == (subject.scored is None), "one run of two met its target"
+    """``prune``, which captures and analyses anew, chooses the same and leaves the same bits, or refuses too."""
+    spec, first = subject.spec, subject.scored
+    second = unless_refused(lambda: graphprune.prune(subject.model, subject.inputs, policy=spec.policy, **spec.prune))
+    assert (first is None) == (second is None), "one run of two met its target"
+    if first is not None and second is not None:
+        assert first.plan == second.plan, "two runs chose differently"
+        _same_bits(first.graph, second.graph)
     subject.counts["pruned alike"] += 1
-    if found is None or subject.scored is None:
-        return
-    assert found.plan == subject.scored.plan, "two runs chose differently"
-    _same_bits(found.graph, subject.scored.graph)
 
 
 def _same_bits(model: fx.GraphModule, other: fx.GraphModule) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,9 +22,6 @@ from graphprune.tracing import capture
 from tests.checking import Analysed, state_hash
 from tests.fuzz.silence import choose, silenced
 from tests.fuzz.spec import Network, Spec, build, inputs_of
-
-REFUSALS = (TargetError, UsageError)  # of a target that cannot be met
-FAULTS = (CaptureError, PlanError)  # are no refusals, whatever they derive from
 
 
 @dataclass(frozen=True)
@@ -83,8 +81,13 @@ class Subject:
             RewritePass(),
             VerifyPass(),
         )
-        try:
-            return run_pipeline(self.program, passes, model=self.model, analyses=self.analyses)
-        except REFUSALS as error:
-            assert not isinstance(error, FAULTS), error
-            return None
+        return unless_refused(lambda: run_pipeline(self.program, passes, model=self.model, analyses=self.analyses))
+
+
+def unless_refused(prune: Callable[[], PruneResult]) -> PruneResult | None:
+    """What a pruning gives, or None where it refuses its target."""
+    try:
+        return prune()
+    except (TargetError, UsageError) as error:
+        assert not isinstance(error, (CaptureError, PlanError)), error
+        return None

@@ -215,7 +215,7 @@ def page() -> str:
 
 Made by `run.py` beside this page, which says how. {versions}.
 
-| promise | how it is tested | last run |
+| promise | how it is tested | result |
 | --- | --- | --- |
 {chr(10).join(rows(zoo, failed, fuzz, mutants))}
 
