@@ -28,6 +28,7 @@ from tests.checking import analyse, run, state_hash
 from tests.fuzz.spec import Spec, build, inputs_of
 from tests.fuzz.subject import Subject, unless_refused
 
+ROOT = Path(__file__).resolve().parents[2]  # which no saved failure names
 TOLERANCE = 1e-10
 NOISE = 1e-3
 
@@ -263,7 +264,7 @@ def check(spec: Spec, *, everything: bool = False) -> Outcome:
                 name = step.run.__name__
                 step.run(subject)
     except Exception as error:  # of whatever kind: each is a finding
-        outcome.failure = f"{name}: {type(error).__name__}: {error}"
+        outcome.failure = f"{name}: {type(error).__name__}: {error}".replace(f"{ROOT}/", "")
         outcome.trace = traceback.format_exc()
     return outcome
 
