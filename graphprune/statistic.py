@@ -8,7 +8,7 @@ float64, so that they are the same for any split into batches (to the rounding o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
@@ -41,15 +41,17 @@ class Totals:
 
     def add(self, key: Hashable, part: Tensor) -> None:
         """Add a part (any dtype and shape, the same shape for a key each time) to a sum."""
-        part = part.detach().double()
-        known = self.sums.get(key)
-        self.sums[key] = part if known is None else known + part
+        if key in self.sums:
+            self.sums[key] += part.detach()
+        else:
+            self.sums[key] = part.detach().to(torch.float64, copy=True)
 
     def raise_to(self, key: Hashable, part: Tensor) -> None:
         """Take the element-wise maximum of what is known for a key and a part."""
-        part = part.detach().double()
-        known = self.maxima.get(key)
-        self.maxima[key] = part if known is None else torch.maximum(known, part)
+        if key in self.maxima:
+            self.maxima[key] = torch.maximum(self.maxima[key], part.detach().double())
+        else:
+            self.maxima[key] = part.detach().to(torch.float64, copy=True)
 
     def merge(self, other: Totals) -> None:
         """Take in what was measured on other samples."""
@@ -108,14 +110,15 @@ class Observer:
     def end_batch(self, samples: int) -> None:
         """All of a batch of so many samples was seen."""
 
-    def end(self, gradients: Mapping[str, Tensor]) -> None:
-        """All batches were seen. gradients: of the summed loss with respect to each parameter, if the statistic asked."""
+    def see_weight(self, name: str, weight: Tensor, gradient: Tensor) -> None:
+        """A parameter, under its first name, and a part of the gradient of the summed loss with respect to it, if the statistic
+        asked. The parts of all calls for one parameter add up to the whole: they are of some batches, or of some of its uses."""
 
 
 class Statistic(ABC):
     """What to measure. Subclasses are frozen dataclasses, so that equal ones are measured once.
 
-    gradients: it needs the gradients of a loss. parameters: those of the parameters, too. per_class: 0, or the samples of each
+    gradients: it needs the gradients of a loss. parameters: those of the parameters. per_class: 0, or the samples of each
     class that it needs; batches then hold one class each.
     """
 

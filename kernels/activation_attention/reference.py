@@ -1,8 +1,8 @@
 """Statistics of activations in plain PyTorch: what runs on a CPU, and what the tests hold the kernel against.
 
-The tensor is read once, in blocks that stay in a cache: each block is copied to a contiguous buffer (which also widens half
-precision) and every statistic is taken from there. Sums are of the accumulation type within a block and of float64 across
-blocks. A block follows the order of the tensor in memory, so that any layout is read at its best and none is copied whole.
+The tensor is read once, in blocks that stay in a cache, and every statistic is taken from there. A block follows the order of the
+tensor in memory, so that any layout is read at its best. It is read where it lies; only half precision and views with gaps are
+copied, block by block. Sums are of the accumulation type within a block and of float64 across blocks.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-# Elements of a block. In float32, the block and a scratch copy take 2 MiB: in cache, and long against the cost of a call.
-BLOCK = 1 << 18
+# Elements of a block: 2 MiB in float32, and as much for what is computed from it. In cache, and long against the cost of a call.
+BLOCK = 1 << 19
 
 # Rows that are narrower than this are reduced side by side.
 _FOLD = 64
@@ -41,10 +41,11 @@ def statistics(activation: Tensor, channel_dim: int) -> tuple[Tensor, Tensor]:
         ``[5, C]``, the first five rows of ``SUMS`` in the accumulation type, and ``[C]`` int64, the non-zero values.
     """
     blocks = _Blocks(activation, channel_dim)
-    totals = _Totals(activation, len(SUMS) - 1, blocks.channels)
+    parts = []
     for index in blocks:
-        totals.add(index[blocks.axis], _statistics(blocks.load(activation, index), blocks.scratch))
-    return totals.results()
+        sums, nonzero = _statistics(blocks.load(activation, index, blocks.buffer), blocks.scratch)
+        parts.append((index[blocks.axis], torch.stack(sums), nonzero))
+    return _merged(parts, blocks.buffer, len(SUMS) - 1, blocks.channels)
 
 
 def statistics_with_gradient(
@@ -63,23 +64,25 @@ def statistics_with_gradient(
         sum of ``a * g``; and int32 ``[C, *spatial]``, the samples above ``tau`` (of no elements where it is not given).
     """
     blocks = _Blocks(activation, channel_dim)
-    totals = _Totals(activation, len(SUMS), blocks.channels)
+    parts = []
     taylor = activation.new_zeros((activation.shape[0], blocks.channels), dtype=torch.float64)
     indicator = activation.new_zeros(activation.movedim(channel_dim, 1).shape[1:] if tau is not None else 0, dtype=torch.int32)
     placed = indicator.permute([dim - 1 for dim in blocks.order[1:]]) if tau is not None else indicator
     products = torch.empty_like(blocks.buffer)
     for index in blocks:
         samples, channels = index[0], index[blocks.axis]
-        values = blocks.load(activation, index)
-        term = blocks.load(gradient, index, products).mul_(values)
+        values = blocks.load(activation, index, blocks.buffer)
+        term = products[: values.numel()].view_as(values)
+        torch.mul(values, blocks.load(gradient, index, products), out=term)
         per_sample = term.view(samples.stop - samples.start, -1, *values.shape[1:])
         taylor[samples, channels] += _reduce(torch.sum, per_sample, 1)
-        rows = _statistics(values, blocks.scratch)
-        totals.add(channels, [*rows, _reduce(torch.sum, term.abs_())])
+        sums, nonzero = _statistics(values, blocks.scratch)
+        parts.append((channels, torch.stack([*sums, _reduce(torch.sum, term.abs_())]), nonzero))
         if tau is not None:
             above = torch.gt(term, tau, out=blocks.scratch[: term.numel()].view_as(term))
             placed[index[1:]] += above.view(len(per_sample), *placed[index[1:]].shape).sum(0).to(torch.int32)
-    return *totals.results(), taylor.to(accumulator(activation.dtype)), indicator
+    merged = _merged(parts, blocks.buffer, len(SUMS), blocks.channels)
+    return *merged, taylor.to(accumulator(activation.dtype)), indicator
 
 
 class _Blocks:
@@ -104,52 +107,50 @@ class _Blocks:
             ranges.append([slice(start, min(start + step, size)) for start in range(0, size, step)])
         return iter(product(*ranges))
 
-    def load(self, tensor: Tensor, index: tuple[slice, ...], buffer: Tensor | None = None) -> Tensor:
-        """A block as ``[outer, channels, inner]``, copied to a buffer."""
+    def load(self, tensor: Tensor, index: tuple[slice, ...], buffer: Tensor) -> Tensor:
+        """A block as ``[outer, channels, inner]``: as it lies where that will do, else copied to a buffer."""
         source = tensor.permute(self.permutation)[index]
-        target = (self.buffer if buffer is None else buffer)[: source.numel()]
-        target.view(source.shape).copy_(source)
-        return target.view(-1, source.shape[self.axis], source.shape[self.axis + 1 :].numel())
+        if source.dtype != buffer.dtype or not source.is_contiguous():
+            source = buffer[: source.numel()].view(source.shape).copy_(source)
+        return source.view(-1, source.shape[self.axis], source.shape[self.axis + 1 :].numel())
 
 
-class _Totals:
-    """Statistics of the blocks so far, in float64; the last row counts the values that are not zero."""
-
-    def __init__(self, like: Tensor, rows: int, channels: int) -> None:
-        self.dtype = accumulator(like.dtype)
-        self.sums = like.new_zeros((rows + 1, channels), dtype=torch.float64)
-
-    def add(self, channels: slice, rows: list[Tensor]) -> None:
-        """Add the statistics of a block, each ``[channels]``: the count first, then the rows of ``SUMS``."""
-        nonzero, *sums = rows
-        part, total = torch.stack([*sums, nonzero]), self.sums[:, channels]
-        largest = torch.maximum(total[_MAXIMUM], part[_MAXIMUM])
-        total += part
-        total[_MAXIMUM] = largest
-
-    def results(self) -> tuple[Tensor, Tensor]:
-        """The sums in the accumulation type, and the count."""
-        return self.sums[:-1].to(self.dtype), self.sums[-1].to(torch.int64)
-
-
-def _statistics(values: Tensor, scratch: Tensor) -> list[Tensor]:
-    """The count of a block ``[outer, channels, inner]`` and its first five sums. Its values are overwritten."""
+def _statistics(values: Tensor, scratch: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The first five sums of a block ``[outer, channels, inner]``, and the count of what is not zero; ``[channels]`` each."""
     other = scratch[: values.numel()].view_as(values)
     nonzero = _reduce(torch.sum, torch.ne(values, 0, out=other))
-    total = _reduce(torch.sum, values)
-    absolute = _reduce(torch.sum, values.abs_())
-    largest = _reduce(torch.amax, values)
-    square = _reduce(torch.sum, values.mul_(values))
-    fourth = _reduce(torch.sum, values.mul_(values))
-    return [nonzero, total, absolute, square, fourth, largest]
+    total = absolute = _reduce(torch.sum, values)
+    sizes = values
+    if not float(values.min()) >= 0:  # else absolute values already, as after a ReLU; NaN is not
+        sizes = torch.abs(values, out=other)
+        absolute = _reduce(torch.sum, sizes)
+    largest = _reduce(torch.amax, sizes)
+    square = _reduce(torch.sum, torch.mul(values, values, out=other))
+    fourth = _reduce(torch.sum, other.mul_(other))
+    return [total, absolute, square, fourth, largest], nonzero
 
 
-def _reduce(operation: Callable[[Tensor, int], Tensor], block: Tensor, outer: int = 0) -> Tensor:
-    """Reduce the outer dimension first: over it, one instruction serves many neighbours, where there are many."""
+def _merged(parts: list[tuple[slice, Tensor, Tensor]], like: Tensor, rows: int, channels: int) -> tuple[Tensor, Tensor]:
+    """The statistics of all blocks: of each its channels, the sums ``[rows, channels]`` of these, and the count ``[channels]``."""
+    if len(parts) == 1:
+        _, sums, nonzero = parts[0]
+    else:
+        sums = like.new_zeros((rows, channels), dtype=torch.float64)
+        nonzero = like.new_zeros(channels, dtype=torch.float64)
+        for where, part, count in parts:
+            known = sums[:, where]
+            largest = torch.maximum(known[_MAXIMUM], part[_MAXIMUM])
+            known.add_(part)[_MAXIMUM] = largest
+            nonzero[where] += count
+    return sums.to(like.dtype), nonzero.to(torch.int64)
+
+
+def _reduce(operation: Callable[[Tensor, tuple[int, ...]], Tensor], block: Tensor, outer: int = 0) -> Tensor:
+    """Reduce the outer dimension and the last one; the outer one first where the last is short, since one instruction then
+    serves many neighbours."""
     fold = math.gcd(block.shape[outer], _FOLD)
     if fold > 1 and block.shape[outer:].numel() // block.shape[outer] < _FOLD:
-        block = operation(block.unflatten(outer, (-1, fold)), outer)
-    reduced = block.shape[outer] > 1
-    block = operation(block, outer) if reduced else block.select(outer, 0)
-    # Not a view of the block, which is overwritten.
-    return block.select(-1, 0) if reduced and block.shape[-1] == 1 else operation(block, -1)
+        block = operation(block.unflatten(outer, (-1, fold)), (outer,))
+    if block.shape[outer] > 1 < block.shape[-1] < _FOLD:
+        return operation(operation(block, (outer,)), (-1,))
+    return operation(block, (outer, -1))

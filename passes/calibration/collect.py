@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -22,7 +23,7 @@ from graphprune.ir.program import Program, placeholder_values
 from graphprune.ir.twins import named_tensors, twin
 from graphprune.passes.calibration.interpreters import Keeping, Stepwise, Watch, Watching
 from graphprune.passes.calibration.layout import Layout
-from graphprune.passes.calibration.loading import device_of, loaded, parts_of
+from graphprune.passes.calibration.loading import device_of, loaded, parts_of, readers
 from graphprune.passes.calibration.memory import within_memory
 from graphprune.passes.calibration.recompute import Recomputation
 from graphprune.statistic import Observer, Statistic, Totals, gathered
@@ -49,8 +50,8 @@ def collect(
     if data is None:
         raise no_data("The criterion")
     if any(statistic.gradients for statistic in wanted):
-        _check_backward(program, any(statistic.parameters for statistic in wanted))
-    runner = Runner(program, groups, gradients=any(s.gradients for s in wanted), parameters=any(s.parameters for s in wanted))
+        _check_backward(program)
+    runner = Runner(program, groups, gradients=any(statistic.gradients for statistic in wanted))
     observers: dict[Statistic, Observer] = {}
     together = [statistic for statistic in wanted if not statistic.per_class]
     if together:
@@ -107,14 +108,12 @@ def _measured(
     return within_memory(run, why_whole)
 
 
-def _check_backward(program: Program, parameters: bool) -> None:
+def _check_backward(program: Program) -> None:
     """Raise UsageError where a program cannot go back from a loss."""
     if program.scopes:
         reason = "a model that traces as a whole, to its loss; this one is pruned in scopes"
     elif program.weights is not None and program.weights.together:
         reason = "weights that each process loads by itself, batch by batch; here all processes gather them in step"
-    elif program.weights is not None and parameters:
-        reason = "the gradients of all weights at once; here they are loaded one after another"
     else:
         return
     raise UsageError(f"A criterion of gradients needs {reason}. Use a criterion of activations or of weights.")
@@ -123,7 +122,7 @@ def _check_backward(program: Program, parameters: bool) -> None:
 def check_finite(totals: Totals, data: Calibration) -> None:
     """Raise UsageError where what was measured is NaN or infinite."""
     for key, total in totals.sums.items():
-        if not bool(torch.isfinite(total).all()):
+        if not bool(torch.isfinite(total.sum())) and not bool(torch.isfinite(total).all()):  # the sum makes no other matrix
             where = f" at {key[0]}" if isinstance(key, tuple) else ""
             raise UsageError(
                 f"What was measured{where} on {data.name} is NaN or infinite. Check the data, their scaling, and the weights."
@@ -133,15 +132,16 @@ def check_finite(totals: Totals, data: Calibration) -> None:
 class Runner:
     """Runs a program on batches, with a copy of its modules, so that the program itself is left alone."""
 
-    def __init__(self, program: Program, groups: Groups, *, gradients: bool, parameters: bool) -> None:
+    def __init__(self, program: Program, groups: Groups, *, gradients: bool) -> None:
         self.program = program
         self.groups = groups
         self.gradients = gradients
-        self._asks = parameters  # else gradients start at the first activations that are watched
         self.module = cast(fx.GraphModule, twin(program.module, self._copy))
         for module in self.module.modules():
             module.training = False
         self.parts = parts_of(program, self.module)
+        first = {id(tensor): name for name, tensor in reversed(program.tensors.items())}
+        self._first = {name: first[id(tensor)] for name, tensor in program.tensors.items()}
         half = (torch.float16, torch.bfloat16) if gradients else ()
         self.weights = None if program.weights is None else program.weights.widened(half)
         self.device = device_of(program)
@@ -156,7 +156,7 @@ class Runner:
             value = value.float()
         if not isinstance(tensor, nn.Parameter):
             return value.clone()
-        return nn.Parameter(value, requires_grad=self._asks and value.is_floating_point())
+        return nn.Parameter(value, requires_grad=False)
 
     def run(
         self,
@@ -168,8 +168,6 @@ class Runner:
         """Let observers see all batches. batches: with the share of each, for statistics of classes."""
         watch = _watch(self.overwritten, observers, filters)
         backward = any(statistic.gradients for statistic in observers)
-        for tensor in named_tensors(self.module).values():
-            tensor.grad = None  # of an attempt for which memory was short
         with self._arithmetic(backward):
             if self.together:
                 batches = list(batches)
@@ -181,12 +179,9 @@ class Runner:
             lanes: Iterable[_Lane] = (self._started(data, batch, share, watch) for batch, share in batches)
             lanes = list(lanes) if len(self.parts) > 1 else lanes  # all batches in step, so that weights are loaded once
             for part in self.parts:
-                with loaded(self.weights, self.module, part):
+                with self._within(part, observers):
                     for lane in lanes:
                         self._advance(data, lane, part, observers, backward)
-        parameters = {name: t.grad for name, t in named_tensors(self.module).items() if t.grad is not None}
-        for observer in observers.values():
-            observer.end(parameters)
 
     def apart(self, data: Calibration, pair: Batch, statistics: Iterable[Statistic], filters: Sequence[Filter]) -> bool:
         """Whether two samples run in one batch as each does alone, to rounding: what observers would see, and the loss."""
@@ -205,6 +200,30 @@ class Runner:
             outputs = [self._output(b) for b in (both, *singles)]
             losses = [data.loss(output, b.target).detach() for output, b in zip(outputs, (both, *singles), strict=True)]
             return _alike(losses[0], torch.stack(losses[1:]).mean(0))
+
+    @contextmanager
+    def _within(self, part: Sequence[fx.Node], observers: Mapping[Statistic, Observer]) -> Iterator[None]:
+        """A block in which a part's weights have values, and observers see their gradients: at its end, or, where weights are
+        loaded for it, each as soon as it is whole."""
+        with loaded(self.weights, self.module, part):
+            asking = [observer for statistic, observer in observers.items() if statistic.parameters]
+            values = named_tensors(self.module) if asking else {}
+            asked = {self._first[name]: t for name, t in values.items() if isinstance(t, nn.Parameter) and not t.is_meta}
+            hooks = []
+            try:
+                for name, parameter in asked.items():
+                    parameter.requires_grad_(parameter.is_floating_point())
+                    if self.weights is not None and parameter.requires_grad:
+                        hooks.append(parameter.register_post_accumulate_grad_hook(partial(_show, asking, name)))
+                yield
+                for name, parameter in asked.items():
+                    _show(asking, name, parameter)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+                for parameter in asked.values():
+                    parameter.requires_grad_(False)
+                    parameter.grad = None
 
     @contextmanager
     def _arithmetic(self, backward: bool) -> Iterator[None]:
@@ -258,12 +277,14 @@ class Runner:
             nothing = Watch(self.overwritten)
             return Watching(self.module, arguments, watch if watched else nothing, batch.size, self.layout)
 
+        asks = any(statistic.parameters for statistic in observers)
+        asked = readers(self.module, self.module.graph.nodes) if asks else set()
         passes = Recomputation(
             self.parts,
             self._values(batch),
             interpreter,
-            lambda part: loaded(self.weights, self.module, part),
-            watch.nodes,
+            lambda part: self._within(part, observers),
+            watch.nodes | asked,
         )
         steps = passes.run(lambda output: _go_back(data, batch, output))
         current: Stepwise | None = None
@@ -332,6 +353,14 @@ def _backward(loss: Tensor) -> None:
         raise UsageError(
             f"The loss does not go back through the model: {first_line(error)}. Use a criterion of activations or of weights."
         ) from error
+
+
+def _show(observers: Sequence[Observer], name: str, parameter: Tensor) -> None:
+    """Let observers see the gradient of a parameter, if it has one, and free it."""
+    if parameter.grad is not None:
+        for observer in observers:
+            observer.see_weight(name, parameter.detach(), parameter.grad)
+        parameter.grad = None
 
 
 def _watch(overwritten: frozenset[str], observers: Mapping[Statistic, Observer], filters: Sequence[Filter]) -> Watch:

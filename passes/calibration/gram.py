@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +11,9 @@ from torch import Tensor
 
 from graphprune.channels.groups import Groups
 from graphprune.statistic import Observer, Place, Statistic, Tap
+
+_ROWS = 1024  # multiplied at once: as many as a wide layer has channels
+_WIDTH = 128  # of the blocks of a product
 
 
 @dataclass(frozen=True)
@@ -35,20 +40,47 @@ class _ChannelGram(Observer):
     def __init__(self, positions: int) -> None:
         super().__init__()
         self._positions = positions
+        self._waiting: dict[tuple[str, int], list[Tensor]] = defaultdict(list)
 
     def see(self, tap: Tap, activation: Tensor) -> None:
-        """Add a batch's products."""
-        rows = sampled_rows(activation, self._positions)
+        """Take a batch's rows; products are made of many rows at once, since adding a matrix of them costs as much as a product
+        of hundreds."""
+        place = tap.node, tap.axis
+        self._waiting[place].append(sampled_rows(activation, self._positions))
+        if sum(map(len, self._waiting[place])) >= _ROWS:
+            self._multiply(place)
+
+    def end(self, gradients: Mapping[str, Tensor]) -> None:
+        """Multiply what is left."""
+        for place in list(self._waiting):
+            self._multiply(place)
+
+    def _multiply(self, place: tuple[str, int]) -> None:
+        rows = torch.cat(self._waiting.pop(place))
         rows = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
-        self.totals.add((tap.node, tap.axis, "gram"), rows.mT @ rows)
-        self.totals.add((tap.node, tap.axis, "sum"), rows.sum(0))
-        self.totals.add((tap.node, tap.axis, "count"), torch.tensor(float(len(rows))))
+        self.totals.add((*place, "gram"), _gram(rows))
+        self.totals.add((*place, "sum"), rows.sum(0))
+        self.totals.add((*place, "count"), torch.tensor(float(len(rows))))
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """``rows.mT @ rows``: blocks on and below the diagonal, each copied to its place above it."""
+    gram = rows.new_empty(rows.shape[1], rows.shape[1])
+    for start in range(0, len(gram), _WIDTH):
+        here, before = slice(start, start + _WIDTH), slice(start + _WIDTH)
+        block = rows[:, here].mT @ rows[:, before]
+        gram[before, here] = block.mT
+        gram[here, before] = block
+    return gram
 
 
 def sampled_rows(activation: Tensor, positions: int) -> Tensor:
-    """Activations (samples, channels, ...) as rows (samples * positions, channels), at evenly spaced positions of each sample."""
-    flat = activation.reshape(*activation.shape[:2], -1)
-    count = flat.shape[2]
+    """Activations (samples, channels, ...) as rows (samples * positions, channels), at evenly spaced positions of each sample; a
+    copy."""
+    rows = activation.reshape(*activation.shape[:2], -1).transpose(1, 2)
+    count = rows.shape[1]
     if count > positions:
-        flat = flat[:, :, torch.linspace(0, count - 1, positions, device=flat.device).long()]
-    return flat.transpose(1, 2).reshape(-1, flat.shape[1])
+        rows = rows[:, torch.linspace(0, count - 1, positions, device=rows.device).long()]
+    else:
+        rows = rows.clone(memory_format=torch.contiguous_format)
+    return rows.reshape(-1, activation.shape[1])

@@ -29,7 +29,7 @@ class Lanes:
         copy = twin(module, lambda tensor: tensor)
         for child in copy.modules():
             child.training = False
-        self.lanes = [Stepwise(copy, _copies(placeholder_values(module.graph, batch.inputs))) for batch in batches]
+        self.lanes = [Stepwise(copy, copies(placeholder_values(module.graph, batch.inputs))) for batch in batches]
         self.batches = batches
         self._data = data
 
@@ -40,7 +40,7 @@ class Lanes:
                 if watch is None:
                     yield lane.run_node(node)
                 else:
-                    with _Watching(number, watch):
+                    with Watching(number, watch):
                         result = lane.run_node(node)
                     yield result
             except MODEL_ERRORS as error:
@@ -57,7 +57,9 @@ class Lanes:
         return [lane.env[node] for lane in self.lanes]
 
 
-class _Watching(TorchDispatchMode):
+class Watching(TorchDispatchMode):
+    """Within this mode ``watch`` is told of each ATen operator. number: of the batch."""
+
     def __init__(self, number: int, watch: Watch) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._number, self._watch = number, watch
@@ -89,6 +91,6 @@ def storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _copies(values: list[Any]) -> list[Any]:
+def copies(values: list[Any]) -> list[Any]:
     """Values of placeholders that a model may write into."""
     return [value.clone() if isinstance(value, Tensor) else value for value in values]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from graphprune.channels.tape import tape_of
@@ -22,6 +22,9 @@ def device_of(program: Program) -> torch.device:
     if program.weights is not None:
         return program.weights.device
     return next((tensor.device for tensor in program.tensors.values()), torch.device("cpu"))
+
+
+_NOTHING: Final[Mapping[str, int]] = {}
 
 
 class _Slot(NamedTuple):
@@ -91,18 +94,27 @@ def _slots(module: fx.GraphModule, nodes: Iterable[fx.Node]) -> Iterator[_Slot]:
                     yield _Slot(str(node.target), store, key)
 
 
-def parts_of(program: Program, module: fx.GraphModule) -> list[list[fx.Node]]:
+def readers(module: fx.GraphModule, nodes: Iterable[fx.Node]) -> set[str]:
+    """The names of those nodes that read parameters."""
+    return {node.name for node in nodes if any(isinstance(slot.tensor, nn.Parameter) for slot in _slots(module, [node]))}
+
+
+def parts_of(program: Program, module: fx.GraphModule, measured: Mapping[str, int] = _NOTHING) -> list[list[fx.Node]]:
     """The nodes of a graph in consecutive parts, such that the weights of a part are few.
 
-    One part, where the weights are there. Else the weights of a part take at most four times as much as the largest tensor, and
-    parts end where little is alive: between blocks, and not within them.
+    One part, where the weights are there. Else the weights of a part, and what is measured in it, take at most four times as much
+    as the largest tensor, or as much as a node needs; and parts end where little is alive: between blocks, and not within them.
+    measured: the bytes that are kept of some nodes, by their names.
     """
     nodes = list(module.graph.nodes)
     if program.weights is None:
         return [nodes]
-    weights = [sum(slot.tensor.nbytes for slot in _slots(module, [node]) if slot.tensor is not None) for node in nodes]
-    most = 4 * max((tensor.nbytes for tensor in program.tensors.values()), default=0)
-    before = [0, *accumulate(weights)]
+    sizes = [
+        sum(slot.tensor.nbytes for slot in _slots(module, [node]) if slot.tensor is not None) + measured.get(node.name, 0)
+        for node in nodes
+    ]
+    most = max(4 * max((tensor.nbytes for tensor in program.tensors.values()), default=0), *measured.values(), 0)
+    before = [0, *accumulate(sizes)]
     alive = _alive(program, nodes)
     parts, start = [], 0
     while start < len(nodes):

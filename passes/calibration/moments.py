@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -32,20 +34,14 @@ class Moments(Statistic):
 
 class _Moments(Observer):
     def see(self, tap: Tap, activation: Tensor) -> None:
-        """Add the sums of a batch; the keys are (tap, name)."""
+        """Add the sums of a batch; keys are (node, axis, name) with the names ``sums``, ``nonzero``, ``counts`` and ``max``."""
         found = activation_attention(activation if activation.is_floating_point() else activation.float())
-        for name, part in (
-            ("sum", found.sum),
-            ("abs", found.abs_sum),
-            ("square", found.square_sum),
-            ("fourth", found.fourth_sum),
-            ("nonzero", found.nonzero),
-        ):
-            self.totals.add((tap.node, tap.axis, name), part)
-        self.totals.add((tap.node, tap.axis, "samples"), torch.tensor(float(len(activation))))
+        place = tap.node, tap.axis
+        self.totals.add((*place, "sums"), torch.stack([found.sum, found.abs_sum, found.square_sum, found.fourth_sum]))
+        self.totals.add((*place, "nonzero"), found.nonzero)
         count = activation.numel() // max(1, activation.shape[1])
-        self.totals.add((tap.node, tap.axis, "count"), torch.tensor(float(count)))
-        self.totals.raise_to((tap.node, tap.axis, "max"), found.abs_max)
+        self.totals.add((*place, "counts"), torch.tensor([len(activation), count]))
+        self.totals.raise_to((*place, "max"), found.abs_max)
 
 
 def needs_moments(at: Place, **options: object) -> tuple[Statistic, ...]:
@@ -53,8 +49,22 @@ def needs_moments(at: Place, **options: object) -> tuple[Statistic, ...]:
     return (Moments(at),)
 
 
+#: Where a moment is: the name in its key, and the row of what is there.
+_PLACES: Final[Mapping[str, tuple[str, Any]]] = {
+    "sum": ("sums", 0),
+    "abs": ("sums", 1),
+    "square": ("sums", 2),
+    "fourth": ("sums", 3),
+    "nonzero": ("nonzero", ...),
+    "samples": ("counts", 0),
+    "count": ("counts", 1),
+    "max": ("max", ...),
+}
+
+
 def moment(totals: Totals, tap: Tap, name: str) -> Floats:
     """A moment of a tap's channels, float64 of shape (channels,); ``count`` and ``samples`` have shape ()."""
     store = totals.maxima if name == "max" else totals.sums
-    found: Floats = np.asarray(store[tap.node, tap.axis, name].numpy(force=True))
+    key, row = _PLACES[name]
+    found: Floats = np.asarray(store[tap.node, tap.axis, key][row].numpy(force=True))
     return found

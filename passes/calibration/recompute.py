@@ -78,6 +78,8 @@ class Recomputation:
                 end(result)
             else:
                 _go_back(again.env, gradients)
+        del result
+        again.env.clear()  # which holds the weights, by what made it
         self._gradients = {
             node: [item.grad if isinstance(item, Tensor) else None for item in found] for node, found in leaves.items()
         }

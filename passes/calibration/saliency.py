@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
 
 from graphprune.channels.groups import Groups
 from graphprune.statistic import Observer, Place, Statistic, Tap
+
+_BLOCK: Final = 2**16  # elements of a weight that are in float64 at once
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,12 @@ class _Saliency(Observer):
 
 
 @dataclass(frozen=True)
-class ParameterGradients(Statistic):
-    """The gradient of the loss, summed over all samples, with respect to every parameter, by the parameter's name; and the
-    number of samples, by :attr:`COUNT`."""
+class WeightSaliency(Statistic):
+    """For every parameter axis with prunable units, ``sum w * dL/dw`` over all elements at each index, shape (indices,), by the
+    parameter's name and the axis, with the loss summed over all samples; and the number of samples, by :attr:`COUNT`.
+
+    Sums of slices are linear in the gradient, so that no gradient outlives the pass that made it.
+    """
 
     COUNT: ClassVar[tuple[str]] = ("samples",)  # no parameter's name
 
@@ -76,16 +81,45 @@ class ParameterGradients(Statistic):
     parameters: ClassVar[bool] = True
 
     def observer(self, groups: Groups) -> Observer:
-        """What keeps them."""
-        return _ParameterGradients()
+        """What adds them up."""
+        axes: dict[str, dict[int, Tensor]] = {}
+        for name, axis, vector in groups.axes:
+            if groups.shrinking[vector]:
+                axes.setdefault(name, {})[axis] = torch.zeros(int(groups.vectors.sizes[vector]), dtype=torch.float64)
+        return _WeightSaliency(axes)
 
 
-class _ParameterGradients(Observer):
+class _WeightSaliency(Observer):
+    """sums: by name and axis. There from the start: small blocks that stay between large ones fragment the memory."""
+
+    def __init__(self, sums: Mapping[str, Mapping[int, Tensor]]) -> None:
+        super().__init__()
+        self._sums = sums
+
+    def see_weight(self, name: str, weight: Tensor, gradient: Tensor) -> None:
+        """Add a part to the sums of each axis."""
+        known = self._sums.get(name, {})
+        for axis, part in _slice_products(weight, gradient, known):
+            self.totals.sums[name, axis] = known[axis].add_(part.cpu())
+
     def end_batch(self, samples: int) -> None:
         """Count samples."""
-        self.totals.add(ParameterGradients.COUNT, torch.tensor(float(samples)))
+        self.totals.add(WeightSaliency.COUNT, torch.tensor(float(samples)))
 
-    def end(self, gradients: Mapping[str, Tensor]) -> None:
-        """All gradients, once all samples were seen."""
-        for name, gradient in gradients.items():
-            self.totals.add(name, gradient)
+
+def _slice_products(one: Tensor, other: Tensor, axes: Iterable[int]) -> list[tuple[int, Tensor]]:
+    """For some axes of two tensors: the sum of their products over all elements at each index, in float64 by blocks of rows."""
+    found = [(axis, one.new_zeros(one.shape[axis], dtype=torch.float64)) for axis in axes]
+    if not found or not one.numel():
+        return found
+    for begin in range(0, len(one), size := max(1, _BLOCK * len(one) // one.numel())):
+        block = slice(begin, begin + size)
+        products = one[block].double() * other[block]
+        for axis, sums in found:
+            others = [each for each in range(products.dim()) if each != axis]
+            part = products.sum(others) if others else products
+            if axis:
+                sums += part
+            else:
+                sums[block] = part
+    return found

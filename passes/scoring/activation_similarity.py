@@ -55,12 +55,13 @@ def _likeness(gram: Tensor, total: Tensor, count: Tensor, kind: str) -> Tensor:
     own = gram.diagonal()
     if kind == "euclidean":
         return (own[:, None] + own - 2 * gram).clamp_min_(0).div_(count).sqrt_().neg_()
-    products = gram - torch.outer(total, total / count) if kind == "cka" else gram.clone()
+    products = torch.addr(gram, total, total / count, alpha=-1) if kind == "cka" else gram.clone()
     norms = products.diagonal().clone()
     constant = norms <= 1e-6 * own  # float32 cannot tell these from constants
     scale = norms.where(~constant, 1.0).rsqrt()
-    alike = products.mul_(scale[:, None]).mul_(scale).abs_()
-    alike = (alike.square_() if kind == "cka" else alike).clamp_max_(1.0)
-    alike[:, constant] = 0.0
-    alike[constant, :] = 1.0  # whatever replaces these, a constant will do
+    alike = products.mul_(scale[:, None]).mul_(scale)
+    alike = (alike.square_() if kind == "cka" else alike.abs_()).clamp_max_(1.0)
+    if bool(constant.any()):
+        alike[:, constant] = 0.0
+        alike[constant, :] = 1.0  # whatever replaces these, a constant will do
     return alike

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+
 from graphprune.channels.groups import Ints
 from graphprune.criteria import Floats, ScoringContext, criterion
-from graphprune.passes.calibration.saliency import ParameterGradients
-from graphprune.passes.scoring.magnitude import slice_sums
+from graphprune.passes.calibration.saliency import WeightSaliency
 from graphprune.passes.scoring.norms import batch_norm_parameters
 from graphprune.statistic import Statistic
 
 
 def _needs(**options: object) -> tuple[Statistic, ...]:
-    return (ParameterGradients(),)
+    return (WeightSaliency(),)
 
 
-@criterion("bn-taylor", needs=_needs, reduction="sum")
+@criterion("bn-taylor", needs=_needs, reduction="sum", streams=True)
 def bn_taylor(context: ScoringContext) -> Floats:
     """``reduce_m |gamma * dL/dgamma + beta * dL/dbeta|`` over the batch norms m of a unit's channels; shape (units,), in units of
     the loss: its change, to first order, if the norm's output were zero, with the mean gradient over all samples. NaN for units
@@ -24,13 +25,14 @@ def bn_taylor(context: ScoringContext) -> Floats:
 
     Data: labelled. Cost: a backward pass.
     """
-    gradients, tensors = context.measured[ParameterGradients()].sums, context.program.tensors
-    samples = float(gradients[ParameterGradients.COUNT])
+    sums = context.measured[WeightSaliency()].sums
+    samples = sums[WeightSaliency.COUNT]
 
     def members() -> Iterator[tuple[Ints, Floats]]:
         for names in batch_norm_parameters(context.program):
-            changes = [tensors[name].detach().double() * (gradients[name] / samples) for name in names if name in gradients]
+            changes = [sums[name, 0] for name in names if (name, 0) in sums]
             if changes and names[0] in context.axes:
-                yield from slice_sums(sum(changes[1:], changes[0]), context.axes[names[0]])
+                ((_, units),) = context.axes[names[0]]
+                yield units, (torch.stack(changes).sum(0) / samples).numpy(force=True)
 
     return context.reduce(members())

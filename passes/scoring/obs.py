@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate, pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+from uuid import uuid4
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from graphprune.channels.groups import FROZEN
+from graphprune.channels.groups import FROZEN, Groups, Ints
 from graphprune.criteria import Floats, ScoringContext, criterion
 from graphprune.passes.calibration.least_squares import damped_factor
-from graphprune.passes.calibration.patches import Patches, measure_patches
+from graphprune.passes.calibration.panels import FileRows, Panels, Rows
+from graphprune.passes.calibration.patches import Patches, PatchSource
+
+_WIDEST: Final = 64  # of the panels that are taken off a matrix together
 
 
-@criterion("obs")
+@criterion("obs", streams=True)
 def obs(context: ScoringContext, *, damping: float = 1e-3, positions: int = 32) -> Floats:
     """``max over removals so far of sum_c sum_o w_S^T [(H^-1)_SS]^-1 w_S / E_c``: what the consumers c of a unit cannot make up
     for when it goes, as a share of their outputs; shape (units,).
@@ -30,89 +40,193 @@ def obs(context: ScoringContext, *, damping: float = 1e-3, positions: int = 32) 
     Data: activations. Cost: K^2 for each row, K^3 for each consumer, K = inputs * taps. Sources: ZipLM, NeurIPS 2023, eq. 3 and 4,
     algorithm 1; Hassibi & Stork, NIPS 1992.
     """
-    values = np.full(context.groups.unit_count, np.nan)
-    consumers: dict[int, list[_Consumer]] = defaultdict(list)
-    for consumer in _consumers(context, damping, positions):
-        rows: dict[int, dict[int, Tensor]] = defaultdict(dict)
-        for unit, own in consumer.rows.items():
-            rows[int(context.groups.group_of[unit])][unit] = own
-        for group, own_rows in rows.items():
-            consumers[group].append(replace(consumer, rows=own_rows))
-    for group, found in consumers.items():
-        for unit, error in _eliminate(context.groups.prunable[group].units.tolist(), found):
-            values[unit] = error
+    groups, values = context.groups, np.full(context.groups.unit_count, np.nan)
+    source = PatchSource(context.program, positions, context.seed, "Criterion obs")
+    last: dict[int, int] = defaultdict(int)  # the part in which the weights of a group are read for the last time
+    for name, axes in context.axes.items():
+        for group in {int(group) for _, units in axes for group in np.unique(groups.group_of[units])}:
+            last[group] = max(last[group], source.last.get(name, 0))
+    waiting: dict[int, list[_Consumer]] = defaultdict(list)
+    with TemporaryDirectory(prefix="graphprune-") if len(source.parts) > 1 else nullcontext("") as folder:
+        for part, found in source.run():
+            for key in list(found):
+                for layer in _layers(context, key[1], found.pop(key), damping):
+                    for group in layer.groups(groups):
+                        # What waits for later parts of a model that is not in memory must not stay there either.
+                        keep = partial(_in_file, Path(folder)) if last[group] > part else _in_memory
+                        waiting[group].append(layer.consumer(groups.prunable[group].units, keep))
+            for group in [group for group in waiting if last[group] <= part]:
+                units = groups.prunable[group].units
+                for place, error in _eliminate(waiting.pop(group), len(units)):
+                    values[units[place]] = error
     return values
 
 
-@dataclass
-class _Consumer:
+def _in_memory(matrix: Tensor) -> Rows:
+    return matrix
+
+
+def _in_file(folder: Path, matrix: Tensor) -> Rows:
+    return FileRows(folder / uuid4().hex, matrix)
+
+
+@dataclass(frozen=True)
+class _Layer:
     """One group of a contraction. inverse: of H, (rows, rows). weights: (rows, outputs), as a share of the output's deviation.
-    rows: of each unit. makes: the unit of each output."""
+    reads, makes: the unit of each row, and of each output."""
 
     inverse: Tensor
     weights: Tensor
-    rows: dict[int, Tensor]
-    makes: Tensor
+    reads: Ints
+    makes: Ints
 
-    def errors(self, units: list[int]) -> Tensor:
-        """The growth of the squared error when each of some units goes."""
-        found = torch.zeros(len(units), dtype=self.weights.dtype, device=self.weights.device)
-        by_size: dict[int, list[int]] = defaultdict(list)
-        for place, unit in enumerate(units):
-            if unit in self.rows:
-                by_size[len(self.rows[unit])].append(place)
-        for places in by_size.values():
-            rows = torch.stack([self.rows[units[place]] for place in places])
-            own = self.weights[rows]  # units, rows of each, outputs
-            solved = torch.linalg.solve(self.inverse[rows.unsqueeze(2), rows.unsqueeze(1)], own)
-            own_units = torch.tensor([units[place] for place in places], device=self.makes.device)
-            stays = own_units.unsqueeze(1) != self.makes
-            found[places] = ((own * solved).sum(1) * stays).sum(1).clamp_min(0)
-        return found
+    def groups(self, groups: Groups) -> list[int]:
+        """The groups of its rows."""
+        found = np.unique(groups.group_of[self.reads[self.reads != FROZEN]])
+        return [int(group) for group in found if group != FROZEN]
 
-    def remove(self, unit: int) -> None:
+    def consumer(self, units: Ints, keep: Callable[[Tensor], Rows]) -> _Consumer:
+        """Its rows that read some units. keep: puts a matrix where it stays until it is needed."""
+        rows, row_of = _places(self.reads, units)
+        outputs, output_of = _places(self.makes, units)
+        weights, inverse = self.weights, self.inverse
+        if not np.array_equal(rows, np.arange(len(inverse))):
+            index = torch.from_numpy(rows).to(weights.device)
+            weights, inverse = weights[index], inverse[index][:, index]
+        own = weights[:, torch.from_numpy(outputs).to(weights.device)]
+        return _Consumer(inverse, weights @ weights.mT, own, keep, row_of, output_of)
+
+
+def _places(of: Ints, units: Ints) -> tuple[Ints, list[slice]]:
+    """The indices at which each of some units stands, unit after unit; and for each unit where its own are among these."""
+    order = np.argsort(units, kind="stable")
+    at = np.minimum(np.searchsorted(units, of, sorter=order), len(units) - 1)
+    found = np.flatnonzero(units[order[at]] == of)
+    place = order[at[found]]
+    bounds = [0, *accumulate(np.bincount(place, minlength=len(units)).tolist())]
+    return found[np.argsort(place, kind="stable")], [slice(*pair) for pair in pairwise(bounds)]
+
+
+class _Consumer:
+    """What reads some units, after some of them went. inverse: of H. gram: products of the weights' rows with each other over all
+    outputs. own: weights to the outputs that the units make. rows, outputs: of each unit among these.
+
+    Of each unit's rows, the blocks of the inverse and of the products are at hand; of the rest, rows are read as units go.
+    """
+
+    def __init__(
+        self,
+        inverse: Tensor,
+        gram: Tensor,
+        own: Tensor,
+        keep: Callable[[Tensor], Rows],
+        rows: Sequence[slice],
+        outputs: Sequence[slice],
+    ) -> None:
+        alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for place, (read, made) in enumerate(zip(rows, outputs, strict=True)):
+            if read.stop > read.start:
+                alike[read.stop - read.start, made.stop - made.start].append(place)
+        self.rows = rows
+        self.blocks = [_Blocks(places, rows, outputs, inverse, gram, own) for places in alike.values()]
+        self.matrices = tuple(Panels(keep(matrix)) for matrix in (inverse, gram, own))
+
+    def remove(self, place: int) -> None:
         """Take a unit out: the other weights make up for it, and H^-1 becomes that of the others."""
-        rows = self.rows.pop(unit, None)
-        if rows is None:
+        rows = self.rows[place]
+        if rows.stop == rows.start:
             return
-        across = torch.linalg.solve(self.inverse[rows][:, rows], self.inverse[rows]).mT  # all rows, rows of the unit
-        self.weights = self.weights - across @ self.weights[rows]
-        self.inverse = self.inverse - across @ self.inverse[rows]
+        inverse, gram, own = (matrix[rows] for matrix in self.matrices)
+        across = torch.linalg.solve(inverse[:, rows], inverse)  # the transpose of what other weights take over of these rows
+        rest = gram - gram[:, rows] @ across
+        for matrix, left, right in zip(
+            self.matrices,
+            (across, torch.cat([across, rest]), across),
+            (inverse, torch.cat([gram, across]), own),
+            strict=True,
+        ):
+            matrix.subtract(left.mT, right)
+        for blocks in self.blocks:
+            blocks.follow(place, across, inverse, gram, rest, own)
 
 
-def _eliminate(units: list[int], consumers: list[_Consumer]) -> Iterator[tuple[int, float]]:
-    """Units in the order in which they go, with the largest growth of the error so far."""
-    left, worst = [unit for unit in units if any(unit in consumer.rows for consumer in consumers)], 0.0
-    while left:
-        errors = torch.stack([consumer.errors(left) for consumer in consumers]).sum(0)
+class _Blocks:
+    """Units with equally many rows and outputs. places: theirs among the group's units. inverse, gram: (units, rows, rows).
+    own: (units, rows, outputs)."""
+
+    def __init__(
+        self, places: Sequence[int], rows: Sequence[slice], outputs: Sequence[slice], inverse: Tensor, gram: Tensor, own: Tensor
+    ) -> None:
+        device = inverse.device
+        self.places = torch.tensor(places, device=device)
+        self._rows, self._outputs = (
+            torch.tensor([list(range(given[place].start, given[place].stop)) for place in places], device=device).long()
+            for given in (rows, outputs)
+        )
+        across = self._rows.unsqueeze(2), self._rows.unsqueeze(1)
+        self._inverse, self._gram = inverse[across], gram[across]
+        self._own = own[self._rows.unsqueeze(2), self._outputs.unsqueeze(1)]
+
+    def errors(self) -> Tensor:
+        """The growth of the squared error when each of the units goes, over the outputs that stay."""
+        lost = self._gram - self._own @ self._own.mT
+        solved = lost / self._inverse if lost.shape[1] == 1 else torch.linalg.solve(self._inverse, lost)
+        return solved.diagonal(dim1=1, dim2=2).sum(1).clamp_min(0)
+
+    def follow(self, place: int, across: Tensor, inverse: Tensor, gram: Tensor, rest: Tensor, own: Tensor) -> None:
+        """A unit goes, as :meth:`_Consumer.remove` has it: tensors of shape (its rows, all rows), or (its rows, outputs)."""
+        of_across, of_inverse, of_gram, of_rest = (each.mT[self._rows] for each in (across, inverse, gram, rest))
+        self._inverse -= of_across @ of_inverse.mT
+        self._gram -= of_across @ of_gram.mT + of_rest @ of_across.mT
+        self._own -= of_across @ own[:, self._outputs].transpose(0, 1)
+        gone = self.places == place
+        self._inverse[gone] = torch.eye(self._inverse.shape[1], dtype=across.dtype, device=across.device)
+        self._gram[gone], self._own[gone] = 0.0, 0.0
+
+
+def _eliminate(consumers: list[_Consumer], count: int) -> Iterator[tuple[int, float]]:
+    """The places of ``count`` units in the order in which they go, with the largest growth of the error so far."""
+    # Panels of all consumers together take about four times as much as the matrices of one.
+    width = max(1, min(_WIDEST, *(2 * len(consumer.matrices[0]) // len(consumers) for consumer in consumers)))
+    left = torch.zeros(count, dtype=torch.bool, device=consumers[0].blocks[0].places.device)
+    for consumer in consumers:
+        for matrix in consumer.matrices:
+            matrix.most = width
+        for blocks in consumer.blocks:
+            left[blocks.places] = True
+    worst = 0.0
+    while bool(left.any()):
+        errors = torch.zeros(count, dtype=torch.float64, device=left.device)
+        for consumer in consumers:
+            for blocks in consumer.blocks:
+                errors[blocks.places] += blocks.errors()
+        errors[~left] = torch.inf
         place = int(errors.argmin())
         worst = max(worst, float(errors[place]))
-        yield left[place], worst
+        yield place, worst
+        left[place] = False
         for consumer in consumers:
-            consumer.remove(left[place])
-        del left[place]
+            consumer.remove(place)
 
 
-def _consumers(context: ScoringContext, damping: float, positions: int) -> Iterator[_Consumer]:
-    """Every group of every contraction that reads units."""
-    for (_, name), patches in measure_patches(context.program, positions, context.seed, "Criterion obs").items():
-        parameter = context.program.tensors[name]
-        reads, makes = _units(context, name, patches)
-        h, _, _, _ = patches.squares.moments(intercept=True)
-        energy = float(patches.squares.spread().sum()) or 1.0
-        weights = patches.matrix(parameter.detach()).double().flatten(1, 2) / energy**0.5  # groups, inputs and taps, outputs
-        taps = patches.places.shape[2]
-        for g in range(len(weights)):
-            if bool((reads[g] == FROZEN).all()) or bool((reads[g].unsqueeze(1) == makes[g]).all()):
-                continue  # nothing to remove here, or nothing is left of what it makes
-            of_rows = reads[g].repeat_interleave(taps)
-            rows = {int(unit): (of_rows == unit).nonzero().flatten() for unit in reads[g].unique() if unit != FROZEN}
-            yield _Consumer(torch.cholesky_inverse(damped_factor(h[g : g + 1], damping))[0], weights[g], rows, makes[g])
+def _layers(context: ScoringContext, name: str, patches: Patches, damping: float) -> Iterator[_Layer]:
+    """Every group of a contraction that reads units."""
+    reads, makes = _units(context, name, patches)
+    h = patches.rows.centred()
+    energy = float(patches.outputs.centred().clamp_min(0).sum()) or 1.0
+    weights = patches.matrix(patches.weight).double().flatten(1, 2) / energy**0.5  # groups, inputs and taps, outputs
+    taps = patches.places.shape[2]
+    del patches
+    for g in range(len(weights)):
+        if bool((reads[g] == FROZEN).all()) or bool((reads[g].unsqueeze(1) == makes[g]).all()):
+            continue  # nothing to remove here, or nothing is left of what it makes
+        of_rows, of_outputs = reads[g].repeat_interleave(taps).numpy(force=True), makes[g].numpy(force=True)
+        yield _Layer(torch.cholesky_inverse(damped_factor(h[g : g + 1], damping))[0], weights[g], of_rows, of_outputs)
 
 
 def _units(context: ScoringContext, name: str, patches: Patches) -> tuple[Tensor, Tensor]:
     """The unit of each input, (groups, inputs), and of each output, (groups, outputs); FROZEN where nothing can go."""
-    parameter = context.program.tensors[name]
+    parameter = patches.weight
     groups, inputs, _, outputs = patches.places.shape
     reads, makes = (torch.full((groups, size), FROZEN, device=parameter.device) for size in (inputs, outputs))
     for axis, units in context.axes.get(name, ()):

@@ -132,8 +132,6 @@ def check_streams(terms: Sequence[Term]) -> None:
     """Raise UsageError naming the first criterion that needs more weights at once than are loaded together."""
     for term in terms:
         name = term.criterion.name
-        if any(statistic.parameters for statistic in term.needs):
-            raise UsageError(f"{name} needs the gradients of all weights at once, which are read one by one. {_INSTEAD}")
         if not term.streams:
             raise UsageError(f"{name} compares weights or activations of several layers, which are read one by one. {_INSTEAD}")
 

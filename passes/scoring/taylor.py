@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal
 
-from graphprune.channels.groups import Ints
 from graphprune.criteria import Floats, ScoringContext, criterion
-from graphprune.passes.calibration.saliency import ParameterGradients, Saliency
-from graphprune.passes.scoring.magnitude import slice_sums
+from graphprune.passes.calibration.saliency import Saliency, WeightSaliency
 from graphprune.statistic import Place, Statistic
 
 
 def _needs(form: str, at: Place, **options: object) -> tuple[Statistic, ...]:
-    return (ParameterGradients(),) if form == "weight" else (Saliency(at),)
+    return (WeightSaliency(),) if form == "weight" else (Saliency(at),)
 
 
-def _streams(form: str, **options: object) -> bool:
-    return form == "activation"
-
-
-@criterion("taylor", needs=_needs, streams=_streams)
+@criterion("taylor", needs=_needs, streams=True)
 def taylor(context: ScoringContext, *, form: Literal["activation", "weight"] = "activation", at: Place = "consumed") -> Floats:
     """Change of the loss, to first order, if a unit were zero; shape (units,), in units of the loss.
 
@@ -32,14 +25,11 @@ def taylor(context: ScoringContext, *, form: Literal["activation", "weight"] = "
         if "abs" not in measured:
             return context.reduce(())
         return context.seen(at, (measured["abs"] / measured["count"]).numpy(force=True))
-    gradients = context.measured[ParameterGradients()].sums
-    samples = float(gradients[ParameterGradients.COUNT])
-    names = {id(tensor): name for name, tensor in reversed(context.program.tensors.items())}
-
-    def members() -> Iterator[tuple[Ints, Floats]]:
-        for parameter, axes in context.members():
-            gradient = gradients.get(names[id(parameter)])
-            if gradient is not None:
-                yield from slice_sums(parameter.detach().double() * (gradient / samples), axes)
-
-    return context.reduce(members())
+    changes = context.measured[WeightSaliency()].sums
+    samples = changes[WeightSaliency.COUNT]
+    return context.reduce(
+        (units, (changes[name, axis] / samples).numpy(force=True))
+        for name, axes in context.axes.items()
+        for axis, units in axes
+        if (name, axis) in changes  # no buffer, and no parameter on which the loss does not depend
+    )

@@ -38,6 +38,10 @@ class Spec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Spec:
+        """Itself, as nothing changes it: a network that is copied has one."""
+        return self
+
     seed: int
     inputs: tuple[str, ...]
     steps: tuple[Step, ...]

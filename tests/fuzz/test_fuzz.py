@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.checking import max_error, run
 from tests.fuzz.block import BLOCKS
-from tests.fuzz.check import Subject, check, runs
+from tests.fuzz.check import CHECKS, Check, check, runs, untouched, verified
 from tests.fuzz.generate import generate
+from tests.fuzz.record import Record
 from tests.fuzz.shrink import reduce
 from tests.fuzz.silence import choose, silenced
 from tests.fuzz.spec import Spec
+from tests.fuzz.subject import Subject
 
 SLICE = range(32)
 ROOT = Path(__file__).resolve().parents[2]
-FOUND = sorted((Path(__file__).parent / "found").glob("*.json"))
+RECORD = ROOT / "docs" / "benchmarks" / "trust" / "fuzz.json"
+
+
+def found() -> Iterator[Any]:
+    """Networks that once failed. Those that the record says still do, as rounding on a machine has it, may."""
+    standing = Record.load(RECORD).unmended
+    for path in sorted((Path(__file__).parent / "found").glob("*.json")):
+        spec = Spec.model_validate_json(path.read_text())
+        marks = [pytest.mark.xfail(reason=standing[spec.seed].failure)] if spec.seed in standing else []
+        yield pytest.param(spec, id=path.stem, marks=marks)
 
 
 @pytest.mark.parametrize("seed", SLICE)
@@ -31,9 +43,9 @@ def test_random_networks_are_pruned_exactly(seed: int) -> None:
     assert not outcome.failure, f"{outcome.failure}\n{outcome.trace}"
 
 
-@pytest.mark.parametrize("path", FOUND, ids=lambda path: path.stem)
-def test_networks_that_once_failed_are_pruned_exactly(path: Path) -> None:
-    outcome = check(Spec.model_validate_json(path.read_text()))
+@pytest.mark.parametrize("spec", list(found()))
+def test_networks_that_once_failed_are_pruned_exactly(spec: Spec) -> None:
+    outcome = check(spec, everything=True)
     assert not outcome.failure, f"{outcome.failure}\n{outcome.trace}"
 
 
@@ -54,14 +66,27 @@ def test_every_block_is_drawn() -> None:
 def test_the_silencing_oracle_tells_plans_apart(seed: int) -> None:
     """Its negative twin: silencing other channels than those that are gone gives other outputs."""
     subject = Subject(generate(seed), Counter())
-    _, slim = subject.slim()
-    groups = subject.found.groups
+    slim, groups = subject.chosen.model, subject.groups
     errors = []
     for number in range(100, 105):
         kept, twins = choose(groups, number)
         other = silenced(subject.model, groups, subject.found.plan(kept), twins)
         errors.append(max_error(run(slim, subject.inputs), run(other, subject.inputs)))
     assert max(errors) > 1e-4
+
+
+def test_checks_of_a_share_draw_their_networks_one_by_one() -> None:
+    """The same ones each time, about as many as they are to, and not all on the same networks; the others take every network."""
+    taken = [{seed for seed in range(4000) if Check(one, every=8).takes(seed)} for one in (verified, untouched)]
+    assert all(400 < len(seeds) < 600 for seeds in taken) and 30 < len(taken[0] & taken[1]) < 100
+    assert all(step.takes(seed) for step in CHECKS if step.every == 1 for seed in range(20))
+
+
+def test_a_network_can_be_put_to_every_check() -> None:
+    seed = next(seed for seed in range(200) if not any(step.takes(seed) for step in CHECKS if step.every > 1))
+    names = {"pruned alike", "plans applied from JSON", "saved and loaded", "exported"}
+    assert names.isdisjoint(check(generate(seed)).counts)
+    assert names <= check(generate(seed), everything=True).counts.keys()
 
 
 def test_a_failing_network_is_shrunk_to_what_fails() -> None:
@@ -74,9 +99,25 @@ def _reads_images_in_groups(spec: Spec) -> bool:
     return any(step.block == "GroupedConv" for step in spec.steps)
 
 
-def test_the_command_checks_networks_in_several_processes(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tests.fuzz", "--minutes", "0.001", "--jobs", "2", "--record", str(tmp_path / "record.json")]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads((tmp_path / "record.json").read_text())["counts"]["networks"] == 2
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="asks Linux for the processes of a process")
+def test_the_command_goes_on_after_a_kill_that_leaves_no_process(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    command = [sys.executable, "-m", "tests.fuzz", "--record", str(path), "--minutes"]
+    options: Any = {"cwd": ROOT, "env": os.environ | {"PYTHONPATH": str(ROOT)}, "stdout": subprocess.DEVNULL}
+    with subprocess.Popen([*command, "20", "--jobs", "2"], **options) as first:
+        until(path.exists)
+        workers = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+        first.kill()
+    until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in workers))
+    before = Record.load(path).counts["networks"]
+    subprocess.run([*command, "0.001"], **options, timeout=600, check=True)
+    record = Record.load(path)
+    assert record.parts[0].first == 0 and record.parts[-1].next == record.counts["networks"] > before > 0
+
+
+def until(ready: Callable[[], bool]) -> None:
+    """Wait until something is so. It takes seconds to import torch in several processes."""
+    deadline = time.monotonic() + 600
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -60,6 +60,18 @@ def test_results_do_not_depend_on_the_layout_or_on_the_blocks(block: int, monkey
             common.assert_attention(activation_attention(values, gradient, tau=0.3), expected, a.dtype)
 
 
+def test_one_negative_value_is_seen_among_those_of_a_relu() -> None:
+    """Without one, absolute values are not computed."""
+    a = torch.randn(3, 5, 6, 4, dtype=torch.float64).relu()
+    a[0, 0, 0, 0] = -0.0
+    plain = activation_attention(a)
+    common.assert_attention(plain, common.attention(a), a.dtype)
+    a[2, 4, 5, 3] = -7.0
+    found = activation_attention(a)
+    common.assert_attention(found, common.attention(a), a.dtype)
+    assert torch.equal(plain.abs_sum, plain.sum) and found.abs_sum[4] > found.sum[4] + 13
+
+
 def test_channels_may_lie_in_any_dimension_but_the_first() -> None:
     a, g = _pair((2, 7, 5), torch.float64)  # tokens: [N, L, C]
     expected = common.attention(a.movedim(-1, 1), g.movedim(-1, 1), 0.3)
@@ -100,7 +112,7 @@ class _Largest(TorchDispatchMode):
 
 
 def test_no_copy_of_the_tensor_is_made_in_any_layout() -> None:
-    a = torch.randn(8, 16, 160, 80).to(torch.bfloat16)
+    a = torch.randn(16, 16, 160, 80).to(torch.bfloat16)
     for name, values in common.layouts(a).items():
         with _Largest(values) as seen:
             reference.statistics_with_gradient(values, values, None, 1)

@@ -5,7 +5,7 @@
 
 Five runs, each with a record beside this file. *zoo*: the small structures of ``tests/zoo`` under pytest. *failures*: commands that
 are killed, interrupted, and short of room or memory (``tests/failure``). *fuzz*: random networks (``python -m tests.fuzz``) for so
-many minutes, counted on from the seeds of the record. *mutants*: so many wrong rules (``python -m tests.mutants``) that are not
+many minutes, added to those of the record. *mutants*: so many wrong rules (``python -m tests.mutants``) that are not
 in the record yet; those that make no difference stand in ``equivalent.json``, with the reasons. *hostile*: so many damaged and
 hostile files (``python -m tests.hostile``), counted on. Then ``README.md`` is written from the records; with ``--minutes 0``,
 ``--mutants 0``, ``--files 0``, ``--no-zoo`` or ``--no-failures`` from what was run before. ``--afresh`` forgets the records.
@@ -65,15 +65,16 @@ CHECKS = (
     (
         "Any plan ends in a proved model",
         "verified",
-        "units drawn at random go; the built-in proof, two batch sizes",
+        "units drawn at random go; the built-in proof, at another batch size than that of the capture",
         "plans proved",
     ),
     (
         "The slim model is the original without these channels",
         "equals_silenced",
-        "the original's own Python, with weights under which the channels have no effect; eval and train mode",
+        "the original's own Python, with weights under which the channels have no effect; two batch sizes",
         "silenced originals equalled",
     ),
+    ("And in train mode", "trains_as_silenced", "the same, and what a step leaves in the buffers", "equalled in train mode"),
     (
         "Statistics are taken over what is left",
         "equals_silenced",
@@ -82,9 +83,12 @@ CHECKS = (
     ),
     ("It trains as the original would", "equal_gradients", "gradients of everything that stays", "gradients equalled"),
     ("It can be pruned again", "same_units", "its groups are what is left of the original's", "slim models analysed again"),
-    ("A target is met with a proof", "pruned_by_score", "random criterion, target, rounding and policy; twice", "targets met"),
+    ("A target is met with a proof", "pruned_by_score", "random criterion, target, rounding and policy", "targets met"),
     ("Or it is refused with the reason", "pruned_by_score", "the same", "targets refused"),
-    ("It exports", "exported", "one network in four, through torch.export", "exported"),
+    ("Twice the same is the same", "pruned_alike", "all of it again, from the model; plans and bits compared", "pruned alike"),
+    ("A plan can be kept", "applied", "through JSON; bits compared, and a proof by another capture", "plans applied from JSON"),
+    ("A slim model can be kept", "reloaded", "saved and loaded, and copied; bits compared", "saved and loaded"),
+    ("It exports", "exported", "through torch.export", "exported"),
     ("The original is not changed", "untouched", "a digest of all of its state before and after", "networks"),
 )
 
@@ -137,8 +141,8 @@ def files_row(hostile: dict[str, Any]) -> str:
 
 def rows(zoo: dict[str, Any], survived: dict[str, Any], fuzz: dict[str, Any], mutants: dict[str, str]) -> list[str]:
     """The table: promise, test and figure of each."""
-    counts: Counter[str] = Counter(fuzz.get("counts", {}))
-    failures = Counter(text.partition(":")[0] for text in fuzz.get("failures", {}).values())
+    counts = totals(fuzz)
+    failures = Counter(failure["failure"].partition(":")[0] for failure in unmended(fuzz).values())
     made = [
         f"| {promise} | fuzz, `{check}`: {how} | {counts[count]} networks, {failures[check]} failures |"
         for promise, check, how, count in CHECKS
@@ -156,6 +160,34 @@ def rows(zoo: dict[str, Any], survived: dict[str, Any], fuzz: dict[str, Any], mu
     return [*made, files_row(hostile)] if hostile else made
 
 
+def totals(fuzz: dict[str, Any]) -> Counter[str]:
+    """Counts of all parts of the record of random networks."""
+    return sum((Counter(part["counts"]) for part in fuzz.get("parts", [])), Counter[str]())
+
+
+def unmended(fuzz: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """The networks that failed and still do, by seed."""
+    return {seed: failure for seed, failure in fuzz.get("failures", {}).items() if not failure["mended"]}
+
+
+def parts(fuzz: dict[str, Any]) -> str:
+    """The table of the parts of the record: seeds, networks, when, and with what."""
+    made = []
+    for part in fuzz.get("parts", []):
+        inside = {seed for seed in fuzz["failures"] if part["first"] <= int(seed) < part["next"]}
+        failed = len(inside & unmended(fuzz).keys())
+        cells = (
+            f"{part['first']:,} to {part['next'] - 1:,}",
+            f"{part['counts']['networks']:,}",
+            part["day"],
+            part["graphprune"],
+            part["torch"],
+            f"{failed}" + (f", and {len(inside) - failed} mended" if len(inside) > failed else ""),
+        )
+        made.append(f"| {' | '.join(cells)} |")
+    return "\n".join(made)
+
+
 def reach(counts: Counter[str]) -> str:
     """That the networks can be pruned at all."""
     groups = counts["prunable groups"]
@@ -171,30 +203,36 @@ def reach(counts: Counter[str]) -> str:
 def page() -> str:
     """The page, from the records."""
     zoo, failed, fuzz, mutants = load(ZOO), load(FAILURES), load(FUZZ), load(MUTANTS)
-    counts: Counter[str] = Counter(fuzz.get("counts", {}))
+    counts = totals(fuzz)
     same: dict[str, str] = load(EQUIVALENT)
     survivors = "\n".join(f"- `{name}`" for name, stage in mutants.items() if not stage and name not in same) or "None."
     reasons = "\n".join(f"- {number}: {reason}" for reason, number in Counter(same.values()).most_common())
     stages = Counter(stage for stage in mutants.values() if stage).most_common()
     caught, by = sum(number for _, number in stages), ", ".join(f"{number} by {stage}" for stage, number in stages) or "none"
-    failures = "\n".join(f"- seed {seed}: {text}" for seed, text in fuzz.get("failures", {}).items())
+    failures = "\n".join(f"- seed {seed}: {failure['failure']}" for seed, failure in unmended(fuzz).items())
     versions = f"torch {torch.__version__.partition('+')[0]}, Python {platform.python_version()}, {platform.machine()}"
-    seeds = f"{fuzz.get('first') or 0} to {(fuzz.get('next') or 1) - 1}"
     return f"""# Trust: what is promised, and how it is tested
 
 Made by `run.py` beside this page, which says how. {versions}.
 
-| promise | how it is tested | last run |
+| promise | how it is tested | result |
 | --- | --- | --- |
 {chr(10).join(rows(zoo, failed, fuzz, mutants))}
 
 ## Random networks
 
-The networks are those of seeds {seeds}, in float64, compared to a relative error of 1e-10. They are made of convolutions of all
-kinds, norms, attention, recurrent layers, gates, shuffles, concatenations, splits and shared layers, with several inputs and
-outputs (`tests/fuzz`). {reach(counts)}
+{counts["networks"]:,} networks were checked, each of another seed, in float64, to a relative error of 1e-10. They are made of
+convolutions of all kinds, norms, attention, recurrent layers, gates, shuffles, concatenations, splits and shared layers, with
+several inputs and outputs (`tests/fuzz`). {reach(counts)}
 
-{failures or "No network of this run failed."} Networks that failed before lie in `tests/fuzz/found`, and pytest runs them.
+| seeds | networks | day | graphprune | torch | failures |
+| --- | --- | --- | --- | --- | --- |
+{parts(fuzz)}
+
+Checks that take long are of a share of the networks, by the seed; the table above says of how many. Networks that fail are saved in
+`tests/fuzz/found`, where pytest runs them. A failure stands until what was saved of it and its own network pass.
+
+{failures or "No failure stands."}
 
 ## Wrong rules
 

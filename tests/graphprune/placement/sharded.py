@@ -18,7 +18,7 @@ from graphprune.placement import placement_of
 from tests.graphprune.streaming.nets import INPUTS, Net
 
 TARGET = "channels=50%"
-CRITERIA = ["l2", "attention"]
+CRITERIA = ["l2", "attention", "obs"]
 
 
 def make(tied: bool = True) -> Net:

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import graphprune
 from graphprune.calibration import Calibration
@@ -76,7 +77,56 @@ def _labelled() -> Calibration:
     return Calibration([(ids, ids[:, 0] % 3) for ids in batches()], loss=_first_token)
 
 
-GRADIENTS = ["taylor", "taylor(at=produced)", "fisher", "class-aware(samples=2)", "0.5*variance+0.5*taylor"]
+class Stages(nn.Module):
+    """Convolutions with batch norms over a residual stream, and a parameter that is read first and used up to the end."""
+
+    def __init__(self, channels: int = 6, depth: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, 3, padding=1)
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(depth))
+        self.gain = nn.Parameter(torch.linspace(0.5, 1.5, channels))
+        self.head = nn.Linear(channels, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of shape (batch, 4)."""
+        gain = self.gain.view(-1, 1, 1)
+        x = self.stem(x)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = x + torch.relu(norm(conv(x) * gain))
+        out: Tensor = self.head(x.mean((2, 3)) * self.gain)
+        return out
+
+
+def _images() -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randn(n, 3, 5, 5, generator=generator, dtype=torch.float64), torch.arange(n) % 4) for n in (3, 2, 4)]
+
+
+def _stages() -> Stages:
+    torch.manual_seed(0)
+    model = Stages().double().eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if "norms" in name and tensor.is_floating_point():
+                tensor.uniform_(0.5, 1.5)
+    return model
+
+
+def _in_memory_and_streamed(
+    full: nn.Module, bare: nn.Module, inputs: Tensor, criterion: str, data: Calibration, folder: Path
+) -> list[Any]:
+    """Scores of a model in memory, and of its checkpoint, which runs in several parts."""
+    save_sharded(full, folder)
+    streamed = capture(bare, inputs)
+    streamed = streamed.with_(weights=weights_of(streamed.module, match(bare, open_checkpoint(folder))))
+    assert len(parts_of(streamed, streamed.module)) > 2
+    passes = [ChannelsPass(), ScorePass(criterion=criterion)]
+    programs = (program.with_(calibration=data) for program in (capture(full, inputs), streamed))
+    return [PassManager(passes).run(program).scores[criterion].values for program in programs]
+
+
+GRADIENTS = ["taylor", "taylor(at=produced)", "taylor(form=weight)", "fisher", "class-aware(samples=2)", "0.5*variance+0.5*taylor"]
 
 
 @pytest.mark.parametrize("criterion", GRADIENTS)
@@ -85,18 +135,67 @@ def test_scores_of_gradients_are_those_of_the_model_in_memory(tmp_path: Path, cr
     """To rounding: weights are loaded a few layers at a time, forward and back."""
     torch.manual_seed(0)
     net = Net(depth=6, tied=False).to(dtype).eval()
-    save_sharded(net, tmp_path / "full")
     bare = on_meta(depth=6, tied=False).to(dtype)
-    matched = match(bare, open_checkpoint(tmp_path / "full"))
-    streamed = capture(bare, INPUTS)
-    streamed = streamed.with_(weights=weights_of(streamed.module, matched))
-    assert len(parts_of(streamed, streamed.module)) > 2
-    passes = [ChannelsPass(), ScorePass(criterion=criterion)]
-    expected, found = (
-        PassManager(passes).run(program.with_(calibration=_labelled())).scores[criterion].values
-        for program in (capture(net, INPUTS), streamed)
-    )
+    expected, found = _in_memory_and_streamed(net, bare, INPUTS, criterion, _labelled(), tmp_path)
     assert found == pytest.approx(expected, rel=1e-11 if dtype == torch.float64 else 1e-4, nan_ok=True)
+
+
+@pytest.mark.parametrize("criterion", ["taylor(form=weight)", "bn-taylor", "0.5*bn-taylor+0.5*fisher"])
+def test_scores_of_gradients_of_weights_that_several_parts_read(tmp_path: Path, criterion: str) -> None:
+    """The parameter's gradient comes from every part that uses it."""
+    with torch.device("meta"):
+        bare = Stages().double().eval()
+    data = Calibration(_images())
+    expected, found = _in_memory_and_streamed(_stages(), bare, _images()[0][0], criterion, data, tmp_path)
+    assert found == pytest.approx(expected, rel=1e-10, nan_ok=True)
+    assert np.isfinite(expected).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("criterion", ["obs", "0.5*obs(damping=0.1,positions=3)+0.5*l2"])
+def test_scores_of_second_moments_are_those_of_the_model_in_memory(tmp_path: Path, criterion: str, dtype: torch.dtype) -> None:
+    """Bit for bit: what reads the residual stream waits in files for the last part, and goes the same way as in memory."""
+    torch.manual_seed(0)
+    net, bare = Net(depth=6).to(dtype).eval(), on_meta(depth=6).to(dtype)
+    expected, found = _in_memory_and_streamed(net, bare, INPUTS, criterion, Calibration(batches()), tmp_path / "text")
+    assert np.isfinite(expected).any() and np.array_equal(found, expected, equal_nan=True)
+    with torch.device("meta"):
+        without = Stages().to(dtype).eval()
+    images = Calibration([x.to(dtype) for x, _ in _images()])
+    expected, found = _in_memory_and_streamed(_stages().to(dtype), without, _images()[0][0].to(dtype), criterion, images, tmp_path)
+    assert np.isfinite(expected).any() and np.array_equal(found, expected, equal_nan=True)
+
+
+def test_second_moments_of_a_weight_that_an_earlier_part_has_read(tmp_path: Path) -> None:
+    """The product with a view of it, much later, counts as it does in memory."""
+
+    class Late(Stages):
+        def forward(self, x: Tensor) -> Tensor:
+            """Logits of shape (batch, 4)."""
+            turned = self.head.weight.mT
+            x = self.stem(x)
+            for conv, norm in zip(self.convs, self.norms, strict=True):
+                x = x + torch.relu(norm(conv(x)))
+            out: Tensor = x.mean((2, 3)) @ turned
+            return out
+
+    torch.manual_seed(0)
+    full = Late().double().eval()
+    with torch.device("meta"):
+        bare = Late().double().eval()
+    data = Calibration([x for x, _ in _images()])
+    expected, found = _in_memory_and_streamed(full, bare, _images()[0][0], "obs", data, tmp_path)
+    assert np.isfinite(expected).any() and np.array_equal(found, expected, equal_nan=True)
+    with torch.no_grad():
+        full.head.weight[:, ::2] *= 9.0
+    assert not np.array_equal(_in_memory_and_streamed(full, bare, _images()[0][0], "obs", data, tmp_path)[1], expected)
+
+
+def test_gradients_of_a_tied_weight_come_from_all_its_uses(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net, bare = Net(depth=8).double().eval(), on_meta(depth=8).double()
+    expected, found = _in_memory_and_streamed(net, bare, INPUTS, "taylor(form=weight)", _labelled(), tmp_path)
+    assert found == pytest.approx(expected, rel=1e-10, nan_ok=True)
 
 
 def test_a_checkpoint_is_pruned_by_gradients_as_the_model_in_memory(net: Net, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from tests.passes.scoring.scored import chain, images, labelled, scored
 
 ROOT = Path(__file__).resolve().parents[3]
 FORMS = ["attention(p=2)", "attention(statistic=max)", "apoz", "variance", "mean-activation", "rank", "activation-similarity"]
-FORMS += ["taylor", "taylor(form=weight)", "bn-taylor", "fisher", "class-aware(tau=0.001)", "0.5*l2+0.5*taylor"]
+FORMS += ["obs(positions=1000)", "taylor", "taylor(form=weight)", "bn-taylor", "fisher", "class-aware(tau=0.001)"]
+FORMS += ["0.5*l2+0.5*taylor"]
 
 #: Seven samples of three classes, four to one process and three to the other; the last class is with the second alone.
 LABELS = torch.tensor([0, 0, 1, 1, 0, 2, 2])
