@@ -23,6 +23,8 @@ from graphprune.ir.twins import named_tensors, unwrapped
 from graphprune.ir.weights import Weights
 from graphprune.latency.environment import environment_of
 from graphprune.latency.table import LatencyTable
+from graphprune.own_class.limits import within_own_code
+from graphprune.own_class.seat import class_in, describe_class, in_own_class, seated
 from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
 from graphprune.passes.calibration.supply import SYNTHETIC, calibrated
 from graphprune.passes.latency.source import timed
@@ -34,8 +36,6 @@ from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.select import selection_pass
 from graphprune.passes.selection.target import KINDS, split_target
 from graphprune.passes.verification.verify import VerifyPass, compare
-from graphprune.own_class.limits import within_own_code
-from graphprune.own_class.seat import class_in, describe_class, in_own_class, seated
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.pipeline.observers import Observer
 from graphprune.pipeline.pass_base import Pass
@@ -133,15 +133,10 @@ def prune(
         ScorePass(criterion=criterion, reduction=reduction, normalise=normalise, share=share, seed=seed),
         selection_pass(select, ranking, {"round_to": round_to, "min_channels": min_channels, "max_ratio": max_ratio, **targets}),
         RewritePass(),
+        *([VerifyPass(seed=seed)] if verify else []),
+        *([] if compensate is None else [_compensation(compensate)]),
+        *([RecalibratePass()] if recalibrate else []),
     ]
-    if verify:
-        passes.append(VerifyPass(seed=seed))
-    if compensate is not None:
-        if compensate not in COMPENSATIONS:
-            raise UsageError(f"There is no compensation {compensate!r}; choose from {', '.join(COMPENSATIONS)}.")
-        passes.append(COMPENSATIONS[compensate]())
-    if recalibrate:
-        passes.append(RecalibratePass())
     asking = next((step.name for step in passes if "calibration" in step.needs), None)
     if asking is not None and data is None:
         raise no_data(f"Pass {asking!r}")
@@ -162,6 +157,12 @@ def prune(
     steps = [ChannelsPass(exclude=program.exclude, policy=program.policy), *passes]
     result = run_pipeline(program, steps, observers=observers, model=model, analyses=analyses)
     return in_own_class(result, unwrapped(model), normalise_inputs(example_inputs)) if keep_class else result
+
+
+def _compensation(name: str) -> Pass:
+    if name not in COMPENSATIONS:
+        raise UsageError(f"There is no compensation {name!r}; choose from {', '.join(COMPENSATIONS)}.")
+    return COMPENSATIONS[name]()
 
 
 def run_pipeline(
@@ -242,8 +243,9 @@ def save(result: PruneResult, path: str | Path) -> None:
     """Write a slim model as one safetensors file that needs neither the original code nor pickle to load.
 
     Of a model that was pruned in scopes the file holds all but the code around these; :func:`load` then asks for the
-    original. One that keeps its class is written as its graph, and loads into the original, too. ``.pt2`` writes an exported program instead. Atomic. Raises UsageError where the path cannot be written, and
-    ArtifactError where the model holds something that the format cannot.
+    original. One that keeps its class is written as its graph, and loads into the original, too. ``.pt2`` writes an exported
+    program instead. Atomic. Raises UsageError where the path cannot be written, and ArtifactError where the model holds something
+    that the format cannot.
     """
     if Path(path).suffix == ".pt2":
         _save_exported(result, Path(path))

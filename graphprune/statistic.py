@@ -110,6 +110,9 @@ class Observer:
     def end_batch(self, samples: int) -> None:
         """All of a batch of so many samples was seen."""
 
+    def end(self) -> None:
+        """All batches of a pass over data were seen; more may follow in another."""
+
     def see_weight(self, name: str, weight: Tensor, gradient: Tensor) -> None:
         """A parameter, under its first name, and a part of the gradient of the summed loss with respect to it, if the statistic
         asked. The parts of all calls for one parameter add up to the whole: they are of some batches, or of some of its uses."""

@@ -182,6 +182,8 @@ class Runner:
                 with self._within(part, observers):
                     for lane in lanes:
                         self._advance(data, lane, part, observers, backward)
+        for observer in observers.values():
+            observer.end()
 
     def apart(self, data: Calibration, pair: Batch, statistics: Iterable[Statistic], filters: Sequence[Filter]) -> bool:
         """Whether two samples run in one batch as each does alone, to rounding: what observers would see, and the loss."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +49,7 @@ class _ChannelGram(Observer):
         if sum(map(len, self._waiting[place])) >= _ROWS:
             self._multiply(place)
 
-    def end(self, gradients: Mapping[str, Tensor]) -> None:
+    def end(self) -> None:
         """Multiply what is left."""
         for place in list(self._waiting):
             self._multiply(place)

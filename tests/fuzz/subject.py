@@ -9,11 +9,12 @@ from functools import cached_property
 
 from torch import fx, nn
 
-from graphprune.api import run_pipeline, selection_pass
+from graphprune.api import run_pipeline
 from graphprune.errors import CaptureError, PlanError, TargetError, UsageError
 from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
 from graphprune.passes.rewrite.rewrite import RewritePass, rewrite
 from graphprune.passes.scoring.score import ScorePass
+from graphprune.passes.selection.select import selection_pass
 from graphprune.passes.verification.verify import VerifyPass
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.plans.plan import Plan, kept_units

@@ -22,7 +22,7 @@ def measured(batches: list[Tensor]) -> dict[Any, Tensor]:
         held = batch.clone(memory_format=torch.preserve_format)
         observer.see(TAP, held)
         held.fill_(torch.nan)
-    observer.end({})
+    observer.end()
     return dict(observer.totals.sums)
 
 
