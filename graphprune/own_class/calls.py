@@ -11,22 +11,24 @@ from torch import fx, nn
 from torch.utils._pytree import tree_map
 
 from graphprune.channels.tape import Operation, Tape
-from graphprune.ir.program import Inputs
+from graphprune.ir.program import Inputs, Program, Scope, placeholder_values
 from graphprune.tracing.capture import capture
+from graphprune.tracing.inputs import ModuleCall
 from graphprune.tracing.sizes import plain
 
 _SAME: Final = torch.ops.aten.alias.default  # gives its operand back
 _END: Final = object()
 
 
-def first_difference(model: tuple[nn.Module, Inputs, Sequence[str]], slim: tuple[fx.GraphModule, Inputs]) -> str:
+def first_difference(model: nn.Module, inputs: Inputs, slim: fx.GraphModule, joint: Inputs, scopes: Sequence[Scope]) -> str:
     """The first operator that a model runs otherwise than a slim graph, in words; empty where there is none.
 
     Operators are compared with their operands, by name or by the operator that has made them, and with all other arguments.
-    model: with its example inputs, and the scopes that the graph consists of. slim: with its own. Raises CaptureError where one of
-    them does not run.
+    inputs: example inputs of the model. joint: those of the graph. scopes: what the graph consists of, if not of the whole. Raises
+    CaptureError where one of them does not run.
     """
-    own, graph = _recorded(*model), _recorded(*slim)
+    calls = [_call(scope, slim.graph, joint) for scope in scopes]
+    own, graph = _tape(capture(model, inputs, scopes=calls)), _tape(capture(slim, joint))
     for left, right in zip_longest(_operations(own), _operations(graph), fillvalue=_END):
         if left != right:
             here, there = (_in_words(side) for side in (left, right))
@@ -34,10 +36,16 @@ def first_difference(model: tuple[nn.Module, Inputs, Sequence[str]], slim: tuple
     return ""
 
 
-def _recorded(model: nn.Module, inputs: Inputs, scopes: Sequence[str] = ()) -> Tape:
-    tape = capture(model, inputs, scopes=scopes).tape
-    assert tape is not None
-    return tape
+def _tape(program: Program) -> Tape:
+    assert program.tape is not None
+    return program.tape
+
+
+def _call(scope: Scope, graph: fx.Graph, joint: Inputs) -> ModuleCall:
+    """A scope as it is called in the example of the graph."""
+    names = [node.target for node in graph.nodes if node.op == "placeholder"]
+    values = dict(zip(names, placeholder_values(graph, joint), strict=False))
+    return ModuleCall(scope.path, Inputs((), {name: values[given] if given else None for name, given in scope.arguments}))
 
 
 def _in_words(operation: Any) -> str:

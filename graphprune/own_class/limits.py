@@ -129,8 +129,9 @@ class _Trials:
         """How the model's code fails on the layers of a slim graph; empty where it does not."""
         try:
             placed: Any = twin(slim, self._unset)
-            scopes = [scope.path for scope in self._program.scopes]
-            difference = first_difference((seated(self._model, placed), self._inputs, scopes), (placed, self._program.inputs))
+            difference = first_difference(
+                seated(self._model, placed), self._inputs, placed, self._program.inputs, self._program.scopes
+            )
         except CaptureError as error:
             return first_line(error)
         if difference:

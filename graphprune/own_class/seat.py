@@ -46,7 +46,7 @@ def in_own_class(result: PruneResult, model: nn.Module, inputs: Inputs) -> Prune
     """
     own = seated(model, result.graph)
     try:
-        difference = first_difference((own, inputs, result.report.scopes), (result.graph, result.inputs))
+        difference = first_difference(own, inputs, result.graph, result.inputs, result.scopes)
     except CaptureError as error:
         difference = first_line(error)
     if difference:

@@ -27,7 +27,12 @@ from graphprune.tracing.training import Addition, Change, Differs, Mode, follow_
 
 
 def capture(
-    model: nn.Module, example_inputs: Any, *, scopes: Sequence[str] = (), source: str = "", on_demand: bool = False
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    scopes: Sequence[str] | Sequence[ModuleCall] = (),
+    source: str = "",
+    on_demand: bool = False,
 ) -> Program:
     """Capture a model as a program.
 
@@ -36,7 +41,8 @@ def capture(
     example_inputs: a tensor, a tuple or list of positional arguments, or a dict of keyword arguments. They decide control
         flow that depends on shapes; sizes that are only data stay variable.
     scopes: submodules to capture instead of the whole. Where none are named and the whole does not trace, the largest
-        submodules that do are found; ``program.scopes`` says which.
+        submodules that do are found; ``program.scopes`` says which. Given as calls, they are captured as they are called there;
+        else as they are called when the model runs on its example inputs.
 
     on_demand: take a model whose weights are elsewhere (dispatched by accelerate, sharded by FSDP2), too: ``program.weights`` then
         loads them, and what needs them all at once refuses the program.
@@ -126,9 +132,11 @@ def _whole(root: nn.Module, inputs: Inputs) -> _Trace:
         return _best_trace(root, tuple(found))
 
 
-def _scoped(root: nn.Module, inputs: Inputs, names: Sequence[str]) -> _Trace:
-    trace = _best_trace(root, tuple(named_scopes(root, _recorded(root, inputs), names)))
-    for path, target in outside(trace.tracer.writer.graph, names):
+def _scoped(root: nn.Module, inputs: Inputs, scopes: Sequence[str] | Sequence[ModuleCall]) -> _Trace:
+    names = [scope for scope in scopes if isinstance(scope, str)]
+    calls = [scope for scope in scopes if isinstance(scope, ModuleCall)]
+    trace = _best_trace(root, tuple(calls or named_scopes(root, _recorded(root, inputs), names)))
+    for path, target in outside(trace.tracer.writer.graph, [call.path for call in trace.calls]):
         raise CaptureError(f"Scope {path!r} uses {target}, which lies outside of it; name a submodule that holds both.")
     return trace
 
