@@ -16,7 +16,7 @@ from graphprune.artifact.parts import describe_parts, parts_in, with_weights_of
 from graphprune.calibration import Calibration, no_data
 from graphprune.channels.groups import Groups
 from graphprune.collector import collector_paused
-from graphprune.errors import ArtifactError, PipelineError, UsageError
+from graphprune.errors import ArtifactError, PipelineError, RewriteError, UsageError
 from graphprune.files import check_writable, write_whole
 from graphprune.ir.program import Inputs, Program
 from graphprune.ir.twins import named_tensors, unwrapped
@@ -305,8 +305,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     """
     artifact = read_artifact(path)
     scopes = parts_in(artifact.provenance)
-    keeps_class = bool(class_in(artifact.provenance))
-    if not scopes and not (keeps_class and model is not None):
+    attributes = class_in(artifact.provenance)
+    if not scopes and (attributes is None or model is None):
         return artifact.module
     if model is None:
         raise ArtifactError(
@@ -315,9 +315,10 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         )
     try:
         original = unwrapped(model)
-        whole = seated(original, artifact.module) if keeps_class else put_back(original, artifact.module, scopes)
+        small = artifact.module
+        whole = put_back(original, small, scopes) if attributes is None else seated(original, small, attributes)
         whole.load_state_dict(artifact.module.state_dict())
-    except (AttributeError, KeyError, IndexError, RuntimeError) as error:
+    except (AttributeError, KeyError, IndexError, RuntimeError, RewriteError) as error:
         raise ArtifactError(
             f"{path} does not go with this {type(model).__name__}, whose parts or weights have other names or shapes. "
             f"Give the model that was pruned{f': {source}' if (source := artifact.provenance.get('source')) else ''}."

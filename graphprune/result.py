@@ -49,6 +49,7 @@ class PruneResult:
 
     model: the slim model. graph: the pruned graph: the model itself, or that of its scopes. scopes: where these belong, empty
     for a model that was pruned as a whole. keeps_class: the model is of the original's class, and shares its layers with the graph.
+    attributes: what modules of that model were told of their new widths, by path and name.
     """
 
     model: nn.Module
@@ -59,6 +60,7 @@ class PruneResult:
     source: str = ""
     scopes: tuple[Scope, ...] = field(default=(), repr=False)
     keeps_class: bool = False
+    attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
 
     @property
     def groups(self) -> Groups:

@@ -22,6 +22,7 @@ GATES = (
     "graphprune/cli/",
     "graphprune/compiling/",
     "graphprune/methods/",
+    "graphprune/own_class/",
     "graphprune/reporting/",
     "graphprune/runs/",
     "graphprune/streaming/",

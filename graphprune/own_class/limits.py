@@ -7,7 +7,7 @@ and go on to run in train mode where it does. A group that this fails for stays 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -23,13 +23,14 @@ from graphprune.channels.tape import stand_in, stand_ins
 from graphprune.errors import CaptureError, RewriteError, UsageError, first_line
 from graphprune.ir.program import Inputs, Program
 from graphprune.ir.twins import named_tensors, twin
+from graphprune.own_class.attributes import Contradiction, stated, stated_in
 from graphprune.own_class.calls import first_difference
 from graphprune.own_class.seat import seated
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.rewrite.rewrite import rewrite
 from graphprune.passes.rewrite.site import Provenance
 from graphprune.pipeline.analysis_manager import AnalysisManager
-from graphprune.tracing.source import in_brackets
+from graphprune.tracing.source import error_line, in_brackets
 
 _CUTS: Final = 8  # random cuts that are looked at: widths that have to be equal may be so by chance
 _RUNS: Final = 2  # of these, as many as the model's code is run on
@@ -84,6 +85,7 @@ class _Trials:
         self._model = model
         self._inputs = inputs
         self._module: Any = twin(program.module, stand_in)
+        self._fine: dict[tuple[int, str], int] = {}  # how many first groups a check is known not to fail for, by seed
         self._own_names = set(named_tensors(model))
         self._device = next((tensor.device for tensor in program.tensors.values()), torch.device("cpu"))
 
@@ -94,8 +96,9 @@ class _Trials:
             if stated is not None:
                 return stated
         for seed in range(_RUNS):
-            if self._failure(self._cut(groups, len(groups.prunable), seed)):
-                return self._culprit(groups, seed)
+            for check in (self._fails_in_train_mode, self._fails):
+                if check(self._cut(groups, len(groups.prunable), seed)):
+                    return self._culprit(groups, seed, check)
         return None
 
     def _cut(self, groups: Groups, count: int, seed: int) -> fx.GraphModule:
@@ -111,7 +114,7 @@ class _Trials:
         values = groups.trace.values
         for node in slim.graph.nodes:
             mark = node.meta.get("graphprune")
-            if isinstance(mark, Provenance) and node.op != "call_module":
+            if isinstance(mark, Provenance) and node.op != "call_module" and stated_in(self._model, node) is None:
                 name, what = mark.source, f"states this width in {getattr(node.target, '__name__', node.target)}"
             elif node.op == "get_attr" and node.target not in self._own_names and _grew(slim, self._module, str(node.target)):
                 name, what = node.name, f"has this width in a tensor that is no parameter or buffer ({node.target})"
@@ -125,18 +128,19 @@ class _Trials:
                 return _Conflict([groups.prunable[index] for index in sorted(touched)], reason, split)
         return None
 
-    def _failure(self, slim: fx.GraphModule) -> str:
-        """How the model's code fails on the layers of a slim graph; empty where it does not."""
+    def _fails(self, slim: fx.GraphModule) -> str:
+        """How the model's code fails on the layers of a slim graph; empty where it runs what the graph runs."""
         try:
             placed: Any = twin(slim, self._unset)
-            difference = first_difference(
-                seated(self._model, placed), self._inputs, placed, self._program.inputs, self._program.scopes
-            )
+            program = self._program
+            return first_difference(self._seated(placed), self._inputs, placed, program.inputs, program.scopes)
+        except Contradiction as error:
+            return str(error)
         except CaptureError as error:
-            return first_line(error)
-        if difference:
-            return difference
-        return self._failure_in_train_mode(slim) if self._trains else ""
+            return _told(error.__cause__ or error)
+
+    def _seated(self, slim: fx.GraphModule) -> nn.Module:
+        return seated(self._model, slim, stated(self._model, slim))
 
     def _unset(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor on the model's device, where its code makes constants; memory that nothing touches costs nothing."""
@@ -147,34 +151,43 @@ class _Trials:
         """Whether the original runs in train mode on the meta device."""
         return not self._failure_in_train_mode(self._module)
 
+    def _fails_in_train_mode(self, slim: fx.GraphModule) -> str:
+        """How the model's code fails in train mode on the layers of a slim graph; empty where it runs, or the original does not."""
+        return self._failure_in_train_mode(slim) if self._trains else ""
+
     def _failure_in_train_mode(self, slim: fx.GraphModule) -> str:
-        """How the model's code fails in train mode on the layers of a graph; empty where it runs."""
-        model = twin(seated(self._model, slim), lambda tensor: tensor if tensor.is_meta else stand_in(tensor)).train()
         try:
+            model = twin(self._seated(slim), lambda tensor: tensor if tensor.is_meta else stand_in(tensor)).train()
             with torch.no_grad():
                 model(*stand_ins(self._inputs.args), **stand_ins(dict(self._inputs.kwargs)))
+        except RewriteError as error:
+            return str(error)
         except Exception as error:
-            return f"in train mode, {type(error).__name__}: {first_line(error)}"
+            return f"in train mode, {_told(error)}"
         return ""
 
-    def _culprit(self, groups: Groups, seed: int) -> _Conflict:
-        """One group that the code cannot follow: the last of the fewest first ones that it fails for."""
-        works, fails = 0, len(groups.prunable)  # how many first groups
-        reason = self._failure(self._module)
+    def _culprit(self, groups: Groups, seed: int, check: Callable[[fx.GraphModule], str]) -> _Conflict:
+        """One group that the code cannot follow: the last of the fewest first ones that a check fails for."""
+        reason = check(self._module)
         if reason:
             raise RewriteError(
                 f"A copy of {type(self._model).__name__} does not do what the model does: {reason}. Leave out keep_class."
             )
+        works, fails = self._fine.get((seed, check.__name__), 0), len(groups.prunable)  # how many first groups
         while fails - works > 1:
             middle = (works + fails) // 2
-            failure = self._failure(self._cut(groups, middle, seed))
+            failure = check(self._cut(groups, middle, seed))
             if failure:
                 fails, reason = middle, failure
             else:
                 works = middle
-        group = groups.prunable[fails - 1]
-        reason = reason or self._failure(self._cut(groups, fails, seed))
-        return _Conflict([group], f"{_WHY} does not follow it: {reason.rstrip('.')}")
+        self._fine[seed, check.__name__] = works  # the group behind them is out of the way now
+        reason = reason or check(self._cut(groups, fails, seed))
+        return _Conflict([groups.prunable[fails - 1]], f"{_WHY} does not follow it: {reason}")
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {first_line(error).rstrip('.')}{in_brackets(error_line(error))}"
 
 
 def _grew(slim: fx.GraphModule, module: nn.Module, name: str) -> bool:

@@ -7,21 +7,25 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from pydantic import TypeAdapter, ValidationError
 from torch import fx, nn
 
-from graphprune.errors import CaptureError, RewriteError, first_line
+from graphprune.errors import ArtifactError, CaptureError, RewriteError, first_line
 from graphprune.ir.program import Inputs
 from graphprune.ir.twins import modules_by_path, named_tensors
+from graphprune.own_class.attributes import Attributes, Contradiction, set_attributes, stated
 from graphprune.own_class.calls import first_difference
 from graphprune.result import PruneResult
 
-_KEY: Final = "class"
+_KEY: Final = "attributes"
+_ATTRIBUTES: Final = TypeAdapter(Attributes)
 
 
-def seated(model: nn.Module, slim: fx.GraphModule) -> nn.Module:
+def seated(model: nn.Module, slim: fx.GraphModule, attributes: Mapping[str, Mapping[str, Any]]) -> nn.Module:
     """A deep copy of the model in which the layers and tensors of the slim graph, shared with it, stand for their namesakes.
 
-    What the graph does not use is copied as it is. Raises RewriteError where the model cannot be copied.
+    attributes: new values of attributes of its modules. What the graph does not use is copied as it is. Raises RewriteError where
+    the model cannot be copied, or lacks one of these.
     """
     memo: dict[int, Any] = {}
     small, modules = named_tensors(slim), modules_by_path(model)
@@ -31,12 +35,14 @@ def seated(model: nn.Module, slim: fx.GraphModule) -> nn.Module:
     for path in {str(node.target) for node in slim.graph.nodes if node.op == "call_module"}:
         memo[id(modules[path])] = slim.get_submodule(path)
     try:
-        return copy.deepcopy(model, memo)
+        result = copy.deepcopy(model, memo)
     except Exception as error:
         raise RewriteError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {first_line(error)}), and a slim model of its class "
             "is a copy of it. Leave out keep_class."
         ) from error
+    set_attributes(result, attributes)
+    return result
 
 
 def in_own_class(result: PruneResult, model: nn.Module, inputs: Inputs) -> PruneResult:
@@ -44,24 +50,32 @@ def in_own_class(result: PruneResult, model: nn.Module, inputs: Inputs) -> Prune
 
     inputs: example inputs of the model.
     """
-    own = seated(model, result.graph)
     try:
+        attributes = stated(model, result.graph)
+        own = seated(model, result.graph, attributes)
         difference = first_difference(own, inputs, result.graph, result.inputs, result.scopes)
-    except CaptureError as error:
+    except (CaptureError, Contradiction) as error:
         difference = first_line(error)
     if difference:
         raise RewriteError(
             f"The code of {type(model).__name__} cannot follow this plan: {difference.rstrip('.')}. "
             "Leave out keep_class, or have `prune` choose with it."
         )
-    return replace(result, model=own, keeps_class=True)
+    return replace(result, model=own, keeps_class=True, attributes=attributes)
 
 
 def describe_class(result: PruneResult) -> dict[str, str]:
-    """The class of a model that keeps its own, as an entry of an artifact's provenance; none for any other."""
-    return {_KEY: type(result.model).__name__} if result.keeps_class else {}
+    """What a model that keeps its class needs besides its tensors, as an entry of an artifact's provenance; none for any other."""
+    if not result.keeps_class:
+        return {}
+    return {_KEY: _ATTRIBUTES.dump_json({path: dict(values) for path, values in result.attributes.items()}).decode()}
 
 
-def class_in(provenance: Mapping[str, str]) -> str:
-    """The name of the class that the model in an artifact keeps; empty for a graph."""
-    return str(provenance.get(_KEY, ""))
+def class_in(provenance: Mapping[str, str]) -> Attributes | None:
+    """Attributes of the model in an artifact that keeps its class; None for a graph. Raises ArtifactError."""
+    if _KEY not in provenance:
+        return None
+    try:
+        return _ATTRIBUTES.validate_json(provenance[_KEY])
+    except ValidationError as error:
+        raise ArtifactError("The artifact's list of attributes cannot be read. Get an undamaged copy or write it again.") from error

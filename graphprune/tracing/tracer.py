@@ -216,6 +216,7 @@ class Tracer(TorchFunctionMode):
         before = self.writer.mark()
         consulted, asked = self.mode.consulted, len(self.questions)
         self.mode.consulted = False
+        around, self.writer.module = self.writer.module, path
         try:
             result = self._run(module, path, before, args, kwargs)
             asks = self.mode.consulted
@@ -226,6 +227,7 @@ class Tracer(TorchFunctionMode):
             return self._call_opaque(module, path, args, kwargs, error)
         finally:
             self.mode.consulted |= consulted
+            self.writer.module = around
         if asks and _is_bare(module):
             # Nothing but a change of behaviour between modes (stochastic depth): it stays a module, which knows both.
             self.mode.consulted = consulted

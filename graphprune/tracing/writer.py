@@ -52,6 +52,7 @@ class Writer:
         self.constants: dict[str, torch.Tensor] = {}
         self.left_out: list[str] = []
         self.found: list[Change | Addition] = []
+        self.module = ""  # the path of the module whose code runs
         self._recording = recording
         self._results = results
         self._shadow = shadow
@@ -192,7 +193,7 @@ class Writer:
             node.args = args
         if kwargs:
             node.kwargs = kwargs
-        node.meta["source"] = source_line()
+        node.meta["source"], node.meta["module"] = source_line(), self.module
         return node
 
     def _check_autocast(self) -> None:

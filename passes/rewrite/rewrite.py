@@ -112,7 +112,8 @@ def _resize(node: fx.Node, tree: Mapping[str, torch.nn.Module], rewriting: Rewri
                 resize(site)
         site.pin()
         if site.node is not node or (site.node.args, site.node.kwargs) != before:
-            site.node.meta["graphprune"] = Provenance("rewrite", rewriting.origin[site.node])
+            same = before if site.node is node else None
+            site.node.meta["graphprune"] = Provenance("rewrite", rewriting.origin[site.node], same)
     except Exception as error:
         place = node.meta.get("source", "")
         raise RewriteError(

@@ -21,10 +21,14 @@ from graphprune.channels.propagate import Trace
 
 @dataclass(frozen=True)
 class Provenance:
-    """In ``node.meta["graphprune"]`` of nodes that a pass changed: which pass, and which node of the original."""
+    """In ``node.meta["graphprune"]`` of nodes that a pass changed: which pass, and which node of the original.
+
+    before: positional and keyword arguments that the node had, where it is the same call with others.
+    """
 
     made_by: str
     source: str
+    before: tuple[Any, Any] | None = None
 
 
 class Rewriting:

@@ -15,20 +15,14 @@ them. Exit code 1 if a model that was asked for is worse than its original.
 
 from __future__ import annotations
 
-import argparse
-import signal
 import sys
-import time
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 
-import run
 import store
-import watch
+import zoo
 from store import Row
-from suites import chosen
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "compile.jsonl"
@@ -74,36 +68,5 @@ def publish(rows: Mapping[str, Row]) -> None:
         temporary.write_text(page(rows))
 
 
-def main() -> int:
-    """Do what is asked for, publishing after every model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="suites (torchvision, timm, timm-all, transformers) or models")
-    parser.add_argument("--again", action="store_true", help="do all models anew")
-    parser.add_argument("--limit-seconds", type=float, default=600.0, help="limit of CPU time of one model")
-    parser.add_argument("--limit-gib", type=float, default=14.0, help="limit of resident memory of one model")
-    parser.add_argument("--jobs", type=int, default=1, help="models at a time")
-    parser.add_argument("--publish", action="store_true", help="write the page from the rows, and stop")
-    options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if options.publish:
-        publish(store.read(RESULTS))
-        return 0
-    keys = chosen(options.names)
-    known = store.read(RESULTS)
-    todo = [key for key in keys if options.again or key not in known]
-    print(f"{len(keys)} models, {len(keys) - len(todo)} of them done already.", flush=True)
-    start, limits = time.monotonic(), watch.Limits(options.limit_seconds, options.limit_gib)
-    with closing(run.rows_of(todo, "compile_child.py", limits, options.jobs)) as found:
-        for done, row in enumerate(found, 1):
-            store.put(RESULTS, row)
-            print(run.progress(row, done, len(todo), start), flush=True)
-            publish(store.read(RESULTS))
-    rows = store.read(RESULTS)
-    return int(any(rows[key]["status"] == "worse" for key in keys))
-
-
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("Interrupted; the rows that were finished are kept.")
+    sys.exit(zoo.main(__doc__, "compile_child.py", RESULTS, publish, "worse"))

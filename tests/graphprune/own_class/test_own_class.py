@@ -106,6 +106,59 @@ def test_a_width_that_the_code_states_stays_with_the_line() -> None:
     assert free.graph.get_submodule("second").out_channels == 3
 
 
+class Heads(nn.Module):
+    """Attention whose code reads its numbers of heads and of channels from attributes, one of them of several places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.size, self.inner, self.label = 3, 4, 12, 3
+        self.qkv, self.out, self.head = nn.Linear(6, 36), nn.Linear(12, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        n, length, _ = x.shape
+        q, k, v = self.qkv(x).reshape(n, length, 3, self.heads, self.size).permute(2, 0, 3, 1, 4).unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, length, self.inner)
+        return self.head(self.out(x).mean(1)) + self.label
+
+
+def test_attributes_that_state_widths_follow(tmp_path: Path) -> None:
+    """Whole heads go, though the code states how many there are; what has the same value by chance stays. Files hold them."""
+    result = pruned(Heads(), torch.randn(2, 5, 6))
+    slim = result.model
+    assert (slim.heads, slim.size, slim.label) == (1, 4, 3)
+    assert slim.inner == slim.out.in_features == 4
+    other = torch.randn(3, 7, 6)
+    assert torch.equal(slim(other), result.graph(other))
+    graphprune.save(result, tmp_path / "slim.safetensors")
+    own: Any = graphprune.load(tmp_path / "slim.safetensors", Heads())
+    assert own.heads == 1
+    assert torch.equal(own(other), slim(other))
+
+
+class Misled(nn.Module):
+    """An attribute that has to be two widths at once: of a layer that is pruned, and of one that stays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 8
+        self.first, self.second, self.third, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 6), nn.Linear(6, 2)
+        self.shift = nn.Parameter(torch.randn(2, 8))
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.first(x).reshape(2, self.width) + self.shift
+        return self.head(self.third(self.second(x.relu()).reshape(2, self.width)))
+
+
+def test_an_attribute_of_two_widths_keeps_one_of_them() -> None:
+    """Two layers whose widths are one attribute cannot shrink apart; the result computes what its graph computes."""
+    result = pruned(Misled(), torch.randn(2, 4), target="params=80%", ranking="global")
+    slim = result.model
+    assert slim.first.out_features == slim.width or slim.second.out_features == slim.width
+    given = torch.randn(2, 4)
+    assert torch.equal(slim(given), result.graph(given))
+    assert sum("does not follow it" in text for text in reasons(result)) >= 1
+
+
 class Chunks(nn.Module):
     """Split in halves by the code, as in C2f blocks, gated units and the like."""
 

@@ -1,0 +1,114 @@
+"""Attributes of a model's modules that state widths: which take the new ones where its code reads them.
+
+A call of the slim graph whose numbers were changed is one whose widths the model's code states. Where it reads them from attributes
+of the module that it is in (``x.reshape(n, length, self.heads, 64)``), the attributes are what has to be changed. They are found by
+their values, and by their names in the line of the call. That this was right is for :mod:`graphprune.own_class.calls` to see.
+"""
+
+from __future__ import annotations
+
+import linecache
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import fx, nn
+
+from graphprune.errors import RewriteError
+from graphprune.passes.rewrite.site import Provenance
+
+Attributes = dict[str, dict[str, int | list[int]]]
+"""New values by the path of a module and the name of its attribute."""
+
+
+class Contradiction(RewriteError):
+    """An attribute would have to be two numbers."""
+
+
+_INTERNAL: Final = frozenset(nn.Module().__dict__)
+_SEQUENCES: Final = (tuple, list, torch.Size)
+
+
+def stated_in(model: nn.Module, node: fx.Node) -> dict[str, Any] | None:
+    """The attributes that a changed call reads its widths from, with their new values; None where it reads some elsewhere."""
+    mark, path = node.meta.get("graphprune"), node.meta.get("module")
+    if not isinstance(mark, Provenance) or mark.before is None or path is None:
+        return None
+    found: dict[str, Any] = {}
+    reads = _Reads(model.get_submodule(path), _line(node), found)
+    return found if all(map(reads.follow, mark.before, (node.args, node.kwargs))) else None
+
+
+def stated(model: nn.Module, slim: fx.GraphModule) -> Attributes:
+    """All attributes that state widths of a slim graph. Raises Contradiction."""
+    found: Attributes = {}
+    for node in slim.graph.nodes:
+        new = stated_in(model, node) or {}
+        path = str(node.meta.get("module", ""))
+        if not _take(found.setdefault(path, {}), new):
+            raise Contradiction(f"{path or type(model).__name__} reads one of {', '.join(new)} for several widths")
+    return {path: values for path, values in found.items() if values}
+
+
+def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give modules of a model new values of attributes that they have. Raises RewriteError for any other."""
+    for path, values in attributes.items():
+        state = model.get_submodule(path).__dict__
+        for name, new in values.items():
+            old: Any = state.get(name)
+            if name in _INTERNAL or not _is_width(old) or isinstance(old, int) is not isinstance(new, int) or not _is_width(new):
+                raise RewriteError(f"{path or type(model).__name__} has no width {name!r}.")
+            kind: Any = type(old)
+            state[name] = kind(new)
+
+
+def _take(found: dict[str, Any], more: Mapping[str, Any]) -> bool:
+    """Add values; whether none of them contradicts what is there."""
+    fits = all(found.get(name, value) == value for name, value in more.items())
+    found.update(more)
+    return fits
+
+
+def _line(node: fx.Node) -> str:
+    file, _, number = str(node.meta.get("source", "")).rpartition(":")
+    return linecache.getline(file, int(number)) if number.isdecimal() else ""
+
+
+@dataclass(frozen=True)
+class _Reads:
+    """What a line of a module's code reads. found: new values of its attributes."""
+
+    module: nn.Module
+    line: str
+    found: dict[str, Any]
+
+    def follow(self, old: Any, new: Any) -> bool:
+        """Find attributes for all that differs between old and new arguments; whether there are some."""
+        if old == new:
+            return True
+        names = self._holding(old)
+        if names:
+            return _is_width(new) and _take(self.found, dict.fromkeys(names, new if isinstance(new, int) else list(new)))
+        if isinstance(old, dict) and isinstance(new, dict):
+            return old.keys() == new.keys() and all(self.follow(old[key], new[key]) for key in old)
+        alike = isinstance(old, _SEQUENCES) and isinstance(new, _SEQUENCES) and len(old) == len(new)
+        return alike and all(map(self.follow, old, new))
+
+    def _holding(self, value: Any) -> list[str]:
+        """Attributes with this value: those that the line names, or all where it names none."""
+        if not _is_width(value):
+            return []
+        state = self.module.__dict__
+        same = [name for name in state.keys() - _INTERNAL if _is_width(state[name]) and _plain(state[name]) == _plain(value)]
+        return sorted(name for name in same if re.search(rf"\b{re.escape(name)}\b", self.line)) or sorted(same)
+
+
+def _is_width(value: Any) -> bool:
+    """Whether something is a number, or a sequence of nothing but numbers."""
+    return type(value) is int or (isinstance(value, _SEQUENCES) and bool(value) and all(type(part) is int for part in value))
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, int) else tuple(value)
