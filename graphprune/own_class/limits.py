@@ -92,9 +92,9 @@ class _Trials:
     def conflict(self, groups: Groups) -> _Conflict | None:
         """The first thing that the model's code cannot follow; None where it follows everything."""
         for seed in range(_CUTS):
-            stated = self._stated(self._cut(groups, len(groups.prunable), seed), groups)
-            if stated is not None:
-                return stated
+            found = self._stated(self._cut(groups, len(groups.prunable), seed), groups)
+            if found is not None:
+                return found
         for seed in range(_RUNS):
             for check in (self._fails_in_train_mode, self._fails):
                 if check(self._cut(groups, len(groups.prunable), seed)):

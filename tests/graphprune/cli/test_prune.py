@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,30 @@ def test_json_is_all_that_standard_output_holds_and_agrees_with_the_files(cli: C
     plan = graphprune.Plan.load("p.json")
     assert plan.target == {"params": "40%"} and "l1" in plan.scores
     assert read_artifact("slim.safetensors").provenance["source"] == "chatty:net"
+
+
+def test_a_model_keeps_its_class(cli: Cli, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file loads into the class, with what prune and apply print; the width that its code states is whole."""
+    (folder / "own.py").write_text(
+        "from torch import nn\n"
+        "class Own(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 2)\n"
+        "    def forward(self, x):\n"
+        "        return self.c(self.b(self.a(x)).reshape(-1, 6))\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    own = importlib.import_module("own")
+    for command in (("prune", "--target", "params=80%", "--plan", "p.json"), ("apply", "p.json")):
+        name, *rest = command
+        ran = cli(name, "own:Own", *rest, "--input", "2x4", "--keep-class", "-o", "slim.safetensors")
+        assert ran.code == 0, ran.err
+        assert 'slim = graphprune.load("slim.safetensors", original)' in ran.out
+        slim: Any = graphprune.load("slim.safetensors", own.Own())
+        assert type(slim) is own.Own and slim.a.out_features < 8 and slim.b.out_features == 6
+        given = torch.randn(3, 4)
+        assert torch.equal(slim(given), graphprune.load("slim.safetensors")(given))
 
 
 def test_several_targets_are_all_met(cli: Cli) -> None:

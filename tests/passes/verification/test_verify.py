@@ -309,6 +309,24 @@ def test_errors_too_small_to_reach_the_output_are_found() -> None:
     assert not verdict.passed and "Node b (" in verdict.failure
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_zeros_to_rounding_differ_by_nothing(dtype: torch.dtype) -> None:
+    """A layer norm over copies of one kept channel gives zeros, whose digits are rounding; another value there is found."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        y = self.a(x)
+        return self.head(F.layer_norm(torch.cat([y, y, y], -1), (24,)))
+
+    model = net(forward, a=nn.Linear(4, 8), head=nn.Linear(24, 2)).to(dtype)
+    x = torch.randn(3, 4, dtype=dtype)
+    result: Any = graphprune.prune(model, x, target={"channels": 0.125}, verify=False)
+    assert result.model.a.out_features == 1
+    for seed in range(8):
+        assert graphprune.verify(model, result.model, result.plan, x, seed=seed).passed
+    result.model.a.forward = lambda t, a=result.model.a: F.linear(t, a.weight, a.bias) * (1 + 1e-3)
+    assert not graphprune.verify(model, result.model, result.plan, x).passed
+
+
 def test_another_model_than_the_plans_is_refused(pruned: tuple[Analysed, Any]) -> None:
     _, result = pruned
     with pytest.raises(PlanError, match="does not fit"):
