@@ -96,6 +96,7 @@ class Tracer(TorchFunctionMode):
         names = argument_names(module)
         args = tuple(placeholders.get(name, value) for name, value in zip(names, call.inputs.args, strict=False))
         kwargs = {name: placeholders.get(name, value) for name, value in call.inputs.kwargs.items()}
+        self.writer.module = call.path
         with self.running(announced):
             return self._run(module, call.path, self.writer.mark(), args, kwargs)
 

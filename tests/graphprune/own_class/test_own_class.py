@@ -297,6 +297,21 @@ def test_a_model_that_cannot_be_copied_is_refused() -> None:
         pruned(Alone())
 
 
+def test_the_code_of_a_scope_reads_its_own_attributes() -> None:
+    """Where a model does not trace as a whole, those of its parts follow."""
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.heads, self.net = 3, Heads()
+
+        def forward(self, x: Tensor) -> Any:
+            return self.net(x) if x.sum() > self.heads else -self.net(x)
+
+    slim = pruned(Whole(), torch.ones(2, 5, 6)).model
+    assert (slim.heads, slim.net.heads) == (3, 1)
+
+
 def test_scopes_keep_their_classes(tmp_path: Path) -> None:
     """A model that does not trace as a whole: the classes of its parts stay, too."""
 
