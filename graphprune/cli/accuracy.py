@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
 from graphprune.cli.output import Output
 from graphprune.errors import UsageError
+from graphprune.ir.twins import in_mode
 from graphprune.sources.images import Images
 
 
@@ -21,7 +19,7 @@ def top1(model: nn.Module, images: Images, output: Output, text: str = "Measurin
     parameter = next((p for p in model.parameters() if p.is_floating_point()), None)
     dtype = torch.get_default_dtype() if parameter is None else parameter.dtype
     right = 0
-    with _evaluating(model), torch.no_grad(), output.task(text, total=len(images.y)) as task:
+    with in_mode(model, False), torch.no_grad(), output.task(text, total=len(images.y)) as task:
         for x, y in images.batches(dtype):
             scores = _outputs(model, x, images)
             _check_labels(scores, y, images)
@@ -57,15 +55,3 @@ def _check_labels(scores: Tensor, y: Tensor, images: Images) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    before = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in before:
-            module.training = False
-        yield
-    finally:
-        for module, mode in before:
-            module.training = mode

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import torch
@@ -84,6 +85,19 @@ def set_mode(module: nn.Module, training: bool) -> None:
     """Put one module in train or eval mode; nothing is written where it is in it (attribute writes of modules are slow)."""
     if module.training != training:
         module.training = training
+
+
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """All of a model in train or eval mode, and afterwards each module in the one that it was in."""
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in before:
+            set_mode(module, training)
+        yield
+    finally:
+        for module, mode in before:
+            set_mode(module, mode)
 
 
 def restore_modes(module: nn.Module, like: nn.Module) -> None:

@@ -18,17 +18,28 @@ from torch import fx, nn
 
 from graphprune.errors import RewriteError
 from graphprune.passes.rewrite.site import Provenance
+from graphprune.tracing.source import in_brackets
 
 Attributes = dict[str, dict[str, int | list[int]]]
 """New values by the path of a module and the name of its attribute."""
 
 
-class Contradiction(RewriteError):
-    """An attribute would have to be two numbers."""
+class Stated(RewriteError):
+    """A width that the model's code states, and that no attribute can give another value."""
 
 
 _INTERNAL: Final = frozenset(nn.Module().__dict__)
 _SEQUENCES: Final = (tuple, list, torch.Size)
+
+
+def is_changed(node: fx.Node) -> bool:
+    """Whether the rewriter had to change a call that is none of a layer."""
+    return isinstance(node.meta.get("graphprune"), Provenance) and node.op != "call_module"
+
+
+def in_words(node: fx.Node) -> str:
+    """A call and its line, for messages."""
+    return f"{getattr(node.target, '__name__', node.target)}{in_brackets(str(node.meta.get('source', '')))}"
 
 
 def stated_in(model: nn.Module, node: fx.Node) -> dict[str, Any] | None:
@@ -42,13 +53,14 @@ def stated_in(model: nn.Module, node: fx.Node) -> dict[str, Any] | None:
 
 
 def stated(model: nn.Module, slim: fx.GraphModule) -> Attributes:
-    """All attributes that state widths of a slim graph. Raises Contradiction."""
+    """All attributes that state widths of a slim graph. Raises Stated."""
     found: Attributes = {}
-    for node in slim.graph.nodes:
-        new = stated_in(model, node) or {}
-        path = str(node.meta.get("module", ""))
+    for node in filter(is_changed, slim.graph.nodes):
+        new, path = stated_in(model, node), str(node.meta.get("module", ""))
+        if new is None:
+            raise Stated(f"it states a width in {in_words(node)}")
         if not _take(found.setdefault(path, {}), new):
-            raise Contradiction(f"{path or type(model).__name__} reads one of {', '.join(new)} for several widths")
+            raise Stated(f"{path or type(model).__name__} reads one of {', '.join(new)} for several widths")
     return {path: values for path, values in found.items() if values}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any, Final
 
@@ -10,8 +10,9 @@ import torch
 from torch import fx, nn
 from torch.utils._pytree import tree_map
 
-from graphprune.channels.tape import Operation, Tape
+from graphprune.channels.tape import Operation
 from graphprune.ir.program import Inputs, Program, Scope, placeholder_values
+from graphprune.ir.twins import named_tensors
 from graphprune.tracing.capture import capture
 from graphprune.tracing.inputs import ModuleCall
 from graphprune.tracing.sizes import plain
@@ -23,22 +24,19 @@ _END: Final = object()
 def first_difference(model: nn.Module, inputs: Inputs, slim: fx.GraphModule, joint: Inputs, scopes: Sequence[Scope]) -> str:
     """The first operator that a model runs otherwise than a slim graph, in words; empty where there is none.
 
-    Operators are compared with their operands, by name or by the operator that has made them, and with all other arguments.
+    Operators are compared with their operands, by name, by data (of constants that the code makes) or by the operator that has made
+    them, and with all other arguments.
     inputs: example inputs of the model. joint: those of the graph. scopes: what the graph consists of, if not of the whole. Raises
     CaptureError where one of them does not run.
     """
     calls = [_call(scope, slim.graph, joint) for scope in scopes]
-    own, graph = _tape(capture(model, inputs, scopes=calls)), _tape(capture(slim, joint))
-    for left, right in zip_longest(_operations(own), _operations(graph), fillvalue=_END):
+    known = named_tensors(model).keys()
+    own, graph = (_operations(program, known) for program in (capture(model, inputs, scopes=calls), capture(slim, joint)))
+    for left, right in zip_longest(own, graph, fillvalue=_END):
         if left != right:
             here, there = (_in_words(side) for side in (left, right))
             return f"it runs {here} where the slim graph runs {there}"
     return ""
-
-
-def _tape(program: Program) -> Tape:
-    assert program.tape is not None
-    return program.tape
 
 
 def _call(scope: Scope, graph: fx.Graph, joint: Inputs) -> ModuleCall:
@@ -52,9 +50,13 @@ def _in_words(operation: Any) -> str:
     return "nothing more" if operation is _END else f"{operation[0].__name__} -> {operation[2]}"
 
 
-def _operations(tape: Tape) -> Iterator[tuple[Any, Any, Any]]:
-    """Operators, their arguments and results, with tensors by name, or by number in the order in which they appear."""
-    numbers: dict[int, Any] = dict(tape.names)
+def _operations(program: Program, known: Collection[str]) -> Iterator[tuple[Any, Any, Any]]:
+    """Operators, their arguments and results; tensors by name if it is known, by data, or by number in the order in which they
+    appear."""
+    assert program.tape is not None
+    numbers: dict[int, Any] = {
+        identity: name if name in known else _data(program.tensors[name]) for identity, name in program.tape.names.items()
+    }
     named = len(numbers)
     kept = []  # identities are not to be used again
 
@@ -64,13 +66,17 @@ def _operations(tape: Tape) -> Iterator[tuple[Any, Any, Any]]:
         kept.append(item)
         return numbers.setdefault(id(item), len(numbers) - named), tuple(item.shape), item.dtype
 
-    for step in tape.steps:
+    for step in program.tape.steps:
         for operation in step.operations:
             if operation.operator is _SAME:
                 numbers[id(operation.output)] = told(operation.args[0])[0]
                 kept.append(operation.output)
                 continue
             yield _told(operation, told)
+
+
+def _data(tensor: torch.Tensor) -> Any:
+    return tensor.dtype, tuple(tensor.shape), None if tensor.is_meta else tensor.detach().cpu().flatten().tolist()
 
 
 def _told(operation: Operation, told: Any) -> tuple[Any, Any, Any]:

@@ -23,12 +23,11 @@ from graphprune.channels.tape import stand_in, stand_ins
 from graphprune.errors import CaptureError, RewriteError, UsageError, first_line
 from graphprune.ir.program import Inputs, Program
 from graphprune.ir.twins import named_tensors, twin
-from graphprune.own_class.attributes import Contradiction, stated, stated_in
+from graphprune.own_class.attributes import Stated, in_words, is_changed, stated, stated_in
 from graphprune.own_class.calls import first_difference
 from graphprune.own_class.seat import seated
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.rewrite.rewrite import rewrite
-from graphprune.passes.rewrite.site import Provenance
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.tracing.source import error_line, in_brackets
 
@@ -84,17 +83,23 @@ class _Trials:
         self._program = program
         self._model = model
         self._inputs = inputs
-        self._module: Any = twin(program.module, stand_in)
+        own = set(named_tensors(model))
+        names = {id(tensor): name for name, tensor in named_tensors(program.module).items()}
+        # Constants that the code makes keep their data, which the code on other widths may make otherwise.
+        self._module: Any = twin(program.module, lambda tensor: stand_in(tensor) if names.get(id(tensor), "") in own else tensor)
         self._fine: dict[tuple[int, str], int] = {}  # how many first groups a check is known not to fail for, by seed
-        self._own_names = set(named_tensors(model))
+        self._own_names = own
         self._device = next((tensor.device for tensor in program.tensors.values()), torch.device("cpu"))
 
     def conflict(self, groups: Groups) -> _Conflict | None:
         """The first thing that the model's code cannot follow; None where it follows everything."""
         for seed in range(_CUTS):
-            found = self._stated(self._cut(groups, len(groups.prunable), seed), groups)
+            slim = self._cut(groups, len(groups.prunable), seed)
+            found = self._stated(slim, groups)
             if found is not None:
                 return found
+            if self._states(slim):
+                return self._culprit(groups, seed, self._states)
         for seed in range(_RUNS):
             for check in (self._fails_in_train_mode, self._fails):
                 if check(self._cut(groups, len(groups.prunable), seed)):
@@ -102,31 +107,38 @@ class _Trials:
         return None
 
     def _cut(self, groups: Groups, count: int, seed: int) -> fx.GraphModule:
-        """The slim graph without a random part of each of the first groups."""
+        """The slim graph without a random part of each of the first groups, at most half of it."""
         kept = np.ones(groups.unit_count, dtype=bool)
         random = np.random.default_rng(seed)
         for group in groups.prunable[:count]:
-            kept[random.permutation(group.units)[: random.integers(0, group.size)]] = False
+            kept[random.permutation(group.units)[: random.integers(0, group.size // 2 + 1)]] = False
         return rewrite(self._module, groups, Kept(groups, kept))
 
     def _stated(self, slim: fx.GraphModule, groups: Groups) -> _Conflict | None:
         """The groups at the first call, or constant, that had to be changed with them."""
         values = groups.trace.values
+        old = {node.name: node for node in self._module.graph.nodes}
         for node in slim.graph.nodes:
-            mark = node.meta.get("graphprune")
-            if isinstance(mark, Provenance) and node.op != "call_module" and stated_in(self._model, node) is None:
-                name, what = mark.source, f"states this width in {getattr(node.target, '__name__', node.target)}"
+            if is_changed(node) and stated_in(self._model, node) is None:
+                name, what = node.meta["graphprune"].source, f"states this width in {in_words(node)}"
             elif node.op == "get_attr" and node.target not in self._own_names and _grew(slim, self._module, str(node.target)):
                 name, what = node.name, f"has this width in a tensor that is no parameter or buffer ({node.target})"
             else:
                 continue
-            before = next((old for old in self._module.graph.nodes if old.name == name), node)
+            before = old.get(name, node)
             touched = {index for near in (before, *before.all_input_nodes) for index in _groups_of(groups, values.get(near.name))}
             if touched:
-                reason = f"{_WHY} {what}{in_brackets(str(before.meta.get('source', '')))}"
                 split = name if _are_alike(values.get(name)) else ""
-                return _Conflict([groups.prunable[index] for index in sorted(touched)], reason, split)
+                return _Conflict([groups.prunable[index] for index in sorted(touched)], f"{_WHY} {what}", split)
         return None
+
+    def _states(self, slim: fx.GraphModule) -> str:
+        """A width that the code states, wherever it comes from."""
+        try:
+            stated(self._model, slim)
+        except Stated as error:
+            return str(error)
+        return ""
 
     def _fails(self, slim: fx.GraphModule) -> str:
         """How the model's code fails on the layers of a slim graph; empty where it runs what the graph runs."""
@@ -134,7 +146,7 @@ class _Trials:
             placed: Any = twin(slim, self._unset)
             program = self._program
             return first_difference(self._seated(placed), self._inputs, placed, program.inputs, program.scopes)
-        except Contradiction as error:
+        except Stated as error:
             return str(error)
         except CaptureError as error:
             return _told(error.__cause__ or error)
@@ -144,6 +156,8 @@ class _Trials:
 
     def _unset(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor on the model's device, where its code makes constants; memory that nothing touches costs nothing."""
+        if not tensor.is_meta:
+            return tensor
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self._device)
 
     @cached_property

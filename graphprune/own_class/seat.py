@@ -7,15 +7,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
+from graphprune.arithmetic import full_precision
+from graphprune.channels.tape import plain_containers
 from graphprune.errors import ArtifactError, CaptureError, RewriteError, first_line
 from graphprune.ir.program import Inputs
-from graphprune.ir.twins import modules_by_path, named_tensors
-from graphprune.own_class.attributes import Attributes, Contradiction, set_attributes, stated
+from graphprune.ir.twins import in_mode, modules_by_path, named_tensors
+from graphprune.own_class.attributes import Attributes, Stated, set_attributes, stated
 from graphprune.own_class.calls import first_difference
+from graphprune.passes.verification.verify import relative_error
 from graphprune.result import PruneResult
+from graphprune.verification import TOLERANCE
 
 _KEY: Final = "attributes"
 _ATTRIBUTES: Final = TypeAdapter(Attributes)
@@ -54,7 +60,9 @@ def in_own_class(result: PruneResult, model: nn.Module, inputs: Inputs) -> Prune
         attributes = stated(model, result.graph)
         own = seated(model, result.graph, attributes)
         difference = first_difference(own, inputs, result.graph, result.inputs, result.scopes)
-    except (CaptureError, Contradiction) as error:
+        if not difference and not result.scopes:
+            difference = _difference(_outputs(own, inputs), _outputs(result.graph, result.inputs))
+    except (CaptureError, Stated) as error:
         difference = first_line(error)
     if difference:
         raise RewriteError(
@@ -62,6 +70,21 @@ def in_own_class(result: PruneResult, model: nn.Module, inputs: Inputs) -> Prune
             "Leave out keep_class, or have `prune` choose with it."
         )
     return replace(result, model=own, keeps_class=True, attributes=attributes)
+
+
+def _outputs(model: nn.Module, inputs: Inputs) -> list[Any]:
+    with in_mode(model, False), torch.no_grad(), full_precision():
+        return tree_leaves(plain_containers(model(*inputs.args, **inputs.kwargs)))
+
+
+def _difference(own: list[Any], graph: list[Any]) -> str:
+    """How far outputs are apart on the example inputs, if they are: what runs the same operators should give the same numbers."""
+    pairs = [pair for pair in zip(graph, own, strict=False) if all(isinstance(one, torch.Tensor) for one in pair)]
+    for reference, found in pairs:
+        error = relative_error(reference, found) if reference.is_floating_point() else float(not torch.equal(reference, found))
+        if not error <= TOLERANCE.get(reference.dtype, 0.0):
+            return f"on the example inputs its outputs are {error:.1e} from those of the slim graph (relative)"
+    return ""
 
 
 def describe_class(result: PruneResult) -> dict[str, str]:

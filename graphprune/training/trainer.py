@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from graphprune.calibration import guarded
 from graphprune.errors import DivergedError, UsageError, first_line
+from graphprune.ir.twins import in_mode
 from graphprune.training import sharding
 from graphprune.training.data import TrainingData
 from graphprune.training.distillation import distilled
@@ -89,7 +90,7 @@ class Trainer:
             raise UsageError(f"Epochs {list(epochs)} are not consecutive ones of the {self.settings.epochs} of the schedule.")
         where = torch.device("cpu") if self.processes.sharded else None  # the whole of it waits in main memory
         run = _Run(self, self._placed(model, where), state, teacher if teacher is None else self._placed(teacher))
-        with _mode(run.model, True), nullcontext() if teacher is None else _mode(teacher, False):
+        with in_mode(run.model, True), nullcontext() if teacher is None else in_mode(teacher, False):
             for epoch in epochs:
                 run.epoch(epoch)
         return run.finish()
@@ -110,7 +111,7 @@ class Trainer:
         order = torch.arange(processes.index, len(samples), processes.count)
         right = torch.zeros((), dtype=torch.int64, device=processes.device)
         batches = samples.batches(order, self.settings.batch_size // processes.count, processes.device, None)
-        with torch.no_grad(), _mode(model, False):
+        with torch.no_grad(), in_mode(model, False):
             for x, y in guarded(batches, f"The {name} data fail at"):
                 with self.autocast():
                     right += (self.scores(forward, self.prepared(x, model)).argmax(1) == y).sum()
@@ -278,18 +279,6 @@ def _check_sharded(settings: Training, sharded: bool) -> None:
     other = [f"{name}={value}" for name, value in settings.model_dump(include={*plain}).items() if value != plain[name]]
     if sharded and other:
         raise UsageError(f"Sharded training does not go with {other[0]}. Leave it out; bf16 is a precision that it takes.")
-
-
-@contextmanager
-def _mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """All of a model in train or eval mode, and afterwards each module in the one that it was in."""
-    before = [(module, module.training) for module in model.modules()]
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in before:
-            module.training = mode
 
 
 def build_optimiser(model: nn.Module, settings: Training) -> torch.optim.Optimizer:

@@ -235,6 +235,34 @@ def test_a_number_that_a_width_enters_keeps_it() -> None:
     assert any("truediv" in text for text in reasons(result))
 
 
+class Boxed(Scaled):
+    """As a tensor, which no operator shows the value of."""
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.first(x)
+        return self.head(self.second(x / torch.sqrt(torch.tensor(x.shape[-1]))))
+
+
+class Noted(Scaled):
+    """As a constant, of a number that Python has made plain."""
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.first(x)
+        return self.head(self.second(x + torch.tensor([float(str(x.shape[-1]))])))
+
+
+@pytest.mark.parametrize("kind", [Boxed, Noted])
+def test_a_number_in_a_tensor_keeps_its_width(kind: type[nn.Module]) -> None:
+    """The scale of torchvision's RAFT is such a one: the operators are the same, and the numbers would not be."""
+    result = pruned(kind(), torch.randn(2, 4))
+    given = torch.randn(3, 4)
+    assert (result.model.first.out_features, result.model.second.out_features) == (8, 4)
+    assert torch.equal(result.model(given), result.graph(given))
+    plan = pruned(kind(), torch.randn(2, 4), keep_class=False).plan
+    with pytest.raises(RewriteError, match="cannot follow this plan"):
+        graphprune.apply_plan(kind().eval(), torch.randn(2, 4), plan, keep_class=True)
+
+
 class Auxiliary(nn.Module):
     """A head that only train mode has."""
 
