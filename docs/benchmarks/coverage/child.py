@@ -15,7 +15,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ import numpy as np
 import torch
 from suites import Case, load
 from suites.case import LARGE, moved
-from suites.large import fill, parameters_on_meta, shorten
+from suites.large import fill as fill_weights
+from suites.large import parameters_on_meta, shorten
 from torch import nn
 
 import graphprune
@@ -74,7 +75,7 @@ def try_model(key: str, row: Row) -> None:
         with row.stage("shorten"), parameters_on_meta():
             model = case.build()
         row.add(blocks_left_out=shorten(model), analysed_without_values=True)
-        fill(model)
+        fill_weights(model)
     prune(model, inputs, row)
     row.add(status="proved" if row.facts["passed"] else "wrong")
 
@@ -193,8 +194,8 @@ def place(error: BaseException) -> str:
     return f"{os.path.relpath(frames[-1].filename, home)}:{frames[-1].lineno} {frames[-1].name}" if frames else ""
 
 
-def main() -> None:
-    """Fill the row of one model."""
+def fill(try_model: Callable[[str, Row], None]) -> None:
+    """Fill the row of the model that the command line names."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     row = Row(sys.argv[1], Path(sys.argv[2]))
@@ -207,4 +208,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    fill(try_model)

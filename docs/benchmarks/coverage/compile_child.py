@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import sys
-import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import child
@@ -110,18 +107,5 @@ def differences(original: Facts, slim: Facts) -> list[str]:
     return found
 
 
-def main() -> None:
-    """Fill the row of one model."""
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
-    row = child.Row(sys.argv[1], Path(sys.argv[2]))
-    row.add()
-    try:
-        try_model(sys.argv[1], row)
-    except Exception as error:
-        refused = isinstance(error, GraphpruneError)
-        row.add(status="refused" if refused else "failed", reason=child.message(error)[:600])
-
-
 if __name__ == "__main__":
-    main()
+    child.fill(try_model)

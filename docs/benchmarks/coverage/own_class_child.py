@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import copy
-import sys
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import child
@@ -19,7 +16,6 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 import graphprune
-from graphprune.errors import GraphpruneError
 from graphprune.ir.program import Inputs
 from graphprune.tracing import normalise_inputs
 
@@ -83,18 +79,5 @@ def in_train_mode(original: nn.Module, slim: nn.Module, inputs: Inputs) -> str:
     return "runs" if found[1] else "fails" if found[0] else "as its original"
 
 
-def main() -> None:
-    """Fill the row of one model."""
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
-    row = child.Row(sys.argv[1], Path(sys.argv[2]))
-    row.add()
-    try:
-        try_model(sys.argv[1], row)
-    except Exception as error:
-        refused = isinstance(error, GraphpruneError)
-        row.add(status="refused" if refused else "failed", reason=child.message(error)[:600])
-
-
 if __name__ == "__main__":
-    main()
+    child.fill(try_model)
