@@ -18,12 +18,12 @@ from graphprune.claims import claimed_folder
 from graphprune.errors import UsageError
 from graphprune.ir.twins import unwrapped
 from graphprune.plans.plan import Plan, fingerprint
+from graphprune.randomness import own_randomness
 from graphprune.result import PruneResult
 from graphprune.runs import ranks
 from graphprune.runs.bench import Bench
 from graphprune.runs.history import Round, Silent, Watch
 from graphprune.runs.loop import Evaluate, Loop, Train
-from graphprune.runs.seeding import own_randomness
 from graphprune.runs.stage import Stage
 from graphprune.runs.task import Task
 from graphprune.sources import load_calibration

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from graphprune.channels.groups import Group, Groups, Kept
 from graphprune.channels.labels import Value
-from graphprune.channels.tape import stand_in, stand_ins
+from graphprune.channels.tape import stand_in
 from graphprune.errors import CaptureError, RewriteError, UsageError, first_line
 from graphprune.ir.program import Inputs, Program
 from graphprune.ir.twins import named_tensors, twin
@@ -29,11 +29,15 @@ from graphprune.own_class.seat import seated
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.rewrite.rewrite import rewrite
 from graphprune.pipeline.analysis_manager import AnalysisManager
+from graphprune.randomness import own_randomness
 from graphprune.tracing.source import error_line, in_brackets
 
 _CUTS: Final = 8  # random cuts that are looked at: widths that have to be equal may be so by chance
 _RUNS: Final = 2  # of these, as many as the model's code is run on
 _WHY: Final = "the model keeps its class, and its own code"
+
+
+_Place: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -161,19 +165,24 @@ class _Trials:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self._device)
 
     @cached_property
-    def _trains(self) -> bool:
-        """Whether the original runs in train mode on the meta device."""
-        return not self._failure_in_train_mode(self._module)
+    def _trains_on(self) -> _Place | None:
+        """Where the original runs in train mode: on the meta device, or, if it looks at data, on its own; None for nowhere."""
+        return next((place for place in (_on_meta, self._zeros) if not self._failure_in_train_mode(self._module, place)), None)
+
+    def _zeros(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor on the model's device that has no data yet gets zeros."""
+        return torch.zeros_like(tensor, device=self._device) if tensor.is_meta else tensor.detach().clone()
 
     def _fails_in_train_mode(self, slim: fx.GraphModule) -> str:
         """How the model's code fails in train mode on the layers of a slim graph; empty where it runs, or the original does not."""
-        return self._failure_in_train_mode(slim) if self._trains else ""
+        return "" if self._trains_on is None else self._failure_in_train_mode(slim, self._trains_on)
 
-    def _failure_in_train_mode(self, slim: fx.GraphModule) -> str:
+    def _failure_in_train_mode(self, slim: fx.GraphModule, place: _Place) -> str:
         try:
-            model = twin(self._seated(slim), lambda tensor: tensor if tensor.is_meta else stand_in(tensor)).train()
-            with torch.no_grad():
-                model(*stand_ins(self._inputs.args), **stand_ins(dict(self._inputs.kwargs)))
+            model = twin(self._seated(slim), place).train()
+            inputs = self._inputs.map(lambda item: place(item) if isinstance(item, torch.Tensor) else item)
+            with torch.no_grad(), own_randomness():
+                model(*inputs.args, **inputs.kwargs)
         except RewriteError as error:
             return str(error)
         except Exception as error:
@@ -198,6 +207,10 @@ class _Trials:
         self._fine[seed, check.__name__] = works  # the group behind them is out of the way now
         reason = reason or check(self._cut(groups, fails, seed))
         return _Conflict([groups.prunable[fails - 1]], f"{_WHY} does not follow it: {reason}")
+
+
+def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.is_meta else stand_in(tensor)
 
 
 def _told(error: BaseException) -> str:

@@ -286,6 +286,35 @@ def test_what_only_train_mode_reads_stays_wide() -> None:
     assert any("in train mode" in text for text in reasons(result))
 
 
+class Masking(nn.Module):
+    """Train mode looks at data, and writes a parameter of its own into a hidden layer: as wav2vec 2.0 masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.masked = nn.Parameter(torch.rand(8))
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.first(x)
+        if self.training:
+            mask = torch.rand(len(x)) < 0.5 + float(x.sum() * 0)
+            x[mask] = self.masked
+        return self.head(self.second(x))
+
+
+def test_train_mode_that_looks_at_data_is_tried_on_data() -> None:
+    """The user's random numbers are those that they would have been."""
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    model = Masking()
+    torch.manual_seed(3)
+    slim = pruned(model, torch.ones(6, 4)).model.train()
+    assert torch.equal(torch.rand(4), expected)
+    assert (slim.first.out_features, slim.second.out_features) == (8, 4)
+    slim(torch.randn(6, 4)).sum().backward()
+
+
 def test_tied_and_bare_parameters_are_shared() -> None:
     """A parameter under two names, and one that the code reads itself, are those of the graph, tied as before."""
 
