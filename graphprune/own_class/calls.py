@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from itertools import zip_longest
+from itertools import count, zip_longest
 from typing import Any, Final
 
 import torch
@@ -53,20 +53,23 @@ def _in_words(operation: Any) -> str:
 def _operations(program: Program, known: Collection[str]) -> Iterator[tuple[Any, Any, Any]]:
     """Operators, their arguments and results; tensors by name if it is known, by data, or by number in the order in which they
     appear."""
-    assert program.tape is not None
+    tape = program.tape
+    assert tape is not None
     numbers: dict[int, Any] = {
-        identity: name if name in known else _data(program.tensors[name]) for identity, name in program.tape.names.items()
+        identity: name if name in known else _data(program.tensors[name]) for identity, name in tape.names.items()
     }
-    named = len(numbers)
+    fresh = count()
     kept = []  # identities are not to be used again
 
     def told(item: Any) -> Any:
         if not isinstance(item, torch.Tensor):
             return plain(item)
-        kept.append(item)
-        return numbers.setdefault(id(item), len(numbers) - named), tuple(item.shape), item.dtype
+        if id(item) not in numbers:
+            kept.append(item)
+            numbers[id(item)] = next(fresh)
+        return numbers[id(item)], tuple(item.shape), item.dtype
 
-    for step in program.tape.steps:
+    for step in tape.steps:
         for operation in step.operations:
             if operation.operator is _SAME:
                 numbers[id(operation.output)] = told(operation.args[0])[0]
