@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import sys
 
 
@@ -13,10 +15,25 @@ def main() -> int:
     try:
         from graphprune.cli import main as command
 
-        return command()
+        code = command()
     except KeyboardInterrupt:
         sys.stderr.write("graphprune: interrupted.\n")
-        return 130
+        code = 130
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        _end(code)
+    return code
+
+
+def _end(code: int) -> None:
+    """End one of several processes here and now, after all that was registered for the end.
+
+    torch's threads for sharded models outlive the process group: the interpreter, taking itself apart, was ended by an abort in one
+    run of four, after everything was written.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
