@@ -105,8 +105,9 @@ class _Trials:
             if self._states(slim):
                 return self._culprit(groups, seed, self._states)
         for seed in range(_RUNS):
+            slim = self._cut(groups, len(groups.prunable), seed)
             for check in (self._fails_in_train_mode, self._fails):
-                if check(self._cut(groups, len(groups.prunable), seed)):
+                if check(slim):
                     return self._culprit(groups, seed, check)
         return None
 

@@ -144,8 +144,10 @@ def relative_error(reference: Tensor, found: Tensor) -> float:
     """``max |found - reference| / max |reference|``; the absolute error where the reference is all zero.
 
     In float64 that includes zeros to rounding, as of a layer norm over copies of one channel: of them no digit is the same twice.
-    Equal infinities (the masks of attention) differ by nothing and set no scale.
+    Equal infinities (the masks of attention) differ by nothing and set no scale. Tensors of other dtypes are equal (0) or not (1).
     """
+    if not reference.is_floating_point():
+        return float(not torch.equal(reference, found))
     if reference.numel() == 0:
         return 0.0
     scale, difference = _largest(reference), _largest(found - reference)
@@ -296,7 +298,7 @@ class _Comparison:
                 self._judge(reference, found, f"Output {index}")
 
     def _judge(self, reference: Tensor, found: Tensor, what: str) -> None:
-        error = relative_error(reference, found) if reference.is_floating_point() else float(not torch.equal(reference, found))
+        error = relative_error(reference, found)
         self.compared += 1
         self.worst = max(self.worst, error)
         if not error <= self.tolerance and not self.failure:
