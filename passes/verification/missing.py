@@ -175,6 +175,12 @@ def _replaced(func: Any, *args: Any, **kwargs: Any) -> Any:
     return result
 
 
+@_handles("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted")
+def _uninitialised(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """Memory that was freed may hold the NaN of what was missing there: none of these elements is missing."""
+    return func(*args, **kwargs).zero_()
+
+
 # -- sums and statistics -------------------------------------------------------------------------------------------------
 
 

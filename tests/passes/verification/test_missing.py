@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -292,3 +292,34 @@ def test_normalised_weights() -> None:
 def test_logarithm_of_summed_exponentials(keepdim: bool) -> None:
     agree(lambda x: x.logsumexp(1, keepdim), [(drawn(3, 6), {1: C})], {})
     agree(lambda x: x.logsumexp(1, keepdim), [(drawn(4, 6), {0: OUT})], {0: OUT})
+
+
+@pytest.fixture
+def filled() -> Iterator[None]:
+    """Memory that is not initialised holds NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("filled")
+@pytest.mark.parametrize(
+    "new",
+    [
+        torch.empty_like,
+        lambda x: torch.empty(x.shape),
+        lambda x: x.new_empty(x.shape),
+        lambda x: torch.empty_strided(x.shape, x.stride()),
+        lambda x: x.new_empty_strided(x.shape, x.stride()),
+        lambda x: torch.empty_permuted(x.shape, (1, 0)),
+    ],
+)
+def test_memory_that_is_not_initialised_is_not_missing(new: Callable[[Tensor], Tensor]) -> None:
+    """Rotations are written into it, half by half."""
+    x = drawn(3, 4)
+    with MissingData():
+        out = new(x)
+        out[:, 0::2] = x[:, :2]
+        out[:, 1::2] = x[:, 2:]
+    assert torch.equal(out, torch.stack([x[:, :2], x[:, 2:]], 2).flatten(1).to(out.dtype))
