@@ -157,7 +157,7 @@ class Tracer(TorchFunctionMode):
         return self.writer.apart(func(*given, **named), (given, named))
 
     def _of_train_mode_alone(self, func: Any, args: Any, kwargs: Any) -> bool:
-        """Whether a call that eval mode lacks returns its first argument: as it is, or with a constant added to a buffer (noted)."""
+        """Whether a call that eval mode lacks returns its argument: as it is, or with a constant added to a buffer (noted)."""
         if self._results.expects(func):
             return False
         if func is torch.Tensor.contiguous:

@@ -31,7 +31,9 @@ class ChannelGroups(Analysis[Groups]):
         return groups_of(program, program.policy, program.exclude, program.whole)
 
 
-def groups_of(program: Program, policy: Mapping[str, str], exclude: tuple[str, ...], whole: Mapping[str, str] | None = None) -> Groups:
+def groups_of(
+    program: Program, policy: Mapping[str, str], exclude: tuple[str, ...], whole: Mapping[str, str] | None = None
+) -> Groups:
     """The groups of a program.
 
     A default of the policy that leaves nothing to remove at a site (whole rows of a table whose rows are told apart later) is

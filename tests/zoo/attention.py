@@ -289,7 +289,8 @@ def _masked_by_copies(mask_of: Callable[[Tensor], Tensor]) -> Case:
 
     model = net(forward, **_tail(**{name: nn.Linear(EMBED, HEADS * DIM) for name in "qkv"}))
     x = vector(6, 5)
-    return Case(model, lambda n: {"x": x(n), "keep": torch.arange(6).expand(len(x(n)), 6) < 4}, {"q": HEADS, "embed": EMBED, "proj": EMBED})
+    groups = {"q": HEADS, "embed": EMBED, "proj": EMBED}
+    return Case(model, lambda n: {"x": x(n), "keep": torch.arange(6).expand(n, 6) < 4}, groups)
 
 
 @case
