@@ -237,7 +237,7 @@ class Call:
         return self.recorder.has_open_bounds()
 
     def choose(self, policy: str) -> str:
-        """The policy's choice at this site (:class:`graphprune.pipeline.policy.Policy`), about operands' fields over several axes."""
+        """The policy's choice at this site (:class:`graphprune.pipeline.policy.Policy`) about fields over several axes."""
         wide = [field for tensor in self.inputs() for field in self.value(tensor).fields if field.size not in field.shape]
         return self.recorder.choose(policy, wide)
 
