@@ -93,6 +93,15 @@ def _add_matmul(func: Any, c: Tensor, a: Tensor, b: Tensor, **kwargs: Any) -> Te
     return result.masked_fill(gone | c.isnan(), torch.nan)
 
 
+@_handles("_grouped_mm", "transformers::grouped_mm_fallback")
+def _grouped_matmul(func: Any, x: Tensor, weight: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+    """Rows times the matrix of their expert; forms without a rule are never cut."""
+    result: Tensor = func(present(x), present(weight), *rest, **kwargs)
+    if x.dim() != 2 or weight.dim() != 3:
+        return result
+    return result.masked_fill(_absent(x, [1]).unsqueeze(1) | _absent(weight, [0, 1]), torch.nan)
+
+
 @_handles("mv")
 def _matvec(func: Any, a: Tensor, b: Tensor) -> Tensor:
     result: Tensor = func(present(a), present(b))

@@ -230,6 +230,17 @@ def test_a_number_that_meets_a_missing_one_shows() -> None:
         agree(torch.add, [(drawn(6), {0: C}), (drawn(6), {0: [0, 2, 4]})], {0: C})
 
 
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no products of groups")
+def test_rows_times_the_matrix_of_their_expert() -> None:
+    """Integers, so that float32, which this product takes at most, rounds nothing."""
+
+    def function(x: Tensor, w: Tensor) -> Tensor:
+        return F.grouped_mm(x, w, offs=torch.tensor([2, 3, 5], dtype=torch.int32))
+
+    x, w, inner, outer = torch.randint(-9, 9, (5, 8)), torch.randint(-9, 9, (3, 8, 8)), [0, 2, 5, 7], [1, 2, 3, 7]
+    agree(function, [(x.float(), {1: inner}), (w.float(), {1: inner, 2: outer})], {1: outer})
+
+
 def test_products_of_three() -> None:
     kept = [{1: C}, {0: OUT, 1: C, 2: [1, 4]}, {1: [1, 4]}]
     operands = [(drawn(2, 6), kept[0]), (drawn(4, 6, 5), kept[1]), (drawn(2, 5), kept[2])]
