@@ -254,6 +254,20 @@ def _layer_norm(func: Any, x: Tensor, shape: Sequence[int], weight: Tensor | Non
     return _affine((x - mean) * scale, weight, bias), mean, scale
 
 
+@_handles("native_batch_norm", "cudnn_batch_norm")
+def _batch_norm(
+    func: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Any, variance: Any, training: bool, *rest: Any
+) -> Any:
+    """By statistics of the input itself: over what is present."""
+    result = func(x, weight, bias, mean, variance, training, *rest)
+    if not training or mean is not None:
+        return result
+    average, spread = _moments(x, [axis for axis in range(x.dim()) if axis != 1], 0)
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    affine = [None if t is None else t.view(shape) for t in (weight, bias)]
+    return (_affine((x - average) * (spread + rest[-1]).rsqrt(), *affine), *result[1:])
+
+
 @_handles("_fused_rms_norm", "rms_norm")
 def _rms_norm(func: Any, x: Tensor, shape: Sequence[int], weight: Tensor | None, eps: float | None = None) -> Any:
     dims = list(range(x.dim() - len(shape), x.dim()))

@@ -155,6 +155,17 @@ def test_batch_and_instance_norm() -> None:
     agree(lambda t: F.instance_norm(t), [(drawn(4, 6, 3, 3), {1: C})], {1: C})
 
 
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_by_statistics_of_what_is_present(affine: bool) -> None:
+    """Standardised kernels: an image of one example, with a channel for each output, over the inputs that are left."""
+    parts = [(drawn(6), {0: C}), (drawn(6), {0: C})] if affine else []
+    agree(
+        lambda t, w=None, b=None: F.batch_norm(t, None, None, w, b, training=True),
+        [(drawn(2, 6, 5), {1: C, 2: [0, 3]}), *parts],
+        {1: C, 2: [0, 3]},
+    )
+
+
 @pytest.mark.parametrize("function", [lambda t: t.softmax(1), lambda t: F.log_softmax(t, 1)])
 def test_softmax_over_and_beside_what_is_missing(function: Callable[[Tensor], Tensor]) -> None:
     agree(function, [(drawn(4, 6), {1: C})], {1: C})
