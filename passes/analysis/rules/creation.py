@@ -11,8 +11,6 @@ from graphprune.rules import Call, rule
     "ones",
     "full",
     "empty",
-    "rand",
-    "randn",
     "new_zeros",
     "new_ones",
     "new_full",
@@ -21,18 +19,38 @@ from graphprune.rules import Call, rule
     "empty_strided",
 )
 def constant(call: Call) -> None:
-    """Every element is alike (or random): each axis gets soft labels, tied to whatever it is combined with."""
+    """Every element is alike: each axis gets soft labels, tied to whatever it is combined with."""
     shape = call.shape()
     call.set([along(call.space.fresh(n, soft=True), axis, len(shape)) for axis, n in enumerate(shape) if n > 1])
 
 
-@rule("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like")
+@rule("zeros_like", "ones_like", "full_like", "empty_like")
 def like(call: Call) -> None:
     """Takes its size from another tensor, so it has its labels."""
     call.set(call.value(call.args[0]).fields)
 
 
-@rule("arange", "linspace", "eye", "tril_indices", "triu_indices", "scalar_tensor", "randint", "randperm")
+@rule("arange", "linspace", "eye", "tril_indices", "triu_indices", "scalar_tensor")
 def positional(call: Call) -> None:
     """Values depend on the position: no labels, and whatever meets them cannot shrink there."""
+    call.set(())
+
+
+@rule(
+    "rand",
+    "randn",
+    "rand_like",
+    "randn_like",
+    "randint",
+    "randint_like",
+    "randperm",
+    "normal",
+    "uniform",
+    "exponential",
+    "bernoulli",
+    "multinomial",
+)
+def drawn(call: Call) -> None:
+    """Which number is drawn depends on how many are drawn before it: as values that depend on the position."""
+    call.freeze_inputs("the numbers of what is drawn by it")
     call.set(())

@@ -11,7 +11,7 @@ from graphprune.rules import Call, rule
 @rule(
     "pointwise", "leaky_relu", "elu", "softplus", "celu", "selu", "gelu", "silu", "mish", "hardshrink", "softshrink",
     "log_sigmoid", "hardswish", "hardsigmoid", "hardtanh", "relu6", "copy_", "lift_fresh", "_to_copy", "to",
-    "dropout", "native_dropout", "bernoulli", "bernoulli_", "nan_to_num", "_prelu_kernel", "type_as", "where",
+    "dropout", "native_dropout", "nan_to_num", "_prelu_kernel", "type_as", "where",
     "masked_fill", "fill", "zero", "addcmul", "addcdiv", "lerp", "expand_as", "result_type", "_conj", "real", "round",
     "rrelu_with_noise", "threshold", "logical_not", "polar",
     keeps_sizes=True,
