@@ -79,7 +79,7 @@ class Pass(ABC):
 def is_present(program: Program, field_name: str) -> bool:
     """Whether a field of the program holds something: neither None nor an empty mapping, tuple or text."""
     value = getattr(program, field_name)
-    return value is not None and not (isinstance(value, (tuple, str, Mapping)) and not value)
+    return value is not None and value not in ((), "", {})
 
 
 def check_declaration(cls: type[Pass]) -> None:
