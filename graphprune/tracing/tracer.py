@@ -190,6 +190,14 @@ class Tracer(TorchFunctionMode):
         """``tensor.numel()``."""
         return math.prod(self.shape(tensor))
 
+    def dim(self, tensor: torch.Tensor) -> int:
+        """``tensor.dim()`` or ``tensor.ndim``."""
+        return tensor.dim()
+
+    def dtype(self, tensor: torch.Tensor) -> torch.dtype:
+        """``tensor.dtype``."""
+        return tensor.dtype
+
     def device(self, tensor: torch.Tensor) -> torch.device:
         """The device on which the model is, as an object of its own: where it is passed on, it is that tensor's device."""
         device = torch.device(str(self._device))
@@ -325,6 +333,9 @@ _OWN: Final[Mapping[Any, Callable[..., Any]]] = {
     torch.Tensor.size: Tracer.size,
     torch.Tensor.numel: Tracer.numel,
     torch.Tensor.nelement: Tracer.numel,
+    torch.Tensor.dim: Tracer.dim,
+    torch.Tensor.ndim.__get__: Tracer.dim,
+    torch.Tensor.dtype.__get__: Tracer.dtype,
     torch.Tensor.device.__get__: Tracer.device,
     torch._assert: Tracer.check,
 }
