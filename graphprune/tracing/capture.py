@@ -18,7 +18,7 @@ from graphprune.ir.graph_module import adopt
 from graphprune.ir.program import Inputs, Program, Scope
 from graphprune.ir.twins import set_mode, unwrapped
 from graphprune.placement import Placement, placement_of
-from graphprune.tracing.inputs import ModuleCall, argument_names, check_inputs, holds_tensor, normalise_inputs, options_of
+from graphprune.tracing.inputs import ModuleCall, check_inputs, holds_tensor, normalise_inputs, options_of, with_names
 from graphprune.tracing.rehearsal import rehearse
 from graphprune.tracing.scopes import find_scopes, named_scopes, outside, record_calls, scope_of
 from graphprune.tracing.source import error_line
@@ -200,10 +200,7 @@ def _traced(tracer: Tracer, root: nn.Module, calls: tuple[ModuleCall, ...], anno
     for call in calls:
         prefix = f"{call.path.replace('.', '_')}_" if call.path else ""
         names, placeholders = {}, {}
-        arguments = [
-            *zip(argument_names(root.get_submodule(call.path)), call.inputs.args, strict=False),
-            *call.inputs.kwargs.items(),
-        ]
+        arguments = [*with_names(root.get_submodule(call.path), call.inputs.args), *call.inputs.kwargs.items()]
         for name, value in arguments:
             names[name] = prefix + name if holds_tensor(value) else ""
             if names[name]:

@@ -128,7 +128,7 @@ def _put(place: Any, name: str, value: Any) -> None:
 
 def _twins_in(names: Set[str], held: Mapping[str, Any]) -> dict[str, str]:
     """The names by which code calls functions that have twins, with those of the twins. held: what names mean in its module."""
-    meant = {name: _BUILTINS[name] for name in names & _BUILT_IN} | held
+    meant = {**{name: _BUILTINS[name] for name in names & _BUILT_IN}, **held}
     return {name: _NAMES[id(value)] for name, value in meant.items() if id(value) in _NAMES}
 
 
