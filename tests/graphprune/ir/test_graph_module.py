@@ -197,6 +197,6 @@ def test_a_node_is_added_as_fx_makes_it() -> None:
     wanted = [graph.create_node("call_function", torch.add, (x, 1), {"alpha": x}, "sum") for _ in range(3)]
     assert list(x.users) == [*nodes, *wanted] and all(node.all_input_nodes == [x] for node in nodes)
     assert list(graph.find_nodes(op="call_function", target=torch.add)) == [*nodes, *wanted]
-    assert [node.format_node().partition(" :")[2] for node in nodes] == [one.format_node().partition(" :")[2] for one in wanted]
+    assert all((node.args, node.kwargs) == (one.args, one.kwargs) for node, one in zip(nodes, wanted, strict=True))
     assert len({node.name for node in graph.nodes}) == len(graph.nodes) and nodes[2].name == "add"
     graph.lint()
