@@ -179,8 +179,9 @@ class Groups:
         """How many indices of each vector (row) one unit of each class (column) takes."""
         along = columns[self.vectors.units]
         runs = _runs(along, self.vectors.bounds)
-        entries = np.diff(runs, append=along.size), (self.vectors.owners[runs], along[runs])
-        table = csr_array(entries, shape=(len(self.vectors), self._sizes.size))
+        rows = np.searchsorted(runs, self.vectors.bounds)
+        table = csr_array((np.diff(runs, append=along.size), along[runs], rows), shape=(len(self.vectors), self._sizes.size))
+        table.sum_duplicates()  # sorts, too
         table.data //= self._sizes[table.indices]
         return table
 
@@ -237,7 +238,8 @@ class Groups:
     def _affine(self) -> tuple[Ints, csr_array]:
         """``length = constant + coefficients @ widths`` for all vectors."""
         prunable = len(self.prunable)
-        return self._table[:, prunable:] @ self._sizes[prunable:], self._table[:, :prunable]
+        frozen = np.append(np.zeros(prunable, dtype=np.int64), self._sizes[prunable:])
+        return self._table @ frozen, self._table[:, :prunable]
 
     def lengths(self, widths: npt.ArrayLike) -> Floats:
         """Length of every vector for widths of shape (..., groups); shape (..., vectors)."""
@@ -250,7 +252,7 @@ class Groups:
     @cached_property
     def distinct_lengths(self) -> Lengths:
         """All different lengths, those of equal functions of the widths once."""
-        constants, coefficients = self._affine[0], self._affine[1].sorted_indices()
+        constants, coefficients = self._affine
         bounds = coefficients.indptr.tolist()
         rows = [coefficients.indices[a:b].tobytes() + coefficients.data[a:b].tobytes() for a, b in pairwise(bounds)]
         places: dict[tuple[int, bytes], int] = {}

@@ -15,14 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
-from typing import NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 Field: TypeAlias = npt.NDArray[np.int64]
 Shape: TypeAlias = tuple[int, ...]
+
+_MOST_SHAPES: Final = 10_000  # of which is remembered what follows from them alone
 
 
 class Reason(NamedTuple):
@@ -76,7 +79,12 @@ class Value:
 
 def axes_of(field: Field) -> tuple[int, ...]:
     """Axes along which the field varies."""
-    return tuple([axis for axis, size in enumerate(field.shape) if size > 1])
+    return _long_axes(field.shape)
+
+
+@lru_cache(_MOST_SHAPES)
+def _long_axes(shape: Shape) -> tuple[int, ...]:
+    return tuple([axis for axis, size in enumerate(shape) if size > 1])
 
 
 def along(vector: Field, axis: int, rank: int) -> Field:
@@ -274,20 +282,26 @@ def _blocks(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
 
 
 def _reshape_field(field: Field, old: Shape, new: Shape) -> Field | None:
-    varied = set(axes_of(field))
-    blocks = _blocks(old, new)
+    source, target, exact = _reshaped(axes_of(field), old, new)
+    if exact:
+        return field.reshape(target)
+    whole = field if field.size == prod(source) else np.broadcast_to(field, source)
+    return simplify(whole.reshape(target))
+
+
+@lru_cache(_MOST_SHAPES)
+def _reshaped(varied: tuple[int, ...], old: Shape, new: Shape) -> tuple[Shape, Shape, bool]:
+    """How a field that varies along some axes is reshaped: the shape at which it fills its blocks of axes, the one that these
+    become, and whether each of them is one long axis before and after."""
     source, target = [1] * len(old), [1] * len(new)
     exact = True
-    for left, right in blocks:
-        if not varied & set(left):
+    for left, right in _blocks(old, new):
+        if not set(varied) & set(left):
             continue
         for axis in left:
             source[axis] = old[axis]
         for axis in right:
             target[axis] = new[axis]
         exact &= len([a for a in left if old[a] > 1]) == 1 and len([a for a in right if new[a] > 1]) == 1
-    if exact:
-        return field.reshape(target)
     assert prod(source) == prod(target)
-    whole = field if field.size == prod(source) else np.broadcast_to(field, source)
-    return simplify(whole.reshape(target))
+    return tuple(source), tuple(target), exact

@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ from graphprune.ir.program import Program
 from graphprune.pipeline.policy import Policy
 from graphprune.rules import Call, only_moves, rule_for, tensors_in
 
-_PLAIN: Final = (torch.Tensor, int, float)  # results with nothing nested in them
+_PLAIN: Final = (torch.Tensor, int, float, NoneType)  # results with nothing nested in them
 
 
 @dataclass(frozen=True)

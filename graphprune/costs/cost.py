@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy.sparse import csr_array
+from scipy.sparse import csc_array
 from torch import fx
 from torch.utils._pytree import tree_leaves
 
@@ -108,11 +109,9 @@ class CostModel:
         values = [value for life in lives for value in life.values]
         count = np.array([len(life.values) for life in lives], dtype=np.int64)
         products = Products(self.groups, [volume(value, value.itemsize) for value in values])
-        spans = [range(life.first, life.last + 1) for life in lives]
-        steps = np.concatenate([np.zeros(0, dtype=np.int64), *map(np.array, spans)])
-        which = np.repeat(np.arange(len(lives)), [len(span) for span in spans])
-        _, row = np.unique(steps, return_inverse=True)
-        alive = csr_array((np.ones(steps.size), (row.reshape(-1), which)), shape=(int(row.max(initial=-1)) + 1, len(lives)))
+        steps = [step for life in lives for step in range(life.first, life.last + 1)]
+        columns = [0, *accumulate(life.last + 1 - life.first for life in lives)]
+        alive = csc_array((np.ones(len(steps)), steps, columns), shape=(len(self._program.module.graph.nodes), len(lives)))
         return Peak("memory", "B", products, np.cumsum(count) - count, alive)
 
     @cached_property

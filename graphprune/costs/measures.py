@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import sympy
-from scipy.sparse import csr_array
+from scipy.sparse import csc_array
 
 from graphprune.channels.groups import Groups, Lengths
 from graphprune.channels.labels import Field, Value
@@ -48,7 +48,7 @@ class Measure(Protocol):
         """Indices of the groups that each term depends on."""
 
     @property
-    def rows(self) -> csr_array | None:
+    def rows(self) -> csc_array | None:
         """Which terms each of several sums adds up; None for one sum of all."""
 
     def parts(self, widths: npt.ArrayLike) -> Floats:
@@ -142,7 +142,7 @@ class Total:
 class Peak:
     """The largest of several sums of products: peak memory, of what is alive at each step."""
 
-    def __init__(self, name: str, unit: str, products: Products, pieces: npt.ArrayLike, rows: csr_array) -> None:
+    def __init__(self, name: str, unit: str, products: Products, pieces: npt.ArrayLike, rows: csc_array) -> None:
         """pieces: where the products of each term start; a term is the largest of its products. rows: the terms of each sum."""
         self.name = name
         self.unit = unit

@@ -17,6 +17,9 @@ from graphprune.ir.twins import restore_modes
 _ADOPTED = ("training", "_parameters", "_buffers", "_non_persistent_buffers_set", "_modules")
 _COMPILED = ("forward", "_code", "_lineno_map", "_prologue_start")  # what recompile() makes
 
+_SET_ARGS: Final = vars(fx.Node)["args"].fset
+_SET_KWARGS: Final = vars(fx.Node)["kwargs"].fset
+
 
 class _OnDemand:
     """An attribute of one graph module that compiling makes: reading it compiles, which puts the real one in its place.
@@ -80,6 +83,21 @@ def adopt(root: nn.Module, graph: fx.Graph, class_name: str) -> GraphModule:
         result.__dict__.pop(name, None)
         setattr(type(result), name, _OnDemand(name, result))
     return result
+
+
+def add_node(
+    graph: fx.Graph, op: str, target: Any, args: Any = (), kwargs: Any = None, name: str | None = None, type_expr: Any = None
+) -> fx.Node:
+    """A new node at the end of a graph, as ``create_node`` makes it; in half of the time.
+
+    That one searches the arguments for symbols; an assignment to a node looks up what nodes the graph has of its target.
+    """
+    node = graph.create_node(op, target, name=name, type_expr=type_expr)
+    if args:
+        _SET_ARGS(node, args)
+    if kwargs:
+        _SET_KWARGS(node, kwargs)
+    return node
 
 
 @dataclass(frozen=True)

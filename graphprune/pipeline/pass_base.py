@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, TypeVar
 
@@ -79,7 +78,7 @@ class Pass(ABC):
 def is_present(program: Program, field_name: str) -> bool:
     """Whether a field of the program holds something: neither None nor an empty mapping, tuple or text."""
     value = getattr(program, field_name)
-    return value is not None and not (isinstance(value, (tuple, str, Mapping)) and not value)
+    return value is not None and value not in ((), "", {})
 
 
 def check_declaration(cls: type[Pass]) -> None:

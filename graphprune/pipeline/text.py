@@ -19,6 +19,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import MISSING, Field, fields
 from functools import cache, partial
+from types import NoneType
 from typing import Any, Final, NamedTuple, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
@@ -83,7 +84,7 @@ def format_pass(one: Pass, defaults: bool = False) -> str:
     """One pass with its options, those at their defaults left out unless they are asked for."""
     check_declaration(type(one))
     shown = [field for field in _options(type(one)) if defaults or not _is_default(one, field)]
-    options = [f"{field.name}={_format_option(one, field)}" for field in shown]
+    options = [f"{field.name}={_text_of(type(one), field, getattr(one, field.name))}" for field in shown]
     return f"{one.name}{{{','.join(options)}}}" if options else one.name
 
 
@@ -248,20 +249,30 @@ def _scalar_readings(scalar: _Scalar) -> Iterator[Any]:
 # ------------------------------------------------------------------------------------------------------ to text
 
 
-def _format_option(one: Pass, field: Field[Any]) -> str:
+def _text_of(cls: type[Pass], field: Field[Any], value: Any) -> str:
+    """The text of an option; most are at a default, of which it is known."""
+    is_default = field.default is not MISSING and _same(field.default, value)
+    return _format_default(cls, field) if is_default else _format_option(cls, field, value)
+
+
+@cache
+def _format_default(cls: type[Pass], field: Field[Any]) -> str:
+    return _format_option(cls, field, field.default)
+
+
+def _format_option(cls: type[Pass], field: Field[Any], value: Any) -> str:
     """The shortest text that reads back as the option's value."""
-    cls = type(one)
-    value = _plain(getattr(one, field.name))
+    value = _plain(value)
     adapter = _adapters(cls)[field.name]
     for quoted in (False, True):
         text = _format_value(value, quoted)
         try:
-            _, options = _Reader(f"{one.name}{{{field.name}={text}}}").read_pass()
+            _, options = _Reader(f"{cls.name}{{{field.name}={text}}}").read_pass()
             if _same(_read(cls, field.name, adapter, options[field.name]), _converted(adapter, value)):
                 return text
         except PipelineError:
             continue
-    raise PipelineError(f"Option {field.name} of pass {one.name!r} cannot be written as text: {value!r}.")
+    raise PipelineError(f"Option {field.name} of pass {cls.name!r} cannot be written as text: {value!r}.")
 
 
 def _converted(adapter: TypeAdapter[Any], value: Any) -> Any:
@@ -292,11 +303,13 @@ def _format_scalar(value: Any, quoted: bool) -> str:
 
 def _plain(value: Any) -> Any:
     """Containers as dicts and tuples, so that equal ones look alike; sets in a fixed order."""
+    if isinstance(value, (str, int, float, NoneType)):  # most are; abstract classes take many times as long to say no
+        return value
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, Set):
         return tuple(sorted(map(_plain, value), key=repr))
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
         return tuple(map(_plain, value))
     return value
 

@@ -67,7 +67,7 @@ def whole(value: Any) -> Tensor:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether a model's parameters are divided among processes."""
-    return any(map(is_divided, model.parameters())) or bool(sharded_modules(model))
+    return _distributed() and (any(map(is_divided, model.parameters())) or bool(sharded_modules(model)))
 
 
 def sharded_modules(model: nn.Module) -> list[Any]:

@@ -16,9 +16,9 @@ from graphprune.errors import CaptureError, TraceError, UsageError
 from graphprune.extensions import load_extensions
 from graphprune.ir.graph_module import adopt
 from graphprune.ir.program import Inputs, Program, Scope
-from graphprune.ir.twins import named_tensors, unwrapped
+from graphprune.ir.twins import set_mode, unwrapped
 from graphprune.placement import Placement, placement_of
-from graphprune.tracing.inputs import ModuleCall, argument_names, check_inputs, holds_tensor, normalise_inputs, options_of
+from graphprune.tracing.inputs import ModuleCall, check_inputs, holds_tensor, normalise_inputs, options_of, with_names
 from graphprune.tracing.rehearsal import rehearse
 from graphprune.tracing.scopes import find_scopes, named_scopes, outside, record_calls, scope_of
 from graphprune.tracing.source import error_line
@@ -75,7 +75,7 @@ def capture(
     # Options that a graph cannot take are part of it now.
     given = trace.given
     left = Inputs((), given) if inputs.kwargs and not inputs.args and not trace.scopes else Inputs(tuple(given.values()))
-    return Program(
+    program = Program(
         module,
         left,
         dict(tracer.opaque),
@@ -85,6 +85,8 @@ def capture(
         None if placement is None else placement.weights(module),
         eval_only={**noted_modes(root), **follows},
     )
+    tracer.writer.name_tensors(program.tensors)
+    return program
 
 
 def _placement(model: nn.Module, wanted: bool) -> Placement | None:
@@ -198,10 +200,7 @@ def _traced(tracer: Tracer, root: nn.Module, calls: tuple[ModuleCall, ...], anno
     for call in calls:
         prefix = f"{call.path.replace('.', '_')}_" if call.path else ""
         names, placeholders = {}, {}
-        arguments = [
-            *zip(argument_names(root.get_submodule(call.path)), call.inputs.args, strict=False),
-            *call.inputs.kwargs.items(),
-        ]
+        arguments = [*with_names(root.get_submodule(call.path), call.inputs.args), *call.inputs.kwargs.items()]
         for name, value in arguments:
             names[name] = prefix + name if holds_tensor(value) else ""
             if names[name]:
@@ -284,7 +283,6 @@ def _graph_module(root: nn.Module, tracer: Tracer) -> fx.GraphModule:
     tree = _part(root, "", layers, tensors, needed | layers)
     for name, tensor in tracer.writer.constants.items():
         tree.register_buffer(name, tensor, persistent=False)
-    tracer.writer.name_tensors(named_tensors(tree))
     return adopt(tree, tracer.writer.graph, type(root).__name__)
 
 
@@ -294,10 +292,10 @@ def _part(source: nn.Module, path: str, layers: set[str], tensors: set[str], nee
         return source
     prefix = f"{path}." if path else ""
     result = nn.Module()
-    result.training = source.training
-    result._parameters |= {name: value for name, value in source._parameters.items() if prefix + name in tensors}
-    result._buffers |= {name: value for name, value in source._buffers.items() if prefix + name in tensors}
-    result._non_persistent_buffers_set |= source._non_persistent_buffers_set & result._buffers.keys()
+    set_mode(result, source.training)
+    result._parameters.update({name: value for name, value in source._parameters.items() if prefix + name in tensors})
+    result._buffers.update({name: value for name, value in source._buffers.items() if prefix + name in tensors})
+    result._non_persistent_buffers_set.update(source._non_persistent_buffers_set & result._buffers.keys())
     for name, child in source._modules.items():
         if child is not None and prefix + name in needed:
             result._modules[name] = _part(child, prefix + name, layers, tensors, needed)

@@ -10,7 +10,7 @@ import builtins
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from functools import lru_cache, wraps
 from opcode import opmap
@@ -88,17 +88,15 @@ class Conversions:
     """
 
     def __init__(self, root: nn.Module) -> None:
-        reached = _code_of(root)
         self._codes: dict[FunctionType, tuple[CodeType, CodeType]] = {}
         self._places: list[tuple[Any, str, Any]] = []
-        for item, names in reached:
-            scope = vars(item)
+        for item, held in _code_of(root):
             if isinstance(item, FunctionType):
-                scope = item.__globals__
-                new = _rewritten(item.__code__, item.__code__.co_filename, frozenset(_twins_in(names, scope).items()))
-                if new is not item.__code__:
-                    self._codes[item] = item.__code__, new
-            self._places += [(item, name, scope[name]) for name in names & scope.keys() if type(scope[name]) is _CACHE]
+                code = item.__code__
+                new = _rewritten(code, code.co_filename, frozenset(_twins_in(_names(code), held).items()))
+                if new is not code:
+                    self._codes[item] = code, new
+            self._places += [(item, name, value) for name, value in held.items() if type(value) is _CACHE]
 
     @contextmanager
     def remembered(self) -> Iterator[None]:
@@ -128,12 +126,10 @@ def _put(place: Any, name: str, value: Any) -> None:
         place.__globals__[name] = value
 
 
-def _twins_in(names: Set[str], namespace: Mapping[str, Any]) -> dict[str, str]:
-    """The names by which code calls functions that have twins, with those of the twins."""
-    held = names & namespace.keys()
-    found = {name: _NAMES.get(id(namespace[name])) for name in held}
-    found |= {name: _NAMES.get(id(_BUILTINS[name])) for name in (names & _BUILT_IN) - held}
-    return {name: twin for name, twin in found.items() if twin}
+def _twins_in(names: Set[str], held: Mapping[str, Any]) -> dict[str, str]:
+    """The names by which code calls functions that have twins, with those of the twins. held: what names mean in its module."""
+    meant = {**{name: _BUILTINS[name] for name in names & _BUILT_IN}, **held}
+    return {name: _NAMES[id(value)] for name, value in meant.items() if id(value) in _NAMES}
 
 
 @lru_cache(_MOST_CODES)
@@ -162,13 +158,13 @@ def _constant(item: Any, file: str, renamed: frozenset[tuple[str, str]]) -> Any:
     return item if isinstance(new, tuple) and not any(map(is_not, new, item)) else new
 
 
-def _code_of(root: nn.Module) -> list[tuple[Any, Set[str]]]:
+def _code_of(root: nn.Module) -> list[tuple[Any, Mapping[str, Any]]]:
     """The model's classes, and all classes and functions that running them names, outside of torch and the standard library.
 
-    Each with the names that it has (a class) or names (a function).
+    Each with what it has (a class) or names of its module (a function).
     """
     pending: list[Any] = list({type(module) for module in root.modules()})
-    seen: dict[int, tuple[Any, Set[str]]] = {}
+    seen: dict[int, tuple[Any, Mapping[str, Any]]] = {}
     methods: dict[str, list[Any]] = defaultdict(list)  # those that nothing has named so far
     names = {"forward", "__call__", "__getitem__"}
     while pending:
@@ -176,30 +172,29 @@ def _code_of(root: nn.Module) -> list[tuple[Any, Set[str]]]:
         if id(item) in seen or (item.__module__ or "").partition(".")[0] in _FOREIGN:
             continue
         if isinstance(item, type):
-            seen[id(item)] = item, vars(item).keys()
+            seen[id(item)] = item, vars(item)
             pending += item.__bases__
             for name, value in vars(item).items():
                 inner = getattr(value, "fget", None) or getattr(value, "__wrapped__", value)
                 if isinstance(inner, FunctionType):
                     (pending if name in names else methods[name]).append(inner)
         else:
-            named = _names(item.__code__)
-            seen[id(item)] = item, named
-            pending += _reached(item, named)
+            named, scope = _names(item.__code__), item.__globals__
+            held = {name: scope[name] for name in named & scope.keys()}
+            seen[id(item)] = item, held
+            pending += _reached([*_closure(item), *held.values()], named)
             new = named - names
             pending += [method for name in new & methods.keys() for method in methods.pop(name)]
             names |= new
     return list(seen.values())
 
 
-def _reached(function: FunctionType, names: frozenset[str]) -> list[Any]:
-    """Classes and functions that a function names or wraps."""
-    scope = function.__globals__
-    held = [*_closure(function), *(scope[name] for name in names & scope.keys())]
+def _reached(held: Sequence[Any], names: frozenset[str]) -> list[Any]:
+    """Classes and functions among the values that a function holds, and what it may name of the modules among them."""
     modules = [vars(value) for value in held if isinstance(value, ModuleType)]
-    held += [module[name] for module in modules for name in names & module.keys()]
-    held = [value.__wrapped__ if isinstance(value, _CACHE) else value for value in held]
-    return [value for value in held if isinstance(value, (type, FunctionType))]
+    reached = [*held, *(module[name] for module in modules for name in names & module.keys())]
+    reached = [value.__wrapped__ if isinstance(value, _CACHE) else value for value in reached]
+    return [value for value in reached if isinstance(value, (type, FunctionType))]
 
 
 @lru_cache(_MOST_CODES)

@@ -57,6 +57,11 @@ def argument_names(module: nn.Module) -> Iterator[str]:
         yield name
 
 
+def with_names(module: nn.Module, args: Sequence[Any]) -> list[tuple[str, Any]]:
+    """Positional arguments with their names; without any, no signature is read, which takes a while."""
+    return list(zip(argument_names(module), args, strict=False)) if args else []
+
+
 def check_inputs(root: nn.Module, inputs: Inputs) -> None:
     """Raise CaptureError when the inputs hold no tensor or do not fit the model's forward."""
     if not holds_tensor((inputs.args, dict(inputs.kwargs))):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from graphprune.calibration import Batch, Calibration, as_batch, run_error
 from graphprune.errors import UsageError
 from graphprune.ir.program import Inputs, Program
-from graphprune.tracing.inputs import argument_names
+from graphprune.tracing.inputs import with_names
 from graphprune.tracing.scopes import record_calls
 
 
@@ -49,8 +49,7 @@ class ScopeBatches:
                     "all scopes, or name others with scopes=."
                 )
             call = calls[scope.path].inputs
-            names = argument_names(self._model.get_submodule(scope.path))
-            values = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
+            values = {**dict(with_names(self._model.get_submodule(scope.path), call.args)), **call.kwargs}
             given |= {placeholder: values.get(name) for name, placeholder in scope.arguments if placeholder}
         order = [str(node.target) for node in self._program.module.graph.nodes if node.op == "placeholder"]
         return Batch(Inputs(tuple(given[name] for name in order)))

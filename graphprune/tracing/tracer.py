@@ -26,7 +26,7 @@ from graphprune.tracing.constants import Constants
 from graphprune.tracing.conversions import Conversions
 from graphprune.tracing.guards import Guards
 from graphprune.tracing.hints import without_hints
-from graphprune.tracing.inputs import ModuleCall, argument_names
+from graphprune.tracing.inputs import ModuleCall, with_names
 from graphprune.tracing.repeat import Repeat
 from graphprune.tracing.results import Mark, Results
 from graphprune.tracing.shadow import Shadow
@@ -93,8 +93,7 @@ class Tracer(TorchFunctionMode):
         announced: tell the model that it is traced, as torch.export does: libraries then leave out what looks at data.
         """
         module = self._shadow.root.get_submodule(call.path)
-        names = argument_names(module)
-        args = tuple(placeholders.get(name, value) for name, value in zip(names, call.inputs.args, strict=False))
+        args = tuple(placeholders.get(name, value) for name, value in with_names(module, call.inputs.args))
         kwargs = {name: placeholders.get(name, value) for name, value in call.inputs.kwargs.items()}
         self.writer.module = call.path
         with self.running(announced):
@@ -137,7 +136,7 @@ class Tracer(TorchFunctionMode):
         if self.mode.plain and self._of_train_mode_alone(func, args, kwargs):
             return args[0]
         result = self._results.of(func, lambda: self._call(func, args, kwargs))
-        if not tensors_in((result,)) and func is not torch.Tensor.__setitem__:
+        if not isinstance(result, torch.Tensor) and not tensors_in((result,)) and func is not torch.Tensor.__setitem__:
             self._recording.take()
             return result
         target = spell(func, len(args) == 2 and not kwargs)
@@ -191,6 +190,14 @@ class Tracer(TorchFunctionMode):
     def numel(self, tensor: torch.Tensor) -> Any:
         """``tensor.numel()``."""
         return math.prod(self.shape(tensor))
+
+    def dim(self, tensor: torch.Tensor) -> int:
+        """``tensor.dim()`` or ``tensor.ndim``."""
+        return tensor.dim()
+
+    def dtype(self, tensor: torch.Tensor) -> torch.dtype:
+        """``tensor.dtype``."""
+        return tensor.dtype
 
     def device(self, tensor: torch.Tensor) -> torch.device:
         """The device on which the model is, as an object of its own: where it is passed on, it is that tensor's device."""
@@ -327,6 +334,9 @@ _OWN: Final[Mapping[Any, Callable[..., Any]]] = {
     torch.Tensor.size: Tracer.size,
     torch.Tensor.numel: Tracer.numel,
     torch.Tensor.nelement: Tracer.numel,
+    torch.Tensor.dim: Tracer.dim,
+    torch.Tensor.ndim.__get__: Tracer.dim,  # type: ignore[attr-defined]
+    torch.Tensor.dtype.__get__: Tracer.dtype,  # type: ignore[attr-defined]
     torch.Tensor.device.__get__: Tracer.device,
     torch._assert: Tracer.check,
 }

@@ -14,6 +14,7 @@ from torch import fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from graphprune.channels.tape import Recording, Step, Tape, plain_containers
+from graphprune.ir.graph_module import add_node
 from graphprune.rules import tensors_in
 from graphprune.tracing.results import Mark, Results
 from graphprune.tracing.shadow import Shadow
@@ -186,13 +187,9 @@ class Writer:
             self.tape.add_tensor(name, tensor, self._shadow.of(tensor))
 
     def node(self, op: str, target: Any, args: Any = (), kwargs: Any = None) -> fx.Node:
-        """A node at the end (given at creation, arguments are searched for symbols of other tracers, which takes longest)."""
+        """A node at the end."""
         self._check_autocast()
-        node = self.graph.create_node(op, target, name=_name(target))
-        if args:
-            node.args = args
-        if kwargs:
-            node.kwargs = kwargs
+        node = add_node(self.graph, op, target, args, kwargs, _name(target))
         node.meta["source"], node.meta["module"] = source_line(), self.module
         return node
 

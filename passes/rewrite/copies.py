@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from graphprune.ir.graph_module import adopt
+from graphprune.ir.graph_module import add_node, adopt
 from graphprune.ir.twins import twin
 
 
@@ -15,10 +15,8 @@ def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     result = fx.Graph(tracer_cls=graph._tracer_cls)
     copied: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        copied[node] = new = result.create_node(node.op, node.target, name=node.name, type_expr=node.type)
-        new.args = map_arg(node.args, copied.__getitem__)
-        if node.kwargs:
-            new.kwargs = map_arg(node.kwargs, copied.__getitem__)
+        args, kwargs = map_arg(node.args, copied.__getitem__), map_arg(node.kwargs, copied.__getitem__)
+        copied[node] = new = add_node(result, node.op, node.target, args, kwargs, node.name, node.type)
         new.meta.update(node.meta)
     return result, copied
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd
@@ -206,7 +206,7 @@ class Question:
             scopes=[scope.path for scope in program.scopes],
             scores={scores.criterion: {**scores.provenance, **choice.notes}},
             target={target.kind: target.text for target in targets},
-            achieved=self._achieved(choice, targets),
+            achieved=self._achieved(choice),
             errors={} if choice.measured is None else {"latency": round(choice.measured.share * choice.measured.error, 6)},
         )
         return program.with_(plan=plan)
@@ -217,19 +217,23 @@ class Question:
             keep[units[: units.size - width]] = False
         return Kept(self.groups, keep)
 
-    def _achieved(self, choice: Choice, targets: Sequence[Target]) -> dict[str, float]:
+    def _achieved(self, choice: Choice) -> dict[str, float]:
         """Shares of the original that remain; of a latency the measured one, where it was measured."""
-        measures = self.cost.measures(self.program.latency)
-        shares = achieved(measures, choice.widths, self.groups.widths, [target.kind for target in targets])
+        shares = achieved(self.cost, choice.widths, self.groups.widths, [limit.measure for limit in self.bounds.limits])
         if choice.measured is not None:
             shares["latency"] = round(choice.measured.share, 6)
         return shares
 
 
-def achieved(measures: Mapping[str, Measure], widths: Ints, full: Ints, kinds: Sequence[str] = ()) -> dict[str, float]:
-    """Shares of the original's channels, parameters, MACs and other kinds of targets that remain at some widths."""
-    every = dict.fromkeys(("channels", "params", "macs", *kinds))
-    amounts = {kind: measures[kind](np.stack([widths, full])).tolist() for kind in every}
+def achieved(cost: CostModel, widths: Ints, full: Ints, measures: Iterable[Measure] = ()) -> dict[str, float]:
+    """Shares of the original's channels, parameters, MACs and other measures that remain at some widths."""
+    after, before = cost.costs(widths), cost.costs(full)
+    amounts: dict[str, tuple[float, float]] = {
+        "channels": (int(widths.sum()), int(full.sum())),
+        "params": (after.parameters, before.parameters),
+        "macs": (after.macs, before.macs),
+        **{measure.name: (float(measure(widths)), float(measure(full))) for measure in measures},
+    }
     return {kind: round(left / original if original else 1.0, 6) for kind, (left, original) in amounts.items()}
 
 

@@ -95,7 +95,7 @@ class LossAwarePass(Pass):
             policy=dict(program.policy),
             scores={self.name: search.provenance()},
             target={"macs": str(self.macs)},
-            achieved=achieved(cost.measures(), kept.widths(), groups.widths),
+            achieved=achieved(cost, kept.widths(), groups.widths),
         )
         return program.with_(plan=plan)
 

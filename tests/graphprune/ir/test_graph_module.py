@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import graphprune
-from graphprune.ir.graph_module import GraphModule, adopt
+from graphprune.ir.graph_module import GraphModule, add_node, adopt
 from graphprune.ir.twins import twin
 from tests.zoo.case import ready
 
@@ -187,3 +187,16 @@ def test_a_pickled_one_follows_both_modes(copied: Callable[[Any], Any], training
         torch.manual_seed(1)
         assert torch.equal(found.train(mode)(X), wanted)
     assert not torch.equal(found.train()(X), found.eval()(X))
+
+
+def test_a_node_is_added_as_fx_makes_it() -> None:
+    """Read by what it reads, found by its target, and named apart."""
+    graph = fx.Graph()
+    x = add_node(graph, "placeholder", "x")
+    nodes = [add_node(graph, "call_function", torch.add, (x, 1), {"alpha": x}, name) for name in ("sum", "sum", None)]
+    wanted = [graph.create_node("call_function", torch.add, (x, 1), {"alpha": x}, "sum") for _ in range(3)]
+    assert list(x.users) == [*nodes, *wanted] and all(node.all_input_nodes == [x] for node in nodes)
+    assert list(graph.find_nodes(op="call_function", target=torch.add)) == [*nodes, *wanted]
+    assert all((node.args, node.kwargs) == (one.args, one.kwargs) for node, one in zip(nodes, wanted, strict=True))
+    assert len({node.name for node in graph.nodes}) == len(graph.nodes) and nodes[2].name == "add"
+    graph.lint()

@@ -244,6 +244,24 @@ def test_tensors_made_while_tracing_leave_nothing_on_the_model() -> None:
     assert set(result.model.state_dict()) == keys[1], "constants are no part of the state"
 
 
+def test_questions_about_tensors_are_answered_and_leave_no_node() -> None:
+    """Of inputs, results, parameters and constants; in a batch norm's way, as part of an assertion, too."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        places = torch.arange(6, dtype=torch.float64)
+        y = self.a(x)
+        answers = [(one.dim(), one.ndim, one.dtype) for one in (x, y, self.a.weight, places, self.count)]
+        double = torch.float64
+        assert answers == [(2, 2, double), (2, 2, double), (2, 2, double), (1, 1, double), (0, 0, torch.int64)]
+        torch._assert(y.ndim == 2, f"expected rows, got {y.ndim} axes")
+        return self.b(y)
+
+    model = net(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 2))
+    model.register_buffer("count", torch.tensor(0))
+    program = graphprune.capture(model, X)
+    assert [node.op for node in program.module.graph.nodes] == ["placeholder", "call_module", "call_module", "output"]
+
+
 def test_a_captured_program_is_a_model_again() -> None:
     model = Two().double().eval()
     once = graphprune.capture(model, X).module
