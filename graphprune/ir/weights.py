@@ -70,7 +70,7 @@ class Weights(Mapping[str, Tensor]):
 
         def load(name: str) -> Tensor | None:
             if name in others:
-                return others[name]
+                return others[name].to(self.device)
             value = self._load(name)
             return None if value is None else value.detach().clone()
 

@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
+from graphprune.files import explained
 from graphprune.ir.twins import named_tensors
 from graphprune.ir.weights import Weights
 from graphprune.passes.calibration.loading import loaded
 
 
-class Filed(MutableMapping[str, Tensor]):
-    """Tensors by name, each in a file of the temporary folder as long as this object is there; none is in memory."""
+class Filed(Mapping[str, Tensor]):
+    """Tensors by name, each in a file of the temporary folder as long as this object is there; they are read to the CPU.
+
+    Raises UsageError where the folder has no room for one.
+    """
 
     def __init__(self) -> None:
         self._folder = TemporaryDirectory(prefix="graphprune-")
-        self._files: dict[str, Path] = {}
+        self._files: dict[str, tuple[Path, torch.dtype, torch.Size]] = {}
 
     def __getitem__(self, name: str) -> Tensor:
-        return cast(Tensor, torch.load(self._files[name], weights_only=True))
+        path, dtype, shape = self._files[name]
+        return torch.from_numpy(np.fromfile(path, np.uint8)).view(dtype).reshape(shape)
 
     def __setitem__(self, name: str, tensor: Tensor) -> None:
-        path = self._files.setdefault(name, Path(self._folder.name) / str(len(self._files)))
-        torch.save(tensor.detach().clone(), path)
-
-    def __delitem__(self, name: str) -> None:
-        self._files.pop(name).unlink()
+        path = self._files[name][0] if name in self._files else Path(self._folder.name) / str(len(self._files))
+        values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        with explained(path, tensor.nbytes):
+            path.write_bytes(values.data)
+        self._files[name] = path, tensor.dtype, tensor.shape
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._files)

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 import graphprune
 from graphprune.calibration import Calibration
+from graphprune.cli import main
 from graphprune.errors import UsageError
 from graphprune.streaming import CheckpointReport, prune_checkpoint
 from graphprune.streaming import prune as module
@@ -70,6 +71,11 @@ def words() -> Calibration:
 def images() -> Calibration:
     generator = torch.Generator().manual_seed(0)
     return Calibration([torch.randn(size, 3, 5, 5, generator=generator, dtype=torch.float64) for size in (6, 5)])
+
+
+def pictures() -> list[Tensor]:
+    """For the command: in float32."""
+    return [batch.inputs.args[0].float() for batch in images()]
 
 
 def net() -> Net:
@@ -184,3 +190,18 @@ def test_what_cannot_be_compensated_is_refused_before_anything_is_written(
     with pytest.raises(UsageError, match=says):
         streamed(net(), tmp_path, **how)
     assert not (tmp_path / "slim").exists()
+
+
+def test_the_command_compensates_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    model, here = Stages().eval(), Path(__file__).stem
+    save_sharded(model, tmp_path / "full")
+    command = ["prune-checkpoint", str(tmp_path / "full"), "--model", f"tests.graphprune.streaming.{here}:Stages", "-o"]
+    command += [str(tmp_path / "slim"), "--input", "2x3x5x5", "--target", "channels=60%", "--compensate", "least-squares"]
+    assert main([*command, "--calibrate", f"tests.graphprune.streaming.{here}:pictures"]) == 0
+    assert "the relative error of their outputs on the calibration data fell from" in capsys.readouterr().out
+    expected = graphprune.prune(
+        model, IMAGES.float(), data=pictures(), target="channels=60%", ranking="local", compensate="least-squares"
+    )
+    state = expected.graph.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in written(tmp_path / "slim").items())

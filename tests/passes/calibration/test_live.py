@@ -102,7 +102,9 @@ def test_tensors_in_files_are_a_table_of_copies() -> None:
     filed, tensor = Filed(), torch.arange(6.0).view(2, 3)[:, 1:]
     filed["a"] = filed["b"] = tensor
     tensor.zero_()
-    del filed["b"]
-    assert list(filed) == ["a"] and len(filed) == 1 and filed["a"].tolist() == [[1, 2], [4, 5]]
+    filed["c"] = torch.tensor(1.5, dtype=torch.bfloat16)
+    filed["c"] = torch.tensor([2.5], dtype=torch.bfloat16)
+    assert list(filed) == ["a", "b", "c"] and len(filed) == 3 and filed["a"].tolist() == [[1, 2], [4, 5]]
+    assert filed["c"].dtype == torch.bfloat16 and filed["c"].tolist() == [2.5]
     with pytest.raises(KeyError):
-        filed["b"]
+        filed["d"]
