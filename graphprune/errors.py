@@ -10,6 +10,7 @@ import re
 from typing import Final
 
 _LONG: Final = re.compile(r"\S{400,}")
+_LONGEST: Final = 500  # characters of a line of another library
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -102,6 +103,7 @@ class PassContractError(GraphpruneError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or "no message"."""
+    """The first line of an error's text, cut to a readable length, or "no message"."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else "no message"
+    line = lines[0] if lines else "no message"
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."

@@ -28,7 +28,7 @@ from graphprune.artifact.modes import EVAL_ONLY, modes_in
 from graphprune.artifact.module_data import decode_modules, encode_modules
 from graphprune.artifact.tensors import TensorTable, restore
 from graphprune.artifact.values import shorten
-from graphprune.errors import ArtifactError
+from graphprune.errors import ArtifactError, first_line
 from graphprune.files import atomic_write, check_writable
 from graphprune.ir.program import Inputs
 
@@ -164,7 +164,7 @@ def _explain(file: Path, error: Exception) -> NoReturn:
         if start.startswith(mark):
             remedy = "give it the extension of its kind, or pass weights with --weights"
             raise ArtifactError(f"{file} is {kind} and not a graphprune artifact; {remedy}.") from error
-    raise ArtifactError(f"{file} is not a whole safetensors file ({error}); {_REMEDY}.") from error
+    raise ArtifactError(f"{file} is not a whole safetensors file ({first_line(error)}); {_REMEDY}.") from error
 
 
 def _check_version(file: Path, metadata: Mapping[str, str]) -> None:

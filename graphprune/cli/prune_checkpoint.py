@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,6 +67,14 @@ def command(
     seed: options.Seed = 0,
     selection: Selection,
     calibration: options.Calibration,
+    compensate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="least-squares",
+            help="Give layers the weights that make up best for what they lost, on --calibrate data.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
     from_plan: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Carry out this plan, instead of scoring and selecting.", rich_help_panel=_HOW),
@@ -96,6 +104,7 @@ def command(
         "exclude": exclude,
         "policy": parse_policy(policy) or None,
         "data": calibration.calibrate,
+        "compensate": compensate,
         "plan_only": plan_only or None,
     }
     given: dict[str, Any] = {name: value for name, value in how.items() if value is not None}
@@ -170,6 +179,8 @@ def _print(report: CheckpointReport, inputs: str, out: Path, output: Output) -> 
         output.show(tables.widths_table(report.widths))
     output.say(f"Checked on the meta device: the slim graph runs, and {report.tensors} tensors have the shapes of the plan.")
     output.say(report.proof.describe())
+    if report.compensation:
+        output.say(tables.compensation_line(report.compensation))
     if report.config is not None:
         output.say(_config_line(report.config))
     if not report.shards:
@@ -202,6 +213,7 @@ def _data(report: CheckpointReport, out: Path, plan: Path | None) -> dict[str, A
         "tensors": report.tensors,
         "verification": tables.verification_data(report.proof.verification),
         "proof": report.proof.describe(),
+        "compensation": [asdict(one) for one in report.compensation],
         "config": None if fit is None else {"changes": fit.changes, "reason": fit.reason, "written": fit.config is not None},
         "shards": report.shards,
         "resumed": report.resumed,

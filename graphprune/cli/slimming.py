@@ -110,6 +110,6 @@ def _print(job: Job, result: PruneResult, accuracy: dict[str, Any] | None, disk:
         output.say(f"Latency: {note}.")
     output.say(tables.verification_line(report.verification))
     if report.compensation:
-        output.say(tables.compensation_line(report.compensation))
+        output.say(tables.compensation_line(report.compensation) + " Compare such weights with `graphprune verify --trained`.")
     if accuracy is not None:
         output.say(f"{tables.accuracy_line(accuracy)} (no fine-tuning).")

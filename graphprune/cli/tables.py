@@ -72,7 +72,7 @@ def compensation_line(compensation: Sequence[Compensated]) -> str:
         text += f": the relative error of their outputs on the calibration data fell from {before:.2f} to {after:.2f} on average"
     if left:
         text += f" ({len(left)} left as they are: {listed(f'{one.node}, {one.note}' for one in left)})"
-    return f"{text}. Compare such weights with `graphprune verify --trained`."
+    return f"{text}."
 
 
 def accuracy_line(accuracy: Mapping[str, Any]) -> str:

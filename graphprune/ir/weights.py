@@ -65,6 +65,17 @@ class Weights(Mapping[str, Tensor]):
 
         return Weights(module, load, device=self.device, together=self.together)
 
+    def changed(self, module: nn.Module, others: Mapping[str, Tensor]) -> Weights:
+        """Those of a copy of the module, to be written into, with others in place of some, those included that come later."""
+
+        def load(name: str) -> Tensor | None:
+            if name in others:
+                return others[name].to(self.device)
+            value = self._load(name)
+            return None if value is None else value.detach().clone()
+
+        return Weights(module, load, device=self.device, together=self.together)
+
     def widened(self, dtypes: Collection[torch.dtype]) -> Weights:
         """The same weights, in float32 where they are of some narrower dtypes."""
 

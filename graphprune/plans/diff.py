@@ -166,16 +166,16 @@ def _left(plan: Plan | None, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[
         yield prod(len(kept.get(axis, range(size))) for axis, size in enumerate(shape))
 
 
-_DIGITS: Final = re.compile(r"(\d+)")
+_DIGITS: Final = re.compile(r"(\d{1,18})")
 
 
 def _order(shapes: Mapping[str, tuple[int, ...]], name: str, axis: int) -> tuple[object, ...]:
     """Layers by name, numbers in them as numbers; in a layer matrices before vectors, and what it makes before what it reads."""
     layer, _, leaf = name.rpartition(".")
-    parts = [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in _DIGITS.split(layer)]
+    parts = [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in _DIGITS.split(layer)]
     return len(shapes[name]) < 2, axis, parts, leaf
 
 
 def _shape(fingerprint: str) -> tuple[int, ...]:
     """The shape in a fingerprint such as ``float32[3, 4]``."""
-    return tuple(map(int, re.findall(r"\d+", fingerprint.partition("[")[2])))
+    return tuple(map(int, re.findall(r"\d{1,18}", fingerprint.partition("[")[2])))

@@ -11,7 +11,7 @@ from functools import cached_property
 from math import isnan
 from typing import Any, Final
 
-from torch import Tensor, nn
+from torch import nn
 
 from graphprune.api import run_pipeline
 from graphprune.channels.filters import coupled_axes, find_filters
@@ -102,7 +102,7 @@ class Bench:
     def model(self, stage: Stage) -> nn.Module:
         """A model of its own for a stage, in train mode where the original is."""
         model = copy.deepcopy(self.task.model) if stage.plan is None else self.slim(stage.plan, verify=False).model
-        model.load_state_dict(stage.snapshot.load()["weights"])
+        stage.snapshot.fill(model)
         return model
 
     def slim(self, plan: Plan, *, verify: bool) -> PruneResult:
@@ -203,14 +203,12 @@ class Bench:
         whole = plan if stage.plan is None else stage.plan.then(plan)
         if known is None:
             self.task.watch.working("Cutting", number)
-            found = self.slim(whole, verify=self.task.verify)
-            content = stage.snapshot.load()
-            weights = content["weights"]
+            found, before = self.slim(whole, verify=self.task.verify), self.model(stage)
+            weights, training = before.state_dict(), stage.snapshot.load()["training"]
             found.model.load_state_dict({key: plan.slice(key, weights[key]) for key in found.model.state_dict()})
             dropped: list[str] = []
-            training = content["training"]
             if not self.task.masks:
-                training, dropped = slice_state(training, plan, self.model(stage), found.model)
+                training, dropped = slice_state(training, plan, before, found.model)
             samples = self._recalibrate(found)
             self.store.write(name, {"weights": found.model.state_dict(), "training": training})
             known = {"costs": asdict(found.report.after), "dropped": dropped, "samples": samples}
@@ -331,9 +329,9 @@ class Bench:
         found.model.load_state_dict(PassManager([RecalibratePass()]).run(program).module.state_dict())
         return used[-1]
 
-    def _fitting(self, stage: Stage, weights: Mapping[str, Tensor]) -> Fitting:
+    def _fitting(self, stage: Stage, content: Mapping[str, Any]) -> Fitting:
         slim = self.model(stage)
-        slim.load_state_dict(dict(weights))
+        stage.snapshot.fill(slim, content)
         if not self.task.masks or stage.plan is None:
             return Fitting(slim)
         statistic = next((group for group in self.groups.prunable if group.statistics is not None), None)
@@ -347,8 +345,9 @@ class Bench:
     def _trained(self, stage: Stage, epochs: range, name: str, how: _How) -> dict[str, Any]:
         """Train, saving now and then; what to record."""
         partial = f"{name}-partial"
-        content = self.store.read(partial) if self.store.has(partial) else dict(stage.snapshot.load(), done=0, accuracies=[])
-        fitting = self._fitting(stage, content["weights"])
+        found = self.store.read(partial) if self.store.has(partial) else stage.snapshot.load()
+        content: dict[str, Any] = {"done": 0, "accuracies": [], **found}
+        fitting = self._fitting(stage, content)
         state = None if how.fresh and not content["done"] else content["training"]
         extras = {} if how.teacher is None else {"teacher": self.model(how.teacher).eval()}
         accuracies, saved = list(content["accuracies"]), time.monotonic()

@@ -33,6 +33,11 @@ def rank() -> int:
     return dist.get_rank() if _distributed() else 0
 
 
+def ranks() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if _distributed() else 1
+
+
 def shared(value: T) -> T:
     """The first process's value, in all of them."""
     if not _distributed():

@@ -6,12 +6,15 @@ import io
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
+from torch import nn
 
-from graphprune.errors import RunError
-from graphprune.files import explained, write_whole
+from graphprune.errors import RunError, first_line
+from graphprune.files import check_archive, explained, write_whole
+
+_KINDS: Final = {"weights": dict, "done": int, "accuracies": list}  # of the parts of a content
 
 
 class Snapshot:
@@ -28,6 +31,16 @@ class Snapshot:
     def load(self) -> Mapping[str, Any]:
         """``weights``: a state_dict. ``training``: what the training loop returned last, or None."""
         return self._store.read(self.name)
+
+    def fill(self, model: nn.Module, content: Mapping[str, Any] | None = None) -> None:
+        """Give a model the weights of this snapshot, or of a content that followed it. Raises RunError where they do not fit."""
+        weights = (content or self.load())["weights"]
+        try:
+            model.load_state_dict(weights)
+        except Exception as error:  # whatever else than tensors by name a damaged file holds
+            raise RunError(
+                f"The snapshot {self.name} does not hold the weights of its {type(model).__name__}. Start anew in another folder."
+            ) from error
 
 
 class Store:
@@ -71,13 +84,13 @@ class Store:
         return name in self._kept if self._folder is None else self._path(name).exists()
 
     def read(self, name: str) -> Mapping[str, Any]:
-        """A content. Raises RunError where it is missing or damaged."""
+        """A content: ``weights`` and ``training``, and what else was written. Raises RunError where it is missing or damaged."""
         source = io.BytesIO(self._kept[name]) if self._folder is None else self._path(name)
         try:
-            found: Mapping[str, Any] = torch.load(source, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise RunError(f"{source} is missing or damaged: {error}. Start anew in another folder.") from error
-        return found
+            return _content(source)
+        except Exception as error:  # the reader raises whatever the damaged bytes lead to
+            reason = first_line(error).rstrip(".")
+            raise RunError(f"{source} is missing or damaged: {reason}. Start anew in another folder.") from error
 
     def drop(self, name: str) -> None:
         """Forget a content, if it is there."""
@@ -88,3 +101,17 @@ class Store:
     def _path(self, name: str) -> Path:
         assert self._folder is not None
         return self._folder / f"{name}.pt"
+
+
+def _content(source: Path | io.BytesIO) -> Mapping[str, Any]:
+    if isinstance(source, Path):
+        if not source.is_file():
+            raise RunError("it is no file")
+        check_archive(source)
+    found = torch.load(source, map_location="cpu", weights_only=True)
+    if not isinstance(found, dict) or not {"weights", "training"} <= found.keys():
+        raise RunError("it holds no weights with the state of a training")
+    wrong = next((name for name, kind in _KINDS.items() if not isinstance(found.get(name, kind()), kind)), None)
+    if wrong is not None:
+        raise RunError(f"what it calls {wrong} is {type(found[wrong]).__name__}")
+    return found

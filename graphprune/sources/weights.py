@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from graphprune.errors import UsageError
+from graphprune.errors import UsageError, first_line
 from graphprune.files import check_archive
 
 _NESTED = ("state_dict", "model_state_dict", "model", "net", "module", "ema")
@@ -80,7 +80,9 @@ def _read_safetensors(path: Path) -> Any:
     try:
         return load_file(path, device="cpu")
     except (SafetensorError, OSError) as error:
-        raise UsageError(f"{path} is not a safetensors file, or is truncated ({error}). Get or write it again.") from error
+        raise UsageError(
+            f"{path} is not a safetensors file, or is truncated ({first_line(error)}). Get or write it again."
+        ) from error
 
 
 def _read_torch(path: Path) -> Any:

@@ -11,11 +11,13 @@ from torch import nn
 
 from graphprune.calibration import Calibration, no_data
 from graphprune.channels.tape import run_graph
+from graphprune.compensation import Compensated
 from graphprune.costs.cost import Costs
 from graphprune.errors import UsageError
 from graphprune.ir.program import Inputs, Program
 from graphprune.passes.analysis.channels import ChannelsPass
 from graphprune.passes.calibration.supply import SYNTHETIC
+from graphprune.passes.rewrite.compensate import CompensatePass
 from graphprune.passes.rewrite.rewrite import RewritePass
 from graphprune.passes.scoring.expression import parse_criterion
 from graphprune.passes.scoring.score import ScorePass, check_streams
@@ -26,7 +28,7 @@ from graphprune.pipeline.pass_base import Pass
 from graphprune.pipeline.pass_manager import PassManager
 from graphprune.pipeline.text import format_pipeline
 from graphprune.plans.plan import Plan, fingerprint
-from graphprune.runs.ranks import rank, shared
+from graphprune.runs.ranks import rank, ranks, shared
 from graphprune.sources import load_calibration
 from graphprune.streaming.checkpoint import open_checkpoint
 from graphprune.streaming.configs import Config, Fit
@@ -48,6 +50,7 @@ class CheckpointReport:
     bytes_before, bytes_after: of all tensors. shards: the files of the output, and resumed: how many of them an earlier run had
     finished; both empty and 0 where only the plan was wanted. tensors: how many of the slim graph have the shapes that the plan
     leaves. proof: what was proved on numbers. config: the changed config, or why there is none; None where the model has none.
+    compensation: what was done about lost inputs, layer by layer.
     """
 
     plan: Plan = field(repr=False)
@@ -61,6 +64,7 @@ class CheckpointReport:
     tensors: int
     proof: Proof
     config: Fit | None
+    compensation: tuple[Compensated, ...] = field(default=(), repr=False)
 
 
 def prune_checkpoint(
@@ -82,6 +86,7 @@ def prune_checkpoint(
     exclude: Sequence[str] = (),
     policy: Mapping[str, str] | None = None,
     data: Calibration | Iterable[Any] | str | None = None,
+    compensate: str | None = None,
     seed: int = 0,
     verify: bool = True,
     proof_bytes: int = 2**30,
@@ -106,6 +111,8 @@ def prune_checkpoint(
         what is alive of all samples at one place is in memory, and the weights of a few layers. In each process of
         ``torch.distributed`` give it a part of the data: scores are of all, and the first process writes. A run that goes on knows
         data by their name and number.
+    compensate: ``least-squares``, as of :func:`graphprune.prune`, layer by layer, in one process: every weight is read twice more,
+        and new ones wait in files of the temporary folder until they are written.
     The other options are those of :func:`graphprune.prune`. Criteria must read one tensor after another: see
     :func:`graphprune.criteria.criterion`.
 
@@ -120,13 +127,16 @@ def prune_checkpoint(
         RewritePass(),
     ]
     check_streams(parse_criterion(criterion))
+    remedies = _compensation(compensate)
     inputs = normalise_inputs(example_inputs)
-    measured = _calibration(criterion, data, inputs)
+    asking = [f"Criterion {criterion!r}" for term in parse_criterion(criterion) if term.needs]
+    measured = _calibration([*asking, *(f"Pass {one.name!r}" for one in remedies)], data, inputs)
     job = _Job(model, inputs, match(model, open_checkpoint(checkpoint)), Path(out), config)
-    text = format_pipeline(passes, defaults=True)
+    text = format_pipeline([*passes, *remedies], defaults=True)
     request = job.request(text, *(() if measured is None else (measured.name, measured.samples)))
     known = shared(plan_of(job.folder, request) if rank() == 0 else None)
-    done = job.pruned(passes, known, observers, progress, measured)
+    steps = [*(passes if known is None else [RewritePass()]), *([] if plan_only else remedies)]
+    done = job.pruned(steps, known, observers, progress, measured)
     assert done.plan is not None
     plan = shared(known or done.plan.model_copy(update={"pipeline": text}))
     proof = job.proof(plan, seed, proof_bytes) if verify else _UNPROVED
@@ -155,7 +165,7 @@ def apply_plan_to_checkpoint(
     job = _Job(model, normalise_inputs(example_inputs), match(model, open_checkpoint(checkpoint)), Path(out), config)
     request = job.request(given.model_dump_json())
     plan_of(job.folder, request)
-    done = job.pruned((), given, observers, progress)
+    done = job.pruned([RewritePass()], given, observers, progress)
     proof = job.proof(given, seed, proof_bytes) if verify else _UNPROVED
     return job.written(done, given, proof, request, progress)
 
@@ -182,7 +192,7 @@ class _Job:
         progress: Progress,
         data: Calibration | None = None,
     ) -> Program:
-        """The slim graph, on the meta device: by a plan that is known, or by the passes."""
+        """The slim graph, on the meta device, by passes; known: the plan, where these do not make one."""
         program = capture(self.model, self.inputs)
         if program.scopes:
             raise UsageError(
@@ -190,7 +200,7 @@ class _Job:
             )
         if known is not None:
             known.check_fits(program.module)
-            return PassManager([RewritePass()], observers).run(program.with_(plan=known, policy=known.policy))
+            program = program.with_(plan=known, policy=known.policy)
         total = sum(entry.nbytes for entry in self.matched.checkpoint.entries.values())
         read = [0]
 
@@ -214,7 +224,8 @@ class _Job:
         checked = {name: entries[entry.name] for name, entry in self.matched.entries.items()}
         tensors = _check_shapes(done, checked)
         fit = None if self.config is None else fit_config(self.config, done, self.inputs, entries, checked)
-        writing = Writing(self.folder, self.matched, plan, entries, progress)
+        others = done.weights if done.compensation and done.weights is not None else {}
+        writing = Writing(self.folder, self.matched, plan, entries, progress, others)
         resumed = writing.run(request, fit, weights=weights) if rank() == 0 else 0
         return CheckpointReport(
             plan,
@@ -228,6 +239,7 @@ class _Job:
             tensors,
             proof,
             fit,
+            done.compensation,
         )
 
 
@@ -238,11 +250,22 @@ def _targets(target: str | Mapping[str, float | str]) -> dict[str, float | str]:
     return targets
 
 
-def _calibration(criterion: str, data: Calibration | Iterable[Any] | str | None, like: Inputs) -> Calibration | None:
-    """The data as a criterion needs them. Raises UsageError where it does, and there are none."""
+def _compensation(name: str | None) -> list[Pass]:
+    """The pass that compensates, if any. Raises UsageError where it cannot."""
+    if name not in (None, "least-squares"):
+        raise UsageError(f"Compensation {name!r} is not made of weights that are read one by one; least-squares is.")
+    if name is not None and ranks() > 1:
+        raise UsageError(
+            "Compensation solves on all data at once, and several processes divide them. Run one process, or leave it out."
+        )
+    return [] if name is None else [CompensatePass()]
+
+
+def _calibration(asking: Sequence[str], data: Calibration | Iterable[Any] | str | None, like: Inputs) -> Calibration | None:
+    """The data. asking: what needs some. Raises UsageError where anything does, and there are none."""
     if data is None:
-        if any(term.needs for term in parse_criterion(criterion)):
-            raise no_data(f"Criterion {criterion!r}")
+        if asking:
+            raise no_data(asking[0])
         return None
     if isinstance(data, str):
         if data == SYNTHETIC:

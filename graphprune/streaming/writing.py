@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from graphprune.claims import claimed_folder
 from graphprune.errors import UsageError
@@ -64,15 +65,27 @@ def plan_of(folder: Path, request: str) -> Plan | None:
 
 
 class Writing:
-    """The output: plan, shards, settings, and last of all what makes it a checkpoint."""
+    """The output: plan, shards, settings, and last of all what makes it a checkpoint.
 
-    def __init__(self, folder: Path, matched: Matched, plan: Plan, entries: Mapping[str, Entry], progress: Progress) -> None:
+    others: tensors, by their names in the model, that are written in the place of the plan's slices.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        matched: Matched,
+        plan: Plan,
+        entries: Mapping[str, Entry],
+        progress: Progress,
+        others: Mapping[str, Tensor],
+    ) -> None:
         self.folder = folder
         self.shards = matched.checkpoint.shards
         self._matched = matched
         self._plan = plan
         self._entries = entries
         self._progress = progress
+        self._others = others
         self._total = sum(entry.nbytes for entry in entries.values())
         self._done = 0
 
@@ -111,7 +124,8 @@ class Writing:
     def _slice(self, name: str) -> Any:
         self._progress("Writing", self._done, self._total)
         self._done += self._entries[name].nbytes
-        return self._matched.slice(self._plan, name)
+        other = next((own for own in self._matched.names[name] if own in self._others), None)
+        return self._matched.slice(self._plan, name) if other is None else self._others[other]
 
     def _settings(self, source: Checkpoint, fit: Fit | None) -> None:
         for path in () if fit is None else source.folder.iterdir():  # what lies beside a file may be anything

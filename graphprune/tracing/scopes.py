@@ -18,7 +18,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
 from graphprune.channels.tape import stand_in
-from graphprune.errors import CaptureError
+from graphprune.errors import CaptureError, RewriteError
 from graphprune.ir.graph_module import adopt
 from graphprune.ir.program import Inputs, Scope
 from graphprune.ir.twins import set_mode
@@ -124,8 +124,10 @@ def scope_of(root: nn.Module, call: ModuleCall, placeholders: dict[str, str]) ->
 
 
 def put_back(model: nn.Module, slim: fx.GraphModule, scopes: Sequence[Scope]) -> nn.Module:
-    """A deep copy of the model with its scopes replaced by the slim ones."""
+    """A deep copy of the model with its scopes replaced by the slim ones. Raises RewriteError unless each has a result."""
     results: Any = slim.graph.output_node().args[0]
+    if not isinstance(results, (tuple, list)) or len(results) != len(scopes):
+        raise RewriteError(f"The graph does not make a result for each of {', '.join(scope.path for scope in scopes)}.")
     memo: dict[int, Any] = {}
     for scope, result in zip(scopes, results, strict=True):
         original = model.get_submodule(scope.path)

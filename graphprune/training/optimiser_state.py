@@ -37,8 +37,9 @@ def slice_state(state: Any, plan: Plan, before: nn.Module, after: nn.Module) -> 
     slicer = _Slicer(plan, unwrapped(before), unwrapped(after))
     try:
         result = slicer.visit(state)
-    except _Unknown as error:
-        return None, [*slicer.notes, f"The training starts from a fresh state: {error}."]
+    except (_Unknown, RecursionError) as error:
+        reason = str(error) if isinstance(error, _Unknown) else "the old one holds itself, or is nested too deep"
+        return None, [*slicer.notes, f"The training starts from a fresh state: {reason}."]
     return result, slicer.notes
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,15 +21,15 @@ Watch = Callable[[int, Any, tuple[Any, ...], Any], None]
 class Lanes:
     """A graph and its live values on every batch; a value is freed once no later node reads it.
 
-    The graph runs in eval mode without gradients. Its tensors are the module's own, so that a change of one shows from the next
-    node on. Memory: the live values of all batches.
+    The graph runs in eval mode without gradients. module: what runs; its tensors are those of the one that is given, so that a
+    change of one shows from the next node on. Memory: the live values of all batches.
     """
 
     def __init__(self, module: fx.GraphModule, batches: Sequence[Batch], data: Calibration) -> None:
-        copy = twin(module, lambda tensor: tensor)
-        for child in copy.modules():
+        self.module = cast(fx.GraphModule, twin(module, lambda tensor: tensor))
+        for child in self.module.modules():
             child.training = False
-        self.lanes = [Stepwise(copy, copies(placeholder_values(module.graph, batch.inputs))) for batch in batches]
+        self.lanes = [Stepwise(self.module, copies(placeholder_values(module.graph, batch.inputs))) for batch in batches]
         self.batches = batches
         self._data = data
 

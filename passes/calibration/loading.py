@@ -41,15 +41,18 @@ class _Slot(NamedTuple):
 
 
 @contextmanager
-def loaded(weights: Mapping[str, Tensor] | None, module: fx.GraphModule, nodes: Iterable[fx.Node]) -> Iterator[None]:
-    """Give the tensors that some nodes read their values, within this block, where weights are loaded on demand.
+def loaded(
+    weights: Mapping[str, Tensor] | None, module: fx.GraphModule, nodes: Iterable[fx.Node]
+) -> Iterator[Mapping[int, Tensor]]:
+    """Give the tensors that some nodes read their values, within this block, where weights are loaded on demand. Yields these, by
+    the identity of what stands for them.
 
     weights: of a program, or values made of them; None where there is nothing to load. module: the program's, or a twin of it,
     which is changed and put back. A tensor that has values keeps them. Raises UsageError for one that has none and is no part of
     the weights.
     """
     if weights is None:
-        yield
+        yield {}
         return
     before: list[tuple[_Slot, Tensor]] = []
     values: dict[int, Tensor] = {}  # a tied tensor is loaded once
@@ -61,9 +64,9 @@ def loaded(weights: Mapping[str, Tensor] | None, module: fx.GraphModule, nodes: 
                     values[id(tensor)] = _value(weights, slot.name)
                 before.append((slot, tensor))
                 slot.store[slot.key] = values[id(tensor)]
-        values.clear()
-        yield
+        yield values
     finally:
+        values.clear()
         for slot, tensor in before:
             slot.store[slot.key] = tensor
 

@@ -15,11 +15,11 @@ from graphprune.channels.filters import find_filters
 from graphprune.compensation import Compensated
 from graphprune.errors import UsageError
 from graphprune.ir.program import Program
-from graphprune.ir.twins import named_tensors
 from graphprune.passes.calibration.consumers import Consumer, Norm, find_consumers
 from graphprune.passes.calibration.contraction import Contraction, find_contraction, kept_mask, laid_out_as, sample_positions
 from graphprune.passes.calibration.lanes import Lanes, Watch, calibration_batches, storage
 from graphprune.passes.calibration.least_squares import LeastSquares
+from graphprune.passes.calibration.live import Filed, LiveTensors
 from graphprune.passes.rewrite.copies import copy_of
 from graphprune.pipeline.analysis_manager import AnalysisView
 from graphprune.pipeline.pass_base import Pass
@@ -45,13 +45,15 @@ class CompensatePass(Pass):
 
     damping: relative to the mean second moment. positions: at most, of each sample, drawn from ``seed`` for each batch.
 
-    Memory: the values of both graphs that are alive at one time, for all samples. Sources: He, Zhang & Sun, ICCV 2017, eq. 3
-    (least squares) and sec. 3.3 (the residual stream); ZipLM, NeurIPS 2023, eq. 3.
+    Memory: the values of both graphs that are alive at one time, for all samples. Where weights are loaded on demand, also those of
+    a node and its moments (inputs times taps, squared); new weights wait in files of the temporary folder. Sources: He, Zhang &
+    Sun, ICCV 2017, eq. 3 (least squares) and sec. 3.3 (the residual stream); ZipLM, NeurIPS 2023, eq. 3.
     """
 
     name: ClassVar[str] = "compensate"
     needs: ClassVar[tuple[str, ...]] = ("plan", "original", "calibration")
     provides: ClassVar[tuple[str, ...]] = ("compensation",)
+    streams: ClassVar[bool] = True
 
     damping: float = 1e-3
     positions: int = 64
@@ -66,11 +68,16 @@ class CompensatePass(Pass):
 
     def run(self, program: Program, analyses: AnalysisView) -> Program:
         """The program with new weights and what they achieve. Raises UsageError where the model does not run on the data."""
+        if program.weights is not None and program.weights.together:
+            raise UsageError(
+                "Compensation needs the data of all processes at once, and those of a sharded model are divided. Leave it out."
+            )
         sweep = _Sweep(program, self)
         with torch.no_grad(), full_precision():
             for node in sweep.module.graph.nodes:
                 sweep.visit(node)
-        return program.with_(module=sweep.module, compensation=(*program.compensation, *sweep.done, *_others(program, sweep)))
+        done = (*program.compensation, *sweep.done, *_others(program, sweep))
+        return program.with_(module=sweep.module, weights=sweep.weights, compensation=done)
 
 
 def _others(program: Program, sweep: _Sweep) -> Iterator[Compensated]:
@@ -117,16 +124,21 @@ class _Layout:
 
 
 class _Sweep:
-    """One way through both graphs. module: the slim model, with weights of its own, compensated as far as it was visited."""
+    """One way through both graphs. module, weights: the slim model, with tensors of its own, as far as it is compensated."""
 
     def __init__(self, program: Program, options: CompensatePass) -> None:
         assert program.original is not None and program.plan is not None and program.calibration is not None
         self.batches = calibration_batches(program, "compensate")
         self.options, self.plan = options, program.plan
         self.module = copy_of(program.module)
-        self.tensors, self.full = named_tensors(self.module), named_tensors(program.original)
+        written = None if program.weights is None else Filed()
+        self.weights = None
+        if program.weights is not None and written is not None:
+            self.weights = program.weights.changed(self.module, written)
         self.slim = Lanes(self.module, self.batches, program.calibration)
         self.original = Lanes(program.original, self.batches, program.calibration)
+        self.tensors = LiveTensors(self.slim.module, self.weights, written)
+        self.full = LiveTensors(self.original.module, program.original_weights)
         self.done: list[Compensated] = []
         self.obstacles: dict[tuple[str, str], str] = {}
         self._nodes = {node.name: node for node in self.module.graph.nodes}
@@ -143,9 +155,10 @@ class _Sweep:
     def visit(self, node: fx.Node) -> None:
         """Run a node of the slim graph; a consumer with its new weights."""
         consumer = self._consumers.get(node.name)
-        if consumer is not None:
-            self._compensate(node, consumer)
-        self.slim.advance(node)
+        with self.tensors.during(node):
+            if consumer is not None:
+                self._compensate(node, consumer)
+            self.slim.advance(node)
 
     # -- what is wanted ----------------------------------------------------------------------------------------------------
 
@@ -154,10 +167,11 @@ class _Sweep:
         while name not in self._targets:
             node = next(self._rest)
             consumer = self._consumers.get(node.name)
-            if consumer is None:
-                self.original.advance(node)
-            else:
-                self._targets[node.name] = self._run_original(node, consumer)
+            with self.full.during(node):
+                if consumer is None:
+                    self.original.advance(node)
+                else:
+                    self._targets[node.name] = self._run_original(node, consumer)
             branch = self._sums.get(node.name)
             if branch is not None:
                 values = zip(self._layouts[branch], self.original.values(node), strict=True)
@@ -227,8 +241,10 @@ class _Sweep:
         change, constant, before, after = fit.solve(self.options.damping, bool(intercept))
         if after < before and before > TOLERANCE[fit.parameter.dtype]:
             fit.change(change)
+            self.tensors.keep(consumer.weight, fit.parameter)
             if intercept:
-                self.tensors[intercept].add_(constant.flatten(), alpha=1 if consumer.bias else -1)
+                moved = self.tensors[intercept].add_(constant.flatten(), alpha=1 if consumer.bias else -1)
+                self.tensors.keep(intercept, moved)
         else:
             after = before
         self.done.append(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from graphprune.criteria import Floats, ScoringContext, criterion
-from graphprune.passes.scoring.filter_weights import FilterWeights, Scope, by_layer
+from graphprune.passes.scoring.filter_weights import FilterWeights, Scope
 from graphprune.passes.scoring.similarity import mean_cosine
 
 
-@criterion("cosine", filters=True, reduction="mean", streams=by_layer)
+@criterion("cosine", filters=True, reduction="mean", streams=True)
 def cosine(context: ScoringContext, *, scope: Scope = "layer") -> Floats:
     """``reduce_l 1/(N-1) sum_{j != k} (1 - cos(W_l[k], W_l[j]))`` over the layers l that make a unit's channels, and the N units of
     its group; shape (units,), each distance in [0, 2]. A filter of zeros is at distance 1 from all.

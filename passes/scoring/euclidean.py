@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from graphprune.criteria import Floats, ScoringContext, criterion
-from graphprune.passes.scoring.filter_weights import FilterWeights, Scope, by_layer
+from graphprune.passes.scoring.filter_weights import FilterWeights, Scope
 from graphprune.passes.scoring.similarity import mean_euclidean
 
 
-@criterion("euclidean", filters=True, reduction="mean", streams=by_layer)
+@criterion("euclidean", filters=True, reduction="mean", streams=True)
 def euclidean(context: ScoringContext, *, scope: Scope = "layer", bn_fold: bool = False) -> Floats:
     """``reduce_l 1/(N-1) sum_{j != k} |W_l[k] - W_l[j]|`` over the layers l that make a unit's channels, and the N units of its
     group; shape (units,), in weight units.

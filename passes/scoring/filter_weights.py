@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal, TypeAlias, cast
 
@@ -18,11 +19,6 @@ from graphprune.passes.calibration.loading import loaded
 from graphprune.passes.scoring.norms import batch_norm_factors
 
 Scope: TypeAlias = Literal["layer", "group"]
-
-
-def by_layer(scope: Scope, **options: object) -> bool:
-    """Whether a criterion with these options looks at one layer after another, and never at several."""
-    return scope == "layer"
 
 
 class FilterWeights:
@@ -98,13 +94,38 @@ class FilterWeights:
             yield units, rows.square().sum(1).double().numpy(force=True)
 
     def producers(self, scope: Scope) -> Iterator[tuple[Ints, Tensor]]:
-        """Rows of the producing filters: of every layer, or those of all layers of a group side by side."""
-        layers = (found for f in self.filters(makes=True) for found in self.rows(f))
+        """Rows of the producing filters: of every layer, or those of all layers of a group side by side, in float64.
+
+        A group is done once its last layer was read. Where weights are loaded on demand, rows are no longer than there are units
+        (:func:`shortened`), so that what is kept of the layers that were read is little.
+        """
+        filters = self.filters(makes=True)
         if scope == "layer":
-            yield from layers
+            yield from (found for f in filters for found in self.rows(f))
             return
-        together: dict[int, list[tuple[Ints, Tensor]]] = {}
-        for units, rows in layers:
-            together.setdefault(int(self.context.groups.group_of[units[0]]), []).append((units, rows))
-        for members in together.values():
-            yield members[0][0], torch.cat([rows.double() for _, rows in members], 1)
+        groups = self.context.groups.group_of
+        last = {group: f for f in filters for group in np.unique(groups[f.units]).tolist()}
+        together: dict[int, list[Tensor]] = defaultdict(list)
+        for f in filters:
+            for units, rows in self.rows(f):
+                group = int(groups[units[0]])
+                together[group].append(rows)
+                if self.context.program.weights is not None:
+                    together[group] = [shortened(together[group])]
+                if last[group] is f:
+                    yield units, torch.cat([part.double() for part in together.pop(group)], 1)
+
+
+def shortened(parts: Sequence[Tensor]) -> Tensor:
+    """Rows (units, elements) side by side, in float64: in another orthonormal basis once they are longer than there are units.
+
+    Lengths, angles and distances stay. The rows are then the triangle of a QR decomposition, which takes in block after block
+    (sequential TSQR: Demmel et al., SIAM J. Sci. Comput. 2012).
+    """
+    units = len(parts[0])
+    result = parts[0].new_zeros(units, 0, dtype=torch.float64)
+    for block in (block for part in parts for block in part.split(units, 1)):
+        result = torch.cat([result, block.double()], 1)
+        if result.shape[1] > units:
+            result = torch.linalg.qr(result.mT, mode="r").R.mT
+    return result

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from graphprune.criteria import Floats, ScoringContext, criterion
-from graphprune.passes.scoring.filter_weights import FilterWeights, Scope, by_layer
+from graphprune.passes.scoring.filter_weights import FilterWeights, Scope
 from graphprune.passes.scoring.similarity import median_distance
 
 
-@criterion("fpgm", filters=True, reduction="mean", streams=by_layer)
+@criterion("fpgm", filters=True, reduction="mean", streams=True)
 def fpgm(context: ScoringContext, *, scope: Scope = "layer", bn_fold: bool = False) -> Floats:
     """``reduce_l |W_l[k] - median(W_l)|`` over the layers l that make a unit's channels; shape (units,), in weight units.
 

@@ -1,8 +1,9 @@
 """``python -m tests.fuzz --minutes N [--seed S] [--jobs K] [--record FILE]``: check random networks until the time is over.
 
 Seeds are counted up from S, without those that the record has. Each failure is shrunk and saved under ``tests/fuzz/found`` at once;
-pytest runs what lies there. The record is a JSON file that every run adds to; a run that is killed loses a minute at most. What
-failed before is tried again first. Exits with 1 if there are failures that are not mended.
+pytest runs what lies there. A network that hangs, or whose process dies, is a failure too, and the run goes on. The record is a
+JSON file that every run adds to; a run that is killed loses a minute at most. What failed before is tried again first. Exits with 1
+if there are failures that are not mended.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from graphprune.claims import claimed
-from tests.fuzz.attempt import attempts, prepare
+from tests.fuzz.attempt import attempts, passes
 from tests.fuzz.record import Failure, Record, save_spec
 
 SAVED = 30.0  # seconds after which the record is written again
@@ -53,10 +54,9 @@ def main() -> int:
     parser.add_argument("--record", type=Path)
     arguments = parser.parse_args()
     console = Console()
-    prepare()
     with claimed(arguments.record) if arguments.record is not None else nullcontext():
         record = Record.load(arguments.record)
-        record.settle()
+        record.settle(passes)
         try:
             fuzz(record, arguments, console)
         finally:

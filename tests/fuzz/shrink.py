@@ -9,8 +9,10 @@ from itertools import takewhile
 from tests.fuzz.check import Outcome, check, runs
 from tests.fuzz.spec import Spec, Step, build, inputs_of, made
 
+SECONDS = 60.0  # that shrinking takes at most, and one network
 
-def shrink(spec: Spec, outcome: Outcome, *, seconds: float = 60.0) -> Spec:
+
+def shrink(spec: Spec, outcome: Outcome, *, seconds: float = SECONDS) -> Spec:
     """The smallest spec that was found in this time; ``why`` says how it fails."""
     wanted = _kind(outcome.failure)
     spec = spec.model_copy(update={"why": outcome.failure[:500]})

@@ -124,10 +124,11 @@ def test_a_failure_is_written_at_once_and_saved(monkeypatch: pytest.MonkeyPatch,
     assert saved == [generate(0)] and Record.load(path).counts["networks"] == 1
 
 
-def failed(monkeypatch: pytest.MonkeyPatch, bad: list[Spec]) -> Record:
-    """A record in which seed 3 failed, where the checks find fault with these networks."""
-    monkeypatch.setattr(module, "check", lambda spec, everything: Outcome(spec.seed, "wrong" if spec in bad else ""))
-    return Record(parts=[part(0, 5)], failures={3: Failure(failure="verified: AssertionError: x")})
+def settled(bad: list[Spec], folder: Path) -> Record:
+    """A record in which seed 3 failed, tried again where the checks find fault with these networks."""
+    record = Record(parts=[part(0, 5)], failures={3: Failure(failure="verified: AssertionError: x")})
+    record.settle(lambda spec: spec not in bad, folder)
+    return record
 
 
 def small() -> Spec:
@@ -135,34 +136,27 @@ def small() -> Spec:
     return generate(3).model_copy(update={"prune": {"target": {"macs": 0.5}}})
 
 
-def test_a_failure_is_mended_once_its_network_and_what_was_saved_of_it_pass(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_failure_is_mended_once_its_network_and_what_was_saved_of_it_pass(tmp_path: Path) -> None:
     save_spec(small(), tmp_path).rename(tmp_path / "what_it_is_about.json")
     save_spec(generate(4), tmp_path)
-    record = failed(monkeypatch, [generate(4)])
-    record.settle(tmp_path)
+    record = settled([generate(4)], tmp_path)
     assert record.failures[3].mended == NAMES["day"] and not record.unmended
 
 
 @pytest.mark.parametrize("bad", [small, lambda: generate(3)], ids=["saved", "whole"])
-def test_a_failure_stays_while_either_of_them_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bad: object) -> None:
+def test_a_failure_stays_while_either_of_them_fails(tmp_path: Path, bad: object) -> None:
     assert callable(bad)
     save_spec(small(), tmp_path)
-    record = failed(monkeypatch, [bad()])
-    record.settle(tmp_path)
-    assert list(record.unmended) == [3]
+    assert list(settled([bad()], tmp_path).unmended) == [3]
 
 
-def test_a_failure_stays_where_nothing_was_saved_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    record = failed(monkeypatch, [])
-    record.settle(tmp_path)
-    assert list(record.unmended) == [3]
+def test_a_failure_stays_where_nothing_was_saved_of_it(tmp_path: Path) -> None:
+    assert list(settled([], tmp_path).unmended) == [3]
 
 
 def test_the_command_fails_while_a_failure_stands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(command, "attempts", lambda seeds, jobs, deadline: iter(()))
-    monkeypatch.setattr(Record, "settle", lambda self: None)
+    monkeypatch.setattr(Record, "settle", lambda self, passes: None)
     path = tmp_path / "record.json"
     monkeypatch.setattr("sys.argv", ["fuzz", "--record", str(path)])
     for mended, code in (("", 1), ("2026-01-03", 0)):

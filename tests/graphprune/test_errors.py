@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphprune.errors import PlanError
+from graphprune.errors import PlanError, first_line
 
 
 def test_control_characters_are_shown_and_long_words_are_cut() -> None:
@@ -19,3 +19,11 @@ def test_messages_stay_one_line_also_after_a_graph_interpreter_has_appended_its_
     error = PlanError("conv1 is float32\nfloat32[4].")
     error.args = (f"{error.args[0]}\n\nWhile executing %conv1", *error.args[1:])
     assert str(error) == "conv1 is float32\\nfloat32[4]."
+
+
+def test_what_another_library_says_is_cut() -> None:
+    """It may quote a whole file, in words that are short."""
+    assert first_line(ValueError("short\nand more")) == "short"
+    assert first_line(ValueError("")) == "no message"
+    long = first_line(ValueError("a b " * 1000))
+    assert len(long) == 500 and long.endswith("...")

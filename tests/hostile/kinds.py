@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -67,6 +68,20 @@ class Gated(nn.Module):
         return self.body(x) if x.sum() > 0 else x[:, :4]
 
 
+class Heads(nn.Module):
+    """Its code reads a width from an attribute: pruned in its own class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 4
+        self.up, self.down = nn.Linear(8, 12), nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.up(x).reshape(x.shape[0], self.heads, 3)
+        found: torch.Tensor = self.down((y / y.norm(dim=-1, keepdim=True)).flatten(1))
+        return found
+
+
 @dataclass(frozen=True)
 class Kind:
     """A kind of file.
@@ -117,6 +132,13 @@ def _plan(folder: Path) -> Plan:
 def _make_parts(folder: Path) -> None:
     torch.manual_seed(0)
     graphprune.save(graphprune.prune(Gated(), torch.ones(1, 8), target="channels=50%"), folder / "parts.safetensors")
+
+
+def _make_own_class(folder: Path) -> None:
+    torch.manual_seed(0)
+    result = graphprune.prune(Heads(), torch.ones(2, 8), target="channels=50%", keep_class=True)
+    assert result.attributes, "the file states a width"
+    graphprune.save(result, folder / "heads.safetensors")
 
 
 def _make_table(folder: Path) -> None:
@@ -181,11 +203,27 @@ def _train(model: nn.Module, epochs: range, state: Any, /, **extras: nn.Module) 
     return state
 
 
-def _run(folder: Path) -> object:
+def _run(folder: Path, train: Callable[..., Any] = _train) -> object:
     run = folder / "run"
     return iterative(
-        _net(), INPUT, rounds=2, tune_epochs=1, epochs=1, trained=False, train=_train, evaluate=_score, data=None, folder=run
+        _net(), INPUT, rounds=2, tune_epochs=1, epochs=1, trained=False, train=train, evaluate=_score, data=None, folder=run
     )
+
+
+class _Interrupted(Exception):
+    pass
+
+
+def _make_snapshot(folder: Path) -> None:
+    """A run that ended in its second training."""
+
+    def train(model: nn.Module, epochs: range, state: Any, /, **extras: nn.Module) -> Any:
+        if state is not None:
+            raise _Interrupted
+        return {"epoch": epochs.stop}
+
+    with suppress(_Interrupted):
+        _run(folder, train)
 
 
 def _score(model: nn.Module, /) -> float:
@@ -302,6 +340,9 @@ KINDS: Final[dict[str, Kind]] = {
     "parts": Kind(
         "parts.safetensors", _make_parts, lambda folder: graphprune.load(folder / "parts.safetensors", Gated()), _ARTIFACT
     ),
+    "own-class": Kind(
+        "heads.safetensors", _make_own_class, lambda folder: graphprune.load(folder / "heads.safetensors", Heads()), _ARTIFACT
+    ),
     "plan": Kind("plan.json", _make_slim, _text(_use_plan, "plan.json"), _JSON, ("diff", "plan.json", "plan.json")),
     "plan-in-program": Kind(
         "slim.pt2", _make_slim, _text(read_plan, "slim.pt2"), (mutate.zip_changed,), ("diff", "slim.pt2", "slim.pt2")
@@ -334,6 +375,7 @@ KINDS: Final[dict[str, Kind]] = {
     "state": Kind("out/graphprune.json", _make_output, _stream, _JSON, writes=True),
     "streamed-plan": Kind("out/plan.json", _make_output, _stream, _JSON, writes=True),
     "journal": Kind("run/journal.jsonl", _make_run, _run, (mutate.lines_changed,), writes=True),
+    "snapshot": Kind("run/snapshots/00004.pt", _make_snapshot, _run, (lies.snapshot_changed, mutate.zip_changed), writes=True),
     "scores": Kind("run/scores.json", _make_run, lambda folder: draw(folder / "run", (), "png"), _JSON, writes=True),
     **{
         f"run-{name.partition('.')[0]}": Kind(f"run/{name}", _make_run, _report, formats, ("report", "run", "-o", "report.html"))

@@ -51,6 +51,16 @@ def _hostile_node(graph: Any, random: Random) -> None:
     )  # fmt: skip
 
 
+def _attributes(tree: Any, random: Random) -> Any:
+    """Attributes that a model has and a file must not set, or that no model of this size has."""
+    values: Any = (0, -1, 1, 10**18, [0], [1, 10**9], [], [[1]], True, "x", None)
+    for _ in range(random.choice((1, 2))):
+        path = random.choice(("", "up", "down", "none.such", *NAMES))
+        name = random.choice(("heads", "training", "in_features", "_modules", "forward", "__dict__", "__class__", *NAMES))
+        tree.setdefault(path, {})[name] = random.choice(values)
+    return tree
+
+
 def artifact_changed(data: bytes, random: Random) -> bytes:
     """A part of the graph, the modules or the tables changed; the file is sealed again, as anybody can compute its digest."""
     header, body = split_safetensors(data)
@@ -62,7 +72,9 @@ def artifact_changed(data: bytes, random: Random) -> bytes:
     elif part == "inputs" and random.random() < 0.3:
         tree["args"] = [{"tensor": {"shape": [2**30], "dtype": {"dtype": "float64"}}}] * random.choice((1, 4))
     elif part == "provenance" and random.random() < 0.5:
-        tree[random.choice(("source", "scopes", "eval_only"))] = random.choice((*NAMES, "[]", '[{"path": "a"}]'))
+        tree[random.choice(("source", "scopes", "eval_only", "attributes"))] = random.choice((*NAMES, "[]", '[{"path": "a"}]'))
+    elif part == "provenance" and "attributes" in tree:
+        tree["attributes"] = text_of(random.choice((_attributes, mutate_tree))(json.loads(tree["attributes"]), random))
     else:
         tree = mutate_tree(tree, random)
     metadata[part] = text_of(tree)
@@ -126,6 +138,22 @@ def weights_changed(data: bytes, random: Random) -> bytes:
     )
     stream = io.BytesIO()
     torch.save(content if action != 7 else _circle(), stream, _use_new_zipfile_serialization=random.random() < 0.7)
+    return stream.getvalue()
+
+
+def snapshot_changed(data: bytes, random: Random) -> bytes:
+    """A snapshot of a run with other weights or parts."""
+    content: dict[Any, Any] = dict(torch.load(io.BytesIO(data), weights_only=True))
+    part = random.choice(list(content))
+    if random.random() < 0.7:
+        name = random.choice(list(content["weights"]))
+        content["weights"][name] = _tensors(content["weights"][name].shape, random)
+    else:
+        content[part] = random.choice((None, 3, "text", [], {}, {5: 1}, {"state": {}, "param_groups": []}, content))
+    if random.random() < 0.1:
+        del content[part]
+    stream = io.BytesIO()
+    torch.save(content, stream)
     return stream.getvalue()
 
 

@@ -10,8 +10,8 @@ from graphprune.plans.plan import Plan
 from graphprune.reporting.facts import Chart, Missing, Section, Table
 from graphprune.reporting.material import Material
 
-_SHAPE: Final = re.compile(r"\[([\d, ]+)\]$")
-_NUMBER: Final = re.compile(r"(\d+)")
+_SHAPE: Final = re.compile(r"\[(\d{1,18}(?:, \d{1,18})*)\]$", re.ASCII)
+_NUMBER: Final = re.compile(r"(\d{1,18})")
 
 
 def widths(material: Material) -> Section | None:

@@ -197,11 +197,23 @@ def test_a_device_map_of_transformers_is_followed(tmp_path: Path) -> None:
     assert not any("layers.0" in name for name in meta)
 
 
+def test_compensation_is_that_of_the_model_in_memory(net: Net, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"target": TARGET, "compensate": "least-squares", "data": _batches()}
+    expected = graphprune.prune(net, INPUTS, **how)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    _to_memory(net, tmp_path)
+    found = graphprune.prune(net, INPUTS, **how)
+    assert found.report.compensation == expected.report.compensation
+    assert any(one.after < one.before for one in found.report.compensation)
+    assert torch.equal(found.model(INPUTS), expected.model(INPUTS))
+    accelerate.hooks.remove_hook_from_module(net, recurse=True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items()), "the original stays"
+
+
 def test_what_needs_all_weights_is_refused(net: Net, tmp_path: Path) -> None:
     _to_memory(net, tmp_path)
     refused: list[tuple[str, dict[str, Any]]] = [
         ("activation-similarity compares weights", {"criterion": "activation-similarity", "data": _batches()}),
-        ("'compensate' needs all weights in memory", {"compensate": "least-squares", "data": _batches()}),
         ("latency target", {"target": "latency=50%"}),
         ("synthetic data", {"criterion": "attention", "data": "synthetic"}),
     ]

@@ -126,6 +126,14 @@ def _in_memory_and_streamed(
     return [PassManager(passes).run(program).scores[criterion].values for program in programs]
 
 
+@pytest.mark.parametrize("name", ["fpgm", "euclidean", "cosine"])
+def test_filters_of_a_group_are_compared_as_in_memory(tmp_path: Path, name: str) -> None:
+    torch.manual_seed(0)
+    net, bare = Net(depth=6, tied=False).double().eval(), on_meta(depth=6, tied=False).double()
+    expected, found = _in_memory_and_streamed(net, bare, INPUTS, f"{name}(scope=group)", _labelled(), tmp_path)
+    assert found == pytest.approx(expected, rel=1e-10, nan_ok=True) and not np.array_equal(found, expected)
+
+
 GRADIENTS = ["taylor", "taylor(at=produced)", "taylor(form=weight)", "fisher", "class-aware(samples=2)", "0.5*variance+0.5*taylor"]
 
 

@@ -47,6 +47,7 @@ def _files(folder: Path) -> dict[str, bytes]:
     "how",
     [
         *({"criterion": name} for name in ("l2", "l1", "lamp", "bn-scale", "random", "fpgm", "sp-lamp", "euclidean", "cosine")),
+        *({"criterion": f"{name}(scope=group)"} for name in ("fpgm", "euclidean", "cosine")),
         {"criterion": "0.5*l1+0.5*l2", "ranking": "global"},
         {"criterion": "sp-lamp(aggregation=members)", "share": "params", "ranking": "isomorphic"},
         {"select": "knapsack", "round_to": 4, "normalise": "mean"},
@@ -253,8 +254,10 @@ def test_a_disk_that_fills_up_leaves_no_part_of_a_file(net: Net, tmp_path: Path,
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"criterion": "0.5*l2+0.5*fpgm(scope=group)"}, "fpgm compares weights or activations of several layers"),
-        ({"criterion": "activation-similarity", "data": [INPUTS]}, "activation-similarity compares weights or activations of"),
+        (
+            {"criterion": "0.5*l2+0.5*activation-similarity", "data": [INPUTS]},
+            "activation-similarity compares weights or activations of",
+        ),
         ({"criterion": "attention"}, "needs calibration data"),
         ({"criterion": "attention", "data": "synthetic"}, "Synthetic data are made by gradients"),
         ({"target": "latency=1ms"}, "latency target"),

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import graphprune
-from graphprune.errors import ArtifactError, CaptureError
+from graphprune.errors import ArtifactError, CaptureError, RewriteError
+from graphprune.tracing.scopes import put_back
 from tests.checking import max_error, state_hash
 
 X = torch.randn(2, 3, 16, 16, dtype=torch.float64)
@@ -225,3 +226,14 @@ def test_nothing_that_traces_is_an_error_that_says_where() -> None:
 
     with pytest.raises(CaptureError, match=r"Bare.forward does not trace at .*test_scopes.py:\d+"):
         graphprune.capture(Bare(), torch.zeros(1, 6))
+
+
+def test_a_graph_without_a_result_for_each_scope_is_not_put_back(model: Detector) -> None:
+    result = graphprune.prune(model, X, target="channels=50%")
+    scopes = graphprune.capture(model, X).scopes
+    output = result.graph.graph.output_node()
+    whole: Any = output.args[0]
+    for results in (whole[:1], whole[0]):
+        output.args = (results,)
+        with pytest.raises(RewriteError, match="does not make a result for each of backbone, head"):
+            put_back(model, result.graph, scopes)

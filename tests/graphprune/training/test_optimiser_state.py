@@ -267,3 +267,10 @@ def test_models_that_the_plan_does_not_lead_between_are_refused() -> None:
         with pytest.raises(PlanError, match="weight of shape"):
             slice_state(None, Plan(kept={"weight": {0: kept}}, model={}), model, slim)
     assert slice_state(None, Plan(kept={"weight": {0: [0, 2]}}, model={}), model, slim) == (None, [])
+
+
+def test_a_state_that_holds_itself_starts_afresh() -> None:
+    state: dict[str, Any] = {}
+    state["again"] = [state]
+    found, notes = slice_state(state, Plan(kept={"weight": {0: [0, 2]}}, model={}), nn.Linear(4, 3), nn.Linear(4, 2))
+    assert found is None and notes == ["The training starts from a fresh state: the old one holds itself, or is nested too deep."]

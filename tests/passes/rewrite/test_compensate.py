@@ -18,6 +18,7 @@ from graphprune.compensation import Compensated
 from graphprune.errors import PipelineError, UsageError
 from graphprune.ir.program import Program
 from graphprune.ir.twins import named_tensors
+from graphprune.ir.weights import Weights
 from graphprune.passes.rewrite.compensate import CompensatePass
 from graphprune.passes.rewrite.fold_constants import FoldConstantsPass
 from graphprune.passes.rewrite.rewrite import RewritePass
@@ -348,3 +349,12 @@ def test_what_it_cannot_do_is_refused() -> None:
         CompensatePass(damping=-1)
     with pytest.raises(UsageError, match="positions=0"):
         CompensatePass(positions=0)
+
+
+def test_data_that_processes_divide_are_refused() -> None:
+    """Each would solve on its own part, and their weights would differ."""
+    model, x = chain(nn.Linear(6, 8), nn.Linear(8, 5)), rand(8, 6)
+    program = without(model, x, {"first.weight": [1, 4, 6]})
+    sharded = Weights(program.module, lambda name: None, together=True)
+    with pytest.raises(UsageError, match="those of a sharded model are divided"):
+        after(program.with_(weights=sharded), [x], CompensatePass())

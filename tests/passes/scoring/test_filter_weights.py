@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from graphprune.channels.filters import find_filters
+from graphprune.channels.filters import Filter, find_filters
 from graphprune.criteria import ScoringContext, find_criterion
 from graphprune.passes.scoring.filter_weights import FilterWeights
 from tests.checking import Analysed, analyse, state_hash
@@ -133,3 +133,26 @@ def test_parametrised_weights_count_as_they_are_used(parametrise: Any) -> None:
     ((_, again),) = [entry for f in weights.filters(makes=True) for entry in weights.rows(f)]
     if parametrise is parametrizations.weight_norm:
         assert torch.allclose(again, rows, rtol=1e-12)
+
+
+def test_a_group_is_done_once_its_last_layer_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the rows of few groups are there at a time: of a chain of layers, those of one."""
+    layers = {f"layer{i}": nn.Linear(4, 4) for i in range(4)}
+
+    def forward(self: Any, x: Tensor) -> Any:
+        for name in layers:
+            x = F.relu(self.get_submodule(name)(x))
+        return x
+
+    found = weights_of(analyse(net(forward, **layers), torch.zeros(2, 4, dtype=torch.float64)))
+    read: list[str] = []
+    whole = FilterWeights.weight
+
+    def weight(self: FilterWeights, filter: Filter) -> Tensor:
+        read.append(filter.tensor)
+        return whole(self, filter)
+
+    monkeypatch.setattr(FilterWeights, "weight", weight)
+    seen = [(len(units), list(read)) for units, _ in found.producers("group")]
+    names = [f"{name}.weight" for name in layers]
+    assert seen == [(4, names[: number + 1]) for number in range(3)], "the last layer makes the output, which stays"

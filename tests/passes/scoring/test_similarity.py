@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from graphprune.passes.scoring import similarity
+from graphprune.passes.scoring.filter_weights import shortened
 from graphprune.passes.scoring.similarity import geometric_median, mean_cosine, mean_euclidean, median_distance
 from tests.passes.scoring.scored import Floats, chain, images, residual, scored
 
@@ -70,6 +71,20 @@ def test_layers_of_a_group_are_reduced_or_put_side_by_side(name: str) -> None:
     assert scored(model, images(2), name)["a"] == pytest.approx(apart, rel=CLOSE[name])
     together = BY_HAND[name](torch.cat([a, b], 1))
     assert scored(model, images(2), f"{name}(scope=group)")["a"] == pytest.approx(together, rel=CLOSE[name])
+
+
+def test_rows_side_by_side_keep_lengths_angles_and_distances_however_long_they_are() -> None:
+    """In a basis of the space that they span, though their elements come piece by piece; twins stay twins."""
+    whole = torch.randn(6, 50, dtype=torch.float64)
+    whole[4] = whole[1]
+    found = whole[:, :0]
+    for piece in whole.split((3, 2, 30, 1, 14), 1):
+        found = shortened([found, piece])
+        assert found.shape[1] <= 6
+    assert torch.allclose(found @ found.mT, whole @ whole.mT, rtol=1e-12)
+    assert float((found[4] - found[1]).norm()) < 1e-12
+    short = shortened([whole[:, :3].float(), whole[:, 3:5]])
+    assert torch.equal(short, torch.cat([whole[:, :3].float().double(), whole[:, 3:5]], 1))
 
 
 @pytest.mark.parametrize("name", ["euclidean", "fpgm"])
