@@ -15,6 +15,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from graphprune.channels.groups import Group, Groups, Kept
@@ -34,6 +35,7 @@ from graphprune.tracing.source import error_line, in_brackets
 
 _CUTS: Final = 8  # random cuts that are looked at: widths that have to be equal may be so by chance
 _RUNS: Final = 2  # of these, as many as the model's code is run on
+_WRITES: Final = frozenset({torch.ops.aten.index_put, torch.ops.aten.index_put_})
 _WHY: Final = "the model keeps its class, and its own code"
 
 
@@ -182,7 +184,7 @@ class _Trials:
         try:
             model = twin(self._seated(slim), place).train()
             inputs = self._inputs.map(lambda item: place(item) if isinstance(item, torch.Tensor) else item)
-            with torch.no_grad(), own_randomness():
+            with torch.no_grad(), own_randomness(), _Masks():
                 model(*inputs.args, **inputs.kwargs)
         except RewriteError as error:
             return str(error)
@@ -208,6 +210,17 @@ class _Trials:
         self._fine[seed, check.__name__] = works  # the group behind them is out of the way now
         reason = reason or check(self._cut(groups, fails, seed))
         return _Conflict([groups.prunable[fails - 1]], f"{_WHY} does not follow it: {reason}")
+
+
+class _Masks(TorchDispatchMode):
+    """Refuses to write through masks without data: on the meta device anything would fit."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in _WRITES and any(
+            index is not None and index.dtype is torch.bool and index.is_meta for index in args[1]
+        ):
+            raise CaptureError("it writes through a mask")
+        return func(*args, **(kwargs or {}))
 
 
 def _on_meta(tensor: torch.Tensor) -> torch.Tensor:

@@ -315,6 +315,23 @@ def test_train_mode_that_looks_at_data_is_tried_on_data() -> None:
     slim(torch.randn(6, 4)).sum().backward()
 
 
+class Blind(Masking):
+    """The same without a look at data: on the meta device any shape of what is written would do."""
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.first(x)
+        if self.training:
+            x[torch.rand(len(x), device=x.device) < 0.5] = self.masked
+        return self.head(self.second(x))
+
+
+def test_what_train_mode_writes_through_a_mask_has_to_fit() -> None:
+    """Whether the mask that is drawn selects something or not."""
+    slim = pruned(Blind(), torch.ones(6, 4)).model.train()
+    assert (slim.first.out_features, slim.second.out_features) == (8, 4)
+    slim(torch.randn(6, 4)).sum().backward()
+
+
 def test_tied_and_bare_parameters_are_shared() -> None:
     """A parameter under two names, and one that the code reads itself, are those of the graph, tied as before."""
 
