@@ -14,6 +14,7 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves, tree_map
 
+from graphprune.channels.borrowed import borrowed
 from graphprune.channels.labels import Field, LabelSpace, Reason, Value, along
 from graphprune.channels.shuffles import Shuffle, find_shuffles
 from graphprune.channels.tape import Operation, Step, Tape, describe, run_error, tape_of
@@ -120,6 +121,15 @@ class _Propagation:
             self.freeze_tensors(result, "it reaches the model's output", "output")
         plain = isinstance(result, _PLAIN)
         self.trace.values[node.name] = self.value_or_item(result) if plain else tree_map(self.value_or_item, result)
+        if self.choose("sizes") == "tied":
+            for field, other in borrowed(node, self.trace.values):
+                self.space.tie(field, other)
+            self._credit("sizes")
+
+    def _credit(self, name: str) -> None:
+        """Note who wrote down the ties that are new."""
+        if len(self.space.ties) > (self.trace.tied[-1].end if self.trace.tied else 0):
+            self.trace.tied.append(TiedBy(len(self.space.ties), self._place[0], name))
 
     def _apply(self, operation: Operation) -> None:
         func = operation.operator
@@ -133,8 +143,7 @@ class _Propagation:
         call = Call(self, *operation)
         if rule is not None:
             rule(call)
-            if len(self.space.ties) > (self.trace.tied[-1].end if self.trace.tied else 0):
-                self.trace.tied.append(TiedBy(len(self.space.ties), self.node.name, call.name))
+            self._credit(call.name)
             return
         self.trace.missing.setdefault(call.name, []).append(self.node.name)
         call.freeze_inputs(f"operator {call.name} has no rule")

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import linecache
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Final
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
 from graphprune.errors import RewriteError
 from graphprune.passes.rewrite.site import Provenance
@@ -25,7 +27,11 @@ Attributes = dict[str, dict[str, int | list[int]]]
 
 
 class Stated(RewriteError):
-    """A width that the model's code states, and that no attribute can give another value."""
+    """A width that the model's code states, and that no attribute can give another value. calls: where it does."""
+
+    def __init__(self, text: str, calls: Sequence[fx.Node]) -> None:
+        super().__init__(text)
+        self.calls = calls
 
 
 _INTERNAL: Final = frozenset(nn.Module().__dict__)
@@ -42,25 +48,45 @@ def in_words(node: fx.Node) -> str:
     return f"{getattr(node.target, '__name__', node.target)}{in_brackets(str(node.meta.get('source', '')))}"
 
 
-def stated_in(model: nn.Module, node: fx.Node) -> dict[str, Any] | None:
-    """The attributes that a changed call reads its widths from, with their new values; None where it reads some elsewhere."""
+def computes(node: fx.Node) -> bool:
+    """Whether a changed call takes numbers that the code computes from sizes, and that would have to be others."""
+    before = node.meta["graphprune"].before
+    pairs = zip_longest(tree_leaves(before), tree_leaves((node.args, node.kwargs)))
+    return before is not None and any(isinstance(old, fx.Node) and old is not new for old, new in pairs)
+
+
+def tied_at(node: fx.Node) -> str:
+    """The choice of a policy with which a changed call may go by sizes that its code computes."""
+    return f"sizes@{node.meta['graphprune'].source}"
+
+
+def stated_in(model: nn.Module, node: fx.Node, policy: Mapping[str, str]) -> dict[str, Any] | None:
+    """The attributes that a changed call reads its widths from, with their new values; None where it reads some elsewhere.
+
+    What the code computes from sizes is left to it where the policy has tied these, at this call.
+    """
     mark, path = node.meta.get("graphprune"), node.meta.get("module")
     if not isinstance(mark, Provenance) or mark.before is None or path is None:
+        return None
+    if computes(node) and tied_at(node) not in policy:
         return None
     found: dict[str, Any] = {}
     reads = _Reads(model.get_submodule(path), _line(node), found)
     return found if all(map(reads.follow, mark.before, (node.args, node.kwargs))) else None
 
 
-def stated(model: nn.Module, slim: fx.GraphModule) -> Attributes:
-    """All attributes that state widths of a slim graph. Raises Stated."""
+def stated(model: nn.Module, slim: fx.GraphModule, policy: Mapping[str, str]) -> Attributes:
+    """All attributes that state widths of a slim graph, made under a policy. Raises Stated."""
     found: Attributes = {}
+    readers: dict[str, list[fx.Node]] = {}
     for node in filter(is_changed, slim.graph.nodes):
-        new, path = stated_in(model, node), str(node.meta.get("module", ""))
+        new, path = stated_in(model, node, policy), str(node.meta.get("module", ""))
         if new is None:
-            raise Stated(f"it states a width in {in_words(node)}")
+            raise Stated(f"it states a width in {in_words(node)}", [node])
+        calls = readers.setdefault(path, [])
+        calls += [node] if new else []
         if not _take(found.setdefault(path, {}), new):
-            raise Stated(f"{path or type(model).__name__} reads one of {', '.join(new)} for several widths")
+            raise Stated(f"{path or type(model).__name__} reads one of {', '.join(new)} for several widths", calls)
     return {path: values for path, values in found.items() if values}
 
 
@@ -98,11 +124,17 @@ class _Reads:
 
     def follow(self, old: Any, new: Any) -> bool:
         """Find attributes for all that differs between old and new arguments; whether there are some."""
-        if old == new:
+        if isinstance(old, slice) and isinstance(new, slice):
+            old, new = ((bounds.start, bounds.stop, bounds.step) for bounds in (old, new))
+        if old == new or isinstance(old, fx.Node):
             return True
         names = self._holding(old)
         if names:
-            return _is_width(new) and _take(self.found, dict.fromkeys(names, new if isinstance(new, int) else list(new)))
+            return (
+                _is_width(new)
+                and isinstance(new, int) is isinstance(old, int)
+                and _take(self.found, dict.fromkeys(names, new if isinstance(new, int) else list(new)))
+            )
         if isinstance(old, dict) and isinstance(new, dict):
             return old.keys() == new.keys() and all(self.follow(old[key], new[key]) for key in old)
         alike = isinstance(old, _SEQUENCES) and isinstance(new, _SEQUENCES) and len(old) == len(new)

@@ -57,7 +57,7 @@ def in_own_class(result: PruneResult, model: nn.Module, inputs: Inputs, *, check
     inputs: example inputs of the model. check: False where this plan was checked before.
     """
     try:
-        attributes = stated(model, result.graph)
+        attributes = stated(model, result.graph, result.plan.policy)
         own = seated(model, result.graph, attributes)
         difference = _differs(own, inputs, result) if check else ""
     except (CaptureError, Stated) as error:

@@ -194,6 +194,88 @@ def test_halves_stay_halves() -> None:
     assert pruned(Chunks()).model.wide.out_channels == 8
 
 
+class Parts(nn.Module):
+    """It takes a tensor apart by attributes: a list of sizes, one size for all parts, and the bound of a slice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes, self.third, self.bound = [6, 10], 4, 7
+        self.lists, self.thirds, self.sliced = nn.Linear(4, 16), nn.Linear(4, 12), nn.Linear(4, 12)
+        self.outs = nn.ModuleList(nn.Linear(size, 2) for size in (6, 10, 4, 4, 4, 7, 5))
+
+    def forward(self, x: Tensor) -> Any:
+        sliced = self.sliced(x)
+        parts = [*self.lists(x).split(self.sizes, dim=-1), *torch.split(self.thirds(x), self.third, -1)]
+        parts += [sliced[:, : self.bound], sliced[:, self.bound :]]
+        return sum(out(part.tanh()) for out, part in zip(self.outs, parts, strict=True))
+
+
+def test_sizes_of_parts_and_bounds_of_slices_follow() -> None:
+    """Each part loses its own channels, where the code says how many each has; parts of one size as many each."""
+    result = pruned(Parts(), torch.randn(3, 4), target="params=50%", ranking="global")
+    slim = result.model
+    widths = [layer.in_features for layer in slim.outs]
+    assert (slim.sizes, slim.third, slim.bound) == (widths[:2], widths[2], widths[5])
+    assert widths[2] == widths[3] == widths[4]
+    assert not any("own code" in reason for reason in reasons(result))
+    other = torch.randn(2, 4)
+    assert torch.equal(slim(other), result.graph(other))
+
+
+class Borrows(nn.Module):
+    """Its heads make as many channels as came in, and its code goes by that; then a second block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.blocks, self.head = nn.Linear(6, 16), nn.Sequential(Borrowing(), Borrowing()), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.blocks(self.stem(x)).mean(1))
+
+
+class Borrowing(nn.Module):
+    """Attention as timm writes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.qkv, self.proj, self.wide, self.back = 4, *map(nn.Linear, (16, 16, 16, 32), (48, 16, 32, 16))
+
+    def forward(self, x: Tensor) -> Any:
+        n, length, c = x.shape
+        q, k, v = self.qkv(x).reshape(n, length, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        x = x + self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, length, c))
+        return x + self.back(self.wide(x).relu())
+
+
+def test_what_takes_its_width_from_another_loses_as_much() -> None:
+    """Heads go with as many channels of the stream; the rest is as free as ever. The plan says so."""
+    result = pruned(Borrows(), torch.randn(2, 5, 6))
+    block: Any = result.model.blocks[0]
+    assert (result.model.stem.out_features, block.heads, block.qkv.out_features, block.wide.out_features) == (8, 2, 24, 16)
+    assert not any("own code" in reason for reason in reasons(result))
+    assert "sizes@reshape" in result.plan.policy
+    other = torch.randn(3, 7, 6)
+    assert torch.equal(result.model(other), result.graph(other))
+
+
+class Indexed(nn.Module):
+    """A table of biases that the code indexes by a buffer, as levit does: its numbers are no widths."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.bias = nn.Parameter(torch.randn(9))
+        self.register_buffer("where", torch.tensor([8, 3]), persistent=False)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.first(x)) + self.bias[self.where].sum()
+
+
+def test_buffers_of_indices_hold_them_in_trials() -> None:
+    """Any other numbers could be out of range."""
+    assert pruned(Indexed(), torch.randn(2, 4)).model.first.out_features == 4
+
+
 class Asserts(nn.Module):
     """Its code checks a width of its own in Python, which no graph shows."""
 
