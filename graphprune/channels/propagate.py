@@ -200,7 +200,8 @@ class _Propagation:
     def choose(self, policy: str) -> str:
         """The policy's choice at the running node."""
         assert self.node is not None
-        return self.policy.choose(policy, self.node.name, str(self.node.target))
+        path = [str(self.node.target)] if self.node.op == "call_module" else []
+        return self.policy.choose(policy, self.node.name, *path)
 
     def constant(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The data of a 1-D integer buffer; None for any other tensor."""

@@ -1,8 +1,9 @@
 """Attributes of a model's modules that state widths: which take the new ones where its code reads them.
 
 A call of the slim graph whose numbers were changed is one whose widths the model's code states. Where it reads them from attributes
-of the module that it is in (``x.reshape(n, length, self.heads, 64)``), the attributes are what has to be changed. They are found by
-their values, and by their names in the line of the call. That this was right is for :mod:`graphprune.own_class.calls` to see.
+of the module that it is in (``x.reshape(n, length, self.heads, 64)``), or of what this holds (``self.config.heads``, a config that
+modules share), the attributes are what has to be changed. They are found by their values, and by their names in the line of the
+call. That this was right is for :mod:`graphprune.own_class.calls` to see.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from graphprune.passes.rewrite.site import Provenance
 from graphprune.tracing.source import in_brackets
 
 Attributes = dict[str, dict[str, int | list[int]]]
-"""New values by the path of a module and the name of its attribute."""
+"""New values by the path of a module and the name of its attribute, which has dots where the module holds what has it."""
 
 
 class Stated(RewriteError):
@@ -34,6 +35,7 @@ class Stated(RewriteError):
         self.calls = calls
 
 
+_CHAIN: Final = re.compile(r"\bself\.([A-Za-z]\w*(?:\.[A-Za-z]\w*)+)")
 _INTERNAL: Final = frozenset(nn.Module().__dict__)
 _SEQUENCES: Final = (tuple, list, torch.Size)
 
@@ -56,14 +58,14 @@ def computes(node: fx.Node) -> bool:
 
 
 def tied_at(node: fx.Node) -> str:
-    """The choice of a policy with which a changed call may go by sizes that its code computes."""
+    """The choice of a policy, whichever, with which a changed call may go by sizes that its code computes: they were seen to."""
     return f"sizes@{node.meta['graphprune'].source}"
 
 
 def stated_in(model: nn.Module, node: fx.Node, policy: Mapping[str, str]) -> dict[str, Any] | None:
     """The attributes that a changed call reads its widths from, with their new values; None where it reads some elsewhere.
 
-    What the code computes from sizes is left to it where the policy has tied these, at this call.
+    What the code computes from sizes is left to it where the policy has a choice about these, at this call.
     """
     mark, path = node.meta.get("graphprune"), node.meta.get("module")
     if not isinstance(mark, Provenance) or mark.before is None or path is None:
@@ -78,28 +80,52 @@ def stated_in(model: nn.Module, node: fx.Node, policy: Mapping[str, str]) -> dic
 def stated(model: nn.Module, slim: fx.GraphModule, policy: Mapping[str, str]) -> Attributes:
     """All attributes that state widths of a slim graph, made under a policy. Raises Stated."""
     found: Attributes = {}
-    readers: dict[str, list[fx.Node]] = {}
+    readers: dict[tuple[int, str], list[tuple[fx.Node, Any]]] = {}
     for node in filter(is_changed, slim.graph.nodes):
         new, path = stated_in(model, node, policy), str(node.meta.get("module", ""))
         if new is None:
             raise Stated(f"it states a width in {in_words(node)}", [node])
-        calls = readers.setdefault(path, [])
-        calls += [node] if new else []
-        if not _take(found.setdefault(path, {}), new):
-            raise Stated(f"{path or type(model).__name__} reads one of {', '.join(new)} for several widths", calls)
-    return {path: values for path, values in found.items() if values}
+        for name, value in new.items():
+            known = readers.setdefault((id(_holder(model.get_submodule(path), name)), name.rpartition(".")[2]), [])
+            known.append((node, value))
+            if value != known[0][1]:
+                where = path or type(model).__name__
+                raise Stated(f"{where} reads {name}, which stands for several widths", [call for call, _ in known])
+            found.setdefault(path, {})[name] = value
+    return found
 
 
-def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Any]]) -> None:
-    """Give modules of a model new values of attributes that they have. Raises RewriteError for any other."""
+def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Any]], original: nn.Module) -> None:
+    """Give modules of a copy of a model new values of attributes that they, or what they hold, have.
+
+    Raises RewriteError for any other, and where the copy shares what has them with the original.
+    """
     for path, values in attributes.items():
-        state = model.get_submodule(path).__dict__
         for name, new in values.items():
-            old: Any = state.get(name)
-            if name in _INTERNAL or not _is_width(old) or isinstance(old, int) is not isinstance(new, int) or not _is_width(new):
+            holder, last = _holder(model.get_submodule(path), name), name.rpartition(".")[2]
+            old: Any = _state(holder).get(last)
+            if last in _INTERNAL or not _is_width(old) or isinstance(old, int) is not isinstance(new, int) or not _is_width(new):
                 raise RewriteError(f"{path or type(model).__name__} has no width {name!r}.")
+            if holder is _holder(original.get_submodule(path), name):
+                raise RewriteError(f"{path or type(model).__name__} has its width {name!r} in what is not copied with the model.")
             kind: Any = type(old)
-            state[name] = kind(new)
+            _state(holder)[last] = kind(new)
+
+
+def _holder(module: nn.Module, name: str) -> Any:
+    """What has an attribute: the module, or what is found in it by the parts of a dotted name; None where there is no such."""
+    holder: Any = module
+    for part in name.split(".")[:-1]:
+        holder = (
+            holder.get_submodule(part) if isinstance(holder, nn.Module) and part in holder._modules else _state(holder).get(part)
+        )
+    return holder
+
+
+def _state(holder: Any) -> dict[str, Any]:
+    """The attributes of an object, if it has any that can be set."""
+    state = getattr(holder, "__dict__", None)
+    return state if isinstance(state, dict) else {}
 
 
 def _take(found: dict[str, Any], more: Mapping[str, Any]) -> bool:
@@ -141,12 +167,17 @@ class _Reads:
         return alike and all(map(self.follow, old, new))
 
     def _holding(self, value: Any) -> list[str]:
-        """Attributes with this value: those that the line names, or all where it names none."""
+        """Attributes with this value: those that the line names, or all of the module itself where it names none."""
         if not _is_width(value):
             return []
-        state = self.module.__dict__
-        same = [name for name in state.keys() - _INTERNAL if _is_width(state[name]) and _plain(state[name]) == _plain(value)]
-        return sorted(name for name in same if re.search(rf"\b{re.escape(name)}\b", self.line)) or sorted(same)
+        same = sorted(name for name in vars(self.module).keys() - _INTERNAL if self._has(name, value))
+        named = [name for name in same if re.search(rf"(?:\bself\.|(?<![\w.])){re.escape(name)}\b", self.line)]
+        held = [name for name in dict.fromkeys(_CHAIN.findall(self.line)) if self._has(name, value)]
+        return held + named or same
+
+    def _has(self, name: str, value: Any) -> bool:
+        found = _state(_holder(self.module, name)).get(name.rpartition(".")[2])
+        return _is_width(found) and bool(_plain(found) == _plain(value))
 
 
 def _is_width(value: Any) -> bool:

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
+from networkx.utils import UnionFind
 from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -131,9 +133,10 @@ class _Trials:
 
     def _stated(self, slim: fx.GraphModule, groups: Groups) -> _Conflict | None:
         """What the calls, and constants, that had to be changed ask for: choices there, or else the groups at the first to stay."""
-        values, old = groups.trace.values, {node.name: node for node in self._module.graph.nodes}
+        old = {node.name: node for node in self._module.graph.nodes}
+        linked: UnionFind[int] = UnionFind()
         stuck = [(old.get(name, node), node, what) for name, node, what in self._stuck(slim)]
-        choices = {site: choice for before, node, _ in stuck for site, choice in _choices(before, node, values)}
+        choices = {site: choice for before, node, _ in stuck for site, choice in _choices(before, node, groups, linked)}
         if choices.keys() - self._policy.keys():
             return _Conflict((), "", choices)
         for before, _, what in stuck:
@@ -207,7 +210,7 @@ class _Trials:
         try:
             model = twin(self._seated(slim), place).train()
             inputs = self._inputs.map(lambda item: place(item) if isinstance(item, torch.Tensor) else item)
-            with torch.no_grad(), own_randomness(), _Masks():
+            with torch.no_grad(), own_randomness(), _Masks():  # type: ignore[no-untyped-call]
                 model(*inputs.args, **inputs.kwargs)
         except RewriteError as error:
             return str(error)
@@ -274,12 +277,17 @@ def _groups_of(groups: Groups, value: Any) -> set[int]:
     return {index for field in known for index in groups.linear(field)[1]}
 
 
-def _choices(before: fx.Node, node: fx.Node, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Choices at a call, as it was and as it is, with which its code may follow."""
+def _choices(before: fx.Node, node: fx.Node, groups: Groups, linked: UnionFind[int]) -> Iterator[tuple[str, str]]:
+    """Choices at a call, as it was and as it is, with which its code may follow. linked: groups that are, or will be, tied."""
+    values = groups.trace.values
     if _are_alike(values.get(before.name)):
         yield f"parts@{before.name}", "equal"
-    if is_changed(node) and computes(node) and any(borrowed(before, values)):
-        yield tied_at(node), "tied"
+    pairs = list(borrowed(before, values)) if is_changed(node) and computes(node) else []
+    ends = [[linked[group] for group in np.unique(groups.group_of[groups.unit_of[field]]).tolist()] for field in chain(*pairs)]
+    if pairs:
+        apart = len(set(chain(*ends))) > 1  # ties at a second view of the same channels could be of other positions
+        linked.union(*chain(*ends))
+        yield tied_at(node), "tied" if apart else "free"
 
 
 def _are_alike(value: Any) -> bool:

@@ -47,7 +47,7 @@ def seated(model: nn.Module, slim: fx.GraphModule, attributes: Mapping[str, Mapp
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {first_line(error)}), and a slim model of its class "
             "is a copy of it. Leave out keep_class."
         ) from error
-    set_attributes(result, attributes)
+    set_attributes(result, attributes, model)
     return result
 
 

@@ -25,14 +25,12 @@ class Gated(nn.Module):
         self.stem, self.bn = nn.Conv2d(1, 16, 3, stride=2, bias=False), nn.BatchNorm2d(16)
         self.both, self.fixed, self.head = nn.Conv2d(16, 32, 1), nn.Conv2d(16, 6, 1), nn.Linear(6 * 9, 10)
 
-    def features(self, x: Tensor) -> Tensor:
+    def features(self, x: Tensor) -> Any:
         value, gate = self.both(functional.relu(self.bn(self.stem(x)))).chunk(2, dim=1)
-        found: Tensor = self.fixed(value * gate.sigmoid())
-        return found.reshape(x.shape[0], 6 * 9)
+        return self.fixed(value * gate.sigmoid()).reshape(x.shape[0], 6 * 9)
 
-    def forward(self, x: Tensor) -> Tensor:
-        scores: Tensor = self.head(self.features(x))
-        return scores
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.features(x))
 
 
 class _Own(DigitsLoop):
@@ -40,15 +38,23 @@ class _Own(DigitsLoop):
 
     def loss(self, model: Any, index: Tensor, teacher: nn.Module | None) -> Tensor:
         """With a penalty on features, which only the class gives."""
-        return super().loss(model, index, teacher) + 1e-3 * model.features(self.x[index]).square().mean()
+        extra: Tensor = model.features(self.x[index]).square().mean()
+        return super().loss(model, index, teacher) + 1e-3 * extra
 
 
-ITERATIVE = {"rounds": 2, "tune_epochs": 1}
+ITERATIVE: dict[str, Any] = {"rounds": 2, "tune_epochs": 1}
 
 
 def _run(loop: DigitsLoop, folder: Path | None = None, name: str = "iterative", **options: Any) -> MethodResult:
     torch.manual_seed(5)
-    usual = {"train": loop.train, "evaluate": loop.evaluate, "data": loop.data, "folder": folder, "keep_class": True, "epochs": 2}
+    usual: dict[str, Any] = {
+        "train": loop.train,
+        "evaluate": loop.evaluate,
+        "data": loop.data,
+        "folder": folder,
+        "keep_class": True,
+        "epochs": 2,
+    }
     return METHODS[name](Gated(), torch.zeros(INPUT), trained=False, **(usual | options))
 
 

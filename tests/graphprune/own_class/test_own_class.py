@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,6 +137,65 @@ def test_attributes_that_state_widths_follow(tmp_path: Path) -> None:
     assert torch.equal(own(other), slim(other))
 
 
+@dataclass
+class Config:
+    """What modules share."""
+
+    heads: int = 4
+    width: int = 16
+    layers: int = 4
+
+
+class Configured(nn.Module):
+    """Attention that reads its number of heads from a config; the code of its second layer may need another."""
+
+    def __init__(self, config: Any, heads: int = 4) -> None:
+        super().__init__()
+        self.config = config
+        self.qkv, self.out = nn.Linear(6, 12 * heads), nn.Linear(4 * heads, 6)
+
+    def forward(self, x: Tensor) -> Any:
+        n, length, _ = x.shape
+        q, k, v = self.qkv(x).reshape(n, length, 3, self.config.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("config", [Config(), SimpleNamespace(heads=4, width=16, layers=4)])
+def test_a_config_of_the_copy_follows(config: Any, tmp_path: Path) -> None:
+    """The attribute that the line names, and none of the same value; the user's own config stays as it is. Files hold it."""
+    result = pruned(Configured(config), torch.randn(2, 5, 6))
+    slim = result.model
+    assert (slim.config.heads, slim.config.layers, slim.out.in_features) == (2, 4, 8)
+    assert config.heads == 4
+    other = torch.randn(3, 7, 6)
+    assert torch.equal(slim(other), result.graph(other))
+    graphprune.save(result, tmp_path / "slim.safetensors")
+    own: Any = graphprune.load(tmp_path / "slim.safetensors", Configured(config))
+    assert own.config.heads == 2 and config.heads == 4
+    assert torch.equal(own(other), slim(other))
+
+
+def test_a_config_that_stands_for_several_widths_keeps_them() -> None:
+    """Two layers that share it, and lose different heads: both stay, with the reason. One with a config of its own does not."""
+    config = Config()
+    result = pruned(nn.Sequential(Configured(config), Configured(config), Configured(Config())), torch.randn(2, 5, 6))
+    assert [layer.out.in_features for layer in result.model] == [16, 16, 8]
+    assert any("config.heads, which stands for several widths" in reason for reason in reasons(result))
+
+
+def test_a_config_that_is_not_copied_with_the_model_is_not_changed() -> None:
+    """One for all models of the process, say."""
+
+    class Single(Config):
+        def __deepcopy__(self, memo: dict[int, Any]) -> Single:
+            return self
+
+    config = Single()
+    with pytest.raises(RewriteError, match=r"'config\.heads' in what is not copied"):
+        pruned(Configured(config), torch.randn(2, 5, 6))
+    assert config.heads == 4
+
+
 class Misled(nn.Module):
     """An attribute that has to be two widths at once: of a layer that is pruned, and of one that stays."""
 
@@ -258,6 +319,23 @@ def test_what_takes_its_width_from_another_loses_as_much() -> None:
     assert torch.equal(result.model(other), result.graph(other))
 
 
+class Shuffled(Borrowing):
+    """It puts its heads behind their channels in the end, as NesT does."""
+
+    def forward(self, x: Tensor) -> Any:
+        n, length, c = x.shape
+        q, k, v = self.qkv(x).reshape(n, length, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        return x + self.proj(F.scaled_dot_product_attention(q, k, v).permute(0, 2, 3, 1).reshape(n, length, c))
+
+
+def test_channels_that_are_tied_are_not_tied_again_in_another_order() -> None:
+    """All would be one unit. That there are as many is enough."""
+    result = pruned(nn.Sequential(nn.Linear(6, 16), Shuffled(), nn.Linear(16, 2)), torch.randn(2, 5, 6))
+    assert (result.model[0].out_features, result.model[1].heads) == (8, 2)
+    other = torch.randn(3, 7, 6)
+    assert torch.equal(result.model(other), result.graph(other))
+
+
 class Indexed(nn.Module):
     """A table of biases that the code indexes by a buffer, as levit does: its numbers are no widths."""
 
@@ -265,6 +343,7 @@ class Indexed(nn.Module):
         super().__init__()
         self.first, self.head = nn.Linear(4, 8), nn.Linear(8, 3)
         self.bias = nn.Parameter(torch.randn(9))
+        self.where: Tensor
         self.register_buffer("where", torch.tensor([8, 3]), persistent=False)
 
     def forward(self, x: Tensor) -> Any:
