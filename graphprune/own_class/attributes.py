@@ -155,6 +155,8 @@ class _Reads:
         if old == new or isinstance(old, fx.Node):
             return True
         names = self._holding(old)
+        if not names and type(old) is int and type(new) is int:
+            return self._follow_part(old, new)
         if names:
             return (
                 _is_width(new)
@@ -166,12 +168,23 @@ class _Reads:
         alike = isinstance(old, _SEQUENCES) and isinstance(new, _SEQUENCES) and len(old) == len(new)
         return alike and all(map(self.follow, old, new))
 
+    def _follow_part(self, old: int, new: int) -> bool:
+        """Find the one attribute that the line names and that is a multiple: of ``self.width // 2``."""
+        state = vars(self.module)
+        wider = [name for name in state.keys() - _INTERNAL if type(state[name]) is int and old and state[name] % old == 0]
+        named = [name for name in wider if self._names(name)]
+        return len(named) == 1 and _take(self.found, {named[0]: state[named[0]] // old * new})
+
+    def _names(self, name: str) -> bool:
+        """Whether the line names an attribute of the module."""
+        return re.search(rf"(?:\bself\.|(?<![\w.])){re.escape(name)}\b", self.line) is not None
+
     def _holding(self, value: Any) -> list[str]:
         """Attributes with this value: those that the line names, or all of the module itself where it names none."""
         if not _is_width(value):
             return []
         same = sorted(name for name in vars(self.module).keys() - _INTERNAL if self._has(name, value))
-        named = [name for name in same if re.search(rf"(?:\bself\.|(?<![\w.])){re.escape(name)}\b", self.line)]
+        named = [name for name in same if self._names(name)]
         held = [name for name in dict.fromkeys(_CHAIN.findall(self.line)) if self._has(name, value)]
         return held + named or same
 

@@ -19,6 +19,7 @@ from graphprune.ir.program import Inputs
 from graphprune.ir.twins import in_mode, modules_by_path, named_tensors
 from graphprune.own_class.attributes import Attributes, Stated, set_attributes, stated
 from graphprune.own_class.calls import first_difference
+from graphprune.own_class.restated import restate
 from graphprune.passes.verification.verify import relative_error
 from graphprune.result import PruneResult
 from graphprune.verification import TOLERANCE
@@ -48,6 +49,7 @@ def seated(model: nn.Module, slim: fx.GraphModule, attributes: Mapping[str, Mapp
             "is a copy of it. Leave out keep_class."
         ) from error
     set_attributes(result, attributes, model)
+    restate(result, model)
     return result
 
 

@@ -355,6 +355,41 @@ def test_buffers_of_indices_hold_them_in_trials() -> None:
     assert pruned(Indexed(), torch.randn(2, 4)).model.first.out_features == 4
 
 
+class Halved(nn.Module):
+    """Its code splits by half of an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width, self.parts = 16, 2
+        self.wide, self.left, self.right = nn.Linear(4, 16), nn.Linear(8, 2), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        left, right = self.wide(x).split(self.width // self.parts, dim=-1)
+        return self.left(left) * self.right(right.relu())
+
+
+def test_an_attribute_of_which_the_code_takes_a_part_follows() -> None:
+    """The parts are of one size, and so many make the attribute."""
+    slim = pruned(Halved(), torch.randn(3, 4)).model
+    assert (slim.width, slim.parts, slim.wide.out_features) == (8, 2, 8)
+
+
+class Standardised(nn.Conv2d):
+    """A layer with code of its own, which does not read how many channels it has."""
+
+    def forward(self, x: Tensor) -> Any:
+        return F.conv2d(x, self.weight - self.weight.mean(), self.bias, self.stride, self.padding)
+
+
+def test_layers_with_code_of_their_own_say_how_wide_they_are() -> None:
+    """As those of torch do; a number that never was that of the weight stays."""
+    model = nn.Sequential(Standardised(3, 8, 1), nn.BatchNorm2d(8), Standardised(8, 6, 1), nn.Conv2d(6, 2, 1))
+    model[0].in_channels = 99
+    slim = pruned(model).model
+    assert [(layer.in_channels, layer.out_channels) for layer in (slim[0], slim[2])] == [(99, 4), (4, 3)]
+    assert (model[0].out_channels, model[2].in_channels) == (8, 8)
+
+
 class Asserts(nn.Module):
     """Its code checks a width of its own in Python, which no graph shows."""
 
