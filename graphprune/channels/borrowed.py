@@ -6,7 +6,7 @@ positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -15,22 +15,27 @@ from torch import fx
 from graphprune.channels.labels import Field, Shape, Value, axes_of
 
 
+def given_shape(node: fx.Node, values: Mapping[str, Any]) -> Sequence[Any]:
+    """The sizes of a call whose arguments behind the tensor are the shape of its result; none for any other call.
+
+    values: by node name, as in a :class:`~graphprune.channels.propagate.Trace`.
+    """
+    result, sizes = values.get(node.name), node.args[1:]
+    if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
+        sizes = tuple(sizes[0])
+    if not isinstance(result, Value) or len(sizes) != len(result.shape):
+        return ()
+    numbers = [values[size.name] if isinstance(size, fx.Node) else size for size in sizes]
+    return sizes if all(number in (-1, length) for number, length in zip(numbers, result.shape, strict=True)) else ()
+
+
 def borrowed(node: fx.Node, values: Mapping[str, Any]) -> Iterator[tuple[Field, Field]]:
     """Labels of a call's result, and those of the other tensor whose number one of its sizes is, or with others makes up.
 
-    Of ``reshape(n, length, heads, c // heads)`` they lie on the last two axes. Only of calls whose arguments behind the tensor are
-    the shape of the result. values: by node name, as in a :class:`~graphprune.channels.propagate.Trace`.
+    Of ``reshape(n, length, heads, c // heads)`` they lie on the last two axes. values: as for :func:`given_shape`.
     """
-    result = values.get(node.name)
-    sizes = node.args[1:]
-    if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)):
-        sizes = tuple(sizes[0])
-    numbers = [values[size.name] if isinstance(size, fx.Node) else size for size in sizes]
-    if not isinstance(result, Value) or len(numbers) != len(result.shape):
-        return
-    if any(number not in (-1, length) for number, length in zip(numbers, result.shape, strict=True)):
-        return
-    for axis, size in enumerate(sizes):
+    result: Any = values.get(node.name)
+    for axis, size in enumerate(given_shape(node, values)):
         for labels in _counted(size, values) if isinstance(size, fx.Node) else ():
             axes = _made_of(result.shape, axis, labels.size)
             shape = [length if at in axes else 1 for at, length in enumerate(result.shape)]

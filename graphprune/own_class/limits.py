@@ -20,7 +20,7 @@ from torch import fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from graphprune.channels.borrowed import borrowed
+from graphprune.channels.borrowed import borrowed, given_shape
 from graphprune.channels.groups import Group, Groups, Kept
 from graphprune.channels.labels import Value
 from graphprune.channels.tape import stand_in
@@ -282,12 +282,12 @@ def _choices(before: fx.Node, node: fx.Node, groups: Groups, linked: UnionFind[i
     values = groups.trace.values
     if _are_alike(values.get(before.name)):
         yield f"parts@{before.name}", "equal"
-    pairs = list(borrowed(before, values)) if is_changed(node) and computes(node) else []
-    ends = [[linked[group] for group in np.unique(groups.group_of[groups.unit_of[field]]).tolist()] for field in chain(*pairs)]
-    if pairs:
-        apart = len(set(chain(*ends))) > 1  # ties at a second view of the same channels could be of other positions
-        linked.union(*chain(*ends))
-        yield tied_at(node), "tied" if apart else "free"
+    if is_changed(node) and computes(node) and given_shape(before, values):
+        fields = chain(*borrowed(before, values))
+        ends = {linked[group] for field in fields for group in np.unique(groups.group_of[groups.unit_of[field]]).tolist()}
+        linked.union(*ends)
+        # Ties at a second view of the same channels could be of other positions. Whether there are as many, the run will show.
+        yield tied_at(node), "tied" if len(ends) > 1 else "free"
 
 
 def _are_alike(value: Any) -> bool:

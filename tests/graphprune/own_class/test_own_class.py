@@ -336,6 +336,29 @@ def test_channels_that_are_tied_are_not_tied_again_in_another_order() -> None:
     assert torch.equal(result.model(other), result.graph(other))
 
 
+class Batched(nn.Module):
+    """Its heads join the batch: a size that its code computes from an attribute and from the batch, as SAM does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.qkv, self.head = 4, nn.Linear(6, 48), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        n, length, _ = x.shape
+        x = self.qkv(x).reshape(n, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = x.reshape(3, n * self.heads, length, -1).unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v).view(n, self.heads, length, -1)
+        return self.head(x.permute(0, 2, 1, 3).reshape(n, length, -1))
+
+
+def test_sizes_that_the_code_computes_from_attributes_follow() -> None:
+    """The attribute is found where it stands alone."""
+    result = pruned(Batched(), torch.randn(2, 5, 6))
+    assert (result.model.heads, result.model.head.in_features) == (2, 8)
+    other = torch.randn(3, 7, 6)
+    assert torch.equal(result.model(other), result.graph(other))
+
+
 class Indexed(nn.Module):
     """A table of biases that the code indexes by a buffer, as levit does: its numbers are no widths."""
 
