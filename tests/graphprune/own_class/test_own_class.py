@@ -406,7 +406,7 @@ class Standardised(nn.Conv2d):
 
 def test_layers_with_code_of_their_own_say_how_wide_they_are() -> None:
     """As those of torch do; a number that never was that of the weight stays."""
-    model = nn.Sequential(Standardised(3, 8, 1), nn.BatchNorm2d(8), Standardised(8, 6, 1), nn.Conv2d(6, 2, 1))
+    model: Any = nn.Sequential(Standardised(3, 8, 1), nn.BatchNorm2d(8), Standardised(8, 6, 1), nn.Conv2d(6, 2, 1))
     model[0].in_channels = 99
     slim = pruned(model).model
     assert [(layer.in_channels, layer.out_channels) for layer in (slim[0], slim[2])] == [(99, 4), (4, 3)]
