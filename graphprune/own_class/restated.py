@@ -1,7 +1,7 @@
 """Numbers with which layers of torch restate the shapes of their parameters.
 
-The rewriter sees to layers that are calls in the graph. Layers of derived classes, whose own code is traced, keep the old numbers,
-which that code may never read; but code around the model may.
+The rewriter sees to layers that are calls in the graph. Recurrent layers, and those of derived classes, whose own code is traced,
+would keep the old numbers; that code need not read them, but train mode or code around the model may.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
@@ -21,12 +20,23 @@ def _of_convolution(layer: Any) -> Mapping[str, int]:
     return {"in_channels": inputs, "out_channels": outputs}
 
 
-#: Attributes by class, as the weight has them.
+def _of_recurrence(layer: Any) -> Mapping[str, int]:
+    projected = layer.proj_size > 0
+    inner = layer.weight_hr_l0 if projected else layer.weight_hh_l0
+    return {
+        "input_size": layer.weight_ih_l0.shape[1],
+        "hidden_size": inner.shape[1],
+        "proj_size": inner.shape[0] if projected else 0,
+    }
+
+
+#: Attributes by class, as the weights have them.
 _RESTATED: Final[Mapping[type[nn.Module], Callable[[Any], Mapping[str, int]]]] = {
     nn.Linear: lambda layer: dict(zip(("out_features", "in_features"), layer.weight.shape, strict=True)),
     nn.Embedding: lambda layer: dict(zip(("num_embeddings", "embedding_dim"), layer.weight.shape, strict=True)),
     _ConvNd: _of_convolution,
     _NormBase: lambda layer: {"num_features": layer.weight.numel()},
+    nn.RNNBase: _of_recurrence,
     nn.GroupNorm: lambda layer: {"num_channels": layer.weight.numel()},
 }
 
@@ -41,6 +51,8 @@ def restate(model: nn.Module, original: nn.Module) -> None:
 
 
 def _numbers(layer: nn.Module) -> Mapping[str, int]:
-    if not isinstance(getattr(layer, "weight", None), torch.Tensor):
+    numbers = next((found for kind, found in _RESTATED.items() if isinstance(layer, kind)), None)
+    try:
+        return {} if numbers is None else numbers(layer)
+    except AttributeError:  # a layer without a weight
         return {}
-    return next((numbers(layer) for kind, numbers in _RESTATED.items() if isinstance(layer, kind)), {})

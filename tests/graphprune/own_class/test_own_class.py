@@ -413,6 +413,23 @@ def test_layers_with_code_of_their_own_say_how_wide_they_are() -> None:
     assert (model[0].out_channels, model[2].in_channels) == (8, 8)
 
 
+def test_recurrent_layers_run_in_train_mode() -> None:
+    """Their class checks its input by a number of its own."""
+
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.lstm, self.head = nn.Linear(4, 8), nn.LSTM(8, 6, batch_first=True), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.head(self.lstm(self.first(x))[0])
+
+    result = pruned(Recurrent(), torch.randn(2, 5, 4))
+    slim = result.model
+    assert (slim.lstm.input_size, slim.lstm.hidden_size, slim.head.in_features) == (4, 3, 3)
+    slim.train()(torch.randn(3, 7, 4)).sum().backward()
+
+
 class Asserts(nn.Module):
     """Its code checks a width of its own in Python, which no graph shows."""
 
