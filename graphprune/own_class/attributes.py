@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import linecache
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Final
@@ -135,6 +135,16 @@ def _take(found: dict[str, Any], more: Mapping[str, Any]) -> bool:
     return fits
 
 
+def reads_one_of(node: fx.Node, names: Iterable[str]) -> bool:
+    """Whether the line of a call names one of some attributes."""
+    return any(_names(_line(node), name) for name in names)
+
+
+def _names(line: str, name: str) -> bool:
+    """Whether a line names an attribute of its module."""
+    return re.search(rf"(?:\bself\.|(?<![\w.])){re.escape(name)}\b", line) is not None
+
+
 def _line(node: fx.Node) -> str:
     file, _, number = str(node.meta.get("source", "")).rpartition(":")
     return linecache.getline(file, int(number)) if number.isdecimal() else ""
@@ -172,19 +182,15 @@ class _Reads:
         """Find the one attribute that the line names and that is a multiple: of ``self.width // 2``."""
         state = vars(self.module)
         wider = [name for name in state.keys() - _INTERNAL if type(state[name]) is int and old and state[name] % old == 0]
-        named = [name for name in wider if self._names(name)]
+        named = [name for name in wider if _names(self.line, name)]
         return len(named) == 1 and _take(self.found, {named[0]: state[named[0]] // old * new})
-
-    def _names(self, name: str) -> bool:
-        """Whether the line names an attribute of the module."""
-        return re.search(rf"(?:\bself\.|(?<![\w.])){re.escape(name)}\b", self.line) is not None
 
     def _holding(self, value: Any) -> list[str]:
         """Attributes with this value: those that the line names, or all of the module itself where it names none."""
         if not _is_width(value):
             return []
         same = sorted(name for name in vars(self.module).keys() - _INTERNAL if self._has(name, value))
-        named = [name for name in same if self._names(name)]
+        named = [name for name in same if _names(self.line, name)]
         held = [name for name in dict.fromkeys(_CHAIN.findall(self.line)) if self._has(name, value)]
         return held + named or same
 

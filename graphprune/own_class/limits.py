@@ -7,7 +7,8 @@ and go on to run in train mode where it does. A group that this fails for stays 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
@@ -27,7 +28,7 @@ from graphprune.channels.tape import stand_in
 from graphprune.errors import CaptureError, RewriteError, UsageError, first_line
 from graphprune.ir.program import Inputs, Program
 from graphprune.ir.twins import named_tensors, twin
-from graphprune.own_class.attributes import Stated, computes, in_words, is_changed, stated, stated_in, tied_at
+from graphprune.own_class.attributes import Stated, computes, in_words, is_changed, reads_one_of, stated, stated_in, tied_at
 from graphprune.own_class.calls import first_difference
 from graphprune.own_class.seat import seated
 from graphprune.passes.analysis.channels import ChannelGroups
@@ -136,7 +137,10 @@ class _Trials:
         old = {node.name: node for node in self._module.graph.nodes}
         linked: UnionFind[int] = UnionFind()
         stuck = [(old.get(name, node), node, what) for name, node, what in self._stuck(slim)]
-        choices = {site: choice for before, node, _ in stuck for site, choice in _choices(before, node, groups, linked)}
+        choices: dict[str, str] = {}
+        follow = self._follow(slim)
+        for before, node, _ in stuck:
+            choices |= _choices(before, node, groups, linked, follow[node.meta.get("module")])
         if choices.keys() - self._policy.keys():
             return _Conflict((), "", choices)
         for before, _, what in stuck:
@@ -144,6 +148,13 @@ class _Trials:
             if touched:
                 return _Conflict(touched, f"{_WHY} {what}")
         return None
+
+    def _follow(self, slim: fx.GraphModule) -> Mapping[Any, set[str]]:
+        """The attributes that calls of a slim graph are known to read their widths from, by module."""
+        found: dict[Any, set[str]] = defaultdict(set)
+        for node in filter(is_changed, slim.graph.nodes):
+            found[node.meta.get("module")].update(stated_in(self._model, node, self._policy) or ())
+        return found
 
     def _stuck(self, slim: fx.GraphModule) -> Iterator[tuple[str, fx.Node, str]]:
         """Nodes of a slim graph whose widths the code may state, by the names of the original's, and in words."""
@@ -277,17 +288,21 @@ def _groups_of(groups: Groups, value: Any) -> set[int]:
     return {index for field in known for index in groups.linear(field)[1]}
 
 
-def _choices(before: fx.Node, node: fx.Node, groups: Groups, linked: UnionFind[int]) -> Iterator[tuple[str, str]]:
-    """Choices at a call, as it was and as it is, with which its code may follow. linked: groups that are, or will be, tied."""
+def _choices(before: fx.Node, node: fx.Node, groups: Groups, linked: UnionFind[int], follow: Iterable[str]) -> dict[str, str]:
+    """Choices at a call, as it was and as it is, with which its code may follow.
+
+    linked: groups that are, or will be, tied. follow: attributes of its module that will follow.
+    """
     values = groups.trace.values
-    if _are_alike(values.get(before.name)):
-        yield f"parts@{before.name}", "equal"
+    found = {f"parts@{before.name}": "equal"} if _are_alike(values.get(before.name)) else {}
     if is_changed(node) and computes(node) and given_shape(before, values):
         fields = chain(*borrowed(before, values))
         ends = {linked[group] for field in fields for group in np.unique(groups.group_of[groups.unit_of[field]]).tolist()}
         linked.union(*ends)
         # Ties at a second view of the same channels could be of other positions. Whether there are as many, the run will show.
-        yield tied_at(node), "tied" if len(ends) > 1 else "free"
+        if ends or reads_one_of(node, follow):
+            found[tied_at(node)] = "tied" if len(ends) > 1 else "free"
+    return found
 
 
 def _are_alike(value: Any) -> bool:
