@@ -47,6 +47,9 @@ class ModelSection(Section):
     policy: tuple[str, ...] = Field(
         (), description="Choices where a tensor can shrink in several ways, such as heads=head_dim; `graphprune passes` lists them."
     )
+    keep_class: bool = Field(
+        False, description="Prune what the model's own Python code can follow: the slim models that are trained are of its class."
+    )
 
 
 class DataSection(Section):

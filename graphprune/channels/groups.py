@@ -218,16 +218,6 @@ class Groups:
         """The one axis along which a (rectangular) field's units vary, and the units along it."""
         return self.vectors.axis(field), self.vectors.units[self.vectors[self.vectors.index(field)]]
 
-    def can_shrink(self, field: Field) -> bool:
-        """Whether a unit that a field has an atom of can go."""
-        groups = self.group_of[self.unit_of[field]]
-        return bool((self._sizes[groups[groups != FROZEN]] > 1).any())
-
-    @cached_property
-    def prunable_atoms(self) -> int:
-        """How many atoms belong to prunable groups."""
-        return int(np.count_nonzero(self.group_of[self.unit_of] != FROZEN))
-
     @cached_property
     def shrinking(self) -> list[bool]:
         """Whether each vector has prunable units."""

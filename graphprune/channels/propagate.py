@@ -15,6 +15,7 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves, tree_map
 
+from graphprune.channels.borrowed import borrowed
 from graphprune.channels.labels import Field, LabelSpace, Reason, Value, along
 from graphprune.channels.shuffles import Shuffle, find_shuffles
 from graphprune.channels.tape import Operation, Step, Tape, describe, run_error, tape_of
@@ -132,6 +133,15 @@ class _Propagation:
             self.freeze_tensors(result, "it reaches the model's output", "output")
         plain = isinstance(result, _PLAIN)
         self.trace.values[node.name] = self.value_or_item(result) if plain else tree_map(self.value_or_item, result)
+        if self.choose("sizes", ()) == "tied":
+            for field, other in borrowed(node, self.trace.values):
+                self.space.tie(field, other)
+            self._credit("sizes")
+
+    def _credit(self, name: str) -> None:
+        """Note who wrote down the ties that are new."""
+        if len(self.space.ties) > (self.trace.tied[-1].end if self.trace.tied else 0):
+            self.trace.tied.append(TiedBy(len(self.space.ties), self._place[0], name))
 
     def _apply(self, operation: Operation) -> None:
         func = operation.operator
@@ -145,8 +155,7 @@ class _Propagation:
         call = Call(self, *operation)
         if rule is not None:
             rule(call)
-            if len(self.space.ties) > (self.trace.tied[-1].end if self.trace.tied else 0):
-                self.trace.tied.append(TiedBy(len(self.space.ties), self.node.name, call.name))
+            self._credit(call.name)
             return
         self.trace.missing.setdefault(call.name, []).append(self.node.name)
         call.freeze_inputs(f"operator {call.name} has no rule")
@@ -203,7 +212,8 @@ class _Propagation:
     def choose(self, policy: str, labels: Sequence[Field]) -> str:
         """The policy's choice at the running node, about these labels."""
         assert self.node is not None
-        choice = self.policy.choose(policy, self.node.name, str(self.node.target))
+        path = [str(self.node.target)] if self.node.op == "call_module" else []
+        choice = self.policy.choose(policy, self.node.name, *path)
         if labels:
             self.trace.choices.append(Choice(policy, self.node.name, choice, labels))
         return choice

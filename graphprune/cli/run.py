@@ -88,6 +88,7 @@ def command(
     weights: options.Weights = None,
     trust_pickle: options.TrustPickle = False,
     no_verify: options.NoVerify = False,
+    keep_class: options.KeepClass = False,
     plot: Annotated[
         str | None,
         typer.Option(
@@ -107,7 +108,7 @@ def command(
 
     chosen: dict[str, dict[str, Any]] = {
         "model": {"source": source, "weights": weights, "input": shape, "trust_pickle": trust_pickle or None, "scopes": scope,
-                  "exclude": exclude, "policy": policy},
+                  "exclude": exclude, "policy": policy, "keep_class": keep_class or None},
         "data": {"source": data},
         "method": {"target": target},
         "training": {"epochs": epochs, "recipe": training},

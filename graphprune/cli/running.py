@@ -217,6 +217,7 @@ def _run(recipe: Recipe, opened: Opened, policy: Mapping[str, str], watch: Watch
         verify=run.verify,
         masks=run.masks,
         recalibrate=run.recalibrate,
+        keep_class=part.keep_class,
         watch=watch,
         **recipe.options.model_dump(),
     )
@@ -259,7 +260,7 @@ def _save(result: MethodResult, folder: Path) -> str:
             save_model(result.model, str(temporary))
         plan = f'graphprune.apply_plan(original, inputs, "{folder / "plan.json"}")'
         return f'slim = {plan}.model; safetensors.torch.load_model(slim, "{path}")'
-    return tables.load_hint(str(path), bool(result.pruned.scopes))
+    return tables.load_hint(str(path), bool(result.pruned.scopes) or result.pruned.keeps_class)
 
 
 def _tested(trainer: Trainer, result: MethodResult) -> dict[str, float | None]:

@@ -123,6 +123,7 @@ class Method(Generic[Chosen]):
         verify: bool = True,
         masks: bool = False,
         recalibrate: bool = True,
+        keep_class: bool = False,
         watch: Watch | None = None,
         **options: Any,
     ) -> MethodResult:
@@ -137,7 +138,8 @@ class Method(Generic[Chosen]):
         seed: of every epoch and every choice. verify: prove every cut. masks: train at full shape, with what is removed held at
         zero,
             instead of training the smaller model; slower, and the same where mathematics says so. recalibrate: estimate batch-norm
-            statistics anew after each cut, where there are data. watch: is told how it goes.
+            statistics anew after each cut, where there are data. keep_class: as for :func:`graphprune.prune`; the slim models that
+            ``train`` and ``evaluate`` get are of the model's own class, too. watch: is told how it goes.
         options: of the method; see its ``options``.
 
         Raises UsageError for options that make no sense, RunError for a folder of another run or one that cannot be written, and
@@ -157,6 +159,7 @@ class Method(Generic[Chosen]):
             verify,
             masks,
             recalibrate,
+            keep_class,
             watch or Silent(),
         )
         return self.run(task, self.parse(options))
@@ -203,7 +206,7 @@ class Method(Generic[Chosen]):
             "model": hashlib.sha256(shapes.encode()).hexdigest()[:16],
             "seed": str(task.seed),
             "settings": f"exclude={list(task.exclude)} policy={dict(task.policy)} scopes={list(task.scopes)} masks={task.masks} "
-            f"recalibrate={task.recalibrate and task.data is not None}",
+            f"recalibrate={task.recalibrate and task.data is not None}{' keep_class' if task.keep_class else ''}",
         }
 
 

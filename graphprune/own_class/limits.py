@@ -7,23 +7,28 @@ and go on to run in train mode where it does. A group that this fails for stays 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
+from networkx.utils import UnionFind
 from torch import fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from graphprune.channels.borrowed import borrowed, given_shape
 from graphprune.channels.groups import Group, Groups, Kept
 from graphprune.channels.labels import Value
 from graphprune.channels.tape import stand_in
 from graphprune.errors import CaptureError, RewriteError, UsageError, first_line
 from graphprune.ir.program import Inputs, Program
 from graphprune.ir.twins import named_tensors, twin
-from graphprune.own_class.attributes import Stated, in_words, is_changed, stated, stated_in
+from graphprune.own_class.attributes import Stated, computes, in_words, is_changed, reads_one_of, stated, stated_in, tied_at
 from graphprune.own_class.calls import first_difference
 from graphprune.own_class.seat import seated
 from graphprune.passes.analysis.channels import ChannelGroups
@@ -34,6 +39,7 @@ from graphprune.tracing.source import error_line, in_brackets
 
 _CUTS: Final = 8  # random cuts that are looked at: widths that have to be equal may be so by chance
 _RUNS: Final = 2  # of these, as many as the model's code is run on
+_WRITES: Final = frozenset({torch.ops.aten.index_put, torch.ops.aten.index_put_})
 _WHY: Final = "the model keeps its class, and its own code"
 
 
@@ -42,19 +48,21 @@ _Place: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class _Conflict:
-    """Groups that have to stay, and why. split: the call that splits them into parts of one size, where that is it."""
+    """Groups that have to stay, and why; or choices of policies that may do instead."""
 
     groups: Sequence[Group]
     reason: str
-    split: str = ""
+    choices: Mapping[str, str] = field(default_factory=dict)
 
 
 def within_own_code(model: nn.Module, inputs: Inputs, program: Program, analyses: AnalysisManager) -> Program:
     """The program under constraints with which the model's own code runs on slim layers.
 
-    What is split into parts of one size stays so (the policy ``parts``, at that site); where this does not do, groups stay whole,
-    with the reason. model, inputs: what the program was captured from. analyses: has the groups of the result afterwards. Raises
-    UsageError where the weights are elsewhere, and RewriteError where the model cannot be copied, or its copy does not run.
+    What is split into parts of one size stays so (the policy ``parts``, at that site), and channels whose number the code takes
+    from others are tied to these (the policy ``sizes``). Where this does not do, groups stay whole, with the reason.
+
+    model, inputs: what the program was captured from. analyses: has the groups of the result afterwards. Raises UsageError where
+    the weights are elsewhere, and RewriteError where the model cannot be copied, or its copy does not run.
     """
     if program.weights is not None:
         raise UsageError(
@@ -64,12 +72,11 @@ def within_own_code(model: nn.Module, inputs: Inputs, program: Program, analyses
     trials = _Trials(model, inputs, program)
     while True:
         groups = analyses.get(program, ChannelGroups)
-        conflict = trials.conflict(groups)
+        conflict = trials.conflict(groups, program.policy)
         if conflict is None:
             return program
-        site = f"parts@{conflict.split}"
-        if conflict.split and site not in program.policy:
-            program = program.with_(policy={**program.policy, site: "equal"})
+        if conflict.choices:
+            program = program.with_(policy={**conflict.choices, **program.policy})
         else:
             program = program.with_(whole={**program.whole, **{_axis_of(group): conflict.reason for group in conflict.groups}})
 
@@ -87,23 +94,29 @@ class _Trials:
         self._program = program
         self._model = model
         self._inputs = inputs
+        self._policy: Mapping[str, str] = program.policy
         own = set(named_tensors(model))
         names = {id(tensor): name for name, tensor in named_tensors(program.module).items()}
-        # Constants that the code makes keep their data, which the code on other widths may make otherwise.
-        self._module: Any = twin(program.module, lambda tensor: stand_in(tensor) if names.get(id(tensor), "") in own else tensor)
+        # Constants that the code makes keep their data, which the code on other widths may make otherwise; so do indices.
+        self._module: Any = twin(
+            program.module,
+            lambda tensor: stand_in(tensor) if names.get(id(tensor), "") in own and tensor.is_floating_point() else tensor,
+        )
         self._fine: dict[tuple[int, str], int] = {}  # how many first groups a check is known not to fail for, by seed
         self._own_names = own
         self._device = next((tensor.device for tensor in program.tensors.values()), torch.device("cpu"))
 
-    def conflict(self, groups: Groups) -> _Conflict | None:
-        """The first thing that the model's code cannot follow; None where it follows everything."""
+    def conflict(self, groups: Groups, policy: Mapping[str, str]) -> _Conflict | None:
+        """The first thing that the model's code cannot follow; None where it follows everything.
+
+        policy: that the groups are made under.
+        """
+        self._policy = policy
         for seed in range(_CUTS):
             slim = self._cut(groups, len(groups.prunable), seed)
-            found = self._stated(slim, groups)
+            found = self._stated(slim, groups) or self._contradicted(slim, groups, seed)
             if found is not None:
                 return found
-            if self._states(slim):
-                return self._culprit(groups, seed, self._states)
         for seed in range(_RUNS):
             slim = self._cut(groups, len(groups.prunable), seed)
             for check in (self._fails_in_train_mode, self._fails):
@@ -120,27 +133,53 @@ class _Trials:
         return rewrite(self._module, groups, Kept(groups, kept))
 
     def _stated(self, slim: fx.GraphModule, groups: Groups) -> _Conflict | None:
-        """The groups at the first call, or constant, that had to be changed with them."""
-        values = groups.trace.values
+        """What the calls, and constants, that had to be changed ask for: choices there, or else the groups at the first to stay."""
         old = {node.name: node for node in self._module.graph.nodes}
-        for node in slim.graph.nodes:
-            if is_changed(node) and stated_in(self._model, node) is None:
-                name, what = node.meta["graphprune"].source, f"states this width in {in_words(node)}"
-            elif node.op == "get_attr" and node.target not in self._own_names and _grew(slim, self._module, str(node.target)):
-                name, what = node.name, f"has this width in a tensor that is no parameter or buffer ({node.target})"
-            else:
-                continue
-            before = old.get(name, node)
-            touched = {index for near in (before, *before.all_input_nodes) for index in _groups_of(groups, values.get(near.name))}
+        linked: UnionFind[int] = UnionFind()
+        stuck = [(old.get(name, node), node, what) for name, node, what in self._stuck(slim)]
+        choices: dict[str, str] = {}
+        follow = self._follow(slim)
+        for before, node, _ in stuck:
+            choices |= _choices(before, node, groups, linked, follow[node.meta.get("module")])
+        if choices.keys() - self._policy.keys():
+            return _Conflict((), "", choices)
+        for before, _, what in stuck:
+            touched = _groups_at(groups, [before])
             if touched:
-                split = name if _are_alike(values.get(name)) else ""
-                return _Conflict([groups.prunable[index] for index in sorted(touched)], f"{_WHY} {what}", split)
+                return _Conflict(touched, f"{_WHY} {what}")
+        return None
+
+    def _follow(self, slim: fx.GraphModule) -> Mapping[Any, set[str]]:
+        """The attributes that calls of a slim graph are known to read their widths from, by module."""
+        found: dict[Any, set[str]] = defaultdict(set)
+        for node in filter(is_changed, slim.graph.nodes):
+            found[node.meta.get("module")].update(stated_in(self._model, node, self._policy) or ())
+        return found
+
+    def _stuck(self, slim: fx.GraphModule) -> Iterator[tuple[str, fx.Node, str]]:
+        """Nodes of a slim graph whose widths the code may state, by the names of the original's, and in words."""
+        for node in slim.graph.nodes:
+            if is_changed(node) and stated_in(self._model, node, self._policy) is None:
+                yield node.meta["graphprune"].source, node, f"states this width in {in_words(node)}"
+            elif node.op == "get_attr" and node.target not in self._own_names and _grew(slim, self._module, str(node.target)):
+                yield node.name, node, f"has this width in a tensor that is no parameter or buffer ({node.target})"
+
+    def _contradicted(self, slim: fx.GraphModule, groups: Groups, seed: int) -> _Conflict | None:
+        """The groups at calls that read several widths from one attribute; or a group behind a number from anywhere else."""
+        try:
+            stated(self._model, slim, self._policy)
+        except Stated as error:
+            old = {node.name: node for node in self._module.graph.nodes}
+            touched = _groups_at(groups, [old[node.meta["graphprune"].source] for node in error.calls])
+            return (
+                _Conflict(touched, f"{_WHY} does not follow it: {error}") if touched else self._culprit(groups, seed, self._states)
+            )
         return None
 
     def _states(self, slim: fx.GraphModule) -> str:
         """A width that the code states, wherever it comes from."""
         try:
-            stated(self._model, slim)
+            stated(self._model, slim, self._policy)
         except Stated as error:
             return str(error)
         return ""
@@ -157,7 +196,7 @@ class _Trials:
             return _told(error.__cause__ or error)
 
     def _seated(self, slim: fx.GraphModule) -> nn.Module:
-        return seated(self._model, slim, stated(self._model, slim))
+        return seated(self._model, slim, stated(self._model, slim, self._policy))
 
     def _unset(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor on the model's device, where its code makes constants; memory that nothing touches costs nothing."""
@@ -182,7 +221,7 @@ class _Trials:
         try:
             model = twin(self._seated(slim), place).train()
             inputs = self._inputs.map(lambda item: place(item) if isinstance(item, torch.Tensor) else item)
-            with torch.no_grad(), own_randomness():
+            with torch.no_grad(), own_randomness(), _Masks():  # type: ignore[no-untyped-call]
                 model(*inputs.args, **inputs.kwargs)
         except RewriteError as error:
             return str(error)
@@ -210,6 +249,17 @@ class _Trials:
         return _Conflict([groups.prunable[fails - 1]], f"{_WHY} does not follow it: {reason}")
 
 
+class _Masks(TorchDispatchMode):
+    """Refuses to write through masks without data: on the meta device anything would fit."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket in _WRITES and any(
+            index is not None and index.dtype is torch.bool and index.is_meta for index in args[1]
+        ):
+            raise CaptureError("it writes through a mask")
+        return func(*args, **(kwargs or {}))
+
+
 def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.is_meta else stand_in(tensor)
 
@@ -224,11 +274,35 @@ def _grew(slim: fx.GraphModule, module: nn.Module, name: str) -> bool:
     return before is None or before.shape != named_tensors(slim)[name].shape
 
 
+def _groups_at(groups: Groups, calls: Sequence[fx.Node]) -> list[Group]:
+    """The prunable groups that some calls, or what they are given, have channels of."""
+    near = {node for call in calls for node in (call, *call.all_input_nodes)}
+    found = {index for node in near for index in _groups_of(groups, groups.trace.values.get(node.name))}
+    return [groups.prunable[index] for index in sorted(found)]
+
+
 def _groups_of(groups: Groups, value: Any) -> set[int]:
     """Indices of the prunable groups that a node's value has channels of."""
     found = [leaf for leaf in tree_leaves(value, is_leaf=lambda item: isinstance(item, Value)) if isinstance(leaf, Value)]
     known = [field for leaf in found for field in leaf.fields if field in groups.vectors]
     return {index for field in known for index in groups.linear(field)[1]}
+
+
+def _choices(before: fx.Node, node: fx.Node, groups: Groups, linked: UnionFind[int], follow: Iterable[str]) -> dict[str, str]:
+    """Choices at a call, as it was and as it is, with which its code may follow.
+
+    linked: groups that are, or will be, tied. follow: attributes of its module that will follow.
+    """
+    values = groups.trace.values
+    found = {f"parts@{before.name}": "equal"} if _are_alike(values.get(before.name)) else {}
+    if is_changed(node) and computes(node) and given_shape(before, values):
+        fields = chain(*borrowed(before, values))
+        ends = {linked[group] for field in fields for group in np.unique(groups.group_of[groups.unit_of[field]]).tolist()}
+        linked.union(*ends)
+        # Ties at a second view of the same channels could be of other positions. Whether there are as many, the run will show.
+        if ends or reads_one_of(node, follow):
+            found[tied_at(node)] = "tied" if len(ends) > 1 else "free"
+    return found
 
 
 def _are_alike(value: Any) -> bool:

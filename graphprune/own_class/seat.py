@@ -19,6 +19,7 @@ from graphprune.ir.program import Inputs
 from graphprune.ir.twins import in_mode, modules_by_path, named_tensors
 from graphprune.own_class.attributes import Attributes, Stated, set_attributes, stated
 from graphprune.own_class.calls import first_difference
+from graphprune.own_class.restated import restate
 from graphprune.passes.verification.verify import relative_error
 from graphprune.result import PruneResult
 from graphprune.verification import TOLERANCE
@@ -47,21 +48,20 @@ def seated(model: nn.Module, slim: fx.GraphModule, attributes: Mapping[str, Mapp
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {first_line(error)}), and a slim model of its class "
             "is a copy of it. Leave out keep_class."
         ) from error
-    set_attributes(result, attributes)
+    set_attributes(result, attributes, model)
+    restate(result, model)
     return result
 
 
-def in_own_class(result: PruneResult, model: nn.Module, inputs: Inputs) -> PruneResult:
+def in_own_class(result: PruneResult, model: nn.Module, inputs: Inputs, *, check: bool = True) -> PruneResult:
     """The result with a model of the original's class. Raises RewriteError unless its own code runs what the slim graph runs.
 
-    inputs: example inputs of the model.
+    inputs: example inputs of the model. check: False where this plan was checked before.
     """
     try:
-        attributes = stated(model, result.graph)
+        attributes = stated(model, result.graph, result.plan.policy)
         own = seated(model, result.graph, attributes)
-        difference = first_difference(own, inputs, result.graph, result.inputs, result.scopes)
-        if not difference and not result.scopes:
-            difference = _difference(_outputs(own, inputs), _outputs(result.graph, result.inputs))
+        difference = _differs(own, inputs, result) if check else ""
     except (CaptureError, Stated) as error:
         difference = first_line(error)
     if difference:
@@ -70,6 +70,12 @@ def in_own_class(result: PruneResult, model: nn.Module, inputs: Inputs) -> Prune
             "Leave out keep_class, or have `prune` choose with it."
         )
     return replace(result, model=own, keeps_class=True, attributes=attributes)
+
+
+def _differs(own: nn.Module, inputs: Inputs, result: PruneResult) -> str:
+    """What a model does otherwise than the graph of the result, if it does: its operators, or else its outputs."""
+    difference = first_difference(own, inputs, result.graph, result.inputs, result.scopes)
+    return difference if difference or result.scopes else _difference(_outputs(own, inputs), _outputs(result.graph, result.inputs))
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Any]:

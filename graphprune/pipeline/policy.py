@@ -16,6 +16,7 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "statistics": ("allow", "freeze"),
     "softmax": ("freeze", "allow"),
     "parts": ("free", "equal"),
+    "sizes": ("free", "tied"),
 }
 
 
@@ -34,6 +35,8 @@ class Policy:
     softmax: the axis of a softmax stays (``freeze``), or channels on it are weighed against the kept ones only (``allow``).
     parts: what is split into parts of one size loses channels of each part by themselves (``free``), or as many of each, so
         that the parts stay of one size (``equal``).
+    sizes: where a view takes a size from another tensor (the ``c`` of what a block was given, for what its heads make), the two
+        lose channels by themselves (``free``), or the same positions, so that the size holds (``tied``).
     sites: overrides, ``{"conv_groups@layer3.*": "whole"}``: policy name, ``@``, pattern on graph node or module path.
 
     Raises UsageError for an unknown policy or choice.
@@ -45,6 +48,7 @@ class Policy:
     statistics: str = "allow"
     softmax: str = "freeze"
     parts: str = "free"
+    sizes: str = "free"
     sites: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -20,7 +20,10 @@ from graphprune.costs.cost import CostModel, Costs
 from graphprune.errors import DivergedError, TargetError, UsageError
 from graphprune.files import write_whole
 from graphprune.ir.program import Program
+from graphprune.latency.environment import environment_of
 from graphprune.latency.table import LatencyTable
+from graphprune.own_class.limits import within_own_code
+from graphprune.own_class.seat import in_own_class
 from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
 from graphprune.passes.analysis.cost import ModelCost
 from graphprune.passes.calibration.consumers import find_norms
@@ -45,7 +48,7 @@ from graphprune.runs.seeding import derived, seed_everything
 from graphprune.runs.stage import Stage
 from graphprune.runs.store import Store
 from graphprune.runs.task import Task
-from graphprune.surveys.profiling import profile
+from graphprune.surveys.profiling import profile_program
 from graphprune.tracing import capture, normalise_inputs
 from graphprune.training.optimiser_state import slice_state
 from graphprune.training.penalties import Penalty
@@ -68,22 +71,25 @@ class Bench:
         folder, writes = task.folder, ranks.rank() == 0
         self._journal = Journal(folder and folder / "journal.jsonl", about, write=writes)
         self.store = Store(folder and folder / "snapshots", write=writes)
+        self._analyses = AnalysisManager()
         ranks.together()  # nobody writes before all have read
 
     # -- the model -----------------------------------------------------------------------------------------------------
 
     @cached_property
     def program(self) -> Program:
-        """The original, captured."""
+        """The original, captured; constrained to what its own code can follow, where its class is kept."""
         task = self.task
-        found = capture(task.model, task.inputs, scopes=task.scopes)
-        return found.with_(exclude=task.exclude, policy=dict(task.policy))
+        found = capture(task.model, task.inputs, scopes=task.scopes).with_(exclude=task.exclude, policy=dict(task.policy))
+        if not task.keep_class:
+            return found
+        return within_own_code(task.model, normalise_inputs(task.inputs), found, self._analyses)
 
     @cached_property
     def _facts(self) -> tuple[Groups, CostModel]:
         """Groups and costs of the original."""
-        analyses, program = AnalysisManager(), self.program
-        return analyses.get(program, ChannelGroups()), analyses.get(program, ModelCost())
+        program = self.program
+        return self._analyses.get(program, ChannelGroups()), self._analyses.get(program, ModelCost())
 
     @property
     def groups(self) -> Groups:
@@ -101,14 +107,19 @@ class Bench:
 
     def model(self, stage: Stage) -> nn.Module:
         """A model of its own for a stage, in train mode where the original is."""
-        model = copy.deepcopy(self.task.model) if stage.plan is None else self.slim(stage.plan, verify=False).model
+        model = copy.deepcopy(self.task.model) if stage.plan is None else self.slim(stage.plan, verify=False, check=False).model
         stage.snapshot.fill(model)
         return model
 
-    def slim(self, plan: Plan, *, verify: bool) -> PruneResult:
-        """The original cut by a plan, with the original's weights; verify: and proved."""
-        passes: list[Pass] = [RewritePass(), *([VerifyPass(seed=self.task.seed)] if verify else [])]
-        return run_pipeline(self.program.with_(plan=plan, policy=dict(plan.policy)), passes, model=self.task.model)
+    def slim(self, plan: Plan, *, verify: bool, check: bool = True) -> PruneResult:
+        """The original cut by a plan, with the original's weights; verify: and proved.
+
+        check: that the model's own code follows, where its class is kept; needless for a plan that was carried out before.
+        """
+        task, program = self.task, self.program.with_(plan=plan, policy=dict(plan.policy))
+        passes: list[Pass] = [RewritePass(), *([VerifyPass(seed=task.seed)] if verify else [])]
+        found = run_pipeline(program, passes, model=task.model)
+        return in_own_class(found, task.model, normalise_inputs(task.inputs), check=check) if task.keep_class else found
 
     @cached_property
     def coupled(self) -> tuple[str, ...]:
@@ -251,24 +262,16 @@ class Bench:
         if self.task.folder is not None and ranks.rank() == 0:
             write_whole(self.task.folder / "scores.json", json.dumps(self.shown))
 
-    def latency_table(self, stage: Stage, **settings: Any) -> LatencyTable:
-        """The latency table of a stage's model, measured here. settings: of :func:`graphprune.profile`."""
+    def latency_table(self, stage: Stage) -> LatencyTable:
+        """The latency table of a stage's model, measured here."""
         number, known = self._journal.number, self._recall("profile", stage.snapshot.name)
         if known is None:
             self.task.watch.working("Measuring latency", number)
             path = self.task.folder and self.task.folder / f"latency-{number:05d}.json"
-            task = self.task
-            model = self.model(stage).eval()
-            table = profile(
-                model,
-                task.inputs,
-                device=next((parameter.device.type for parameter in model.parameters()), "cpu"),
-                exclude=task.exclude,
-                policy=task.policy,
-                path=path,
-                clock=task.clock,
-                **settings,
-            )
+            program = self._captured(stage, self.model(stage).eval())
+            device = next((parameter.device.type for parameter in program.module.parameters()), "cpu")
+            groups = AnalysisManager().get(program, ChannelGroups)
+            table = profile_program(program, groups, environment_of(program.module, device), path=path, clock=self.task.clock)
             known = {"table": ranks.shared(table.model_dump(mode="json"))}
             self._record("profile", stage.snapshot.name, known)
         return LatencyTable.model_validate(known["table"])
@@ -298,12 +301,17 @@ class Bench:
     def _run(self, stage: Stage, passes: Sequence[Pass], table: LatencyTable | None) -> Program:
         task = self.task
         model = self.model(stage)
-        program = capture(model, task.inputs, scopes=task.scopes)
-        program = program.with_(exclude=task.exclude, policy=dict(task.policy), whole=dict(self._last_units(stage, program)))
+        program = self._captured(stage, model)
         program = calibrated(program, task.data, seed=task.seed, whole=(model, task.inputs))
         if table is not None:
             program = timed(program, table, clock=task.clock)
-        return PassManager([ChannelsPass(task.exclude, dict(task.policy)), *passes]).run(program)
+        return PassManager([ChannelsPass(program.exclude, program.policy), *passes]).run(program)
+
+    def _captured(self, stage: Stage, model: nn.Module) -> Program:
+        """The model of a stage, constrained as the original is, and to plans that are of the original's units."""
+        program, original = capture(model, self.task.inputs, scopes=self.task.scopes), self.program
+        whole = {**original.whole, **dict(self._last_units(stage, program))}
+        return program.with_(exclude=original.exclude, policy=original.policy, whole=whole)
 
     def _last_units(self, stage: Stage, program: Program) -> Iterator[tuple[str, str]]:
         """Axes of the original's groups of which a stage has one unit left, which stays, with the reason.
@@ -326,7 +334,7 @@ class Bench:
         if not find_norms(program):
             return 0
         program = calibrated(program, task.data.watched(used.append))
-        found.model.load_state_dict(PassManager([RecalibratePass()]).run(program).module.state_dict())
+        found.graph.load_state_dict(PassManager([RecalibratePass()]).run(program).module.state_dict())
         return used[-1]
 
     def _fitting(self, stage: Stage, content: Mapping[str, Any]) -> Fitting:

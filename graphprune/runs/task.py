@@ -23,7 +23,8 @@ class Task:
     activations or gradients, and for recalibration. exclude, policy, scopes: as for :func:`graphprune.prune`. folder: where the run
     is recorded; None keeps it in memory. verify: prove every cut. masks: train at full shape, with what is removed held at zero,
     instead of training the smaller model. recalibrate: estimate batch-norm statistics anew after each cut, where there are data.
-    clock: what latencies are measured with; that of the device by default.
+    keep_class: the models of all stages are of the original's class. clock: what latencies are measured with; that of the device
+    by default.
     """
 
     model: nn.Module
@@ -38,5 +39,6 @@ class Task:
     verify: bool = True
     masks: bool = False
     recalibrate: bool = True
+    keep_class: bool = False
     watch: Watch = field(default_factory=Silent)
     clock: Clock | None = None

@@ -19,7 +19,7 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from graphprune.tracing.sizes import derive, literal, origin_of, settle
 
@@ -161,9 +161,13 @@ def _constant(item: Any, file: str, renamed: frozenset[tuple[str, str]]) -> Any:
 def _code_of(root: nn.Module) -> list[tuple[Any, Mapping[str, Any]]]:
     """The model's classes, and all classes and functions that running them names, outside of torch and the standard library.
 
-    Each with what it has (a class) or names of its module (a function).
+    The code of a graph module is the model's own, though its class is one of torch. Each with what it has (a class) or names of its
+    module (a function).
     """
     pending: list[Any] = list({type(module) for module in root.modules()})
+    pending += [
+        getattr(module.forward, "__func__", module.forward) for module in root.modules() if isinstance(module, fx.GraphModule)
+    ]
     seen: dict[int, tuple[Any, Mapping[str, Any]]] = {}
     methods: dict[str, list[Any]] = defaultdict(list)  # those that nothing has named so far
     names = {"forward", "__call__", "__getitem__"}

@@ -55,10 +55,10 @@ class Tracer(TorchFunctionMode):
         self._root = root
         self._still = {f"{path}.{name}".removesuffix(".") for path in still for name, _ in root.get_submodule(path).named_modules()}
         self._taking_bool: set[str] = earlier._taking_bool if earlier else set()  # modules that pass their mode to C functions
-        self._code: Conversions = earlier._code if earlier else Conversions(root)
         self._recording = Recording()
         self._results: Results = Results(self._recording, earlier._results if earlier else None)
         self._shadow: Shadow = Shadow(root, self._call_module, mode, earlier._shadow if earlier else None)
+        self._code: Conversions = earlier._code if earlier else Conversions(self._shadow.root)
         self.writer: Writer = self._new_writer(earlier)
         self._guards = Guards(self.writer)
         self._constants = Constants()

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import ClassVar, Final, Literal
 
-from graphprune.channels.groups import Groups
+import numpy as np
+
+from graphprune.channels.groups import FROZEN, Groups
 from graphprune.channels.labels import Field, Reason, axes_of
 from graphprune.channels.propagate import Trace, propagate
 from graphprune.errors import UsageError
@@ -54,7 +56,7 @@ def groups_of(
     free = formed(sites, constrained=False) if bound else groups
     while turned := _idle(free, policy, sites):
         other = formed(sites | turned, constrained=False)
-        if other.prunable_atoms <= free.prunable_atoms:
+        if _removable(other) <= _removable(free):
             break
         sites, free = sites | turned, other
     return formed(sites, constrained=True) if bound else free
@@ -65,9 +67,20 @@ def _idle(groups: Groups, given: Mapping[str, str], sites: Mapping[str, str]) ->
     found: dict[str, str] = {}
     for policy, node, choice, labels in groups.trace.choices:
         site = f"{policy}@{node}"
-        if policy not in given and site not in sites and not any(map(groups.can_shrink, labels)):
+        if policy not in given and site not in sites and not any(_can_shrink(groups, field) for field in labels):
             found[site] = next(other for other in CHOICES[policy] if other != choice)
     return found
+
+
+def _can_shrink(groups: Groups, field: Field) -> bool:
+    """Whether a unit that a field has an atom of can go."""
+    indices = np.unique(groups.group_of[groups.unit_of[field]])
+    return any(groups.prunable[index].size > 1 for index in indices.tolist() if index != FROZEN)
+
+
+def _removable(groups: Groups) -> int:
+    """How many atoms belong to prunable groups."""
+    return int(np.count_nonzero(groups.group_of[groups.unit_of] != FROZEN))
 
 
 def make_policy(named: Mapping[str, str], sites: Mapping[str, str]) -> Policy:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -131,6 +131,15 @@ def unflatten(site: Site) -> None:
     _set(node, 2, "sizes", _resized(site, sizes, site.new_shape(node)[axis : axis + count]))
 
 
+#: Calls that take sizes, and how they call them.
+_SECTIONS: Final[Mapping[Any, str]] = {
+    "split": "split_size",
+    "split_with_sizes": "split_sizes",
+    torch.split: "split_size_or_sections",
+    _ATEN.split_with_sizes.default: "split_sizes",
+}
+
+
 @resize_call(
     "split",
     "chunk",
@@ -151,6 +160,10 @@ def split(site: Site) -> None:
     if site.takes_apart():
         return
     sizes = [shape[axis] for shape in site.new_shapes(node)]
+    if node.target in _SECTIONS:
+        alike = isinstance(_argument(node, 1, _SECTIONS[node.target]), int) and len(set(sizes)) == 1
+        _set(node, 1, _SECTIONS[node.target], sizes[0] if alike else sizes)
+        return
     with node.graph.inserting_before(node):
         parts = node.graph.call_function(torch.split, (source, sizes), {"dim": axis})
     parts.meta = dict(node.meta)

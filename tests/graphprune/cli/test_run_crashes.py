@@ -34,7 +34,11 @@ def _same(first: Path, second: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="forks")
-@pytest.mark.parametrize(("arguments", "seed", "kills"), [(ITERATIVE, 0, 3), (ADAPTIVE, 1, 3)], ids=["iterative", "adaptive"])
+@pytest.mark.parametrize(
+    ("arguments", "seed", "kills"),
+    [(ITERATIVE, 0, 3), (ADAPTIVE, 1, 3), ((*ITERATIVE, "--keep-class"), 2, 2)],
+    ids=["iterative", "adaptive", "class"],
+)
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(
     arguments: tuple[str, ...], seed: int, kills: int, tmp_path: Path
 ) -> None:
@@ -48,7 +52,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(
     _same(tmp_path / "whole", tmp_path / "killed")
     statuses = [row["status"] for row in json.loads((tmp_path / "whole" / "result.json").read_text())["rounds"]]
     assert statuses == (
-        ["dense", "accepted", "final"] if arguments is ITERATIVE else ["dense", "accepted", "rolled back", "accepted"]
+        ["dense", "accepted", "rolled back", "accepted"] if arguments is ADAPTIVE else ["dense", "accepted", "final"]
     )
     assert {path.name for path in (tmp_path / "killed").rglob("*.tmp")} == set()
 

@@ -129,3 +129,17 @@ def test_equal_code_of_two_files_says_where_it_is() -> None:
     program = graphprune.capture(nn.Sequential(*layers), double(2, 4))
     found = [node.meta["source"] for node in program.module.graph.nodes if node.op == "call_module"]
     assert found == ["one.py:2", "two.py:2"]
+
+
+def test_a_graph_that_is_captured_again_keeps_them_too() -> None:
+    """Its code is generated; otherwise, what it makes of sizes would be the example's."""
+
+    class Grid(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            side = int(x.shape[1] ** 0.5)
+            return x + torch.arange(side * side)
+
+    once = graphprune.capture(Grid(), torch.zeros(2, 4)).module
+    twice: Any = graphprune.capture(once, torch.zeros(2, 4)).module
+    assert twice.code == once.code
+    assert torch.equal(twice(torch.zeros(2, 9))[0], torch.arange(9.0))

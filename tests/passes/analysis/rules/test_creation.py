@@ -63,7 +63,7 @@ def test_an_arange_made_while_tracing_is_data() -> None:
         lambda t: F.dropout(t, 0.5, True),
     ],
 )
-def test_what_meets_numbers_drawn_at_random_stays(function: Any) -> None:
+def test_what_meets_numbers_drawn_at_random_stays(function: Callable[[Tensor], Tensor]) -> None:
     """A smaller model would draw fewer, and so others."""
     seen = observe(lambda t: t + function(t), t=torch.randn(3, 6))
     assert seen.frozen >= set(seen.atoms("t", 1))
