@@ -10,6 +10,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import fx, nn
 
+from graphprune.arithmetic import callers_modes_off
 from graphprune.artifact import read_artifact, write_artifact
 from graphprune.artifact.modes import describe_modes
 from graphprune.artifact.parts import describe_parts, parts_in, with_weights_of
@@ -63,6 +64,7 @@ def channel_groups(program: Program) -> Groups:
     return AnalysisManager().get(program, ChannelGroups)
 
 
+@callers_modes_off()
 def prune(
     model: nn.Module,
     example_inputs: Any,
@@ -165,6 +167,7 @@ def _compensation(name: str) -> Pass:
     return COMPENSATIONS[name]()
 
 
+@callers_modes_off()
 def run_pipeline(
     program: Program,
     passes: str | Sequence[Pass],
@@ -188,6 +191,7 @@ def run_pipeline(
         return _result(done, plan, model)
 
 
+@callers_modes_off()
 def apply_plan(
     model: nn.Module,
     example_inputs: Any,
@@ -211,6 +215,7 @@ def apply_plan(
     return in_own_class(result, unwrapped(model), normalise_inputs(example_inputs)) if keep_class else result
 
 
+@callers_modes_off()
 def verify(
     original: nn.Module, slim: nn.Module, plan: Plan, example_inputs: Any, *, seed: int = 0, weights: bool = True
 ) -> Verification:
@@ -291,6 +296,7 @@ def load(path: str | Path) -> fx.GraphModule: ...
 def load(path: str | Path, model: nn.Module) -> nn.Module: ...
 
 
+@callers_modes_off()
 def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     """Load a slim model written by :func:`save`, without the code of the original and without pickle.
 

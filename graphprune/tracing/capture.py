@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from graphprune.arithmetic import callers_modes_off
 from graphprune.artifact.modes import noted_modes
 from graphprune.channels.tape import Step, run_error
 from graphprune.collector import collector_paused
@@ -26,6 +27,7 @@ from graphprune.tracing.tracer import Tracer
 from graphprune.tracing.training import Addition, Change, Differs, Mode, follow_mode, keep_still
 
 
+@callers_modes_off()
 def capture(
     model: nn.Module,
     example_inputs: Any,
