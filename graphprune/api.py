@@ -35,7 +35,7 @@ from graphprune.passes.rewrite.recalibrate import RecalibratePass
 from graphprune.passes.rewrite.rewrite import RewritePass
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.select import selection_pass
-from graphprune.passes.selection.target import KINDS, split_target
+from graphprune.passes.selection.target import read_targets
 from graphprune.passes.verification.verify import VerifyPass, compare
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.pipeline.observers import Observer
@@ -127,10 +127,7 @@ def prune(
     >>> result.model.get_submodule("0").out_features
     16
     """
-    targets = dict([split_target(target)]) if isinstance(target, str) else dict(target)
-    unknown = targets.keys() - set(KINDS)
-    if unknown:
-        raise PipelineError(f"There is no target {min(unknown)!r}; choose from {', '.join(KINDS)}.")
+    targets = read_targets(target)
     passes: list[Pass] = [
         ScorePass(criterion=criterion, reduction=reduction, normalise=normalise, share=share, seed=seed),
         selection_pass(select, ranking, {"round_to": round_to, "min_channels": min_channels, "max_ratio": max_ratio, **targets}),
@@ -146,7 +143,7 @@ def prune(
     if captured.weights is not None and ("latency" in targets or data == SYNTHETIC):
         raise UsageError("A latency target and synthetic data need all weights in memory, and this model's are elsewhere.")
     program = calibrated(captured, data, seed=seed, whole=(model, example_inputs))
-    program = program.with_(exclude=tuple(exclude), policy=dict(policy or {}))
+    program = program.under(exclude, policy)
     analyses = AnalysisManager()
     if keep_class:
         program = within_own_code(unwrapped(model), normalise_inputs(example_inputs), program, analyses)

@@ -16,7 +16,7 @@ from graphprune.collector import collector_paused
 from graphprune.errors import CaptureError, TraceError, UsageError
 from graphprune.extensions import load_extensions
 from graphprune.ir.graph_module import adopt
-from graphprune.ir.program import Inputs, Program, Scope
+from graphprune.ir.program import Inputs, Program, Scope, names_of
 from graphprune.ir.twins import named_tensors, unwrapped
 from graphprune.placement import Placement, placement_of
 from graphprune.tracing.inputs import ModuleCall, argument_names, check_inputs, holds_tensor, normalise_inputs, options_of
@@ -135,8 +135,8 @@ def _whole(root: nn.Module, inputs: Inputs) -> _Trace:
 
 
 def _scoped(root: nn.Module, inputs: Inputs, scopes: Sequence[str] | Sequence[ModuleCall]) -> _Trace:
-    names = [scope for scope in scopes if isinstance(scope, str)]
     calls = [scope for scope in scopes if isinstance(scope, ModuleCall)]
+    names = () if calls else names_of("scopes", scopes)
     trace = _best_trace(root, tuple(calls or named_scopes(root, _recorded(root, inputs), names)))
     for path, target in outside(trace.tracer.writer.graph, [call.path for call in trace.calls]):
         raise CaptureError(f"Scope {path!r} uses {target}, which lies outside of it; name a submodule that holds both.")

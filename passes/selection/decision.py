@@ -65,9 +65,11 @@ class Budgeted(Pass):
 
     def check_floors(self) -> None:
         """Raise UsageError for options that say nothing sensible about widths."""
-        rounds = self.round_to == "auto" or (not isinstance(self.round_to, str) and self.round_to >= 1)
-        if not rounds or self.min_channels < 1 or not 0 < self.max_ratio <= 1:
-            raise UsageError(f"{self.name} needs round_to and min_channels of at least 1, and max_ratio over 0 and at most 1.")
+        counts = [self.min_channels, *([] if self.round_to == "auto" else [self.round_to])]
+        if not all(isinstance(count, int) and count >= 1 for count in counts) or not 0 < self.max_ratio <= 1:
+            raise UsageError(
+                f"{self.name} needs whole numbers of at least 1 for round_to and min_channels, and max_ratio over 0 and at most 1."
+            )
 
     @abstractmethod
     def choose(self, question: Question, analyses: AnalysisView) -> Choice:
