@@ -1,31 +1,25 @@
-"""The public calls: prune, apply_plan, verify, save, load."""
+"""The public calls: prune, apply_plan, verify. (Files are in :mod:`graphprune.saving`.)"""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
-import torch
 from torch import fx, nn
 
 from graphprune.arithmetic import callers_modes_off
-from graphprune.artifact import read_artifact, write_artifact
-from graphprune.artifact.modes import describe_modes
-from graphprune.artifact.parts import describe_parts, parts_in, with_weights_of
 from graphprune.calibration import Calibration, no_data
 from graphprune.channels.groups import Groups
 from graphprune.collector import collector_paused
-from graphprune.errors import ArtifactError, PipelineError, RewriteError, UsageError
-from graphprune.files import check_writable, write_whole
+from graphprune.errors import PipelineError, UsageError
 from graphprune.ir.program import Inputs, Program
 from graphprune.ir.twins import named_tensors, unwrapped
 from graphprune.ir.weights import Weights
 from graphprune.latency.environment import environment_of
 from graphprune.latency.table import LatencyTable
 from graphprune.own_class.limits import within_own_code
-from graphprune.own_class.seat import class_in, describe_class, in_own_class, seated
+from graphprune.own_class.seat import in_own_class
 from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
 from graphprune.passes.calibration.supply import SYNTHETIC, calibrated
 from graphprune.passes.latency.source import timed
@@ -42,7 +36,7 @@ from graphprune.pipeline.observers import Observer
 from graphprune.pipeline.pass_base import Pass
 from graphprune.pipeline.pass_manager import PassManager
 from graphprune.pipeline.text import format_pipeline, parse_pipeline
-from graphprune.placement import placement_of, with_values
+from graphprune.placement import placement_of
 from graphprune.plans.plan import Plan
 from graphprune.result import PruneResult, Report
 from graphprune.surveys.profiling import profile_program
@@ -239,94 +233,6 @@ def _small(slim: nn.Module, inputs: Inputs, plan: Plan) -> tuple[fx.GraphModule,
         return plain, None if found is None else found.weights(plain)
     program = capture(slim, inputs, scopes=plan.scopes, on_demand=True)
     return program.module, program.weights
-
-
-def save(result: PruneResult, path: str | Path) -> None:
-    """Write a slim model as one safetensors file that needs neither the original code nor pickle to load.
-
-    Of a model that was pruned in scopes the file holds all but the code around these; :func:`load` then asks for the
-    original. One that keeps its class is written as its graph, and loads into the original, too. ``.pt2`` writes an exported
-    program instead. Atomic. Raises UsageError where the path cannot be written, and ArtifactError where the model holds something
-    that the format cannot.
-    """
-    if Path(path).suffix == ".pt2":
-        _save_exported(result, Path(path))
-        return
-    scopes = result.scopes
-    write_artifact(
-        path,
-        with_weights_of(result.model, result.graph)
-        if scopes or result.keeps_class
-        else with_values(result.graph, placement_of(result.model)),
-        plan=result.plan.model_dump_json(),
-        inputs=result.inputs,
-        provenance={
-            "source": result.source,
-            "pipeline": result.plan.pipeline,
-            **describe_parts(scopes),
-            **describe_class(result),
-            **describe_modes(result.report.eval_only),
-        },
-    )
-
-
-def _save_exported(result: PruneResult, path: Path) -> None:
-    if result.scopes:
-        raise ArtifactError(
-            f"{path} cannot hold this model, which runs code around its pruned parts ({', '.join(result.report.scopes)}). "
-            "Write a .safetensors file, which loads into the original."
-        )
-    check_writable(path)
-    mode = result.model.training
-    exported = torch.export.export(result.graph.eval(), result.inputs.args, dict(result.inputs.kwargs))
-    result.model.train(mode)
-    stream = io.BytesIO()  # in memory first: torch aborts the process on a full disk
-    torch.export.save(exported, stream, extra_files={"plan.json": result.plan.model_dump_json()})
-    write_whole(path, stream.getvalue())
-
-
-@overload
-def load(path: str | Path) -> fx.GraphModule: ...
-
-
-@overload
-def load(path: str | Path, model: nn.Module) -> nn.Module: ...
-
-
-@callers_modes_off()
-def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """Load a slim model written by :func:`save`, without the code of the original and without pickle.
-
-    model: the original, with any weights, for a file that holds pruned parts of a model, or a model that keeps its class: a copy of
-        it with these parts, or layers, and all weights of the file is returned, and the model itself is not changed. Not used for
-        other files.
-
-    What keeps its behaviour of eval mode in train mode, and why, is in ``meta["eval_only"]`` of the graph module, as in
-    ``report.eval_only`` of the pruning.
-
-    Raises ArtifactError for a file that is damaged, hostile, no artifact, or does not go with the model.
-    """
-    artifact = read_artifact(path)
-    scopes = parts_in(artifact.provenance)
-    attributes = class_in(artifact.provenance)
-    if not scopes and (attributes is None or model is None):
-        return artifact.module
-    if model is None:
-        raise ArtifactError(
-            f"{path} holds parts of a model that does not trace as a whole ({', '.join(scope.path for scope in scopes)}). "
-            "Give the original, whose code runs them: graphprune.load(path, model)."
-        )
-    try:
-        original = unwrapped(model)
-        small = artifact.module
-        whole = put_back(original, small, scopes) if attributes is None else seated(original, small, attributes)
-        whole.load_state_dict(artifact.module.state_dict())
-    except (AttributeError, KeyError, IndexError, RuntimeError, RewriteError) as error:
-        raise ArtifactError(
-            f"{path} does not go with this {type(model).__name__}, whose parts or weights have other names or shapes. "
-            f"Give the model that was pruned{f': {source}' if (source := artifact.provenance.get('source')) else ''}."
-        ) from error
-    return whole
 
 
 def _result(done: Program, plan: Plan, model: nn.Module | None) -> PruneResult:

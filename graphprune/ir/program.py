@@ -89,7 +89,7 @@ class Scope:
     arguments: tuple[tuple[str, str], ...]
 
 
-def names_of(option: str, given: Iterable[str]) -> tuple[str, ...]:
+def names_of(option: str, given: Iterable[Any]) -> tuple[str, ...]:
     """Names of layers or tensors that an option takes: several, or a single one. Raises UsageError for what is none.
 
     >>> names_of("exclude", "layer1.*"), names_of("exclude", ["stem", "head"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.parameter import is_lazy
 
 from graphprune.arithmetic import callers_modes_off
 from graphprune.artifact.modes import noted_modes
@@ -109,6 +110,9 @@ def _checked(model: Any) -> nn.Module:
         )
     if not isinstance(model, nn.Module):
         raise CaptureError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
+    blank = next((name for name, tensor in named_tensors(model).items() if is_lazy(tensor)), None)
+    if blank is not None:
+        raise CaptureError(f"{blank} of {type(model).__name__} is lazy and has no shape yet. Run the model once before.")
     return unwrapped(model)
 
 
@@ -279,7 +283,7 @@ def _run_in_train_mode(trace: _Trace, root: nn.Module, still: Iterable[str] = ()
 
 
 def _graph_module(root: nn.Module, tracer: Tracer) -> fx.GraphModule:
-    """The graph over a tree of what it uses: the model's own layers and tensors, in plain modules of the same names."""
+    """The graph over a tree of what it uses: the model's own layers and tensors, in modules of the same names, or lists of them."""
     layers = {str(node.target) for node in tracer.writer.graph.nodes if node.op == "call_module"}
     tensors = {str(node.target) for node in tracer.writer.graph.nodes if node.op == "get_attr"}
     needed = {path[:end] for path in layers | tensors for end, letter in enumerate(path) if letter == "."}
@@ -295,12 +299,13 @@ def _part(source: nn.Module, path: str, layers: set[str], tensors: set[str], nee
     if path in layers:
         return source
     prefix = f"{path}." if path else ""
-    result = nn.Module()
+    kept = {name: child for name, child in source._modules.items() if child is not None and prefix + name in needed}
+    # Where numbers name all that is left, it is found by number, as in the model's own lists and sequences.
+    result = nn.ModuleList() if [*kept] == [str(index) for index in range(len(kept))] != [] else nn.Module()
     result.training = source.training
     result._parameters |= {name: value for name, value in source._parameters.items() if prefix + name in tensors}
     result._buffers |= {name: value for name, value in source._buffers.items() if prefix + name in tensors}
     result._non_persistent_buffers_set |= source._non_persistent_buffers_set & result._buffers.keys()
-    for name, child in source._modules.items():
-        if child is not None and prefix + name in needed:
-            result._modules[name] = _part(child, prefix + name, layers, tensors, needed)
+    for name, child in kept.items():
+        result._modules[name] = _part(child, prefix + name, layers, tensors, needed)
     return result

@@ -186,7 +186,7 @@ class Question:
         # Kernel extents (axes from 2 on) are no channels and nothing that a user could free.
         frozen = sorted((g for g in self.groups.frozen if any(m.axis < 2 for m in g.members)), key=lambda g: -_slice_count(g))
         blockers = dict.fromkeys(f"{g.name} ({g.reason})" for g in frozen)
-        names = "; ".join(list(blockers)[:3]) or "no frozen group, only the floors of each group"
+        names = "; ".join(list(blockers)[:3]) or ("the floors of its groups" if self.groups.prunable else "it has no channels")
         share = reachable / original if original else 1.0
         remedy = "Loosen the target, exclude, min_channels, max_ratio or round_to."
         if _looks_like_a_share(limit.target):
