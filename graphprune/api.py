@@ -38,6 +38,7 @@ from graphprune.pipeline.pass_manager import PassManager
 from graphprune.pipeline.text import format_pipeline, parse_pipeline
 from graphprune.placement import placement_of
 from graphprune.plans.plan import Plan
+from graphprune.plans.reading import read_plan
 from graphprune.result import PruneResult, Report
 from graphprune.surveys.profiling import profile_program
 from graphprune.tracing import capture, normalise_inputs, put_back
@@ -193,12 +194,13 @@ def apply_plan(
     observers: Sequence[Observer] = (),
     source: str = "",
 ) -> PruneResult:
-    """Carry out a plan (or the file of one) on the model that it was made for: the same slim model, bit for bit.
+    """Carry out a plan on the model that it was made for: the same slim model, bit for bit.
 
+    plan: or a file that holds one, of its own or of a slim model.
     keep_class: give back a model of the original's class; see :func:`prune`. Raises PlanError naming the first difference where the
     plan does not fit the model or contradicts itself, and RewriteError where the model's own code cannot follow it.
     """
-    decision = plan if isinstance(plan, Plan) else Plan.load(plan)
+    decision = plan if isinstance(plan, Plan) else read_plan(plan)
     program = capture(model, example_inputs, scopes=decision.scopes, source=source, on_demand=True)
     decision.check_fits(program.module)
     passes: list[Pass] = [RewritePass(), *([VerifyPass()] if verify else [])]

@@ -92,6 +92,7 @@ def rank_correlations(found: Sequence[Importance]) -> dict[str, float | None]:
 
 def _table(one: Importance) -> Any:
     table = tables.plain_table("group", "#units", "#least", "#median", "#most", "distribution", title=f"Scores by {one.criterion}")
+    table.columns[-1].no_wrap = True
     for name, scores in one.groups.items():
         known = scores[np.isfinite(scores)]
         figures = [f"{value:.3g}" for value in (known.min(), np.median(known), known.max())] if known.size else ["-"] * 3
