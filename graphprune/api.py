@@ -222,12 +222,12 @@ def verify(
     slim = unwrapped(slim)
     # The original is captured anew even if it is a graph: so it was when it was pruned, and nodes are paired by name.
     full = capture(original, inputs, scopes=plan.scopes, on_demand=True)
-    small, loads = _small(slim, inputs, plan)
+    small, loads = _graph_of(slim, inputs, plan)
     plan.check_fits(full.module)
     return compare(full.module, small, plan, full.inputs, seed=seed, weights=weights, loads=(full.weights, loads))
 
 
-def _small(slim: nn.Module, inputs: Inputs, plan: Plan) -> tuple[fx.GraphModule, Weights | None]:
+def _graph_of(slim: nn.Module, inputs: Inputs, plan: Plan) -> tuple[fx.GraphModule, Weights | None]:
     """The graph of a slim model, and where its weights are loaded from, if they are."""
     found = placement_of(slim)
     plain = slim if found is None else found.plain
