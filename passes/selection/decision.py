@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd
+from numbers import Integral
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -66,7 +67,7 @@ class Budgeted(Pass):
     def check_floors(self) -> None:
         """Raise UsageError for options that say nothing sensible about widths."""
         counts = [self.min_channels, *([] if self.round_to == "auto" else [self.round_to])]
-        if not all(isinstance(count, int) and count >= 1 for count in counts) or not 0 < self.max_ratio <= 1:
+        if not all(isinstance(count, Integral) and count >= 1 for count in counts) or not 0 < self.max_ratio <= 1:
             raise UsageError(
                 f"{self.name} needs whole numbers of at least 1 for round_to and min_channels, and max_ratio over 0 and at most 1."
             )
