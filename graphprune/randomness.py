@@ -20,3 +20,10 @@ def own_randomness() -> Iterator[None]:
         finally:
             np.random.set_state(numpy_state)
             random.setstate(python_state)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed torch's own generators, of the CPU and of GPUs that are in use."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)

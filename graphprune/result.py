@@ -11,6 +11,7 @@ from torch import fx, nn
 from graphprune.channels.groups import Groups
 from graphprune.compensation import Compensated
 from graphprune.costs.cost import Costs
+from graphprune.errors import UsageError
 from graphprune.html import of_result
 from graphprune.ir.program import Inputs, Scope
 from graphprune.plans.editor import PlanEditor
@@ -42,6 +43,15 @@ class Report:
     scopes: tuple[str, ...] = ()
     compensation: tuple[Compensated, ...] = ()
     eval_only: Mapping[str, str] = field(default_factory=dict)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Report:
+        return self  # facts, which nobody changes
+
+    def __reduce__(self) -> str:
+        raise UsageError(
+            "The report of a result does not pickle, for its analysis holds operators. Pickle result.model and result.plan, "
+            "or write the result with graphprune.save."
+        )
 
 
 @dataclass(frozen=True, repr=False)

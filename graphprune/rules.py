@@ -110,8 +110,8 @@ class Recorder(Protocol):
     def record_scalar(self, name: str, labels: Field) -> None:
         """Note a constant that is a kept count."""
 
-    def choose(self, policy: str) -> str:
-        """The policy's choice at the running node."""
+    def choose(self, policy: str, labels: Sequence[Field]) -> str:
+        """The policy's choice at the running node, about these labels."""
 
     def constant(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The data of a 1-D integer buffer."""
@@ -237,8 +237,9 @@ class Call:
         return self.recorder.has_open_bounds()
 
     def choose(self, policy: str) -> str:
-        """The policy's choice at this site (see :class:`graphprune.pipeline.policy.Policy`)."""
-        return self.recorder.choose(policy)
+        """The policy's choice at this site (:class:`graphprune.pipeline.policy.Policy`) about fields over several axes."""
+        wide = [field for tensor in self.inputs() for field in self.value(tensor).fields if field.size not in field.shape]
+        return self.recorder.choose(policy, wide)
 
 
 def tensors_in(items: Iterable[Any]) -> list[torch.Tensor]:

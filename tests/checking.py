@@ -16,12 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import graphprune
 from graphprune.channels.groups import FROZEN, Groups, Kept
-from graphprune.channels.propagate import propagate
 from graphprune.channels.tape import tape_of
 from graphprune.costs.cost import CostModel
 from graphprune.ir.program import Program
 from graphprune.ir.twins import named_tensors
-from graphprune.passes.analysis.channels import excluded, make_policy
+from graphprune.passes.analysis.channels import groups_of
 from graphprune.plans.plan import Plan, make_plan
 from graphprune.tracing import capture, normalise_inputs
 
@@ -69,10 +68,7 @@ def grouped(
 ) -> Analysed:
     """Form the groups of a model that was captured before."""
     chosen = dict(policy or {})
-    named = {key: value for key, value in chosen.items() if "@" not in key}
-    sites = {key: value for key, value in chosen.items() if "@" in key}
-    trace = propagate(program, make_policy(named, sites))
-    return Analysed(model, inputs, program, Groups(trace, excluded(trace, exclude)), chosen)
+    return Analysed(model, inputs, program, groups_of(program, chosen, exclude), chosen)
 
 
 def random_units(groups: Groups, seed: int) -> Kept:

@@ -23,7 +23,6 @@ from graphprune.channels.group_names import named, new_name, unknown
 from graphprune.channels.labels import Field, Reason, Value, axes_of
 from graphprune.channels.propagate import Trace
 from graphprune.channels.units import UnitVectors
-from graphprune.errors import UsageError
 
 FROZEN = -1  # in place of a group index: the unit must stay
 FREE, ORPHAN = -1, -2  # in place of a freeze index: nothing freezes the unit; it touches no parameter (padding, constants)
@@ -218,6 +217,16 @@ class Groups:
         """The one axis along which a (rectangular) field's units vary, and the units along it."""
         return self.vectors.axis(field), self.vectors.units[self.vectors[self.vectors.index(field)]]
 
+    def can_shrink(self, field: Field) -> bool:
+        """Whether a unit that a field has an atom of can go."""
+        groups = self.group_of[self.unit_of[field]]
+        return bool((self._sizes[groups[groups != FROZEN]] > 1).any())
+
+    @cached_property
+    def prunable_atoms(self) -> int:
+        """How many atoms belong to prunable groups."""
+        return int(np.count_nonzero(self.group_of[self.unit_of] != FROZEN))
+
     @cached_property
     def shrinking(self) -> list[bool]:
         """Whether each vector has prunable units."""
@@ -257,15 +266,6 @@ class Groups:
         terms = slice(*coefficients.indptr[vector : vector + 2].tolist())
         pairs = zip(coefficients.indices[terms].tolist(), coefficients.data[terms].tolist(), strict=True)
         return int(constants[vector]), dict(pairs)
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Groups:
-        return self  # facts, which nobody changes
-
-    def __reduce__(self) -> str:
-        raise UsageError(
-            "The channel analysis of a result does not pickle, for it holds operators. Pickle result.model and result.plan, "
-            "or write the result with graphprune.save."
-        )
 
     def remember(self, decision: object, kept: Kept) -> None:
         """Note what a decision made on these groups keeps, so that carrying it out need not derive it again."""

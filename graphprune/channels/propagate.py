@@ -40,6 +40,15 @@ class TiedBy(NamedTuple):
     operator: str
 
 
+class Choice(NamedTuple):
+    """What a policy chose at a graph node, and the labels that it was asked about."""
+
+    policy: str
+    node: str
+    choice: str
+    labels: Sequence[Field]
+
+
 @dataclass
 class Trace:
     """Everything that one abstract execution wrote down.
@@ -52,6 +61,7 @@ class Trace:
     scalars: constants whose new value is a kept count, by (node name, constant name).
     missing: operators without a rule, with the nodes that call them.
     tied: who wrote down each tie, run by run.
+    choices: what the policy chose for fields over several axes.
     tape: what was read. known: every tensor of the tape with its abstract value, by identity.
     """
 
@@ -67,6 +77,7 @@ class Trace:
     missing: dict[str, list[str]] = field(default_factory=dict)
     operators: int = 0
     tied: list[TiedBy] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
     known: dict[int, tuple[torch.Tensor, Value]] = field(default_factory=dict)
 
 
@@ -188,10 +199,13 @@ class _Propagation:
         assert self.node is not None
         self.trace.scalars[self.node.name, name] = labels
 
-    def choose(self, policy: str) -> str:
-        """The policy's choice at the running node."""
+    def choose(self, policy: str, labels: Sequence[Field]) -> str:
+        """The policy's choice at the running node, about these labels."""
         assert self.node is not None
-        return self.policy.choose(policy, self.node.name, str(self.node.target))
+        choice = self.policy.choose(policy, self.node.name, str(self.node.target))
+        if labels:
+            self.trace.choices.append(Choice(policy, self.node.name, choice, labels))
+        return choice
 
     def constant(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The data of a 1-D integer buffer; None for any other tensor."""

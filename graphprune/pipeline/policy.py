@@ -24,7 +24,8 @@ class Policy:
     """Choices at sites where rectangularity leaves several.
 
     heads: what holds or contracts one axis of heads x head_dim (a product, a norm, a table of rotations) removes ``whole``
-        heads, or the same positions of every head (``head_dim``). For both, prune with one and then with the other.
+        heads, or the same positions of every head (``head_dim``). For both, prune with one and then with the other. A default
+        that leaves nothing to remove at a site is reversed there.
     conv_groups: a grouped convolution loses the same channels ``within`` each group, or ``whole`` groups. Depthwise
         convolutions always lose whole groups.
     norm_groups: the same for group normalisation.

@@ -134,7 +134,7 @@ class Tracer(TorchFunctionMode):
             self._unfold(written)
         elif constant:
             return self._constants.compute(func, args, kwargs)
-        if func is torch.Tensor.add_ and self._adds_in_train_mode(args, kwargs):
+        if self.mode.plain and self._of_train_mode_alone(func, args, kwargs):
             return args[0]
         result = self._results.of(func, lambda: self._call(func, args, kwargs))
         if not tensors_in((result,)) and func is not torch.Tensor.__setitem__:
@@ -156,11 +156,13 @@ class Tracer(TorchFunctionMode):
         given, named = self.writer.operands(args), self.writer.operands(kwargs)
         return self.writer.apart(func(*given, **named), (given, named))
 
-    def _adds_in_train_mode(self, args: Any, kwargs: Any) -> bool:
-        """Whether a call of ``add_``, also as ``+=``, is one of train mode alone that adds a constant to a buffer: it is noted."""
-        if not self.mode.plain or len(args) != 2 or kwargs or self._results.expects(torch.Tensor.add_):
+    def _of_train_mode_alone(self, func: Any, args: Any, kwargs: Any) -> bool:
+        """Whether a call that eval mode lacks returns its argument: as it is, or with a constant added to a buffer (noted)."""
+        if self._results.expects(func):
             return False
-        return self.writer.adds(*args)
+        if func is torch.Tensor.contiguous:
+            return bool(self.writer.operand(args[0]).is_contiguous(*args[1:], **kwargs))
+        return func is torch.Tensor.add_ and len(args) == 2 and not kwargs and self.writer.adds(*args)
 
     def _unfold(self, family: list[torch.Tensor]) -> None:
         """A constant that is written into is made anew in every call, with those that share its memory."""

@@ -28,10 +28,46 @@ class ChannelGroups(Analysis[Groups]):
 
     def compute(self, program: Program, analyses: AnalysisView) -> Groups:
         """Raises UsageError for an unknown policy or an exclude pattern that matches nothing."""
-        named = {key: value for key, value in program.policy.items() if "@" not in key}
-        sites = {key: value for key, value in program.policy.items() if "@" in key}
+        return groups_of(program, program.policy, program.exclude, program.whole)
+
+
+def groups_of(
+    program: Program, policy: Mapping[str, str], exclude: tuple[str, ...], whole: Mapping[str, str] | None = None
+) -> Groups:
+    """The groups of a program.
+
+    A default of the policy that leaves nothing to remove at a site (whole rows of a table whose rows are told apart later) is
+    reversed there, if more can be removed then. What the user chose stands. Constraints have no say in it: a plan is applied
+    without them.
+    """
+
+    def formed(sites: Mapping[str, str], *, constrained: bool) -> Groups:
         trace = propagate(program, make_policy(named, sites))
-        return Groups(trace, excluded(trace, program.exclude, program.whole))
+        return Groups(trace, excluded(trace, exclude, whole) if constrained else ())
+
+    named = {key: value for key, value in policy.items() if "@" not in key}
+    sites = {key: value for key, value in policy.items() if "@" in key}
+    groups = formed(sites, constrained=True)
+    if not _idle(groups, policy, sites):
+        return groups
+    bound = bool(exclude or whole)
+    free = formed(sites, constrained=False) if bound else groups
+    while turned := _idle(free, policy, sites):
+        other = formed(sites | turned, constrained=False)
+        if other.prunable_atoms <= free.prunable_atoms:
+            break
+        sites, free = sites | turned, other
+    return formed(sites, constrained=True) if bound else free
+
+
+def _idle(groups: Groups, given: Mapping[str, str], sites: Mapping[str, str]) -> dict[str, str]:
+    """The other choice at sites where the default leaves nothing to remove, and was not reversed before."""
+    found: dict[str, str] = {}
+    for policy, node, choice, labels in groups.trace.choices:
+        site = f"{policy}@{node}"
+        if policy not in given and site not in sites and not any(map(groups.can_shrink, labels)):
+            found[site] = next(other for other in CHOICES[policy] if other != choice)
+    return found
 
 
 def make_policy(named: Mapping[str, str], sites: Mapping[str, str]) -> Policy:

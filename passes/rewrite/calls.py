@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -110,6 +111,20 @@ def repeat(site: Site) -> None:
     old = (1,) * lead + tuple(site.new_shape(source))
     expected = [new // max(1, size) for new, size in zip(site.new_shape(site.node), old, strict=True)]
     _resize_sizes(site, 1, "repeats", expected)
+
+
+@resize_call("repeat_interleave", torch.repeat_interleave, _ATEN.repeat_interleave.self_int)
+def repeat_interleave(site: Site) -> None:
+    """``repeat_interleave(x, repeats, dim, output_size=None)``: as many copies of each index as the output has room for."""
+    node, source = site.node, _input(site.node, "input" if callable(site.node.target) else "self")
+    repeats, axis, size = (_argument(node, at, name) for at, name in ((1, "repeats"), (2, "dim"), (3, "output_size")))
+    if not isinstance(site.evaluate_old(repeats), int):
+        return
+    shape = site.new_shape(source)
+    length, expected = math.prod(shape) if axis is None else shape[axis], site.new_shape(node)[axis or 0]
+    _set(node, 1, "repeats", site.size(repeats, expected // max(1, length)))
+    if size is not None:
+        _set(node, 3, "output_size", site.size(size, expected))
 
 
 @resize_call("unflatten", torch.unflatten, _ATEN.unflatten.int)

@@ -17,13 +17,18 @@ from graphprune.passes.rewrite.site import Provenance, Rewriting
 
 def rewrite_shuffles(
     rewriting: Rewriting, shuffles: list[Shuffle], copied: dict[fx.Node, fx.Node], module: fx.GraphModule
-) -> dict[str, torch.Tensor]:
-    """Replace every shuffle that lost channels; returns the index buffers to register, by name."""
+) -> tuple[dict[str, torch.Tensor], list[fx.Node]]:
+    """Replace every shuffle that lost channels.
+
+    Returns the index buffers to register, by name, and copies of kept channels that stand in order already: they have the target's
+    labels, which its readers are resized by, and have to be taken out after that.
+    """
     if not shuffles:
-        return {}
+        return {}, []
     new = {old.name: node for old, node in copied.items()}
     device = next((tensor.device for tensor in named_tensors(module).values()), torch.device("cpu"))
     buffers: dict[str, torch.Tensor] = {}
+    idle: list[fx.Node] = []
     for shuffle in shuffles:
         run = [new[name] for name in (shuffle.target, *shuffle.interior)]
         for node in run[1:]:
@@ -33,9 +38,10 @@ def rewrite_shuffles(
             rewriting.finished.add(run[0])
             continue
         source = new[shuffle.source]
-        if (index == np.arange(index.size)).all():  # the kept channels stand in order already
+        if (index == np.arange(index.size)).all():
             alone = run[-1:] == list(source.users)  # else others read the tensor, and a write to the target must not reach them
-            by = source if alone else _replaced(rewriting, shuffle, run[0], torch.clone, source)
+            by = _replaced(rewriting, shuffle, run[0], torch.clone, source)
+            idle += [by] if alone else []
         else:
             name = _free_name(module, f"{shuffle.target}_index")
             buffers[name] = torch.from_numpy(index).to(device)
@@ -47,7 +53,7 @@ def rewrite_shuffles(
         del rewriting.origin[run[0]]
         for node in run:
             node.graph.erase_node(node)
-    return buffers
+    return buffers, idle
 
 
 def _kept_order(rewriting: Rewriting, shuffle: Shuffle) -> Ints | None:

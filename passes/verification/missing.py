@@ -93,6 +93,15 @@ def _add_matmul(func: Any, c: Tensor, a: Tensor, b: Tensor, **kwargs: Any) -> Te
     return result.masked_fill(gone | c.isnan(), torch.nan)
 
 
+@_handles("_grouped_mm", "transformers::grouped_mm_fallback")
+def _grouped_matmul(func: Any, x: Tensor, weight: Tensor, *rest: Any, **kwargs: Any) -> Tensor:
+    """Rows times the matrix of their expert; forms without a rule are never cut."""
+    result: Tensor = func(present(x), present(weight), *rest, **kwargs)
+    if x.dim() != 2 or weight.dim() != 3:
+        return result
+    return result.masked_fill(_absent(x, [1]).unsqueeze(1) | _absent(weight, [0, 1]), torch.nan)
+
+
 @_handles("mv")
 def _matvec(func: Any, a: Tensor, b: Tensor) -> Tensor:
     result: Tensor = func(present(a), present(b))
@@ -175,6 +184,12 @@ def _replaced(func: Any, *args: Any, **kwargs: Any) -> Any:
     return result
 
 
+@_handles("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted")
+def _uninitialised(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """Memory that was freed may hold the NaN of what was missing there: none of these elements is missing."""
+    return func(*args, **kwargs).zero_()
+
+
 # -- sums and statistics -------------------------------------------------------------------------------------------------
 
 
@@ -237,6 +252,20 @@ def _layer_norm(func: Any, x: Tensor, shape: Sequence[int], weight: Tensor | Non
     mean, variance = _moments(x, list(range(x.dim() - len(shape), x.dim())), 0)
     scale = (variance + eps).rsqrt()
     return _affine((x - mean) * scale, weight, bias), mean, scale
+
+
+@_handles("native_batch_norm", "cudnn_batch_norm")
+def _batch_norm(
+    func: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Any, variance: Any, training: bool, *rest: Any
+) -> Any:
+    """By statistics of the input itself: over what is present."""
+    result = func(x, weight, bias, mean, variance, training, *rest)
+    if not training or mean is not None:
+        return result
+    average, spread = _moments(x, [axis for axis in range(x.dim()) if axis != 1], 0)
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    affine = [None if t is None else t.view(shape) for t in (weight, bias)]
+    return (_affine((x - average) * (spread + rest[-1]).rsqrt(), *affine), *result[1:])
 
 
 @_handles("_fused_rms_norm", "rms_norm")

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, ClassVar, Final, cast
+from zlib import crc32
 
 import torch
 from torch import Tensor, fx
@@ -22,6 +23,7 @@ from graphprune.passes.verification.tensors import Informative, Made, masked, mo
 from graphprune.pipeline.analysis_manager import AnalysisView
 from graphprune.pipeline.pass_base import Pass
 from graphprune.plans.plan import Plan
+from graphprune.randomness import own_randomness, seed_generators
 from graphprune.verification import TOLERANCE, Verification
 
 _ROUNDING: Final = 4096 * torch.finfo(torch.float64).eps  # of sums of ordinary numbers
@@ -82,7 +84,7 @@ def _compare(
     tolerance = max((TOLERANCE.get(dtype or t.dtype, 0.0) for t in full.values()), default=TOLERANCE[torch.float32])
     given = _arguments_by_name(original.graph, slim.graph, arguments)
     comparison = _Comparison(_Steps(*smaller, given), _Steps(*full_width, arguments), tolerance, corrects=dtype is not None)
-    with torch.no_grad(), full_precision():
+    with torch.no_grad(), full_precision(), own_randomness():
         comparison.run()
     return Verification(comparison.worst, tolerance, comparison.compared, len(drawn.random), comparison.failure)
 
@@ -203,6 +205,7 @@ class _Steps(fx.Interpreter):
 
     def __next__(self) -> tuple[fx.Node, list[Tensor]]:
         node = self.node = next(self._pending)
+        seed_generators(crc32(node.name.encode()))  # nodes of one name draw the same
         with taken_apart(node.target), loaded(self._weights, cast(fx.GraphModule, self.module), [node]):
             result = self.env[node] = self.run_node(node)
         for read in self.user_to_last_uses.get(node, []):

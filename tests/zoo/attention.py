@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -273,3 +274,30 @@ def bilinear_pooling() -> Case:
 
     model = net(forward, a=conv(3, 4), b=conv(3, 5), head=nn.Linear(20, 2))
     return Case(model, image(), {"b": 5}, {("a.weight", 0): "merged into one axis"})
+
+
+def _masked_by_copies(mask_of: Callable[[Tensor], Tensor]) -> Case:
+    """OpenCLIP's CoCa: one mask of each text is repeated for its heads, along the axis of the batch."""
+
+    def forward(self: Any, x: Tensor, keep: Tensor) -> Any:
+        x = self.embed(x)
+        b, n, _ = x.shape
+        q, k, v = (t.view(b, n, HEADS, DIM).transpose(1, 2) for t in (self.q(x), self.k(x), self.v(x)))
+        mask = torch.zeros(b, n, n, dtype=x.dtype).masked_fill(~keep.unsqueeze(1).expand(-1, n, -1), float("-inf"))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_of(mask).view(b, HEADS, -1, n))
+        return self.head(self.proj(y.transpose(1, 2).flatten(2)))
+
+    model = net(forward, **_tail(**{name: nn.Linear(EMBED, HEADS * DIM) for name in "qkv"}))
+    x = vector(6, 5)
+    groups = {"q": HEADS, "embed": EMBED, "proj": EMBED}
+    return Case(model, lambda n: {"x": x(n), "keep": torch.arange(6).expand(n, 6) < 4}, groups)
+
+
+@case
+def mask_repeated_for_heads() -> Case:
+    return _masked_by_copies(lambda mask: mask.repeat_interleave(HEADS, 0))
+
+
+@case
+def mask_repeated_to_a_size() -> Case:
+    return _masked_by_copies(lambda mask: torch.repeat_interleave(mask, repeats=HEADS, dim=0, output_size=HEADS * len(mask)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -180,3 +181,29 @@ def double_attention() -> Case:
 
     layers = {"theta": conv(6, 4, 1), "phi": conv(6, 4, 1), "g": conv(6, 5, 1), "out": conv(5, 6, 1)}
     return Case(net(forward, a=conv(3, 6), **layers, b=conv(6, 2)), image(size=4), {"a": 6, "theta": 4, "g": 5})
+
+
+def _modulated(parts: Callable[[Tensor], Sequence[Tensor]]) -> Case:
+    """adaLN-single (PixArt, Sana, LTX): rows of a table of the block plus what one layer makes of the condition."""
+
+    def forward(self: Any, x: Tensor, c: Tensor) -> Any:
+        x = self.stem(x)
+        shift, scale, gate = parts(self.table + self.embed(F.silu(self.time(c))).reshape(len(c), 3, -1))
+        y = F.layer_norm(x, x.shape[-1:]) * (1 + scale) + shift
+        return self.head(x + gate * self.block(y))
+
+    layers = {"stem": nn.Linear(5, 8), "time": nn.Linear(3, 6), "embed": nn.Linear(6, 24), "block": nn.Linear(8, 8)}
+    model = net(forward, table=nn.Parameter(torch.randn(3, 8)), head=nn.Linear(8, 2), **layers)
+    x, c = vector(4, 5), vector(3)
+    return Case(model, lambda n: {"x": x(n), "c": c(n)}, {"stem": 8, "time": 6}, {("table", 0): ""})
+
+
+@case
+def rows_of_a_table_by_chunks() -> Case:
+    """The rows are told apart, so that the columns can go: not what the policy of heads prefers."""
+    return _modulated(lambda t: t.chunk(3, dim=1))
+
+
+@case
+def rows_of_a_table_unbound() -> Case:
+    return _modulated(lambda t: [row.unsqueeze(1) for row in t.unbind(1)])

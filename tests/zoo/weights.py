@@ -116,7 +116,7 @@ def standardised_by_batch_norm() -> Case:
     model = net(
         forward, a=conv(3, 6), weight=nn.Parameter(torch.randn(5, 6, 3, 3)), gain=nn.Parameter(torch.rand(5) + 0.5), b=conv(5, 2)
     )
-    return Case(model, image(), {"weight": 5})
+    return Case(model, image(), {"weight": 5, "weight#2": 6})
 
 
 @case

@@ -64,6 +64,25 @@ def _varies(fields: list[Field], axis: int) -> bool:
     return any(field.shape[axis] > 1 for field in fields)
 
 
+@rule("_grouped_mm", "transformers::grouped_mm_fallback")
+def grouped_matmul(call: Call) -> None:
+    """``out[s, n] = sum_k x[s, k] w[e(s), k, n]``, rows of x sorted by expert: k is tied, s and n pass, experts are told apart."""
+    call.check_dtypes(*call.args[:2])
+    rows, weight = (call.value(tensor) for tensor in call.args[:2])
+    if (len(rows.shape), len(weight.shape)) != (2, 3) or call.arg("bias") is not None:
+        call.freeze_inputs("a product of groups of another form than rows by experts")
+        call.set(())
+        return
+    kept, inner = contracted(call, rows, 1)
+    why = call.reason("multiplied with the weights of an expert that is chosen by data")
+    narrow = [call.space.restrict(field, [axis for axis in axes_of(field) if axis > 0], why) for field in weight.fields]
+    per_expert = Value(weight.shape[1:], tuple(field[0] for field in narrow if field is not None))
+    columns, inner_right = contracted(call, per_expert, 0)
+    call.space.match(inner, inner_right, call.reason("multiplied with a tensor that cannot shrink"))
+    call.set([*kept, *columns])
+    call.macs(*call.volume([*kept, *columns]), rows.shape[1] if inner is None else inner)
+
+
 @rule("mv", "dot", "vdot")
 def vector_product(call: Call) -> None:
     """``out[m] = sum_k a[m, k] b[k]``: as a matrix product with one column."""

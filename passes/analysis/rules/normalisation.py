@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from graphprune.channels.labels import Field, Value, along, axes_of
@@ -45,10 +46,16 @@ def _channels_with_parameters(call: Call, value: Value) -> tuple[list[Field], Fi
 
 @rule(*BATCH_NORMS, keeps_sizes=True)
 def batch_norm(call: Call) -> None:
-    """``out[n, c] = (x[n, c] - mean[c]) / sqrt(var[c] + eps) * w[c] + b[c]``: everything indexed by c is tied."""
+    """``out[n, c] = (x[n, c] - mean[c]) / sqrt(var[c] + eps) * w[c] + b[c]``: everything indexed by c is tied.
+
+    Statistics of the input itself (a kernel that is standardised over what it reads) are taken over what is kept of its other axes.
+    """
     value = call.value(call.args[0])
-    batch, vector = _channels_with_parameters(call, value)
-    call.set(batch if vector is None else [*batch, along(vector, 1, len(value.shape))])
+    own = call.arg("training", "with_update" in call.name)
+    others = [field for field in value.fields if field.shape[1] == 1]
+    passed = [field for field in others if not own or note_statistics(call, field, "a batch norm") is not None]
+    _, vector = _channels_with_parameters(call, replace(value, fields=tuple(f for f in value.fields if f.shape[1] > 1)))
+    call.set(passed if vector is None else [*passed, along(vector, 1, len(value.shape))])
     for index in range(1, len(call.outputs)):
         saved = call.outputs[index]
         call.set([along(vector, 0, 1)] if vector is not None and saved.shape == (vector.size,) else [], index)

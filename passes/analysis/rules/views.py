@@ -268,7 +268,7 @@ def channel_shuffle(call: Call) -> None:
     batch, vector = channel_labels(call, source)
     if vector is not None:
         table = vector.reshape(groups, -1)
-        spread = any(1 in axes_of(field) and len(axes_of(field)) > 1 for field in source.fields)
+        spread = any(len(axes_of(field)) > 1 for field in source.fields)
         if table.shape[1] == 1:
             call.scalar("groups", vector)  # nothing moves, and there are as many groups as channels
         elif spread or np.unique(vector).size < vector.size:

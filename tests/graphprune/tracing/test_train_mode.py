@@ -312,3 +312,29 @@ def test_models_of_timm_are_fine_tuned_as_the_originals(name: str, size: int) ->
     program = graphprune.capture(model, double(2, 3, size, size))
     assert not program.eval_only
     check_training(model, program.module, (4, 3, size, size))
+
+
+def contiguous_in_train_mode(turn: Any) -> Any:
+    """diffusers' residual blocks: ``contiguous`` in train mode alone."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        y = turn(self.a(x))
+        if self.training:
+            y = y.contiguous()
+        return self.b(self.drop(turn(y)))
+
+    return forward
+
+
+def test_what_makes_contiguous_what_is_so_already_is_no_other_call() -> None:
+    model = model_of(nn.Identity(), contiguous_in_train_mode(lambda t: t))
+    found, _ = check(model, X, Y)
+    assert not found.program.eval_only
+    check_training(model, found.program.module)
+
+
+def test_what_makes_a_copy_in_train_mode_alone_is_another_call() -> None:
+    """Writes into it would not reach what it is a copy of."""
+    program = graphprune.capture(model_of(nn.Identity(), contiguous_in_train_mode(Tensor.t)), X)
+    (reason,) = program.eval_only.values()
+    assert "makes other calls from contiguous on" in reason

@@ -103,16 +103,21 @@ def _prune_exported(name: str) -> None:
         assert result.report.verification is not None and result.report.verification.error < 1e-10
 
 
+# Overloads of TorchScript alone, and those whose sizes are data.
+_OTHERS = {"select.t", "split.str", "split.default"} | {
+    *("view.dtype", "narrow.Tensor", "tensor_split.tensor_indices_or_sections"),
+    *("repeat_interleave.Tensor", "repeat_interleave.self_Tensor"),
+}
+
+
 def test_what_is_resized_by_name_is_resized_as_an_operator_of_aten_too() -> None:
     """torch.export keeps composed operators: one that is missing would leave old sizes in the graph of a program alone."""
-    scripted = {"select.t", "split.str", "split.default"}  # of TorchScript alone
-    others = {"view.dtype", "narrow.Tensor", "tensor_split.tensor_indices_or_sections"}  # sizes are data, or there are none
     missing = []
     for target in list(_CALLS):
         name = target if isinstance(target, str) else getattr(target, "__name__", "")
         packet = getattr(torch.ops.aten, name, None)
         for overload in packet.overloads() if isinstance(packet, OpOverloadPacket) and not isinstance(target, OpOverload) else ():
-            known = call_resizer(getattr(packet, overload)) is not None or f"{name}.{overload}" in scripted | others
+            known = call_resizer(getattr(packet, overload)) is not None or f"{name}.{overload}" in _OTHERS
             if not known and not any(word in overload for word in ("out", "names", "Dimname", "generator")):
                 missing.append(f"{name}.{overload}")
     assert sorted(set(missing)) == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -155,6 +155,17 @@ def test_batch_and_instance_norm() -> None:
     agree(lambda t: F.instance_norm(t), [(drawn(4, 6, 3, 3), {1: C})], {1: C})
 
 
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_by_statistics_of_what_is_present(affine: bool) -> None:
+    """Standardised kernels: an image of one example, with a channel for each output, over the inputs that are left."""
+    parts = [(drawn(6), {0: C}), (drawn(6), {0: C})] if affine else []
+    agree(
+        lambda t, w=None, b=None: F.batch_norm(t, None, None, w, b, training=True),
+        [(drawn(2, 6, 5), {1: C, 2: [0, 3]}), *parts],
+        {1: C, 2: [0, 3]},
+    )
+
+
 @pytest.mark.parametrize("function", [lambda t: t.softmax(1), lambda t: F.log_softmax(t, 1)])
 def test_softmax_over_and_beside_what_is_missing(function: Callable[[Tensor], Tensor]) -> None:
     agree(function, [(drawn(4, 6), {1: C})], {1: C})
@@ -230,6 +241,17 @@ def test_a_number_that_meets_a_missing_one_shows() -> None:
         agree(torch.add, [(drawn(6), {0: C}), (drawn(6), {0: [0, 2, 4]})], {0: C})
 
 
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no products of groups")
+def test_rows_times_the_matrix_of_their_expert() -> None:
+    """Integers, so that float32, which this product takes at most, rounds nothing."""
+
+    def function(x: Tensor, w: Tensor) -> Tensor:
+        return F.grouped_mm(x, w, offs=torch.tensor([2, 3, 5], dtype=torch.int32))
+
+    x, w, inner, outer = torch.randint(-9, 9, (5, 8)), torch.randint(-9, 9, (3, 8, 8)), [0, 2, 5, 7], [1, 2, 3, 7]
+    agree(function, [(x.float(), {1: inner}), (w.float(), {1: inner, 2: outer})], {1: outer})
+
+
 def test_products_of_three() -> None:
     kept = [{1: C}, {0: OUT, 1: C, 2: [1, 4]}, {1: [1, 4]}]
     operands = [(drawn(2, 6), kept[0]), (drawn(4, 6, 5), kept[1]), (drawn(2, 5), kept[2])]
@@ -292,3 +314,34 @@ def test_normalised_weights() -> None:
 def test_logarithm_of_summed_exponentials(keepdim: bool) -> None:
     agree(lambda x: x.logsumexp(1, keepdim), [(drawn(3, 6), {1: C})], {})
     agree(lambda x: x.logsumexp(1, keepdim), [(drawn(4, 6), {0: OUT})], {0: OUT})
+
+
+@pytest.fixture
+def filled() -> Iterator[None]:
+    """Memory that is not initialised holds NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.usefixtures("filled")
+@pytest.mark.parametrize(
+    "new",
+    [
+        torch.empty_like,
+        lambda x: torch.empty(x.shape),
+        lambda x: x.new_empty(x.shape),
+        lambda x: torch.empty_strided(x.shape, x.stride()),
+        lambda x: x.new_empty_strided(x.shape, x.stride()),
+        lambda x: torch.empty_permuted(x.shape, (1, 0)),
+    ],
+)
+def test_memory_that_is_not_initialised_is_not_missing(new: Callable[[Tensor], Tensor]) -> None:
+    """Rotations are written into it, half by half."""
+    x = drawn(3, 4)
+    with MissingData():
+        out = new(x)
+        out[:, 0::2] = x[:, :2]
+        out[:, 1::2] = x[:, 2:]
+    assert torch.equal(out, torch.stack([x[:, :2], x[:, 2:]], 2).flatten(1).to(out.dtype))

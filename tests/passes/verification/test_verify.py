@@ -410,3 +410,25 @@ def test_a_model_that_is_steep_is_told_from_one_that_is_wrong_by_twice_the_digit
             item.args = tuple(arg if isinstance(arg, fx.Node) else 1.0001e7 for arg in item.args)
     wrong.recompile()
     assert not graphprune.verify(model, wrong, result.plan, x).passed
+
+
+def test_random_numbers_of_eval_mode_are_the_same_for_both_and_the_users_go_on_as_they_were() -> None:
+    """A masked autoencoder draws which patches it sees."""
+
+    class Draws(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            order = torch.rand(x.shape[:2]).argsort(1)
+            return self.b(self.a(x).gather(1, order[:, :3, None].expand(-1, -1, 6)) + torch.rand(()))
+
+    model, x = Draws(), torch.randn(2, 5, 4)
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    result = graphprune.prune(model, x, target="channels=50%")
+    assert result.report.widths == {"a": (6, 3)}
+    assert graphprune.verify(model, result.model, result.plan, x).passed
+    assert torch.equal(torch.rand(3), wanted)

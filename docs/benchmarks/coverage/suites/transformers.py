@@ -158,6 +158,26 @@ def _gemma2() -> Made:
     return transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**_DECODER, head_dim=16, sliding_window=4)), _text()
 
 
+@_model("mixtral")
+def _mixtral() -> Made:
+    config = transformers.MixtralConfig(**_DECODER, num_local_experts=4, num_experts_per_tok=2)
+    return transformers.MixtralForCausalLM(config), _text()
+
+
+@_model("qwen2-moe")
+def _qwen2_moe() -> Made:
+    config = transformers.Qwen2MoeConfig(
+        **_DECODER, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=64
+    )
+    return transformers.Qwen2MoeForCausalLM(config), _text()
+
+
+@_model("gpt-oss")
+def _gpt_oss() -> Made:
+    config = transformers.GptOssConfig(**_DECODER, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=4)
+    return transformers.GptOssForCausalLM(config), _text()
+
+
 @_model("t5")
 def _t5() -> Made:
     config = transformers.T5Config(vocab_size=_VOCABULARY, d_model=_WIDTH, d_kv=16, d_ff=128, num_layers=2, num_heads=4)

@@ -249,3 +249,26 @@ def test_products_of_heads_by_positions() -> None:
     k, v = seen.atoms("k", 0), seen.atoms("v", 0)
     assert seen.classes == {frozenset(k[i::3]) for i in range(3)} | {frozenset(v[i::4]) for i in range(4)}
     assert not seen.frozen
+
+
+OFFSETS = torch.tensor([2, 3, 5], dtype=torch.int32)
+
+
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no products of groups")
+def test_rows_times_the_matrix_of_their_expert() -> None:
+    """Mixtures of experts: features are tied, rows and columns pass, and experts stay, which are chosen by data."""
+    x, w = torch.randn(5, 8, dtype=torch.bfloat16), torch.randn(3, 8, 16, dtype=torch.bfloat16)
+    seen = observe(lambda a, w: F.grouped_mm(a, w, offs=OFFSETS), a=x, w=w)
+    assert seen.classes == pairs(seen, ("a", 1), ("w", 1))
+    assert seen.result_atoms(0) == seen.atoms("a", 0) and seen.result_atoms(1) == seen.atoms("w", 2)
+    assert seen.frozen == set(seen.atoms("w", 0)) and seen.reasons(seen.frozen) == {
+        "multiplied with the weights of an expert that is chosen by data"
+    }
+    assert seen.macs() == 5 * 8 * 16
+
+
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no products of groups")
+def test_other_products_of_groups_are_frozen() -> None:
+    ends = torch.tensor([4, 8], dtype=torch.int32)
+    seen = observe(lambda a, w: F.grouped_mm(a, w, offs=ends), a=torch.randn(8, 8).bfloat16(), w=torch.randn(8, 8).bfloat16())
+    assert seen.frozen >= {atom for name in "aw" for axis in (0, 1) for atom in seen.atoms(name, axis)}

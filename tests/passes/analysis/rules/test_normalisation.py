@@ -38,6 +38,20 @@ def test_batch_norm_of_data_freezes_its_tensors() -> None:
     assert seen.frozen == {atom for name in "mvwc" for atom in seen.atoms(name, 0)}
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_passes_places_on(training: bool) -> None:
+    """Where its statistics are those of the input itself, they are noted as taken over these places."""
+    tensors = {name: torch.rand(WIDTH) for name in "mv"} if not training else {}
+
+    def function(t: Tensor, m: Tensor | None = None, v: Tensor | None = None) -> Tensor:
+        return F.batch_norm(t, m, v, training=training)
+
+    seen = observe(function, t=torch.randn(2, WIDTH, 5), **tensors)
+    assert [seen.result_atoms(axis) for axis in (0, 2)] == [seen.atoms("t", axis) for axis in (0, 2)]
+    assert seen.statistics == (set(seen.atoms("t", 0)) | set(seen.atoms("t", 2)) if training else set())
+    assert not seen.frozen
+
+
 LAYERS: dict[str, Callable[..., Any]] = {
     "layer norm": lambda t, w: F.layer_norm(t, (WIDTH,), w),
     "rms norm": lambda t, w: F.rms_norm(t, (WIDTH,), w),

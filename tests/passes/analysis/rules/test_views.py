@@ -263,3 +263,12 @@ def test_an_operator_without_a_rule_freezes_and_is_named() -> None:
     assert seen.frozen == set(seen.atoms("t", 0) + seen.atoms("t", 1))
     assert any("has no rule" in reason for reason in seen.reasons(seen.atoms("t", 0)))
     assert list(seen.trace.missing)
+
+
+def test_a_shuffle_beside_places_that_vary_together_shrinks_alike_in_all_groups() -> None:
+    """It is redone only where no field lies on two axes; any other shuffle stays as it is."""
+    seen = observe(lambda t: F.channel_shuffle(t.view(1, 6, 2, 2), 2), t=torch.randn(6, 4))
+    channels = seen.atoms("t", 0)
+    assert {frozenset(pair) for pair in zip(channels[:3], channels[3:], strict=True)} <= seen.classes
+    alone = observe(lambda t: F.channel_shuffle(t.view(1, 6, 1, 4), 2), t=torch.randn(6, 4))
+    assert not alone.classes
