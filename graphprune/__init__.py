@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from graphprune import methods
-    from graphprune.api import apply_plan, channel_groups, load, prune, run_pipeline, save, verify
+    from graphprune.api import apply_plan, channel_groups, prune, run_pipeline, verify
     from graphprune.calibration import Calibration
     from graphprune.callbacks import GradualPruning
     from graphprune.compiling import Backend, FxPass, Masked, compile_backend, masked
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from graphprune.ir.program import Program
     from graphprune.plans.plan import Plan
     from graphprune.result import PruneResult, Report
+    from graphprune.saving import load, save
     from graphprune.streaming import apply_plan_to_checkpoint, prune_checkpoint
     from graphprune.surveys.curves import Sensitivity, sensitivity
     from graphprune.surveys.pareto import Front, Sweep, sweep
@@ -82,9 +83,11 @@ _HOMES = {
     "apply_plan_to_checkpoint": "streaming",
     "capture": "tracing",
     "compile_backend": "compiling",
+    "load": "saving",
     "masked": "compiling",
     "profile": "surveys.profiling",
     "prune_checkpoint": "streaming",
+    "save": "saving",
     "sensitivity": "surveys.curves",
     "sweep": "surveys.pareto",
 }

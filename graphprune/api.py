@@ -1,30 +1,25 @@
-"""The public calls: prune, apply_plan, verify, save, load."""
+"""The public calls: prune, apply_plan, verify. (Files are in :mod:`graphprune.saving`.)"""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal
 
-import torch
 from torch import fx, nn
 
-from graphprune.artifact import read_artifact, write_artifact
-from graphprune.artifact.modes import describe_modes
-from graphprune.artifact.parts import describe_parts, parts_in, with_weights_of
+from graphprune.arithmetic import callers_modes_off
 from graphprune.calibration import Calibration, no_data
 from graphprune.channels.groups import Groups
 from graphprune.collector import collector_paused
-from graphprune.errors import ArtifactError, PipelineError, RewriteError, UsageError
-from graphprune.files import check_writable, write_whole
+from graphprune.errors import PipelineError, UsageError
 from graphprune.ir.program import Inputs, Program
 from graphprune.ir.twins import named_tensors, unwrapped
 from graphprune.ir.weights import Weights
 from graphprune.latency.environment import environment_of
 from graphprune.latency.table import LatencyTable
 from graphprune.own_class.limits import within_own_code
-from graphprune.own_class.seat import class_in, describe_class, in_own_class, seated
+from graphprune.own_class.seat import in_own_class
 from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
 from graphprune.passes.calibration.supply import SYNTHETIC, calibrated
 from graphprune.passes.latency.source import timed
@@ -34,15 +29,16 @@ from graphprune.passes.rewrite.recalibrate import RecalibratePass
 from graphprune.passes.rewrite.rewrite import RewritePass
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.select import selection_pass
-from graphprune.passes.selection.target import KINDS, split_target
+from graphprune.passes.selection.target import read_targets
 from graphprune.passes.verification.verify import VerifyPass, compare
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.pipeline.observers import Observer
 from graphprune.pipeline.pass_base import Pass
 from graphprune.pipeline.pass_manager import PassManager
 from graphprune.pipeline.text import format_pipeline, parse_pipeline
-from graphprune.placement import placement_of, with_values
+from graphprune.placement import placement_of
 from graphprune.plans.plan import Plan
+from graphprune.plans.reading import read_plan
 from graphprune.result import PruneResult, Report
 from graphprune.surveys.profiling import profile_program
 from graphprune.tracing import capture, normalise_inputs, put_back
@@ -63,6 +59,7 @@ def channel_groups(program: Program) -> Groups:
     return AnalysisManager().get(program, ChannelGroups)
 
 
+@callers_modes_off()
 def prune(
     model: nn.Module,
     example_inputs: Any,
@@ -125,10 +122,7 @@ def prune(
     >>> result.model.get_submodule("0").out_features
     16
     """
-    targets = dict([split_target(target)]) if isinstance(target, str) else dict(target)
-    unknown = targets.keys() - set(KINDS)
-    if unknown:
-        raise PipelineError(f"There is no target {min(unknown)!r}; choose from {', '.join(KINDS)}.")
+    targets = read_targets(target)
     passes: list[Pass] = [
         ScorePass(criterion=criterion, reduction=reduction, normalise=normalise, share=share, seed=seed),
         selection_pass(select, ranking, {"round_to": round_to, "min_channels": min_channels, "max_ratio": max_ratio, **targets}),
@@ -144,7 +138,7 @@ def prune(
     if captured.weights is not None and ("latency" in targets or data == SYNTHETIC):
         raise UsageError("A latency target and synthetic data need all weights in memory, and this model's are elsewhere.")
     program = calibrated(captured, data, seed=seed, whole=(model, example_inputs))
-    program = program.with_(exclude=tuple(exclude), policy=dict(policy or {}))
+    program = program.under(exclude, policy)
     analyses = AnalysisManager()
     if keep_class:
         program = within_own_code(unwrapped(model), normalise_inputs(example_inputs), program, analyses)
@@ -165,6 +159,7 @@ def _compensation(name: str) -> Pass:
     return COMPENSATIONS[name]()
 
 
+@callers_modes_off()
 def run_pipeline(
     program: Program,
     passes: str | Sequence[Pass],
@@ -188,6 +183,7 @@ def run_pipeline(
         return _result(done, plan, model)
 
 
+@callers_modes_off()
 def apply_plan(
     model: nn.Module,
     example_inputs: Any,
@@ -198,12 +194,13 @@ def apply_plan(
     observers: Sequence[Observer] = (),
     source: str = "",
 ) -> PruneResult:
-    """Carry out a plan (or the file of one) on the model that it was made for: the same slim model, bit for bit.
+    """Carry out a plan on the model that it was made for: the same slim model, bit for bit.
 
+    plan: or a file that holds one, of its own or of a slim model.
     keep_class: give back a model of the original's class; see :func:`prune`. Raises PlanError naming the first difference where the
     plan does not fit the model or contradicts itself, and RewriteError where the model's own code cannot follow it.
     """
-    decision = plan if isinstance(plan, Plan) else Plan.load(plan)
+    decision = plan if isinstance(plan, Plan) else read_plan(plan)
     program = capture(model, example_inputs, scopes=decision.scopes, source=source, on_demand=True)
     decision.check_fits(program.module)
     passes: list[Pass] = [RewritePass(), *([VerifyPass()] if verify else [])]
@@ -211,6 +208,7 @@ def apply_plan(
     return in_own_class(result, unwrapped(model), normalise_inputs(example_inputs)) if keep_class else result
 
 
+@callers_modes_off()
 def verify(
     original: nn.Module, slim: nn.Module, plan: Plan, example_inputs: Any, *, seed: int = 0, weights: bool = True
 ) -> Verification:
@@ -224,12 +222,12 @@ def verify(
     slim = unwrapped(slim)
     # The original is captured anew even if it is a graph: so it was when it was pruned, and nodes are paired by name.
     full = capture(original, inputs, scopes=plan.scopes, on_demand=True)
-    small, loads = _small(slim, inputs, plan)
+    small, loads = _graph_of(slim, inputs, plan)
     plan.check_fits(full.module)
     return compare(full.module, small, plan, full.inputs, seed=seed, weights=weights, loads=(full.weights, loads))
 
 
-def _small(slim: nn.Module, inputs: Inputs, plan: Plan) -> tuple[fx.GraphModule, Weights | None]:
+def _graph_of(slim: nn.Module, inputs: Inputs, plan: Plan) -> tuple[fx.GraphModule, Weights | None]:
     """The graph of a slim model, and where its weights are loaded from, if they are."""
     found = placement_of(slim)
     plain = slim if found is None else found.plain
@@ -237,93 +235,6 @@ def _small(slim: nn.Module, inputs: Inputs, plan: Plan) -> tuple[fx.GraphModule,
         return plain, None if found is None else found.weights(plain)
     program = capture(slim, inputs, scopes=plan.scopes, on_demand=True)
     return program.module, program.weights
-
-
-def save(result: PruneResult, path: str | Path) -> None:
-    """Write a slim model as one safetensors file that needs neither the original code nor pickle to load.
-
-    Of a model that was pruned in scopes the file holds all but the code around these; :func:`load` then asks for the
-    original. One that keeps its class is written as its graph, and loads into the original, too. ``.pt2`` writes an exported
-    program instead. Atomic. Raises UsageError where the path cannot be written, and ArtifactError where the model holds something
-    that the format cannot.
-    """
-    if Path(path).suffix == ".pt2":
-        _save_exported(result, Path(path))
-        return
-    scopes = result.scopes
-    write_artifact(
-        path,
-        with_weights_of(result.model, result.graph)
-        if scopes or result.keeps_class
-        else with_values(result.graph, placement_of(result.model)),
-        plan=result.plan.model_dump_json(),
-        inputs=result.inputs,
-        provenance={
-            "source": result.source,
-            "pipeline": result.plan.pipeline,
-            **describe_parts(scopes),
-            **describe_class(result),
-            **describe_modes(result.report.eval_only),
-        },
-    )
-
-
-def _save_exported(result: PruneResult, path: Path) -> None:
-    if result.scopes:
-        raise ArtifactError(
-            f"{path} cannot hold this model, which runs code around its pruned parts ({', '.join(result.report.scopes)}). "
-            "Write a .safetensors file, which loads into the original."
-        )
-    check_writable(path)
-    mode = result.model.training
-    exported = torch.export.export(result.graph.eval(), result.inputs.args, dict(result.inputs.kwargs))
-    result.model.train(mode)
-    stream = io.BytesIO()  # in memory first: torch aborts the process on a full disk
-    torch.export.save(exported, stream, extra_files={"plan.json": result.plan.model_dump_json()})
-    write_whole(path, stream.getvalue())
-
-
-@overload
-def load(path: str | Path) -> fx.GraphModule: ...
-
-
-@overload
-def load(path: str | Path, model: nn.Module) -> nn.Module: ...
-
-
-def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
-    """Load a slim model written by :func:`save`, without the code of the original and without pickle.
-
-    model: the original, with any weights, for a file that holds pruned parts of a model, or a model that keeps its class: a copy of
-        it with these parts, or layers, and all weights of the file is returned, and the model itself is not changed. Not used for
-        other files.
-
-    What keeps its behaviour of eval mode in train mode, and why, is in ``meta["eval_only"]`` of the graph module, as in
-    ``report.eval_only`` of the pruning.
-
-    Raises ArtifactError for a file that is damaged, hostile, no artifact, or does not go with the model.
-    """
-    artifact = read_artifact(path)
-    scopes = parts_in(artifact.provenance)
-    attributes = class_in(artifact.provenance)
-    if not scopes and (attributes is None or model is None):
-        return artifact.module
-    if model is None:
-        raise ArtifactError(
-            f"{path} holds parts of a model that does not trace as a whole ({', '.join(scope.path for scope in scopes)}). "
-            "Give the original, whose code runs them: graphprune.load(path, model)."
-        )
-    try:
-        original = unwrapped(model)
-        small = artifact.module
-        whole = put_back(original, small, scopes) if attributes is None else seated(original, small, attributes)
-        whole.load_state_dict(artifact.module.state_dict())
-    except (AttributeError, KeyError, IndexError, RuntimeError, RewriteError) as error:
-        raise ArtifactError(
-            f"{path} does not go with this {type(model).__name__}, whose parts or weights have other names or shapes. "
-            f"Give the model that was pruned{f': {source}' if (source := artifact.provenance.get('source')) else ''}."
-        ) from error
-    return whole
 
 
 def _result(done: Program, plan: Plan, model: nn.Module | None) -> PruneResult:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 import torch
@@ -35,8 +35,29 @@ _ATTENTION: Final = _calls("scaled_dot_product_attention") | {F.scaled_dot_produ
 
 
 @contextmanager
+def callers_modes_off() -> Iterator[None]:
+    """Without the inference mode and the autocast that the caller may be in, also as a decorator.
+
+    In inference mode torch does not take composed operators apart, and what it makes can never be trained.
+    """
+    with torch.inference_mode(False), _autocast_off():
+        yield
+
+
+@contextmanager
+def _autocast_off() -> Iterator[None]:
+    accelerator = torch.accelerator.current_accelerator()
+    with ExitStack() as stack:
+        for kind in ("cpu", *([] if accelerator is None else [accelerator.type])):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+@contextmanager
 def full_precision() -> Iterator[None]:
-    """Products of float32 numbers are taken in float32, not in TF32 or bfloat16; the switches are as before afterwards.
+    """Products of float32 numbers are taken in float32, not in TF32 or bfloat16, whatever switches and autocast say; these are as
+    before afterwards.
 
     >>> torch.backends.cudnn.conv.fp32_precision
     'tf32'
@@ -48,7 +69,8 @@ def full_precision() -> Iterator[None]:
     try:
         for switch, _ in coarse:
             switch.fp32_precision = "ieee"
-        yield
+        with _autocast_off():
+            yield
     finally:
         for switch, precision in coarse:
             switch.fp32_precision = precision

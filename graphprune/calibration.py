@@ -103,7 +103,7 @@ def default_loss(output: Any, target: Any) -> Tensor:
     if first is None and hasattr(output, "logits"):
         first = output.logits
     if target is None or first is None:
-        raise UsageError("The criterion needs a loss, and the calibration data have no targets. Give pairs (inputs, target).")
+        raise UsageError("The criterion needs a loss, and the calibration data have no targets. Give batches of (inputs, target).")
     if target.is_floating_point():
         return F.mse_loss(first, target)
     if first.dim() < 2 or first.shape[:1] + first.shape[2:] != target.shape:

@@ -7,7 +7,10 @@ to its exit codes (:class:`UsageError` to 2, :class:`CheckError` to 1) and print
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 _LONG: Final = re.compile(r"\S{400,}")
 _LONGEST: Final = 500  # characters of a line of another library
@@ -107,3 +110,9 @@ def first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     line = lines[0] if lines else "no message"
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
+
+
+def first_problem(error: ValidationError, whole: str = "the top level") -> tuple[str, str]:
+    """Where validated data are wrong first, and how, without a full stop. whole: the place that is no part of them."""
+    first = error.errors()[0]
+    return ".".join(map(str, first["loc"])) or whole, first["msg"].removeprefix("Value error, ").rstrip(".")

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from graphprune.errors import GraphpruneError, UsageError, first_line
+from graphprune.errors import GraphpruneError, UsageError, first_line, first_problem
 from graphprune.text import size as readable
 
 Data = TypeVar("Data", bound=BaseModel)
@@ -164,9 +164,8 @@ def parse_json(kind: type[Data], text: str, name: str, what: str, remedy: str, r
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the top level"
-        raise raises(f"{name} is no valid {what}: {first['msg']} at {place}. {remedy}") from error
+        place, problem = first_problem(error)
+        raise raises(f"{name} is no valid {what}: {problem} at {place}. {remedy}") from error
 
 
 def _sync(path: Path) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from graphprune.text import count, listed, share, size, verification_line
+from graphprune.text import cost_rows, count, listed, share, verification_line
 
 if TYPE_CHECKING:
     from graphprune.channels.groups import Group, Groups
-    from graphprune.costs.cost import Costs
     from graphprune.ir.program import Program
     from graphprune.plans.plan import Plan
     from graphprune.result import Report
@@ -22,7 +21,7 @@ _CELL: Final = "text-align:{};padding:0 1em 0 0;vertical-align:top"
 
 def of_result(report: Report, plan: Plan, source: str) -> str:
     """What a pruning did: costs, widths, and the proof."""
-    costs = table(("", "original", "slim", "remains"), _costs(report.before, report.after))
+    costs = table(("", "original", "slim", "remains"), cost_rows(report.before, report.after))
     widths = [(name, old, new, share(new, old)) for name, (old, new) in report.widths.items()]
     parts = [
         costs,
@@ -117,16 +116,6 @@ def folded(title: str, headings: Sequence[str], rows: Sequence[Sequence[object]]
 
 def _cell(tag: str, content: object, side: str) -> str:
     return f'<{tag} style="{_CELL.format(side)}">{escape(str(content))}</{tag}>'
-
-
-def _costs(before: Costs, after: Costs) -> list[tuple[str, str, str, str]]:
-    rows: list[tuple[str, int, int, Any]] = [
-        ("parameters", before.parameters, after.parameters, count),
-        ("MACs", before.macs, after.macs, count),
-        ("weights in memory", before.weight_bytes, after.weight_bytes, size),
-        ("peak activations", before.activation_bytes, after.activation_bytes, size),
-    ]
-    return [(name, show(old), show(new), share(new, old)) for name, old, new, show in rows]
 
 
 def _pairs(facts: Mapping[str, object]) -> str:

@@ -11,11 +11,13 @@ from torch import fx, nn
 from graphprune.channels.groups import Groups
 from graphprune.compensation import Compensated
 from graphprune.costs.cost import Costs
+from graphprune.errors import UsageError
 from graphprune.html import of_result
 from graphprune.ir.program import Inputs, Scope
 from graphprune.plans.editor import PlanEditor
 from graphprune.plans.plan import Plan
 from graphprune.plots import plot_widths
+from graphprune.text import columns, cost_rows, verification_line
 from graphprune.verification import Verification
 
 
@@ -42,8 +44,17 @@ class Report:
     compensation: tuple[Compensated, ...] = ()
     eval_only: Mapping[str, str] = field(default_factory=dict)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Report:
+        return self  # facts, which nobody changes
 
-@dataclass(frozen=True)
+    def __reduce__(self) -> str:
+        raise UsageError(
+            "The report of a result does not pickle, for its analysis holds operators. Pickle result.model and result.plan, "
+            "or write the result with graphprune.save."
+        )
+
+
+@dataclass(frozen=True, repr=False)
 class PruneResult:
     """A smaller model, the plan that made it, and what was achieved and proved.
 
@@ -53,14 +64,14 @@ class PruneResult:
     """
 
     model: nn.Module
-    graph: fx.GraphModule = field(repr=False)
+    graph: fx.GraphModule
     plan: Plan
     report: Report
-    inputs: Inputs = field(repr=False)
+    inputs: Inputs
     source: str = ""
-    scopes: tuple[Scope, ...] = field(default=(), repr=False)
+    scopes: tuple[Scope, ...] = ()
     keeps_class: bool = False
-    attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
+    attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def groups(self) -> Groups:
@@ -74,6 +85,19 @@ class PruneResult:
     def plot(self, axes: Any = None) -> Any:
         """A matplotlib figure of the widths before and after; see :func:`graphprune.plots.plot_widths`."""
         return plot_widths(self.report.widths, axes)
+
+    def __repr__(self) -> str:
+        """What was achieved and proved, as the interpreter and ``print`` show it."""
+        report = self.report
+        cut = sum(new < old for old, new in report.widths.values())
+        where = f" in {', '.join(report.scopes)}" if report.scopes else ""
+        return "\n".join(
+            [
+                f"{type(self.model).__name__}, pruned{where}: {cut} of {len(report.widths)} groups are narrower.",
+                columns([("", "original", "slim", "remains"), *cost_rows(report.before, report.after)]),
+                verification_line(report.verification) if report.verification else "Not verified.",
+            ]
+        )
 
     def _repr_html_(self) -> str:
         return of_result(self.report, self.plan, self.source)

@@ -23,3 +23,13 @@ class Scores:
 
     def __post_init__(self) -> None:
         self.values.setflags(write=False)
+
+
+def span(values: npt.NDArray[np.float64]) -> list[str]:
+    """The least, median and largest score among those that are known, as people read them.
+
+    >>> span(np.array([3.0, np.nan, 1.0])), span(np.array([]))
+    (['1', '2', '3'], ['-', '-', '-'])
+    """
+    known = values[np.isfinite(values)]
+    return [f"{value:.3g}" for value in (known.min(), np.median(known), known.max())] if known.size else ["-"] * 3

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from graphprune.costs.cost import Costs
     from graphprune.verification import Verification
 
 _DECIMAL = ("", " K", " M", " G", " T", " P")
@@ -25,6 +26,30 @@ def size(value: float) -> str:
 def share(part: float, whole: float) -> str:
     """A share as a percentage; a dash where there is no whole."""
     return f"{part / whole:.1%}" if whole else "-"
+
+
+def cost_rows(before: Costs, after: Costs) -> list[tuple[str, str, str, str]]:
+    """Each kind of cost, by name: before, after, and the share of it that remains."""
+    rows: list[tuple[str, int, int, Callable[[float], str]]] = [
+        ("parameters", before.parameters, after.parameters, count),
+        ("MACs (multiply-accumulates)", before.macs, after.macs, count),
+        ("FLOPs (2 per MAC)", before.flops, after.flops, count),
+        ("weights in memory", before.weight_bytes, after.weight_bytes, size),
+        ("peak activations", before.activation_bytes, after.activation_bytes, size),
+    ]
+    return [(name, show(old), show(new), share(new, old)) for name, old, new, show in rows]
+
+
+def columns(rows: Sequence[tuple[str, str, str, str]]) -> str:
+    """Rows of a name and figures, in columns.
+
+    >>> print(columns([("", "original", "slim", "remains"), ("parameters", "1,234", "617", "50.0%")]))
+                original  slim  remains
+    parameters     1,234   617    50.0%
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows)
+    return "\n".join("  ".join(line) for line in lines)
 
 
 def _scaled(value: float, step: int, units: Sequence[str]) -> str:

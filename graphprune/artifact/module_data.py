@@ -116,7 +116,8 @@ def _passes_on(module: nn.Module) -> bool:
 
 def _encode_attributes(module: nn.Module) -> dict[str, Any]:
     skipped = _INTERNAL | (_DERIVED if isinstance(module, nn.RNNBase) else frozenset())
-    return {key: _encode_attribute(key, value) for key, value in module.__dict__.items() if key not in skipped}
+    settings = {key: value for key, value in module.__dict__.items() if key not in skipped and not key.startswith("__")}
+    return {key: _encode_attribute(key, value) for key, value in settings.items()}  # torch.jit leaves "__overloads__" behind
 
 
 def _encode_attribute(key: str, value: Any) -> Any:

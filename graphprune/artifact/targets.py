@@ -30,17 +30,18 @@ from graphprune.ir.train_mode import add_in_train_mode
 Table = Mapping[str, Callable[..., Any]]
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """A set of names, from text that holds them with spaces between."""
     return frozenset(text.split())
 
 
-ATTRIBUTES = _words(
+ATTRIBUTES = words(
     "shape dtype device layout ndim itemsize nbytes T mT H mH real imag data requires_grad is_cuda is_cpu is_meta is_sparse "
     "is_quantized is_nested values indices"
 )
 """What ``getattr`` may read from a value."""
 
-_DENIED = _words(
+_DENIED = words(
     "numpy tofile register_hook register_post_accumulate_grad_hook apply_ map_ map2_ share_memory_ is_shared pin_memory "
     "data_ptr const_data_ptr storage untyped_storage storage_type storage_offset set_ resize resize_ resize_as resize_as_ "
     "resize_as_sparse_ sparse_resize_ sparse_resize_and_clear_ backward retain_grad record_stream module_load as_subclass new "
@@ -48,13 +49,13 @@ _DENIED = _words(
 )
 """Methods and operators that reach files, raw memory, hooks or Python code, whatever else lets them in."""
 
-_OPERATORS = _words(
+_OPERATORS = words(
     "abs add and_ contains eq floordiv ge getitem gt index inv invert is_ is_not le lshift lt matmul mod mul ne neg not_ or_ "
     "pos pow rshift setitem sub truediv truth xor iadd iand ifloordiv ilshift imatmul imod imul ior ipow irshift isub itruediv ixor"
 )
-_BUILTINS = _words("getattr len int float bool complex abs min max sum round pow divmod tuple list range slice all any")
-_TORCH_EXTRAS = _words("_assert sym_int sym_float sym_max sym_min sym_not sym_sqrt sym_ite is_tensor")
-_ATEN_PRIVATE = _words(
+_BUILTINS = words("getattr len int float bool complex abs min max sum round pow divmod tuple list range slice all any")
+_TORCH_EXTRAS = words("_assert sym_int sym_float sym_max sym_min sym_not sym_sqrt sym_ite is_tensor")
+_ATEN_PRIVATE = words(
     "_unsafe_view _to_copy _softmax _log_softmax _native_batch_norm_legit _native_batch_norm_legit_no_training "
     "_adaptive_avg_pool2d _adaptive_avg_pool3d _assert_async _assert_scalar _assert_tensor_metadata _conj _reshape_alias"
 )
@@ -181,12 +182,12 @@ def _find_operator(name: str) -> OpOverload | OpOverloadPacket:
 
 
 _EXPORTED = re.compile(r"torch\.ops\.([a-z_]+)\.([A-Za-z_][A-Za-z0-9_]*)\.([A-Za-z_][A-Za-z0-9_]*)", re.ASCII)
-_EXPORTED_SCALARS = _words("sym_constrain_range sym_constrain_range_for_size _assert_scalar")
-_EXPORTED_BLOCKS = _words("wrap_with_set_grad_enabled wrap_with_autocast cond while_loop map_impl scan associative_scan")
+_EXPORTED_SCALARS = words("sym_constrain_range sym_constrain_range_for_size _assert_scalar")
+_EXPORTED_BLOCKS = words("wrap_with_set_grad_enabled wrap_with_autocast cond while_loop map_impl scan associative_scan")
 _EXPORTED_FUNCTIONS: Mapping[str, frozenset[str]] = {
     "_operator": _OPERATORS,
     "math": frozenset(name for name, value in vars(math).items() if isinstance(value, BuiltinFunctionType)),
-    "torch": _words("sym_int sym_float sym_max sym_min sym_not sym_ite sym_sum _sym_sqrt"),
+    "torch": words("sym_int sym_float sym_max sym_min sym_not sym_ite sym_sum _sym_sqrt"),
 }
 
 

@@ -13,7 +13,7 @@ from graphprune.cli import options
 if TYPE_CHECKING:
     from graphprune.result import PruneResult
 
-PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan, as `graphprune prune --plan` writes it.")]
+PlanFile = Annotated[Path, typer.Argument(metavar="PLAN", help=options.PLAN_FILE)]
 
 
 def command(
@@ -30,16 +30,17 @@ def command(
     screen: options.Screen,
 ) -> None:
     """Carry out a plan on the model that it was made for: the same slim model, bit for bit."""
-    from graphprune import Plan, apply_plan
+    from graphprune import apply_plan
     from graphprune.cli.loading import Request, check_format, writing
     from graphprune.cli.slimming import finish
     from graphprune.cli.watching import Watching
+    from graphprune.plans.reading import read_plan
 
     request = Request.of(source, model, accuracy, device=device)
     watching = Watching(**vars(watch))
     check_format(out)
     with writing([out], [*request.files, plan]), screen.output() as output:
-        decision = Plan.load(plan)
+        decision = read_plan(plan)
         job = replace(request, scopes=decision.scopes).open(output)
 
         def run() -> PruneResult:

@@ -132,16 +132,9 @@ def _batch(inputs: Inputs) -> int | None:
 def show(found: Compared, output: Output) -> None:
     """Print what was found."""
     output.data(_data(found))
-    a, b = found.costs
     table = tables.plain_table("", "#A", "#B", "#B / A", title=f"A: {found.sources[0]}, B: {found.sources[1]}")
-    for label, left, right, text in (
-        ("parameters", a.parameters, b.parameters, tables.count),
-        ("MACs (multiply-accumulates)", a.macs, b.macs, tables.count),
-        ("FLOPs (2 per MAC)", a.flops, b.flops, tables.count),
-        ("weights in memory", a.weight_bytes, b.weight_bytes, tables.size),
-        ("peak activations", a.activation_bytes, b.activation_bytes, tables.size),
-    ):
-        table.add_row(label, text(left), text(right), tables.share(right, left))
+    for row in tables.cost_rows(*found.costs):
+        table.add_row(*row)
     if found.accuracy is not None:
         left_share, right_share = found.accuracy
         table.add_row(f"top-1 on {found.images:,} images", f"{left_share:.2%}", f"{right_share:.2%}", "")

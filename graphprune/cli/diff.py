@@ -13,16 +13,15 @@ from graphprune.cli.output import Output
 if TYPE_CHECKING:
     from graphprune.plans.diff import PlanDiff
 
-_WHAT = "A plan (.json), or a slim model that holds its plan (.safetensors, .pt2)."
-
 
 def command(
-    a: Annotated[Path, typer.Argument(metavar="PLAN_A", help=_WHAT)],
+    a: Annotated[Path, typer.Argument(metavar="PLAN_A", help=options.PLAN_FILE)],
     b: Annotated[Path, typer.Argument(metavar="PLAN_B", help="Another one for the same model.")],
     screen: options.Screen,
 ) -> None:
     """Compare two plans: what both keep, and what only one does. Exit code 1 where they differ."""
-    from graphprune.plans.diff import diff_plans, read_plan
+    from graphprune.plans.diff import diff_plans
+    from graphprune.plans.reading import read_plan
 
     with screen.output() as output:
         found = diff_plans(read_plan(a), read_plan(b))

@@ -108,7 +108,7 @@ def _bad_arguments(error: Exception) -> int:
     if type(error).__name__ == "NoArgsIsHelpError" or context is None:
         sys.stderr.write(f"{text}\n" if text else "")  # the message is the help, unless typer has printed it already
         return BAD_USAGE
-    return _say(f"error: {text.rstrip('.')}. See `{context.command_path} --help`.", BAD_USAGE)
+    return _say(f"error: {text if text.endswith(('.', '?')) else f'{text}.'} See `{context.command_path} --help`.", BAD_USAGE)
 
 
 def _deliberate(error: Exception) -> int:

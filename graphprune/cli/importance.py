@@ -21,6 +21,7 @@ from graphprune.passes.calibration.supply import calibrated
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.pipeline.pass_manager import PassManager
+from graphprune.scores import span
 from graphprune.tracing import capture
 
 _BARS: Final = " ▁▂▃▄▅▆▇█"
@@ -92,10 +93,9 @@ def rank_correlations(found: Sequence[Importance]) -> dict[str, float | None]:
 
 def _table(one: Importance) -> Any:
     table = tables.plain_table("group", "#units", "#least", "#median", "#most", "distribution", title=f"Scores by {one.criterion}")
+    table.columns[-1].no_wrap = True
     for name, scores in one.groups.items():
-        known = scores[np.isfinite(scores)]
-        figures = [f"{value:.3g}" for value in (known.min(), np.median(known), known.max())] if known.size else ["-"] * 3
-        table.add_row(tables.folded(name), str(scores.size), *figures, histogram(known))
+        table.add_row(tables.folded(name), str(scores.size), *span(scores), histogram(scores[np.isfinite(scores)]))
     return table
 
 

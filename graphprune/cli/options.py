@@ -17,6 +17,8 @@ import typer
 from graphprune.cli.output import Output
 from graphprune.errors import UsageError
 
+PLAN_FILE = "A plan (.json), or a slim model that holds its plan (.safetensors, .pt2)."
+
 _MODEL = "Model"
 _SCREEN = "Output"
 _RESULT = "Result"

@@ -9,10 +9,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+_LETTERS: Final = 12  # a column of text is not folded to less
+_ENDLESS: Final = 10_000
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,13 @@ class Output:
         self._stack.close()
 
     def show(self, *items: RenderableType) -> None:
-        """Print tables and the like."""
+        """Print tables and the like; a table that a narrow terminal cannot hold is wider, and the terminal breaks its lines."""
         for item in items:
-            self._screen.print(item)
+            if isinstance(item, Table):
+                with _width_for(item, self._screen):
+                    self._screen.print(item)
+            else:
+                self._screen.print(item)
 
     def say(self, text: str) -> None:
         """Print a line as it is, however long, so that paths and code can be copied."""
@@ -86,6 +95,22 @@ class Output:
             self._progress.remove_task(task._id)
             if self._watched and not self._progress.task_ids:
                 self._progress.stop()
+
+
+@contextmanager
+def _width_for(table: Table, screen: Console) -> Iterator[None]:
+    """The screen as wide as it is, and at least so wide that words stay words."""
+    endless = screen.options.update(max_width=_ENDLESS)
+    for column in table.columns:
+        longest = max(Measurement.get(screen, endless, cell).maximum for cell in (column.header, *column.cells))
+        column.width = column.min_width = longest if column.no_wrap else min(longest, _LETTERS)
+    width, screen.width = screen.width, max(screen.width, Measurement.get(screen, endless, table).maximum)
+    for column in table.columns:
+        column.width = None
+    try:
+        yield
+    finally:
+        screen.width = width
 
 
 def _finite(value: Any) -> Any:

@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from graphprune.text import cost_rows as cost_rows
 from graphprune.text import count as count
 from graphprune.text import listed as listed
 from graphprune.text import share as share
@@ -37,16 +38,11 @@ def plain_table(*headings: str, title: str | None = None) -> Table:
 def before_after(before: Costs, after: Costs, disk: tuple[int, int] | None, inputs: str, what: str = "Cost") -> Table:
     """Costs of the original and the slim model, with the share that remains. disk: bytes of the two files."""
     table = plain_table("", "#original", "#slim", "#remains", title=f"{what} at input {inputs}")
-    rows = [
-        ("parameters", before.parameters, after.parameters, count),
-        ("MACs (multiply-accumulates)", before.macs, after.macs, count),
-        ("FLOPs (2 per MAC)", before.flops, after.flops, count),
-        ("weights in memory", before.weight_bytes, after.weight_bytes, size),
-        *([("size on disk", *disk, size)] if disk else []),
-        ("peak activations", before.activation_bytes, after.activation_bytes, size),
-    ]
-    for label, old, new, show in rows:
-        table.add_row(label, show(old), show(new), share(new, old))
+    rows = cost_rows(before, after)
+    if disk is not None:
+        rows.insert(-1, ("size on disk", size(disk[0]), size(disk[1]), share(disk[1], disk[0])))
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

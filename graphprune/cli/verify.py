@@ -61,6 +61,7 @@ def _read(slim: Path, plan: Path | None) -> tuple[Artifact, Plan]:
     """The slim model and its plan. Raises ArtifactError or PlanError."""
     from graphprune.artifact import read_artifact
     from graphprune.plans.plan import Plan
+    from graphprune.plans.reading import read_plan
 
     if slim.suffix == ".pt2":
         raise UsageError(
@@ -68,7 +69,7 @@ def _read(slim: Path, plan: Path | None) -> tuple[Artifact, Plan]:
         )
     artifact = read_artifact(slim)
     if plan is not None:
-        return artifact, Plan.load(plan)
+        return artifact, read_plan(plan)
     if artifact.plan is None:
         raise UsageError(f"{slim} holds no plan. Give the one that it was made by, with --plan FILE.")
     return artifact, Plan.parse(artifact.plan, f"the plan in {slim}")

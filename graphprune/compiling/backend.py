@@ -21,6 +21,7 @@ from graphprune.ir.twins import unwrapped
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.plans.plan import Plan
+from graphprune.plans.reading import read_plan
 from graphprune.result import PruneResult
 from graphprune.tracing import capture
 
@@ -85,7 +86,7 @@ class Backend:
                 f"and verify; with a target also {', '.join(_SELECTION)}."
             )
         if isinstance(self.plan, (str, Path)):
-            object.__setattr__(self, "plan", Plan.load(self.plan))
+            object.__setattr__(self, "plan", read_plan(self.plan))
         if self.model is not None:
             object.__setattr__(self, "model", unwrapped(self.model))
 

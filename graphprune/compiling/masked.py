@@ -203,7 +203,7 @@ def masked(
     16
     """
     chosen = policy if policy is not None or plan is None else plan.policy
-    program = capture(model, example_inputs).with_(exclude=tuple(exclude), policy=dict(chosen or {}))
+    program = capture(model, example_inputs).under(exclude, chosen)
     if program.scopes:
         raise UsageError(
             f"{type(model).__name__} traces in parts only ({program.scopes[0].path}). "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from timeit import Timer
@@ -95,11 +95,6 @@ def check(job: Job, run: Callable[[Sequence[Inputs]], Ran]) -> Exported:
     batches = tuple(sorted(batch_of(given) for given in cases)) if job.dynamic else ()
     first = cases[0]
     return Exported(batches, worst, ran.ms, milliseconds(lambda: job.module(*first.args, **first.kwargs)))
-
-
-def with_note(exported: Exported, note: str) -> Exported:
-    """The same with a sentence to add."""
-    return replace(exported, note=note)
 
 
 def run_here(call: Callable[[Inputs], Any]) -> Callable[[Sequence[Inputs]], Ran]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_map
 
+from graphprune.errors import UsageError
 from graphprune.ir.twins import named_tensors
 from graphprune.ir.weights import Weights
 
@@ -88,6 +89,19 @@ class Scope:
     arguments: tuple[tuple[str, str], ...]
 
 
+def names_of(option: str, given: Iterable[Any]) -> tuple[str, ...]:
+    """Names of layers or tensors that an option takes: several, or a single one. Raises UsageError for what is none.
+
+    >>> names_of("exclude", "layer1.*"), names_of("exclude", ["stem", "head"])
+    (('layer1.*',), ('stem', 'head'))
+    """
+    found = (given,) if isinstance(given, str) else tuple(given)
+    wrong = next((name for name in found if not isinstance(name, str)), None)
+    if wrong is not None:
+        raise UsageError(f"{option} takes names, as of model.named_modules(), and was given a {type(wrong).__name__}.")
+    return found
+
+
 @dataclass(frozen=True)
 class Program:
     """A captured model on its way through the pipeline.
@@ -149,6 +163,12 @@ class Program:
     def values(self) -> Mapping[str, torch.Tensor]:
         """The same with their values: the module's own tensors, or what ``weights`` loads."""
         return self.tensors if self.weights is None else self.weights
+
+    def under(self, exclude: Iterable[str] = (), policy: Mapping[str, str] | None = None) -> Program:
+        """The program under constraints as a user gives them. Raises UsageError for what is none."""
+        if not isinstance(policy, Mapping | None):
+            raise UsageError(f'The policy {policy!r} is no mapping; write it as {{"heads": "whole"}}.')
+        return self.with_(exclude=names_of("exclude", exclude), policy=dict(policy or {}))
 
     def with_(self, **changes: Any) -> Program:
         """A copy with some fields replaced; another graph has another tape, and other weights."""

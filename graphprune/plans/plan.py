@@ -42,8 +42,8 @@ class Plan(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     schema_version: Literal[1] = 1
-    kept: dict[str, dict[Index, list[Index]]]
-    model: dict[str, str]
+    kept: dict[str, dict[Index, list[Index]]] = Field(repr=False)
+    model: dict[str, str] = Field(repr=False)
     policy: dict[str, str] = {}
     scopes: list[str] = []
     pipeline: str = ""

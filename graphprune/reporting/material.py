@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from graphprune.api import load
 from graphprune.artifact import read_artifact
 from graphprune.artifact.file import Artifact
 from graphprune.artifact.parts import parts_in
@@ -23,6 +22,7 @@ from graphprune.plans.plan import Plan
 from graphprune.recipe import Draft, ModelSection
 from graphprune.reporting.original import Original, analysed
 from graphprune.reporting.runs import Run, runs_in
+from graphprune.saving import load
 from graphprune.sources.load import names_code
 
 _KINDS: Final = "the folder of a run (or of several), an artifact (.safetensors), or a plan (.json)"

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from graphprune.errors import RunError
+from graphprune.errors import RunError, first_problem
 from graphprune.files import read_text
 from graphprune.plans.plan import Plan
 from graphprune.recipe import Draft
@@ -151,8 +151,7 @@ def _checked(read: Any, text: str, path: Path) -> Any:
     try:
         return read(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the top level"
-        raise RunError(f"{path} is damaged: {first['msg']} at {place}. Take it from a sound copy of the run.") from error
+        place, problem = first_problem(error)
+        raise RunError(f"{path} is damaged: {problem} at {place}. Take it from a sound copy of the run.") from error
     except (ValueError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {error}. Take it from a sound copy of the run.") from error

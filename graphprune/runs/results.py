@@ -8,7 +8,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, RootModel, ValidationError, model_validator
 
 from graphprune.costs.cost import Costs
-from graphprune.errors import RunError
+from graphprune.errors import RunError, first_problem
 from graphprune.latency.table import LatencyTable
 from graphprune.plans.plan import Plan
 
@@ -80,9 +80,8 @@ def check_result(step: str, result: Any) -> None:
     try:
         _STEPS[step].model_validate(result)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the top level"
+        place, problem = first_problem(error)
         raise RunError(
-            f"The journal of the run is damaged: the result of a step {step} is wrong ({first['msg']} at {place}). "
+            f"The journal of the run is damaged: the result of a step {step} is wrong ({problem} at {place}). "
             "Start anew in another folder."
         ) from error

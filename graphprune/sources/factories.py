@@ -160,6 +160,8 @@ def _attribute(call: Call) -> Any:
 
 
 def _import(name: str) -> Any:
+    if name.endswith(".py"):
+        raise UsageError(f"{name} is a file. Name the module in it, {name.removesuffix('.py')}, from the folder that holds it.")
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

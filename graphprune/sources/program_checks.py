@@ -14,14 +14,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from graphprune.artifact.targets import in_programs
+from graphprune.artifact.targets import in_programs, words
 from graphprune.artifact.values import shorten
 from graphprune.errors import ArtifactError
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
 
 _LONGEST: Final = 100_000
 _PLAIN: Final = re.compile(r"[\w.+-]{0,1000}", re.ASCII)
@@ -31,7 +26,7 @@ _IDENTIFIER: Final = re.compile(r"(?:[A-Za-z_]\w{0,1000})?", re.ASCII)
 _SYMBOL: Final = re.compile(r"[A-Za-z_]{0,40}[0-9]{0,6}", re.ASCII)
 """Names of sizes. torch counts up to the number in one, so it must not be large."""
 
-_NAMED: Final = _words(
+_NAMED: Final = words(
     "tensor_values sym_int_values sym_bool_values sym_float_values custom_obj_values opset_version "
     "treespec_namedtuple_fields as_string_to_argument config"
 )
@@ -141,7 +136,7 @@ _CHECKS: Final[Mapping[str, Callable[[Any], None]]] = {
 
 # -- expressions ---------------------------------------------------------------------------------------------------------------
 
-_FUNCTIONS: Final = _words(
+_FUNCTIONS: Final = words(
     "Symbol Dummy Integer Float Rational Add Mul Pow Abs Max Min Mod And Or Not Eq Ne Lt Le Gt Ge Equality "
     "Unequality StrictLessThan LessThan StrictGreaterThan GreaterThan Piecewise ExprCondPair Tuple floor ceiling "
     "FloorDiv ModularIndexing Where PythonMod CleanDiv CeilToInt FloorToInt CeilDiv FloatTrueDiv IntTrueDiv "
@@ -149,7 +144,7 @@ _FUNCTIONS: Final = _words(
     "PowByNatural FloatPow LShift RShift cast_symbool_to_symint_guardless max min abs int float bool round"
 )
 _POWERS: Final = frozenset({"Pow", "PowByNatural", "FloatPow", "LShift"})
-_MEMBERS: Final = _words(
+_MEMBERS: Final = words(
     "math.floor math.ceil math.trunc math.sqrt math.isnan math.inf math.nan torch.sym_max torch.sym_min "
     "torch.sym_not torch.sym_float torch.sym_int torch.sym_ite torch.sym_sum"
 )

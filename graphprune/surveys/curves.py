@@ -121,12 +121,18 @@ def sensitivity(
         raise UsageError(f"Ratio {wrong} is not between 0 and 1: it is the share of a group's units that is removed.")
     program = capture(model, example_inputs, scopes=scopes, source=source)
     program = calibrated(program, data, seed=seed, whole=(model, example_inputs))
-    program, manager = program.with_(exclude=tuple(exclude), policy=dict(policy or {})), AnalysisManager()
+    program, manager = program.under(exclude, policy), AnalysisManager()
     scoring = [ChannelsPass(exclude=program.exclude, policy=program.policy), ScorePass(criterion=criterion, seed=seed)]
     scored = PassManager(scoring).run(program, manager)
     found = manager.get(scored, ChannelGroups)
     policies = str(sorted(program.policy.items()))
-    settings = {"criterion": criterion, "exclude": ", ".join(exclude), "policy": policies, "seed": str(seed), "measure": measure}
+    settings = {
+        "criterion": criterion,
+        "exclude": ", ".join(program.exclude),
+        "policy": policies,
+        "seed": str(seed),
+        "measure": measure,
+    }
     start = known or Sensitivity(model=fingerprint(scored.module), settings=settings, baseline=float(evaluate(model)))
     _check_goes_on(start, fingerprint(scored.module), settings)
     order = unit_order(latest(scored.scores).values, found)

@@ -162,9 +162,9 @@ def sweep(
         program = calibrated(
             capture(model, example_inputs, scopes=scopes, source=source), data, seed=seed, whole=(model, example_inputs)
         )
-        program, manager = program.with_(exclude=tuple(exclude), policy=dict(policy or {})), AnalysisManager()
+        program, manager = program.under(exclude, policy), AnalysisManager()
         scoring: list[Pass] = [
-            ChannelsPass(exclude=tuple(exclude), policy=dict(policy or {})),
+            ChannelsPass(exclude=program.exclude, policy=program.policy),
             ScorePass(criterion=criterion, reduction=reduction, normalise=normalise, seed=seed),
         ]
         if latency is not None:

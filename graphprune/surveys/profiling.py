@@ -57,7 +57,7 @@ def profile(
     count = SAMPLES[compile] if samples is None else samples
     settings = Settings.model_validate({"mode": mode, "samples": count, "step": step})
     program = capture(model, example_inputs, scopes=scopes, source=source)
-    program = program.with_(exclude=tuple(exclude), policy=dict(policy or {}))
+    program = program.under(exclude, policy)
     groups = AnalysisManager().get(program, ChannelGroups)
     return profile_program(program, groups, environment, settings, path=path, clock=clock, progress=progress)
 

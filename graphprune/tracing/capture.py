@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.parameter import is_lazy
 
+from graphprune.arithmetic import callers_modes_off
 from graphprune.artifact.modes import noted_modes
 from graphprune.channels.tape import Step, run_error
 from graphprune.collector import collector_paused
 from graphprune.errors import CaptureError, TraceError, UsageError
 from graphprune.extensions import load_extensions
 from graphprune.ir.graph_module import adopt
-from graphprune.ir.program import Inputs, Program, Scope
-from graphprune.ir.twins import set_mode, unwrapped
+from graphprune.ir.program import Inputs, Program, Scope, names_of
+from graphprune.ir.twins import named_tensors, set_mode, unwrapped
 from graphprune.placement import Placement, placement_of
 from graphprune.tracing.inputs import ModuleCall, check_inputs, holds_tensor, normalise_inputs, options_of, with_names
 from graphprune.tracing.rehearsal import rehearse
@@ -26,6 +28,7 @@ from graphprune.tracing.tracer import Tracer
 from graphprune.tracing.training import Addition, Change, Differs, Mode, follow_mode, keep_still
 
 
+@callers_modes_off()
 def capture(
     model: nn.Module,
     example_inputs: Any,
@@ -109,6 +112,9 @@ def _checked(model: Any) -> nn.Module:
         )
     if not isinstance(model, nn.Module):
         raise CaptureError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
+    blank = next((name for name, tensor in named_tensors(model).items() if is_lazy(tensor)), None)
+    if blank is not None:
+        raise CaptureError(f"{blank} of {type(model).__name__} is lazy and has no shape yet. Run the model once before.")
     return unwrapped(model)
 
 
@@ -135,8 +141,8 @@ def _whole(root: nn.Module, inputs: Inputs) -> _Trace:
 
 
 def _scoped(root: nn.Module, inputs: Inputs, scopes: Sequence[str] | Sequence[ModuleCall]) -> _Trace:
-    names = [scope for scope in scopes if isinstance(scope, str)]
     calls = [scope for scope in scopes if isinstance(scope, ModuleCall)]
+    names = () if calls else names_of("scopes", scopes)
     trace = _best_trace(root, tuple(calls or named_scopes(root, _recorded(root, inputs), names)))
     for path, target in outside(trace.tracer.writer.graph, [call.path for call in trace.calls]):
         raise CaptureError(f"Scope {path!r} uses {target}, which lies outside of it; name a submodule that holds both.")
@@ -276,7 +282,7 @@ def _run_in_train_mode(trace: _Trace, root: nn.Module, still: Iterable[str] = ()
 
 
 def _graph_module(root: nn.Module, tracer: Tracer) -> fx.GraphModule:
-    """The graph over a tree of what it uses: the model's own layers and tensors, in plain modules of the same names."""
+    """The graph over a tree of what it uses: the model's own layers and tensors, in modules of the same names, or lists of them."""
     layers = {str(node.target) for node in tracer.writer.graph.nodes if node.op == "call_module"}
     tensors = {str(node.target) for node in tracer.writer.graph.nodes if node.op == "get_attr"}
     needed = {path[:end] for path in layers | tensors for end, letter in enumerate(path) if letter == "."}
@@ -291,12 +297,13 @@ def _part(source: nn.Module, path: str, layers: set[str], tensors: set[str], nee
     if path in layers:
         return source
     prefix = f"{path}." if path else ""
-    result = nn.Module()
+    kept = {name: child for name, child in source._modules.items() if child is not None and prefix + name in needed}
+    # Where numbers name all that is left, it is found by number, as in the model's own lists and sequences.
+    result = nn.ModuleList() if [*kept] == [str(index) for index in range(len(kept))] != [] else nn.Module()
     set_mode(result, source.training)
     result._parameters.update({name: value for name, value in source._parameters.items() if prefix + name in tensors})
     result._buffers.update({name: value for name, value in source._buffers.items() if prefix + name in tensors})
     result._non_persistent_buffers_set.update(source._non_persistent_buffers_set & result._buffers.keys())
-    for name, child in source._modules.items():
-        if child is not None and prefix + name in needed:
-            result._modules[name] = _part(child, prefix + name, layers, tensors, needed)
+    for name, child in kept.items():
+        result._modules[name] = _part(child, prefix + name, layers, tensors, needed)
     return result

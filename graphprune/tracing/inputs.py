@@ -71,4 +71,7 @@ def check_inputs(root: nn.Module, inputs: Inputs) -> None:
     try:
         inspect.signature(root.forward).bind(*inputs.args, **inputs.kwargs)
     except TypeError as error:
-        raise CaptureError(f"The example inputs do not fit {type(root).__name__}.forward: {error}.") from error
+        hint = " A dict is taken as keyword arguments; for a forward that takes one, give ({...},)." if inputs.kwargs else ""
+        raise CaptureError(
+            f"The example inputs ({inputs.describe()}) do not fit {type(root).__name__}.forward: {error}.{hint}"
+        ) from error

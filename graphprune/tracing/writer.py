@@ -58,7 +58,6 @@ class Writer:
         self._results = results
         self._shadow = shadow
         self._names = self._tensor_names()
-        self._autocast = torch._C._is_any_autocast_enabled()
         self._places: MutableMapping[int, _Place] = {}
         self._held: MutableMapping[fx.Node, Any] = {}
         self._devices: dict[int, tuple[torch.device, torch.Tensor]] = {}
@@ -194,7 +193,7 @@ class Writer:
         return node
 
     def _check_autocast(self) -> None:
-        if torch._C._is_any_autocast_enabled() and not self._autocast:
+        if torch._C._is_any_autocast_enabled():
             raise Untraceable("it runs under autocast, which a graph cannot say")
 
     def adds(self, tensor: torch.Tensor, amount: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from graphprune.errors import UsageError
+from graphprune.errors import UsageError, first_problem
 
 _Share = Annotated[float, Field(ge=0, lt=1)]
 _AtLeast0 = Annotated[float, Field(ge=0)]
@@ -95,9 +95,8 @@ class Training(BaseModel):
         try:
             return Training.model_validate(self.model_dump() | options)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise UsageError(f"The training cannot have {place or 'these options'}: {first['msg']}.") from error
+            place, problem = first_problem(error, "these options")
+            raise UsageError(f"The training cannot have {place}: {problem}.") from error
 
     def learning_rate(self, epoch: float) -> float:
         """The learning rate at a point of the schedule, 0 to ``epochs``: epoch 2.5 is in the middle of the third."""

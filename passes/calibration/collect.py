@@ -230,7 +230,7 @@ class Runner:
     @contextmanager
     def _arithmetic(self, backward: bool) -> Iterator[None]:
         gradients = torch.enable_grad() if backward else torch.no_grad()
-        with torch.autocast(self.device.type, enabled=False), full_precision(), gradients:
+        with full_precision(), gradients:
             yield
 
     def _look(self, data: Calibration, batches: Sequence[Batch], watch: Watch) -> None:

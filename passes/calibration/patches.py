@@ -20,7 +20,7 @@ from graphprune.passes.calibration.contraction import Contraction, find_contract
 from graphprune.passes.calibration.interpreters import Stepwise
 from graphprune.passes.calibration.lanes import Watching, calibration_batches, copies, storage
 from graphprune.passes.calibration.least_squares import SecondMoments
-from graphprune.passes.calibration.loading import device_of, loaded, parts_of
+from graphprune.passes.calibration.loading import loaded, parts_of
 
 _Lane: TypeAlias = tuple[int, Stepwise]
 _Names: TypeAlias = dict[int, tuple[str, Tensor]]  # parameters with their first names, by their storage
@@ -96,7 +96,7 @@ class PatchSource:
             with loaded(program.weights, self._module, part):
                 tensors = named_tensors(self._module)
                 names |= {storage(tensors[name]): (first, tensors[name]) for name, first in self._first.items()}
-                with torch.no_grad(), torch.autocast(device_of(program).type, enabled=False), full_precision():
+                with torch.no_grad(), full_precision():
                     for lane, interpreter in lanes:
                         self._advance(lane, interpreter, part, names, found)
                 for patches in found.values():

@@ -71,9 +71,12 @@ def _resize_sizes(site: Site, position: int, name: str, expected: Sequence[int])
     _ATEN.view.default,
     _ATEN.reshape.default,
     _ATEN.expand.default,
+    _ATEN.broadcast_to.default,
     _ATEN._unsafe_view.default,
     _ATEN.new_zeros.default,
     _ATEN.new_ones.default,
+    _ATEN.new_empty.default,
+    _ATEN.new_full.default,
 )
 def shape_of_output(site: Site) -> None:
     """The size arguments restate the output's shape; -1 keeps inferring."""
@@ -90,6 +93,9 @@ def shape_of_output(site: Site) -> None:
     torch.full,
     _ATEN.zeros.default,
     _ATEN.ones.default,
+    _ATEN.empty.memory_format,
+    _ATEN.rand.default,
+    _ATEN.randn.default,
     _ATEN.full.default,
 )
 def created(site: Site) -> None:
@@ -121,7 +127,7 @@ def repeat_interleave(site: Site) -> None:
         _set(node, 3, "output_size", site.size(size, expected))
 
 
-@resize_call("unflatten", torch.unflatten)
+@resize_call("unflatten", torch.unflatten, _ATEN.unflatten.int)
 def unflatten(site: Site) -> None:
     """``unflatten(x, dim, sizes)``: sizes restate the axes that dim becomes."""
     node = site.node
@@ -149,8 +155,11 @@ _SECTIONS: Final[Mapping[Any, str]] = {
     torch.chunk,
     torch.tensor_split,
     _ATEN.split.Tensor,
+    _ATEN.split.sizes,
     _ATEN.split_with_sizes.default,
     _ATEN.chunk.default,
+    _ATEN.tensor_split.sections,
+    _ATEN.tensor_split.indices,
 )
 def split(site: Site) -> None:
     """Parts that the call as it is would not make of the kept channels are split by explicit sizes."""
@@ -185,14 +194,14 @@ def narrow(site: Site) -> None:
 
 @resize_call(_ATEN.slice.Tensor)
 def slice_(site: Site) -> None:
-    """``slice(x, dim, start, end)``: as ``x[start:end]`` on one axis."""
+    """``slice(x, dim, start, end, step)``: as ``x[start:end:step]`` on one axis."""
     node = site.node
     source = _input(node)
     axis = _argument(node, 1, "dim", 0) % len(site.old_shape(source))
     bounds = slice(_argument(node, 2, "start"), _argument(node, 3, "end"), _argument(node, 4, "step", 1))
     new = _resized_slice(site, source, axis, bounds)
     if new is not bounds:
-        node.args = (source, axis, new.start, new.stop)
+        node.args = (source, axis, new.start, new.stop, new.step)
         node.kwargs = {}
 
 
@@ -313,21 +322,16 @@ def group_norm(site: Site) -> None:
     F.conv1d,
     F.conv2d,
     F.conv3d,
-    torch.conv1d,
-    torch.conv2d,
-    torch.conv3d,
-    _ATEN.conv1d.default,
-    _ATEN.conv2d.default,
-    _ATEN.conv3d.default,
+    F.conv_transpose1d,
+    F.conv_transpose2d,
+    F.conv_transpose3d,
+    *(getattr(getattr(_ATEN, f"conv{n}d"), overload) for n in (1, 2, 3) for overload in ("default", "padding")),
+    _ATEN.conv_transpose1d.default,
+    _ATEN.conv_transpose2d.input,
+    _ATEN.conv_transpose3d.input,
 )
 def convolution(site: Site) -> None:
-    """groups is a kept count where whole groups go."""
-    _groups(site, 6)
-
-
-@resize_call(F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, _ATEN.conv_transpose2d.input)
-def transposed_convolution(site: Site) -> None:
-    """As a convolution; the argument stands elsewhere."""
+    """groups is a kept count where whole groups go; it stands at the same place in all of them."""
     _groups(site, 6)
 
 

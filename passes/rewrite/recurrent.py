@@ -14,7 +14,7 @@ from graphprune.resizers import Site, resize_call
 _GATES: Final = 4
 
 
-@resize_call(torch.lstm)
+@resize_call(torch.lstm, torch.ops.aten.lstm.input, torch.ops.aten.lstm.data)
 def projected(site: Site) -> None:
     """An LSTM with projections has states of two widths, and torch takes two that are equal for one without.
 

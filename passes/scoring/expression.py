@@ -45,6 +45,11 @@ def parse_criterion(text: str) -> tuple[Term, ...]:
     >>> [(term.criterion.name, term.weight) for term in parse_criterion("0.25*l1+0.75*l2")]
     [('l1', 0.25), ('l2', 0.75)]
     """
+    if not isinstance(text, str):
+        raise UsageError(
+            f"A criterion is named by text, and was given as a {type(text).__name__}. Register one of your own with "
+            "graphprune.criteria.criterion, and give its name."
+        )
     terms = []
     position = 0
     while True:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd
+from numbers import Integral
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -65,9 +66,11 @@ class Budgeted(Pass):
 
     def check_floors(self) -> None:
         """Raise UsageError for options that say nothing sensible about widths."""
-        rounds = self.round_to == "auto" or (not isinstance(self.round_to, str) and self.round_to >= 1)
-        if not rounds or self.min_channels < 1 or not 0 < self.max_ratio <= 1:
-            raise UsageError(f"{self.name} needs round_to and min_channels of at least 1, and max_ratio over 0 and at most 1.")
+        counts = [self.min_channels, *([] if self.round_to == "auto" else [self.round_to])]
+        if not all(isinstance(count, Integral) and count >= 1 for count in counts) or not 0 < self.max_ratio <= 1:
+            raise UsageError(
+                f"{self.name} needs whole numbers of at least 1 for round_to and min_channels, and max_ratio over 0 and at most 1."
+            )
 
     @abstractmethod
     def choose(self, question: Question, analyses: AnalysisView) -> Choice:
@@ -184,7 +187,7 @@ class Question:
         # Kernel extents (axes from 2 on) are no channels and nothing that a user could free.
         frozen = sorted((g for g in self.groups.frozen if any(m.axis < 2 for m in g.members)), key=lambda g: -_slice_count(g))
         blockers = dict.fromkeys(f"{g.name} ({g.reason})" for g in frozen)
-        names = "; ".join(list(blockers)[:3]) or "no frozen group, only the floors of each group"
+        names = "; ".join(list(blockers)[:3]) or ("the floors of its groups" if self.groups.prunable else "it has no channels")
         share = reachable / original if original else 1.0
         remedy = "Loosen the target, exclude, min_channels, max_ratio or round_to."
         if _looks_like_a_share(limit.target):

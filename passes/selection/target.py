@@ -57,8 +57,7 @@ def parse_target(kind: str, value: float | str) -> Target:
     """A target from ``50%``, ``0.5`` (a share), ``60M`` or ``20MiB`` (an amount). Raises UsageError for anything else."""
     text = str(value).strip()
     match = _NUMBER.fullmatch(text)
-    if kind not in KINDS:
-        raise UsageError(f"There is no target {kind!r}; choose from {', '.join(KINDS)}.")
+    _check_kind(kind)
     suffixes = KINDS[kind]
     if match is None or match[3] not in (None, "%", *suffixes):
         raise UsageError(f"Target {kind}={text} is no number; write what must remain, as 50%, 0.5 or 60{list(suffixes)[1]}.")
@@ -82,3 +81,22 @@ def split_target(text: str) -> tuple[str, str]:
     if not equals:
         raise UsageError(f"Target {text!r} has no '='; write it as macs=50%, params=2M or weight_bytes=20MB.")
     return kind.strip(), value.strip()
+
+
+def read_targets(target: str | Mapping[str, float | str]) -> dict[str, float | str]:
+    """Amounts by kind, as a user gives them: ``macs=50%``, or a mapping of several. Raises UsageError for unknown kinds.
+
+    >>> read_targets("macs=50%"), read_targets({"macs": 0.5, "params": "2M"})
+    ({'macs': '50%'}, {'macs': 0.5, 'params': '2M'})
+    """
+    if not isinstance(target, str | Mapping):
+        raise UsageError(f"Target {target!r} does not say of what; write it as macs=50%, params=2M or weight_bytes=20MB.")
+    found: dict[str, float | str] = dict([split_target(target)] if isinstance(target, str) else target)
+    for kind in found:
+        _check_kind(kind)
+    return found
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise UsageError(f"There is no target {kind!r}; choose from {', '.join(KINDS)}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,3 +76,38 @@ def test_recurrent_kernels_are_off_within_and_as_before_afterwards() -> None:
     with taken_apart(torch.relu):
         assert (torch.backends.cudnn.enabled, torch.backends.mkldnn.enabled) == before
     assert (torch.backends.cudnn.enabled, torch.backends.mkldnn.enabled) == before
+
+
+def _pruned() -> graphprune.PruneResult:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.Flatten(), nn.Linear(288, 4))
+    batches = [(torch.randn(8, 3, 8, 8), torch.arange(8) % 4)]
+    options: dict[str, Any] = {"criterion": "taylor", "data": batches, "compensate": "least-squares", "recalibrate": True}
+    return graphprune.prune(model, batches[0][0], target="macs=50%", **options)
+
+
+def test_autocast_of_the_caller_changes_nothing() -> None:
+    """Its casts would be operators of the tape, and hide what a proof is to find."""
+    expected = _pruned()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = _pruned()
+        assert torch.is_autocast_enabled("cpu")
+        with full_precision():
+            assert (torch.eye(2) @ torch.eye(2)).dtype == torch.float32
+    assert found.plan == expected.plan
+    assert all(torch.equal(tensor, expected.model.state_dict()[name]) for name, tensor in found.model.state_dict().items())
+
+
+def test_what_is_made_in_inference_mode_is_pruned_alike_and_trains(tmp_path: Path) -> None:
+    """There torch runs composed operators whole, and no tensor made there ever has a gradient."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)), torch.zeros(1, 3, 8, 8)
+    expected = graphprune.prune(model, x).plan
+    with torch.inference_mode():
+        result = graphprune.prune(model, x)
+        graphprune.save(result, tmp_path / "slim.safetensors")
+        slim = graphprune.load(tmp_path / "slim.safetensors")
+    assert result.plan == expected
+    for trained in (result.model, slim):
+        trained(x).sum().backward()
+        assert all(parameter.grad is not None for parameter in trained.parameters())

@@ -62,3 +62,21 @@ def test_a_figure_without_matplotlib_is_refused_with_the_remedy(monkeypatch: pyt
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(UsageError, match="pip install"):
         pruned().plot()
+
+
+def test_a_result_prints_as_what_was_achieved_and_proved() -> None:
+    """In few lines: its fields, as a dataclass prints them, fill screens."""
+    result = pruned()
+    lines = str(result).splitlines()
+    assert lines[0] == "Sequential, pruned: 2 of 2 groups are narrower."
+    after = result.report.after.parameters
+    assert lines[2].split() == ["parameters", "588", str(after), f"{after / 588:.1%}"]
+    assert lines[-1].startswith("Verified against the masked original") and len(lines) == 8
+    assert "0.0.weight" not in str(result.plan) and "macs" not in str(result.plan.target)
+
+
+def test_what_was_pruned_in_parts_or_not_proved_says_so() -> None:
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 8))
+    result = graphprune.prune(nn.Sequential(model, nn.ReLU()), torch.zeros(1, 8), scopes="0", verify=False)
+    assert repr(result).splitlines()[0] == "Sequential, pruned in 0: 1 of 1 groups are narrower."
+    assert repr(result).endswith("Not verified.")

@@ -22,8 +22,9 @@ from graphprune.cli.output import Output
 from graphprune.cli.run_plots import draw
 from graphprune.ir.program import Inputs
 from graphprune.methods import iterative
-from graphprune.plans.diff import diff_plans, read_plan
+from graphprune.plans.diff import diff_plans
 from graphprune.plans.plan import Plan
+from graphprune.plans.reading import read_plan
 from graphprune.recipe import Draft, example
 from graphprune.reporting import gather, render, sections_of
 from graphprune.reporting.material import Request

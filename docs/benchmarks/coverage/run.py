@@ -35,7 +35,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
@@ -96,6 +96,16 @@ def rows_of(keys: Sequence[str], script: str, limits: watch.Limits, jobs: int) -
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def fill(path: Path, todo: Sequence[str], script: str, options: argparse.Namespace, publish: Callable[[], None]) -> None:
+    """Put the rows of these models into a file of rows as they are finished, and publish after each."""
+    start, limits = time.monotonic(), watch.Limits(options.limit_seconds, options.limit_gib)
+    with closing(rows_of(todo, script, limits, options.jobs)) as found:
+        for done, row in enumerate(found, 1):
+            store.put(path, row)
+            print(progress(row, done, len(todo), start), flush=True)
+            publish()
+
+
 def progress(row: Row, done: int, total: int, start: float) -> str:
     """One line: how far, how long still, and what became of the model."""
     left = (time.monotonic() - start) / done * (total - done)
@@ -111,20 +121,26 @@ def wanted(keys: Sequence[str], known: dict[str, Row], options: argparse.Namespa
     return [key for key in keys if key not in known or (options.failed and known[key]["status"] not in _GOOD)]
 
 
+def parser_of(about: str | None) -> argparse.ArgumentParser:
+    """The options of every script that has a child process for each model. about: help."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="suites (torchvision, timm, timm-all, transformers) or models")
+    parser.add_argument("--limit-seconds", type=float, default=600.0, help="limit of CPU time of one model")
+    parser.add_argument("--limit-gib", type=float, default=14.0, help="limit of resident memory of one model")
+    parser.add_argument("--jobs", type=int, default=1, help="models at a time")
+    parser.add_argument("--publish", action="store_true", help="write the pages from the rows, and stop")
+    return parser
+
+
 def arguments() -> argparse.Namespace:
     """What the command line says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="suites (torchvision, timm, timm-all, transformers) or models")
+    parser = parser_of(__doc__)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--resume", action="store_true", help="leave models that have a row (the default)")
     which.add_argument("--again", action="store_true", help="do all models anew")
     which.add_argument("--failed", action="store_true", help="do models that are not proved anew")
-    parser.add_argument("--limit-seconds", type=float, default=600.0, help="limit of CPU time of one model")
-    parser.add_argument("--limit-gib", type=float, default=14.0, help="limit of resident memory of one model")
-    parser.add_argument("--jobs", type=int, default=1, help="models at a time")
     parser.add_argument("--against-peer", action="store_true", help="compare with torch-pruning 1.6.1")
     parser.add_argument("--pick", action="store_true", help="find the smallest model of each family of timm, and stop")
-    parser.add_argument("--publish", action="store_true", help="write the pages from the rows, and stop")
     return parser.parse_args()
 
 
@@ -157,13 +173,7 @@ def main() -> int:
         known = store.read(RESULTS)
         todo.sort(key=lambda key: known.get(key, {}).get("parameters", math.inf))
     print(f"{len(keys)} models, {len(keys) - len(todo)} of them done already.", flush=True)
-    start = time.monotonic()
-    limits = watch.Limits(options.limit_seconds, options.limit_gib)
-    with closing(rows_of(todo, script, limits, options.jobs)) as found:
-        for done, row in enumerate(found, 1):
-            store.put(path, row)
-            print(progress(row, done, len(todo), start), flush=True)
-            table.publish(HERE, store.read(RESULTS), store.read(PEER))
+    fill(path, todo, script, options, lambda: table.publish(HERE, store.read(RESULTS), store.read(PEER)))
     rows = store.read(path)
     return int(any(rows[key]["status"] not in _GOOD for key in keys))
 

@@ -18,6 +18,7 @@ from graphprune.recipe import DataSection, Draft, RunSection
 from graphprune.reporting.facts import Chart, Missing, Section, Table
 from graphprune.reporting.material import Material
 from graphprune.reporting.original import Original
+from graphprune.scores import span
 from graphprune.training.data import load_training_data
 
 _BINS: Final = 40
@@ -122,10 +123,8 @@ def _drawn(original: Original, values: Any, chosen: dict[str, str], material: Ma
 
 def _row(name: str, kept: Any, gone: Any) -> list[str]:
     scores = np.concatenate([kept, gone])
-    known = scores[np.isfinite(scores)]
-    figures = [f"{value:.3g}" for value in (known.min(), np.median(known), known.max())] if known.size else ["-"] * 3
     bounds = [f"{float(pick(part)):.3g}" if part.size else "-" for pick, part in ((np.nanmax, gone), (np.nanmin, kept))]
-    return [name, str(scores.size), str(gone.size), *figures, *bounds]
+    return [name, str(scores.size), str(gone.size), *span(scores), *bounds]
 
 
 def _cut(gone: Any, kept: Any) -> dict[str, Any] | None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import graphprune
-from graphprune.errors import ArtifactError, PlanError
-from graphprune.plans.diff import diff_plans, read_plan
+from graphprune.errors import PlanError
+from graphprune.plans.diff import diff_plans
 from graphprune.plans.plan import Plan
 
 MODEL = {"a.weight": "float32[6, 3]", "a.bias": "float32[6]", "b.weight": "float32[2, 6]", "c.weight": "float32[4, 2]"}
@@ -64,28 +61,6 @@ def test_plans_for_two_models_are_refused_with_the_first_difference(other: dict[
         diff_plans(plan([0]), Plan(kept={}, model=other))
 
 
-def test_plans_are_read_from_whatever_holds_one(tmp_path: Path) -> None:
-    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
-    result = graphprune.prune(model, torch.zeros(2, 8), target="channels=50%")
-    result.plan.save(tmp_path / "plan.json")
-    for name in ("slim.safetensors", "slim.pt2"):
-        graphprune.save(result, tmp_path / name)
-        assert diff_plans(read_plan(tmp_path / name), read_plan(tmp_path / "plan.json")).same
-
-
-def test_files_without_a_plan_are_refused(tmp_path: Path) -> None:
-    program = torch.export.export(nn.Linear(2, 2).eval(), (torch.zeros(1, 2),))
-    torch.export.save(program, tmp_path / "plain.pt2")
-    with pytest.raises(PlanError, match="holds no plan"):
-        read_plan(tmp_path / "plain.pt2")
-    (tmp_path / "noise.pt2").write_bytes(b"noise")
-    with pytest.raises(PlanError, match="Cannot read the plan"):
-        read_plan(tmp_path / "noise.pt2")
-    (tmp_path / "noise.safetensors").write_bytes(b"noise")
-    with pytest.raises(ArtifactError):
-        read_plan(tmp_path / "noise.safetensors")
-
-
 @pytest.mark.parametrize(
     "kept", [{"gone": {0: [1]}}, {"c.weight": {5: [0]}}, {"c.weight": {0: [1, 0]}}, {"c.weight": {0: [4]}}, {"c.weight": {0: []}}]
 )
@@ -99,9 +74,3 @@ def test_a_size_that_is_absurd_takes_no_memory() -> None:
     model = {"a.weight": f"float32[{10**15}]"}
     found = diff_plans(Plan(kept={"a.weight": {0: [1, 3]}}, model=model), Plan(kept={}, model=model))
     assert (found.axes[0].both, found.axes[0].only_a, found.axes[0].only_b) == (2, 0, 10**15 - 2)
-
-
-def test_a_pipe_in_the_place_of_a_program_is_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "slim.pt2")
-    with pytest.raises(PlanError, match="it is no file"):
-        read_plan(tmp_path / "slim.pt2")

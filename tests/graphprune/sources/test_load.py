@@ -134,6 +134,7 @@ def test_python_factory_of_the_current_folder(here: Path, text: str, width: int)
     [
         ("toy_models:nett", "toy_models has no 'nett'. Nearest names: net"),
         ("toy_modelz:net", "no Python module 'toy_modelz' in the current folder"),
+        ("toy_models.py:net", "toy_models.py is a file. Name the module in it, toy_models, from the folder"),
         ("toy_models:listing", "gives a list, not a torch.nn.Module"),
         ("toy_models:number", "gives a int, not a torch.nn.Module"),
         ("toy_models:broken", "Building toy_models:broken failed: RuntimeError: no such backbone."),
