@@ -1,7 +1,7 @@
 """Whole model zoos under torch.compile: does the slim model compile wherever the original does, and no oftener?
 
     python compile.py                        # torchvision, one model of each family of timm, and transformers
-    python compile.py torchvision            # a suite: torchvision, timm, timm-all or transformers
+    python compile.py torchvision            # a suite: torchvision, timm, timm-all, transformers or model-type
     python compile.py timm:convnext_nano     # models
     python compile.py --again resnet18       # anew; without it only what has no row yet is done
 

@@ -1,7 +1,7 @@
 """Whole model zoos that keep their classes: what is pruned, and does the model's own code do what the proved graph does?
 
     python own_class.py                        # torchvision, one model of each family of timm, and transformers
-    python own_class.py torchvision            # a suite: torchvision, timm, timm-all or transformers
+    python own_class.py torchvision            # a suite: torchvision, timm, timm-all, transformers or model-type
     python own_class.py timm:convnext_nano     # models
     python own_class.py --again resnet18       # anew; without it only what has no row yet is done
 

@@ -1,7 +1,7 @@
 """Whole model zoos: is every model captured, analysed, cut to half of every group, and proved?
 
     python run.py                            # torchvision, one model of each family of timm, and transformers
-    python run.py torchvision                # a suite: torchvision, timm, timm-all or transformers
+    python run.py torchvision                # a suite: torchvision, timm, timm-all, transformers or model-type
     python run.py timm:convnext_nano bert    # models
     python run.py --again resnet50           # anew; without it only what has no row yet is done
     python run.py --failed                   # anew, those that are not proved
@@ -124,7 +124,7 @@ def wanted(keys: Sequence[str], known: dict[str, Row], options: argparse.Namespa
 def parser_of(about: str | None) -> argparse.ArgumentParser:
     """The options of every script that has a child process for each model. about: help."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="suites (torchvision, timm, timm-all, transformers) or models")
+    parser.add_argument("names", nargs="*", help="suites (torchvision, timm, timm-all, transformers, model-type) or models")
     parser.add_argument("--limit-seconds", type=float, default=600.0, help="limit of CPU time of one model")
     parser.add_argument("--limit-gib", type=float, default=14.0, help="limit of resident memory of one model")
     parser.add_argument("--jobs", type=int, default=1, help="models at a time")
@@ -166,7 +166,9 @@ def main() -> int:
     try:
         keys = chosen(options.names)
     except KeyError as error:
-        print(f"There is no suite or model {error}. Suites: torchvision, timm, timm-all, transformers.", file=sys.stderr)
+        print(
+            f"There is no suite or model {error}. Suites: torchvision, timm, timm-all, transformers, model-type.", file=sys.stderr
+        )
         return 2
     todo = wanted(keys, store.read(path), options)
     if options.against_peer:  # it takes hours: the smallest first, so that a part of it is of many models

@@ -35,14 +35,17 @@ _HEADINGS = (
 
 
 def publish(folder: Path, rows: Mapping[str, Row], compared: Mapping[str, Row]) -> None:
-    """Write README.md, timm_all.md where more than timm's smallest models are known, and peer.md where any is compared."""
+    """Write README.md, timm_all.md for more than timm's smallest models, model_types.md, and peer.md, each where it has rows."""
     smallest = {f"timm:{name}" for name in json.loads(_SMALLEST.read_text()).values()}
     others = {key: row for key, row in rows.items() if key.startswith("timm:") and key not in smallest}
-    chosen = {key: row for key, row in rows.items() if key not in others}
+    types = {key: row for key, row in rows.items() if key.startswith("model-type:")}
+    chosen = {key: row for key, row in rows.items() if key not in others and key not in types}
     title = "Coverage: whole model zoos, cut in half and proved"
     _write(folder / "README.md", coverage_page(title, chosen, ("torchvision", "timm", "transformers")))
     if others:
         _write(folder / "timm_all.md", coverage_page("Coverage: the other models of timm", others, ("timm",)))
+    if types:
+        _write(folder / "model_types.md", coverage_page("Coverage: types of models of transformers", types, ("model-type",)))
     if compared:
         _write(folder / "peer.md", peer_page(compared))
 
@@ -79,8 +82,8 @@ def summary(rows: Mapping[str, Row], reference: Mapping[str, Row]) -> str:
     return (
         f"**{len(proved)} of {len(rows)} models proved** ({whole} of them traced whole); worst error {worst:.1e}. "
         f"Geometric means over these: {geomean([row['left'] for row in proved]):.3f} of the parameters left, "
-        f"{geomean([row['prune_seconds'] for row in proved]):.2f} s. "
-        f"Of {len(judged)} with a reference, {met} leave no more than it (within 0.005)."
+        f"{geomean([row['prune_seconds'] for row in proved]):.2f} s."
+        + (f" Of {len(judged)} with a reference, {met} leave no more than it (within 0.005)." if judged else "")
     )
 
 

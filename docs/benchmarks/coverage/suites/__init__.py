@@ -16,16 +16,18 @@ SUITES = {
     "timm": ("timm", "smallest"),
     "timm-all": ("timm", "names"),
     "transformers": ("transformers", "names"),
+    "model-type": ("model_types", "names"),
 }
 _USUAL = ("torchvision", "timm", "transformers")
+_MODULES = {library: library for library in _USUAL} | {"model-type": "model_types"}
 
 
 def load(key: str) -> Case:
     """The case of a key such as ``torchvision:resnet50``. Raises KeyError for an unknown library or model."""
     library, _, name = key.partition(":")
-    if library not in _USUAL:
+    if library not in _MODULES:
         raise KeyError(key)
-    case: Case = _module(library).case(name)
+    case: Case = _module(_MODULES[library]).case(name)
     return case
 
 
@@ -37,7 +39,7 @@ def keys(suite: str) -> list[str]:
 
 
 def chosen(words: Sequence[str]) -> list[str]:
-    """The keys that words name: suites, keys, or bare model names of any suite; all but ``timm-all`` for no words.
+    """The keys that words name: suites, keys, or bare model names of any suite; the usual suites for no words.
 
     Raises KeyError for a word that names nothing.
     """
