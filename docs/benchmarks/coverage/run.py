@@ -45,7 +45,7 @@ import store
 import table
 import watch
 from store import Row
-from suites import chosen
+from suites import SUITES, chosen
 
 HERE = Path(__file__).resolve().parent
 RESULTS, PEER = HERE / "results.jsonl", HERE / "peer.jsonl"

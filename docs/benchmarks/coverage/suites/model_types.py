@@ -7,6 +7,8 @@ name of the model's main input. Types whose configurations do not fit together s
 from __future__ import annotations
 
 import inspect
+import json
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -16,17 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from suites.case import Case
 
-_NAMES: Final = """
-afmoe aimv2_vision_model albert altclip apertus apertus1p5_text arcee aria beit bert big_bird biogpt bit blenderbot blip bloom
-canine chinese_clip clipseg codegen cohere conditional_detr convbert cvt dab-detr data2vec-audio data2vec-vision deberta-v2
-deformable_detr detr dinov2 dinov2_with_registers dinov3_vit dpt electra ernie exaone4 falcon falcon_mamba flava fnet focalnet
-gemma3_text git glpn gpt_neo gpt_neox gpt_oss gptj granite groupvit hgnet_v2 hiera hubert ibert idefics3 jamba layoutlm led
-llama4_text llava longformer m2m_100 marian markuplm maskformer mixtral mobilebert mobilenet_v2 mobilevit modernbert moonshine
-mpnet mpt mt5 nemotron nystromformer olmo2 olmoe opt owlv2 owlvit paligemma pegasus persimmon phi3 poolformer prophetnet pvt
-pvt_v2 qwen2_moe qwen3_moe qwen3_next recurrent_gemma regnet resnet roformer rwkv sew sew-d smollm3 squeezebert stablelm
-starcoder2 table-transformer tapas unispeech-sat univnet vilt visual_bert vit_mae vit_msn vits wav2vec2-conformer wavlm
-whisper xlm-roberta xlnet xlstm yolos
-""".split()
+_NAMES: Final[list[str]] = json.loads(Path(__file__).with_suffix(".json").read_text())
 
 _WIDTH, _HEADS, _LAYERS, _FFN, _VOCABULARY = 32, 4, 2, 48, 99
 _SIZES: Final[dict[str, Any]] = {
