@@ -166,9 +166,7 @@ def main() -> int:
     try:
         keys = chosen(options.names)
     except KeyError as error:
-        print(
-            f"There is no suite or model {error}. Suites: torchvision, timm, timm-all, transformers, model-type.", file=sys.stderr
-        )
+        print(f"There is no suite or model {error}. Suites: {', '.join(SUITES)}.", file=sys.stderr)
         return 2
     todo = wanted(keys, store.read(path), options)
     if options.against_peer:  # it takes hours: the smallest first, so that a part of it is of many models
