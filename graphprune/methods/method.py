@@ -16,6 +16,7 @@ from torch import nn
 from graphprune.calibration import Calibration
 from graphprune.claims import claimed_folder
 from graphprune.errors import UsageError
+from graphprune.ir.program import names_of
 from graphprune.ir.twins import unwrapped
 from graphprune.plans.plan import Plan, fingerprint
 from graphprune.randomness import own_randomness
@@ -151,9 +152,9 @@ class Method(Generic[Chosen]):
             example_inputs,
             Loop(train, evaluate),
             load_calibration(found) if isinstance(found, str) else found,
-            tuple(exclude),
+            names_of("exclude", exclude),
             dict(policy or {}),
-            tuple(scopes),
+            names_of("scopes", scopes),
             Path(folder) if folder is not None else None,
             seed,
             verify,

@@ -14,7 +14,7 @@ from graphprune.channels.tape import run_graph
 from graphprune.compensation import Compensated
 from graphprune.costs.cost import Costs
 from graphprune.errors import UsageError
-from graphprune.ir.program import Inputs, Program
+from graphprune.ir.program import Inputs, Program, names_of
 from graphprune.passes.analysis.channels import ChannelsPass
 from graphprune.passes.calibration.supply import SYNTHETIC
 from graphprune.passes.rewrite.compensate import CompensatePass
@@ -22,7 +22,7 @@ from graphprune.passes.rewrite.rewrite import RewritePass
 from graphprune.passes.scoring.expression import parse_criterion
 from graphprune.passes.scoring.score import ScorePass, check_streams
 from graphprune.passes.selection.select import selection_pass
-from graphprune.passes.selection.target import split_target
+from graphprune.passes.selection.target import read_targets
 from graphprune.pipeline.observers import Observer
 from graphprune.pipeline.pass_base import Pass
 from graphprune.pipeline.pass_manager import PassManager
@@ -121,7 +121,7 @@ def prune_checkpoint(
     """
     chosen = {"round_to": round_to, "min_channels": min_channels, "max_ratio": max_ratio, **_targets(target)}
     passes: list[Pass] = [
-        ChannelsPass(exclude=tuple(exclude), policy=dict(policy or {})),
+        ChannelsPass(exclude=names_of("exclude", exclude), policy=dict(policy or {})),
         ScorePass(criterion=criterion, reduction=reduction, normalise=normalise, share=share, seed=seed),
         selection_pass(select, ranking or ("local" if select == "select" else "global"), chosen),
         RewritePass(),
@@ -244,7 +244,7 @@ class _Job:
 
 
 def _targets(target: str | Mapping[str, float | str]) -> dict[str, float | str]:
-    targets: dict[str, Any] = dict([split_target(target)]) if isinstance(target, str) else dict(target)
+    targets = read_targets(target)
     if "latency" in targets:
         raise UsageError("A latency target needs the whole model on a device. Use macs, params, weight_bytes, memory or channels.")
     return targets
