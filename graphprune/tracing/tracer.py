@@ -55,6 +55,7 @@ class Tracer(TorchFunctionMode):
         self._root = root
         self._still = {f"{path}.{name}".removesuffix(".") for path in still for name, _ in root.get_submodule(path).named_modules()}
         self._taking_bool: set[str] = earlier._taking_bool if earlier else set()  # modules that pass their mode to C functions
+        self._unaware: set[str] = earlier._unaware if earlier else set()  # modules that trace, if at all, without knowing of it
         self._recording = Recording()
         self._results: Results = Results(self._recording, earlier._results if earlier else None)
         self._shadow: Shadow = Shadow(root, self._call_module, mode, earlier._shadow if earlier else None)
@@ -228,12 +229,16 @@ class Tracer(TorchFunctionMode):
         self.mode.consulted = False
         around, self.writer.module = self.writer.module, path
         try:
-            result = self._run(module, path, before, args, kwargs)
+            with _compiling(torch.compiler._is_compiling_flag and path not in self._unaware):
+                result = self._run(module, path, before, args, kwargs)
             asks = self.mode.consulted
         except Exception as error:
-            self.failed = self.failed or path
             self.writer.discard_after(before)
             del self.questions[asked:]
+            if torch.compiler._is_compiling_flag and path not in self._unaware:
+                self._unaware.add(path)
+                return self._call_module(module, path, args, kwargs)
+            self.failed = self.failed or path
             return self._call_opaque(module, path, args, kwargs, error)
         finally:
             self.mode.consulted |= consulted

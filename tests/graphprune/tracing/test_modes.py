@@ -223,3 +223,31 @@ def test_a_model_on_the_meta_device() -> None:
         model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     program = graphprune.capture(model, torch.zeros(2, 4, device="meta"))
     assert program.module(torch.zeros(3, 4, device="meta")).shape == (3, 2)
+
+
+def looks_unless_compiled(self: Any, x: Tensor) -> Any:
+    """A check of values, which libraries leave out when they are traced."""
+    if not torch.compiler.is_compiling() and x.isnan().any():
+        return x
+    return F.dropout(self.a(x), 0.5 * self.training)
+
+
+def looks_when_compiled(self: Any, x: Tensor) -> Any:
+    """An operator for compilers that does not trace, in place of a loop that does (associative scans)."""
+    y = self.b(x)
+    return F.dropout(y * y.sum().item() if torch.compiler.is_compiling() else y + x, 0.5 * self.training)
+
+
+def test_a_part_that_does_not_trace_when_it_knows_of_it_is_traced_unawares() -> None:
+    one, other = net(looks_unless_compiled, a=nn.Linear(4, 6)), net(looks_when_compiled, b=nn.Linear(6, 6))
+    model = ready(net(lambda self, x: self.c(self.other(self.one(x))), one=one, other=other, c=nn.Linear(6, 2)))
+    found, _ = check(model, X, Y)
+    assert not found.program.opaque and not found.program.eval_only
+
+
+def test_what_traces_in_neither_way_is_a_leaf() -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        return self.b(x) * x.sum().item()
+
+    model = ready(net(lambda self, x: self.c(self.other(x)), other=net(forward, b=nn.Linear(4, 6)), c=nn.Linear(6, 2)))
+    assert set(graphprune.capture(model, X).opaque) == {"other"}
