@@ -197,6 +197,32 @@ class Gated(Block):
 
 
 @block
+class Modulated(Block):
+    """Shift, scale and gate: rows of a table beside what a layer makes of the mean token, told apart by position."""
+
+    rank = 2
+
+    @staticmethod
+    def draw(random: Random, *shapes: Shape) -> Options:
+        return {"kind": random.choice(["chunks", "unbound", "indices"])}
+
+    def make(self, shape: Shape, kind: str) -> None:
+        width = shape[1]
+        self.kind = kind
+        self.table = nn.Parameter(torch.randn(3, width))
+        self.embed, self.mix = nn.Linear(width, 3 * width), nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Any:
+        rows = self.table + self.embed(x.mean(1)).reshape(x.shape[0], 3, -1)
+        if self.kind == "chunks":
+            shift, scale, gate = rows.chunk(3, 1)
+        else:
+            parts = rows.unbind(1) if self.kind == "unbound" else [rows[:, i] for i in range(3)]
+            shift, scale, gate = (row.unsqueeze(1) for row in parts)
+        return x + gate * self.mix(x * (1 + scale) + shift)
+
+
+@block
 class MixTokens(Block):
     """Linear layers across the tokens, as in MLP mixers."""
 
