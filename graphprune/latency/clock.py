@@ -71,10 +71,10 @@ class DeviceClock:
             def copy() -> CopyTimes:
                 for subject in subjects:
                     move(subject.module, random)
-                with steady_allocator():
-                    return self._by_turns(calls)
+                return self._by_turns(calls)
 
-            return sampled(copy, self.effort)
+            with steady_allocator():  # for all copies: memory that goes back between them is paid for in the turns that follow
+                return sampled(copy, self.effort)
 
     def nodes(self, subject: Subject) -> dict[str, float]:
         """See :class:`Clock`. Nodes run eagerly, whatever the compile mode."""

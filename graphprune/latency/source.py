@@ -36,16 +36,22 @@ class Measured:
         return Ratio(self.share, self.error)
 
     def pooled(self, again: Measured) -> Measured:
-        """Both measurements of the same models as one: the surer one counts more."""
+        """Both measurements of the same models as one: the surer one counts more.
+
+        Where they differ by more than their errors say, something changed between them, and the error of both grows by as much
+        (the scale factor of the Particle Data Group, or Birge's ratio).
+        """
         least = 1e-9  # so that two exact ones have a mean
         mine, theirs = (1 / (one.error**2 + least**2) for one in (self, again))
         weight = theirs / (mine + theirs)
+        surprise = abs(np.log(self.share / again.share)) / np.sqrt(1 / mine + 1 / theirs)
 
         def mean(one: float, other: float) -> float:
             return float(one ** (1 - weight) * other**weight)
 
         parts = self.parts if self.parts is None or again.parts is None else (self.parts + again.parts) / 2
-        return Measured(mean(self.slim, again.slim), mean(self.whole, again.whole), float(np.sqrt(1 / (mine + theirs))), parts)
+        error = max(1.0, float(surprise)) / float(np.sqrt(mine + theirs))
+        return Measured(mean(self.slim, again.slim), mean(self.whole, again.whole), error, parts)
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ _HEAD = """# Targets on measured latency
 Made by `run.py` beside this page, which says how. {versions}.
 
 A latency table predicts; selection times what it chooses and puts the budget right. *measured* is the latency of the rewritten
-model as a share of the original's, timed by turns with it in another measurement after the selection. What follows ± is
-one standard error, over copies of both in memory. score: the share of the l2 importance (scaled within groups) that the slim
-model keeps.
+model as a share of the original's, timed by turns with it in other measurements after the selection. What follows ± is
+one standard error, over copies of both in memory and, where there are several, over measurements. score: the share of the l2
+importance (scaled within groups) that the slim model keeps.
 """
 
 
@@ -41,7 +41,11 @@ def _summary(rows: Sequence[Row]) -> str:
     asked = sum(row["way"] == "latency" for row in rows)
     text = f"{within} of {asked} targets on latency are within 2 % of the target; the worst is {worst:.1%} off."
     errors = [row["reached_error"] / row["reached"] for row in met if "reached_error" in row]
-    return text + (f" These figures are sure to {max(errors):.1%} or better (one standard error).\n" if errors else "\n")
+    if errors:
+        text += f" These figures are sure to {max(errors):.1%} or better (one standard error)."
+    if any(row["timing"] != "three times" for row in met):
+        text += " Some were measured once: their error leaves out what changes from one measurement to the next."
+    return text + "\n"
 
 
 def _targets(rows: Sequence[Row], models: Sequence[str], shares: Sequence[float]) -> str:

@@ -13,8 +13,9 @@ For each model:
   - its latency table, as ``graphprune profile`` makes it (kept in ``tables/``; an interrupted run goes on from it);
   - for each of :data:`SHARES` of the latency three slim models of that measured latency: the knapsack's on the latency; a uniform
     one (local ranking); and the knapsack's on MACs, whose target is moved until the latency is reached. What each keeps of the
-    score is compared. Selection times slim models itself; the figures here are of another measurement after the rewrite, by turns
-    with the original, over copies of both until the ratio's standard error is 0.2 % (or 180 s are over, 20 s on a GPU).
+    score is compared. Selection times slim models itself; the figures here are of other measurements after the rewrite, by turns
+    with the original: three of them, each with both compiled anew, over copies of both for up to 30 s (7 s on a GPU). Where these
+    three differ by more than their copies do, that is in the error.
 With ``--peer``: torch-pruning's model at half the MACs (local ranking), ours at the same MACs (knapsack), and ours at the peer's
 latency; all of them timed by turns with the original.
 
@@ -33,6 +34,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +51,8 @@ from graphprune.latency.clock import DeviceClock, Subject  # noqa: E402
 from graphprune.latency.copies import PUBLISHED  # noqa: E402
 from graphprune.latency.environment import environment_of  # noqa: E402
 from graphprune.latency.model import held_out_accuracy  # noqa: E402
+from graphprune.latency.source import Measured  # noqa: E402
 from graphprune.latency.table import LatencyTable  # noqa: E402
-from graphprune.latency.timing import Timing  # noqa: E402
 from graphprune.passes.latency.source import timed  # noqa: E402
 from graphprune.passes.scoring.score import latest  # noqa: E402
 from graphprune.plans.plan import kept_units  # noqa: E402
@@ -59,9 +61,10 @@ from graphprune.surveys.pareto import kept_score  # noqa: E402
 MODELS = ("resnet18", "mobilenet_v2", "resnet56", "resnet50")
 BATCH = {"cpu": {"resnet56": 16, "": 1}, "cuda": {"resnet56": 512, "": 64}}  # "": of the others
 SHARES = (0.75, 0.5, 0.35)
-EFFORT = {"cpu": PUBLISHED, "cuda": replace(PUBLISHED, seconds=20)}  # a GPU has nothing else to do
+EFFORT = {"cpu": replace(PUBLISHED, seconds=30), "cuda": replace(PUBLISHED, seconds=7)}  # a GPU has nothing else to do
+_AGAIN = 3  # measurements after the rewrite
 _BY_MACS = 8  # slim models for a target on MACs that are timed at most
-_TIMING = "copies"  # how rows were timed; those that were timed otherwise are made anew
+_TIMING = "three times"  # how rows were timed; those that were timed otherwise are made anew
 ROUND_TO = 8  # channels: the processor works on eight numbers at a time
 RESULTS, TABLES = HERE / "results.jsonl", HERE / "tables"
 Row = dict[str, Any]
@@ -137,10 +140,15 @@ class Bench:
         assert best is not None
         return best[1]
 
-    def again(self, *slim: nn.Module) -> list[Timing]:
-        """Times of the original and of slim models, by turns."""
+    def again(self, *slim: nn.Module) -> list[Measured]:
+        """Times of slim models by turns with the original, in several measurements."""
         subjects = [Subject(module, (self.inputs,)) for module in (graph(self.model, self.inputs), *slim)]  # type: ignore[arg-type]
-        return DeviceClock(self.environment, EFFORT[self.environment.device]).whole(subjects)
+        clock = DeviceClock(self.environment, EFFORT[self.environment.device])
+        found: list[list[Measured]] = []
+        for _ in range(_AGAIN):
+            whole, *slims = clock.whole(subjects)
+            found.append([Measured(one.median_ms, whole.median_ms, one.over(whole).error) for one in slims])
+        return [reduce(Measured.pooled, of_one) for of_one in zip(*found, strict=True)]
 
     def score(self, result: graphprune.PruneResult) -> float:
         """The share of the l2 score that a slim model keeps."""
@@ -191,15 +199,13 @@ def targets(name: str, way: str, options: argparse.Namespace) -> None:
         row |= {"held_out": None if accuracy is None else accuracy.mean, "made_with": made_with(device)}
         try:
             result = WAYS[way](bench, share)
-            whole, slim = bench.again(result.graph)
-            ratio = slim.over(whole)
+            (slim,) = bench.again(result.graph)
             row |= {
                 "selected": result.plan.achieved.get("latency"),
                 "selected_error": result.plan.errors.get("latency"),
-                "reached": ratio.value,
-                "reached_error": ratio.value * ratio.error,
-                "copies": len(whole.copies_ms),
-                "whole_ms": whole.median_ms,
+                "reached": slim.share,
+                "reached_error": slim.share * slim.error,
+                "whole_ms": slim.whole,
                 "score": bench.score(result),
                 **costs(result),
             }
@@ -221,12 +227,12 @@ def peer(name: str, weights: Path | None) -> None:
         same_macs = graphprune.prune(
             bench.model, bench.inputs, target={"macs": left}, select="knapsack", round_to=ROUND_TO, verify=False
         )
-        whole, slim = bench.again(theirs)
-        same_time = bench.by_latency(slim.over(whole).value, select="knapsack")
-        whole, *slims = bench.again(theirs, same_macs.graph, same_time.graph)
-        row |= {"whole_ms": whole.median_ms, "peer_macs": left}
-        for what, ratio in zip(("peer", "same_macs", "same_latency"), (slim.over(whole) for slim in slims), strict=True):
-            row |= {f"{what}_latency": ratio.value, f"{what}_latency_error": ratio.value * ratio.error}
+        (slim,) = bench.again(theirs)
+        same_time = bench.by_latency(slim.share, select="knapsack")
+        slims = bench.again(theirs, same_macs.graph, same_time.graph)
+        row |= {"whole_ms": slims[0].whole, "peer_macs": left}
+        for what, slim in zip(("peer", "same_macs", "same_latency"), slims, strict=True):
+            row |= {f"{what}_latency": slim.share, f"{what}_latency_error": slim.share * slim.error}
         row |= {"same_macs_macs": costs(same_macs)["macs"], "same_latency_macs": costs(same_time)["macs"]}
         row |= {"same_macs_score": bench.score(same_macs), "same_latency_score": bench.score(same_time)}
     except Exception as error:

@@ -91,7 +91,7 @@ def test_the_plan_has_the_error_of_the_measured_share(
     monkeypatch.setattr("graphprune.passes.latency.source.DeviceClock", lambda environment, **options: _Copies())
     plan = graphprune.prune(model(), IMAGE, target="latency=60%", latency=here[2], select="knapsack", verify=False).plan
     once = standard_error([-0.02, 0, 0.02])
-    repeats = [plan.achieved["latency"] * once / times**0.5 for times in (1, 2, 3)]
+    repeats = [plan.achieved["latency"] * once / times**0.5 for times in (2, 3, 4)]
     assert any(plan.errors["latency"] == pytest.approx(error, rel=1e-3) for error in repeats)
     assert f"± {plan.errors['latency']:.1%} measured" in str(plan.scores)
     predicted = graphprune.prune(model(), IMAGE, target="latency=60%", latency=here[2], measure=False, verify=False).plan

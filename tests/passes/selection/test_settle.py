@@ -208,7 +208,7 @@ def test_targets_are_met_though_the_table_is_wrong_about_every_layer(block: int,
     bench = Bench(Chain(SIZES, EVEN, block), Chain(SIZES, off_by(0.2, block), block), noise)
     found = bench.settle(share)
     assert bench.reached(found.widths) == pytest.approx(share, rel=0.02)
-    assert len(bench.models) <= 8 and bench.times <= 3 * len(bench.models)
+    assert len(bench.models) <= 8 and bench.times <= 4 * len(bench.models)
 
 
 @pytest.mark.parametrize("share", [0.75, 0.5, 0.35])
@@ -238,6 +238,9 @@ def test_one_that_is_clearly_off_is_measured_once_and_one_at_the_edge_again() ->
     exact = Bench(model, model)
     exact.settle(0.5)
     assert exact.times == 1, "met, and no doubt about it"
+    sure = Bench(model, model, told=1e-5)
+    sure.settle(0.5)
+    assert sure.times == 2, "where the clock has an error at all, what the search ends with is measured twice"
     noisy = Bench(model, model, noise=0.01)
     noisy.settle(0.5)
     assert noisy.times > len(noisy.models)
@@ -249,7 +252,7 @@ def test_a_target_within_reach_of_the_error_ends_the_search_and_beyond_it_does_n
     bench = Bench(Chain(SIZES, EVEN), Chain(SIZES, EVEN), told=error, bias=0.98)
     found = bench.settle(0.5)
     assert (len(bench.models) == 1) == ends and found.measured is not None
-    assert (found.measured.error < error) == ends, "measured again before it is given up"
+    assert found.measured.error < error, "measured again before it is given up, or returned"
 
 
 def test_noise_is_not_chased() -> None:
