@@ -13,7 +13,7 @@ from graphprune.calibration import Calibration, no_data
 from graphprune.channels.groups import Groups
 from graphprune.collector import collector_paused
 from graphprune.errors import PipelineError, UsageError
-from graphprune.ir.program import Inputs, Program
+from graphprune.ir.program import Inputs, Program, Scope
 from graphprune.ir.twins import named_tensors, unwrapped
 from graphprune.ir.weights import Weights
 from graphprune.latency.environment import environment_of
@@ -41,7 +41,7 @@ from graphprune.plans.plan import Plan
 from graphprune.plans.reading import read_plan
 from graphprune.result import PruneResult, Report
 from graphprune.surveys.profiling import profile_program
-from graphprune.tracing import capture, normalise_inputs, put_back
+from graphprune.tracing import capture, joined, normalise_inputs, put_back
 from graphprune.verification import Verification
 
 #: What ``compensate`` may be.
@@ -222,18 +222,21 @@ def verify(
     slim = unwrapped(slim)
     # The original is captured anew even if it is a graph: so it was when it was pruned, and nodes are paired by name.
     full = capture(original, inputs, scopes=plan.scopes, on_demand=True)
-    small, loads = _graph_of(slim, inputs, plan)
+    small, loads = _graph_of(slim, inputs, full.scopes)
     plan.check_fits(full.module)
     return compare(full.module, small, plan, full.inputs, seed=seed, weights=weights, loads=(full.weights, loads))
 
 
-def _graph_of(slim: nn.Module, inputs: Inputs, plan: Plan) -> tuple[fx.GraphModule, Weights | None]:
-    """The graph of a slim model, and where its weights are loaded from, if they are."""
+def _graph_of(slim: nn.Module, inputs: Inputs, scopes: Sequence[Scope]) -> tuple[fx.GraphModule, Weights | None]:
+    """The graph of a slim model, and where its weights are loaded from, if they are. scopes: of the original."""
     found = placement_of(slim)
     plain = slim if found is None else found.plain
     if isinstance(plain, fx.GraphModule):
         return plain, None if found is None else found.weights(plain)
-    program = capture(slim, inputs, scopes=plan.scopes, on_demand=True)
+    whole = joined(plain, scopes) if scopes and found is None else None
+    if whole is not None:  # captured anew, its nodes could have other names, by which they are paired
+        return whole, None
+    program = capture(slim, inputs, scopes=[scope.path for scope in scopes], on_demand=True)
     return program.module, program.weights
 
 

@@ -135,6 +135,33 @@ def put_back(model: nn.Module, slim: fx.GraphModule, scopes: Sequence[Scope]) ->
     return copy.deepcopy(model, memo)
 
 
+def joined(model: nn.Module, scopes: Sequence[Scope]) -> fx.GraphModule | None:
+    """The graph of a model whose scopes are graph modules: what :func:`put_back` took apart, with the names that nodes have there.
+
+    None where a scope is no graph module.
+    """
+    parts = [model.get_submodule(scope.path) for scope in scopes]
+    graph = fx.Graph()
+    given = {name: graph.placeholder(name) for scope in scopes for _, name in scope.arguments if name}
+    results: list[Any] = []
+    for scope, part in zip(scopes, parts, strict=True):
+        if not isinstance(part, fx.GraphModule):
+            return None
+        names, copied = dict(scope.arguments), dict[fx.Node, fx.Node]()
+        for node in part.graph.nodes:
+            if node.op == "placeholder":
+                if name := names.get(str(node.target)):
+                    copied[node] = given[name]
+            elif node.op == "output":
+                results.append(map_arg(node.args[0], copied.__getitem__))
+            else:
+                new = copied[node] = graph.node_copy(node, copied.__getitem__)
+                if node.op in ("call_module", "get_attr"):
+                    new.target = f"{scope.path}.{node.target}"
+    graph.output(tuple(results))
+    return fx.GraphModule(model, graph)
+
+
 def _part(slim: fx.GraphModule, scope: Scope, result: Any, original: nn.Module) -> fx.GraphModule:
     """One scope's graph and modules as a graph module of its own."""
     graph, prefix = fx.Graph(), f"{scope.path}."

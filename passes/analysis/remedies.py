@@ -22,9 +22,11 @@ REMEDIES: Final[Mapping[str, str]] = {
     "extent of a convolution|extent in space or batch|deformable kernel's place|only index left": (
         "Channels can be pruned, and the extents of kernels, images and batches cannot."
     ),
-    "indexed by|used as an index|ordered or indexed|sampled at|normalised or accumulated": (
+    "indexed by|used as an index|ordered or indexed|sampled at|normalised or accumulated|chosen by data": (
         "Any entry may be asked for when the model runs, so all of them stay."
     ),
+    "what is drawn": "A smaller model would draw other numbers. Give them to the model as an input.",
+    "another form than rows": "Rows of two axes by experts of three can be pruned.",
     "another prunable axis|two prunable axes|shrink alone|part of its axes|one of its axes|holds several": (
         "A tensor has to stay rectangular, so it can shrink along one axis only. Another choice of --policy at this site may "
         "take this one (`graphprune passes` lists them)."
