@@ -20,8 +20,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from graphprune.channels.filters import Filter, taps_of
 from graphprune.channels.groups import Groups, Ints
-from graphprune.errors import UsageError
+from graphprune.errors import GraphpruneError, MemoryShortError, UsageError, first_line
 from graphprune.extensions import load_extensions
+from graphprune.failures import memory_is_out
 from graphprune.ir.program import Program
 from graphprune.pipeline.registry import unknown
 from graphprune.statistic import Place, Statistic, Tap, Totals
@@ -145,8 +146,16 @@ class Criterion:
     streams: Streams
 
     def __call__(self, context: ScoringContext, **options: Any) -> Floats:
-        """Importance of every unit; see the function's own text."""
-        return self.function(context, **options)
+        """Importance of every unit; see the function's own text. Raises MemoryShortError where memory is out."""
+        try:
+            return self.function(context, **options)
+        except Exception as error:
+            if isinstance(error, GraphpruneError) or not memory_is_out(error):
+                raise
+            raise MemoryShortError(
+                f"Out of memory while criterion {self.name} made its values: {first_line(error).rstrip('.')}. Make some free, or "
+                "take a criterion that keeps less."
+            ) from error
 
     @cached_property
     def options(self) -> dict[str, Any]:

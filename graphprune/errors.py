@@ -90,7 +90,7 @@ class DeviceError(CheckError):
 
 
 class MemoryShortError(CheckError):
-    """A batch of calibration data does not fit into memory. samples: how many it has."""
+    """A batch of calibration data, or what is made of the data, does not fit into memory. samples: how many the batch has."""
 
     def __init__(self, message: str, samples: int = 0) -> None:
         super().__init__(message)

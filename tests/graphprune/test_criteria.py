@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from graphprune.channels.filters import find_filters
-from graphprune.criteria import ScoringContext, find_criterion
+from graphprune.criteria import Criterion, ScoringContext, find_criterion
+from graphprune.errors import MemoryShortError
 from graphprune.passes.scoring.expression import parse_criterion
 from graphprune.passes.scoring.score import combined
 from tests.checking import analyse
@@ -40,3 +43,19 @@ def test_a_sum_of_criteria_of_one_layer() -> None:
     parts = [combined(parse_criterion(name), whole.of(maker), "default", "max")[maker.units] for name in ("l1", "l2")]
     assert values == pytest.approx((parts[0] + parts[1]) / 2)
     assert not np.allclose(values, combined(parse_criterion("0.5*l1+0.5*l2"), whole, "default", "max")[maker.units])
+
+
+def _criterion(error: Exception) -> Criterion:
+    def fails(context: ScoringContext) -> Any:
+        raise error
+
+    return Criterion("hungry", fails, lambda: (), "mean", False, lambda: False)
+
+
+def test_a_criterion_that_runs_out_of_memory_says_so_and_other_errors_are_its_own() -> None:
+    short = RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: 2 bytes.")
+    context: Any = None
+    with pytest.raises(MemoryShortError, match="while criterion hungry made its values"):
+        _criterion(short)(context)
+    with pytest.raises(RuntimeError, match="shapes"):
+        _criterion(RuntimeError("shapes"))(context)

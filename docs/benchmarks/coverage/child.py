@@ -10,6 +10,7 @@ import ctypes
 import gc
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -35,6 +36,7 @@ from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
 from graphprune.pipeline.analysis_manager import AnalysisManager
 
+_INSTALLED = re.compile(r"[^\s\"'(]*/site-packages/")  # where libraries lie says nothing to others
 HOW: dict[str, Any] = {"target": "channels=50%", "ranking": "local", "criterion": "l2"}
 
 
@@ -48,7 +50,7 @@ class Row:
     def add(self, **facts: Any) -> None:
         """Add facts and write the row."""
         self.facts |= facts
-        self.path.write_text(json.dumps(self.facts))
+        self.path.write_text(_INSTALLED.sub("", json.dumps(self.facts)))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
