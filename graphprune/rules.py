@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 import torch
 
 from graphprune.channels.labels import Field, LabelSpace, Reason, Shape, Value
-from graphprune.pipeline.policy import Policy
+from graphprune.pipeline.policy import OF_AXES, Policy
 
 Rule: TypeAlias = "Callable[[Call], None]"
 
@@ -237,8 +237,9 @@ class Call:
         return self.recorder.has_open_bounds()
 
     def choose(self, policy: str) -> str:
-        """The policy's choice at this site (:class:`graphprune.pipeline.policy.Policy`) about fields over several axes."""
-        wide = [field for tensor in self.inputs() for field in self.value(tensor).fields if field.size not in field.shape]
+        """The policy's choice at this site (:class:`graphprune.pipeline.policy.Policy`)."""
+        asked = self.inputs() if policy in OF_AXES else ()
+        wide = [field for tensor in asked for field in self.value(tensor).fields if field.size not in field.shape]
         return self.recorder.choose(policy, wide)
 
 

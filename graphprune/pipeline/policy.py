@@ -19,6 +19,9 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "sizes": ("free", "tied"),
 }
 
+#: Those that choose along which of its axes a field over several shrinks; all others say what is allowed.
+OF_AXES: Final = frozenset({"heads"})
+
 
 @dataclass(frozen=True)
 class Policy:

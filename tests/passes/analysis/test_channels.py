@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import graphprune
 from graphprune.channels.groups import Groups
+from graphprune.channels.propagate import propagate
 from graphprune.passes.analysis.channels import groups_of
 from tests.zoo.case import net
 
@@ -48,6 +49,17 @@ def test_constraints_reverse_nothing() -> None:
     """Else a plan, which is applied without them, would be made of other units."""
     program = table(rows=False)
     assert sizes(groups_of(program, {}, ("table[0]",))) == {}
+
+
+def test_what_a_policy_allows_is_never_reversed() -> None:
+    """What is split asks whether its parts stay alike, whatever it varies along; only a sum asks which of its axes shrinks."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        first, *_, last = self.a(x).reshape(len(x), 3, -1).chunk(3, 1)
+        return self.b((first + last).squeeze(1)) + self.a(x).reshape(len(x), 3, -1).sum(1)[:, :2]
+
+    trace = propagate(graphprune.capture(net(forward, a=nn.Linear(5, 12), b=nn.Linear(4, 2)), X))
+    assert {choice.policy for choice in trace.choices} == {"heads"}
 
 
 def test_a_plan_of_reversed_choices_applies() -> None:
