@@ -68,6 +68,7 @@ def capture(
         trace = _scoped(root, inputs, scopes) if scopes else _whole(root, inputs)
         tracer = trace.tracer
         follows = _follow_training_mode(trace, root) if tracer.mode.consulted or tracer.questions else {}
+        tracer.writer.leave_out_checks()
         module = _graph_module(root, tracer)
         tracer.release()
     if placement is not None and trace.scopes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Final
 
 import torch
@@ -18,13 +18,22 @@ def source_line() -> str:
     """The line of the model that is running, or empty where no line of its own is."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
-        code = frame.f_code
-        if not code.co_filename.startswith(_ELSEWHERE):
-            return f"{code.co_filename}:{frame.f_lineno}"
-        if (code.co_filename, code.co_name) in _ENTRIES:
-            return ""  # beyond is whoever called us, not the model
+        if is_of_model(frame.f_code):
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        if is_trace_entry(frame.f_code):
+            return ""
         frame = frame.f_back
     return ""
+
+
+def is_of_model(code: CodeType) -> bool:
+    """Whether code that runs in a trace is the model's own, rather than torch's or ours."""
+    return not code.co_filename.startswith(_ELSEWHERE)
+
+
+def is_trace_entry(code: CodeType) -> bool:
+    """Whether code is where the tracer starts: beyond is whoever called us, not the model."""
+    return (code.co_filename, code.co_name) in _ENTRIES
 
 
 def in_brackets(line: str) -> str:

@@ -63,6 +63,7 @@ class Writer:
         self._devices: dict[int, tuple[torch.device, torch.Tensor]] = {}
         self._made: MutableMapping[Any, tuple[fx.Node, Any]] = {}
         self._numbers: MutableMapping[fx.Node, Any] = {}
+        self._checked: list[fx.Node] = []
 
     def _tensor_names(self) -> dict[int, str]:
         """Names of parameters and buffers by the identity of their stand-ins."""
@@ -91,6 +92,22 @@ class Writer:
         """Take back all nodes but so many."""
         while len(self.graph.nodes) > count:
             self.graph.erase_node(next(iter(reversed(self.graph.nodes))))
+
+    def note_check(self, operands: Any) -> None:
+        """These were read by a check of values, which the graph does not make."""
+        self._checked += [node for tensor in tensors_in(operands) if (node := self.maker_of(tensor)) is not None]
+
+    def leave_out_checks(self) -> None:
+        """Take back what only checks of values have read."""
+        steps = {step.node: step for step in self.tape.steps}
+        pending = self._checked
+        while pending:
+            node = pending.pop()
+            if self.stands(node) and not node.users and _only_computes(node, steps[node.name]):
+                pending += node.all_input_nodes
+                self.graph.erase_node(node)
+                del steps[node.name]
+        self.tape.steps[:] = steps.values()
 
     # -- what goes into a call -------------------------------------------------------------------------------------------
 
@@ -299,6 +316,13 @@ class Writer:
         self.write(node, value, bind=False)
         self._recording.operations = operations
         return node
+
+
+def _only_computes(node: fx.Node, step: Step) -> bool:
+    """Whether nothing of a call is left but its result."""
+    computes = node.op in ("call_function", "call_method", "get_attr") and node.target is not torch._assert
+    operators = [run.operator for run in step.operations]
+    return computes and not any(one._schema.is_mutable or torch.Tag.nondeterministic_seeded in one.tags for one in operators)
 
 
 @lru_cache(_MOST_NAMES)
