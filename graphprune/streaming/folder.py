@@ -23,6 +23,7 @@ from graphprune.quiet import quiet
 from graphprune.streaming.checkpoint import Checkpoint
 from graphprune.streaming.configs import Config, Fit, Search, Shapes
 from graphprune.streaming.header import Entry
+from graphprune.streaming.layout import layout
 from graphprune.streaming.same import difference
 from graphprune.tracing import capture
 
@@ -112,11 +113,12 @@ def build(config: Config, most: int = _MOST) -> nn.Module:
 
 def build_for(config: Config, checkpoint: Checkpoint) -> nn.Module:
     """The model of a config, with the dtypes that a checkpoint has. Raises UsageError as :func:`build` does."""
-    return _with_dtypes(build(config, 4 * len(checkpoint.entries) + 1_000), checkpoint.entries)
+    model = build(config, 4 * len(checkpoint.entries) + 1_000)
+    return _with_dtypes(model, {name: block.dtype for name, block in layout(model, checkpoint.entries).items()})
 
 
-def _with_dtypes(model: nn.Module, entries: Mapping[str, Entry]) -> nn.Module:
-    dtypes = {id(tensor): entries[name].dtype for name, tensor in model.state_dict(keep_vars=True).items() if name in entries}
+def _with_dtypes(model: nn.Module, wanted: Mapping[str, torch.dtype]) -> nn.Module:
+    dtypes = {id(tensor): wanted[name] for name, tensor in model.state_dict(keep_vars=True).items() if name in wanted}
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -137,28 +139,29 @@ def text_inputs(model: nn.Module) -> Inputs:
     return Inputs((), {"input_ids": torch.zeros(_TEXT, dtype=torch.int64)})
 
 
-def fit_config(config: Config, slim: Program, inputs: Inputs, entries: Mapping[str, Entry], checked: Mapping[str, Entry]) -> Fit:
+def fit_config(config: Config, slim: Program, inputs: Inputs, state: Mapping[str, Entry]) -> Fit:
     """The config from which transformers builds the slim model, or the reason why none does.
 
-    config: the original's. slim: the slim graph. inputs: examples, as the original was captured with. entries, checked: what the
-    plan leaves of the checkpoint's tensors, by their names there, and by every name in the model.
+    config: the original's. slim: the slim graph. inputs: examples, as the original was captured with. state: what the plan leaves
+    of the model's tensors.
     """
     cls = _architecture(config["architectures"][0])
     with quiet():
         explicit = json.loads(cls.config_class.from_dict(config).to_json_string(use_diff=False))
     explicit["architectures"] = config["architectures"]
+    dtypes = {name: entry.dtype for name, entry in state.items()}
 
     def shapes(candidate: Config) -> Shapes:
         return {name: tuple(value.shape) for name, value in build(candidate).state_dict().items()}
 
     def agrees(candidate: Config) -> str:
         try:
-            other = capture(_with_dtypes(build(_written(candidate, config)), entries), inputs)
+            other = capture(_with_dtypes(build(_written(candidate, config)), dtypes), inputs)
         except GraphpruneError as error:
             return first_line(error)
-        return difference(slim.with_(tape=None), other.with_(tape=None), checked)
+        return difference(slim.with_(tape=None), other.with_(tape=None), state)
 
-    fit = Search(explicit, shapes, agrees).run({name: entry.shape for name, entry in checked.items()})
+    fit = Search(explicit, shapes, agrees).run({name: entry.shape for name, entry in state.items()})
     return fit if fit.config is None else Fit(_written(fit.config, config), fit.changes)
 
 

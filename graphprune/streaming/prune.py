@@ -205,7 +205,7 @@ class _Job:
         read = [0]
 
         def watch(name: str) -> None:
-            read[0] += self.matched.entries[name].nbytes
+            read[0] += self.matched.blocks[name].entry(name).nbytes
             progress("Scoring", read[0], max(total, read[0]))
 
         weights = weights_of(program.module, self.matched, watch)
@@ -221,9 +221,9 @@ class _Job:
         """Check the slim graph, find its config, write all of it, and report."""
         assert done.record is not None
         entries = self.matched.slim(plan)
-        checked = {name: entries[entry.name] for name, entry in self.matched.entries.items()}
-        tensors = _check_shapes(done, checked)
-        fit = None if self.config is None else fit_config(self.config, done, self.inputs, entries, checked)
+        state = self.matched.slim_state(plan)
+        tensors = _check_shapes(done, state)
+        fit = None if self.config is None else fit_config(self.config, done, self.inputs, state)
         others = done.weights if done.compensation and done.weights is not None else {}
         writing = Writing(self.folder, self.matched, plan, entries, progress, others)
         resumed = writing.run(request, fit, weights=weights) if rank() == 0 else 0
@@ -274,10 +274,10 @@ def _calibration(asking: Sequence[str], data: Calibration | Iterable[Any] | str 
     return data if isinstance(data, Calibration) else Calibration(data)
 
 
-def _check_shapes(done: Program, checked: Mapping[str, Entry]) -> int:
+def _check_shapes(done: Program, state: Mapping[str, Entry]) -> int:
     """How many tensors of the slim graph have the shape that will be written; the graph also runs on them, on the meta device."""
-    found = [(name, tensor) for name, tensor in done.tensors.items() if name in checked]
+    found = [(name, tensor) for name, tensor in done.tensors.items() if name in state]
     for name, tensor in found:
-        assert tuple(tensor.shape) == checked[name].shape, f"{name} is {list(tensor.shape)} in the slim graph, not {checked[name]}"
+        assert tuple(tensor.shape) == state[name].shape, f"{name} is {list(tensor.shape)} in the slim graph, not {state[name]}"
     run_graph(done)
     return len(found)

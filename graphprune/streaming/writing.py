@@ -125,7 +125,9 @@ class Writing:
         self._progress("Writing", self._done, self._total)
         self._done += self._entries[name].nbytes
         other = next((own for own in self._matched.names[name] if own in self._others), None)
-        return self._matched.slice(self._plan, name) if other is None else self._others[other]
+        if other is None:
+            return self._matched.slice(self._plan, name)
+        return self._matched.part_of(self._plan, name, self._others[other])
 
     def _settings(self, source: Checkpoint, fit: Fit | None) -> None:
         for path in () if fit is None else source.folder.iterdir():  # what lies beside a file may be anything

@@ -134,7 +134,12 @@ def _whole(root: nn.Module, inputs: Inputs) -> _Trace:
     try:
         return _best_trace(root, (ModuleCall("", inputs),))
     except TraceError as error:
-        calls = _recorded(root, inputs, error.where)
+        try:
+            calls = _recorded(root, inputs, error.where)
+        except CaptureError:
+            if any(tensor.is_meta for tensor in named_tensors(root).values()):
+                raise error from None  # a run without values may fail for want of them
+            raise
         found = find_scopes(root, calls, lambda call: _traces(root, call))
         if not found:
             raise

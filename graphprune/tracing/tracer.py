@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Final
 
 import torch
@@ -64,7 +64,9 @@ class Tracer(TorchFunctionMode):
         self.writer: Writer = self._new_writer(earlier)
         self._guards = Guards(self.writer)
         self._constants = Constants()
-        self._device = next((tensor.device for tensor in self._shadow.real.values()), torch.device("cpu"))
+        # Weights without values are loaded to the CPU, where a model may compute otherwise than on other devices.
+        devices = (tensor.device for tensor in self._shadow.real.values() if not tensor.is_meta)
+        self._device = next(devices, torch.device("cpu"))
         self._in_layer = False
 
     def _new_writer(self, earlier: Tracer | None) -> Writer:
@@ -241,7 +243,9 @@ class Tracer(TorchFunctionMode):
             del self.questions[asked:]
             if torch.compiler._is_compiling_flag and path not in self._unaware:
                 self._unaware.add(path)
-                return self._call_module(module, path, args, kwargs)
+                with suppress(Exception):
+                    return self._call_module(module, path, args, kwargs)
+                raise
             self.failed = self.failed or path
             return self._call_opaque(module, path, args, kwargs, error)
         finally:

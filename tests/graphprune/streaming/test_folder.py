@@ -34,14 +34,28 @@ def _gpt2() -> Any:
     return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
 
 
+def _mixtral() -> Any:
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    return transformers.MixtralForCausalLM(transformers.MixtralConfig(**_SMALL, **_HEADS, **experts))
+
+
+def _deepseek() -> Any:
+    latent = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    experts = {"moe_intermediate_size": 24, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    heads = _HEADS | {"num_key_value_heads": 4}
+    config = transformers.DeepseekV3Config(**_SMALL, **heads, **latent, **experts, first_k_dense_replace=1)
+    return transformers.DeepseekV3ForCausalLM(config)
+
+
 def _saved(model: Any, folder: Path) -> Any:
     model.eval().save_pretrained(folder, max_shard_size="20KB")
     return model
 
 
-@pytest.mark.parametrize("make", [_llama, _qwen2, _gpt2])
+@pytest.mark.parametrize("make", [_llama, _qwen2, _gpt2, _mixtral, _deepseek])
 def test_the_slim_folder_loads_and_computes_what_the_slim_graph_does(make: Any, tmp_path: Path) -> None:
-    """Grouped queries, tied embeddings, and a fused projection whose number of heads no shape shows."""
+    """Grouped queries, tied embeddings, a fused projection whose number of heads no shape shows, and experts that are stored
+    one by one, and stacked where they run; the files have the same tensors as before."""
     model = _saved(make(), tmp_path / "full")
     checkpoint, config = open_checkpoint(tmp_path / "full"), read_config(tmp_path / "full")
     meta = build_for(config, checkpoint)
@@ -53,6 +67,7 @@ def test_the_slim_folder_loads_and_computes_what_the_slim_graph_does(make: Any, 
     expected = graphprune.prune(model, inputs, target="channels=50%", ranking="local").model
     slim, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "slim", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert open_checkpoint(tmp_path / "slim").entries.keys() == checkpoint.entries.keys()
     ids = torch.randint(0, 96, (3, 11))
     with torch.no_grad():
         logits = expected(input_ids=ids)["logits"]
@@ -97,7 +112,7 @@ def test_a_config_of_more_layers_than_the_checkpoint_has_is_refused_before_they_
         build_for(config, open_checkpoint(tmp_path))
 
 
-@pytest.mark.parametrize("make", [_llama, _gpt2])
+@pytest.mark.parametrize("make", [_llama, _gpt2, _mixtral])
 def test_activations_of_a_folder_are_those_of_the_model_in_memory(make: Any, tmp_path: Path) -> None:
     """Buffers that no checkpoint has, such as rotary frequencies, and layers whose tokens are flattened into rows."""
     model = _saved(make(), tmp_path / "full")

@@ -251,3 +251,16 @@ def test_what_traces_in_neither_way_is_a_leaf() -> None:
 
     model = ready(net(lambda self, x: self.c(self.other(x)), other=net(forward, b=nn.Linear(4, 6)), c=nn.Linear(6, 2)))
     assert set(graphprune.capture(model, X).opaque) == {"other"}
+
+
+def test_a_model_without_values_that_does_not_run_is_refused_for_what_is_wrong_with_it() -> None:
+    """Not for what it does when it knows nothing of the trace, nor for the lack of values."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        if not torch.compiler.is_compiling() and x.isnan().any():
+            return x
+        return self.b(x) @ self.b(x)
+
+    model = net(lambda self, x: self.other(x), other=net(forward, b=nn.Linear(4, 6))).to("meta")
+    with pytest.raises(graphprune.errors.CaptureError, match=r"other does not trace .*must have same reduction dim"):
+        graphprune.capture(model, torch.zeros(2, 4))
