@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -150,8 +150,11 @@ def kept_indices(groups: Groups, kept: Kept) -> dict[str, dict[int, list[int]]]:
     return dict(sorted(indices.items()))
 
 
-def kept_units(plan: Plan, groups: Groups) -> Kept:
-    """The units that a plan keeps. Raises PlanError where it cuts through one, cuts a frozen one, or leaves an axis empty."""
+def kept_units(plan: Plan, groups: Groups, following: Container[str] = ()) -> Kept:
+    """The units that a plan keeps. Raises PlanError where it cuts through one, cuts a frozen one, or leaves an axis empty.
+
+    following: tensors that the plan need not name: they lose what their units lose.
+    """
     known = groups.remembered(plan)
     if known is not None:
         return known
@@ -169,6 +172,8 @@ def kept_units(plan: Plan, groups: Groups) -> Kept:
             raise PlanError(f"The plan cuts axis {min(axes)} of {name}, of shape {list(value.shape)}, which cannot shrink.")
     _check_names(plan, groups)
     for name, axis, units, mask in cuts:
+        if mask is None and name in following:
+            continue
         wrong = removed[units] if mask is None else removed[units] == mask
         if wrong.any():
             raise PlanError(

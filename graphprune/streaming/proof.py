@@ -12,10 +12,12 @@ from torch import nn
 from graphprune.errors import CaptureError
 from graphprune.ir.program import Inputs
 from graphprune.ir.twins import named_tensors
+from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.rewrite.rewrite import RewritePass
 from graphprune.passes.verification.verify import VerifyPass
+from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.pipeline.pass_manager import PassManager
-from graphprune.plans.plan import Plan, fingerprint
+from graphprune.plans.plan import Plan, fingerprint, kept_units, make_plan
 from graphprune.streaming.shorter import fill, shorten
 from graphprune.tracing import capture
 from graphprune.verification import Verification
@@ -63,8 +65,13 @@ def prove(model: nn.Module, inputs: Inputs, plan: Plan, *, most: int, seed: int 
         program = capture(copy.eval(), inputs.map(_as_float32))
     except CaptureError as error:
         return Proof(None, left_out, f"a copy without {left_out} blocks that repeat does not run ({str(error).rstrip('.')})")
-    part = plan.model_copy(update={"kept": kept, "model": fingerprint(program.module)})
-    done = PassManager([RewritePass(), VerifyPass(seed=seed)]).run(program.with_(plan=part, policy=plan.policy))
+    program, analyses = program.with_(policy=plan.policy), AnalysisManager()
+    groups = analyses.get(program, ChannelGroups())
+    named = plan.model_copy(update={"kept": kept, "model": fingerprint(program.module)})
+    # The plan names the constants of the whole model's forward; those of the copy follow from the other tensors.
+    constants = named.model.keys() - named_tensors(copy).keys()
+    part = make_plan(program.module, groups, kept_units(named, groups, constants), policy=plan.policy)
+    done = PassManager([RewritePass(), VerifyPass(seed=seed)]).run(program.with_(plan=part), analyses)
     return Proof(done.verification, left_out)
 
 

@@ -66,6 +66,29 @@ def test_the_stream_is_pruned_as_the_model_in_memory_is(net: Net, tmp_path: Path
     assert report.proof.verification is not None and report.proof.verification.passed and report.proof.left_out == 2
 
 
+class _Sloped(Net):
+    """Every channel has a factor of its own, which no tensor of the checkpoint holds."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids) * torch.linspace(0.5, 1.5, 16)
+        for block in self.blocks:
+            x = block(x)
+        out: Tensor = self.head(x)
+        return out
+
+
+def test_constants_of_a_forward_are_cut_with_the_rest(tmp_path: Path) -> None:
+    """Also in the copy on which the plan is proved, which has its own."""
+    net = _Sloped().eval()
+    save_sharded(net, tmp_path / "full")
+    with torch.device("meta"):
+        meta = _Sloped().eval()
+    report = prune_checkpoint(meta, INPUTS, tmp_path / "full", tmp_path / "slim", target=TARGET)
+    expected = graphprune.prune(net, INPUTS, target=TARGET, ranking="local")
+    assert report.plan.kept == expected.plan.kept and {"_tensor_constant0", "embed.weight"} <= report.plan.kept.keys()
+    assert report.proof.verification is not None and report.proof.verification.passed and report.proof.left_out == 2
+
+
 def test_half_precision_is_scored_as_in_memory(tmp_path: Path) -> None:
     net = Net(tied=False).eval().to(torch.bfloat16)
     save_sharded(net, tmp_path / "full")
