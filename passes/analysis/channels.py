@@ -39,8 +39,8 @@ def groups_of(
     """The groups of a program.
 
     A default of the policy that leaves nothing to remove at a site (whole rows of a table whose rows are told apart later) is
-    reversed there, if more can be removed then. What the user chose stands. Constraints have no say in it: a plan is applied
-    without them.
+    reversed there, if more can be removed then, or once those are reversed that it leads to. What the user chose stands.
+    Constraints have no say in it: a plan is applied without them.
     """
 
     def formed(sites: Mapping[str, str], *, constrained: bool) -> Groups:
@@ -53,13 +53,14 @@ def groups_of(
     if not _idle(groups, policy, sites):
         return groups
     bound = bool(exclude or whole)
-    free = formed(sites, constrained=False) if bound else groups
+    best = free = formed(sites, constrained=False) if bound else groups
+    chosen = sites
     while turned := _idle(free, policy, sites):
-        other = formed(sites | turned, constrained=False)
-        if _removable(other) <= _removable(free):
-            break
-        sites, free = sites | turned, other
-    return formed(sites, constrained=True) if bound else free
+        sites = sites | turned
+        free = formed(sites, constrained=False)
+        if _removable(free) > _removable(best):
+            chosen, best = sites, free
+    return formed(chosen, constrained=True) if bound else best
 
 
 def _idle(groups: Groups, given: Mapping[str, str], sites: Mapping[str, str]) -> dict[str, str]:

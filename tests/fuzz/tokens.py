@@ -315,12 +315,12 @@ class ToImage(Block):
 
 @block
 class RowsToImage(Block):
-    """Tokens laid out as an image with a row of one."""
+    """Tokens laid out as an image with a row of one, anew: torch has wrong gradients for a batch norm of such a view (2.14)."""
 
     rank, weight = 2, 1
 
     def forward(self, x: Tensor) -> Any:
-        return x.transpose(1, 2).unsqueeze(-1)
+        return x.transpose(1, 2).unsqueeze(-1).contiguous()
 
 
 plain("MeanToken", lambda x: x.mean(1), rank=2)

@@ -40,6 +40,18 @@ def test_a_default_that_leaves_something_stands() -> None:
     assert sizes(groups_of(table(rows=False), {}, ())) == {"a": 3}
 
 
+def test_a_default_that_leads_to_another_is_reversed_with_it() -> None:
+    """Whole rows leave nothing to the heads of the contraction, and whole heads nothing to what is left of the rows."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        t = self.table + self.a(x).reshape(len(x), 3, -1)
+        heads = (t[:, 0] * t[:, 1] + t[:, 2]).view(len(x), 2, -1)
+        return torch.einsum("bhd,hde->bhe", heads, self.matrix)
+
+    model = net(forward, a=nn.Linear(5, 12), table=nn.Parameter(torch.randn(3, 4)), matrix=nn.Parameter(torch.randn(2, 2, 5)))
+    assert sizes(groups_of(graphprune.capture(model, X), {}, ())) == {"a": 2}
+
+
 @pytest.mark.parametrize("policy", [{"heads": "whole"}, {"heads@add": "whole"}, {"heads@ad*": "whole"}])
 def test_what_the_user_chose_stands(policy: dict[str, str]) -> None:
     assert sizes(groups_of(table(), policy, ())) == {}

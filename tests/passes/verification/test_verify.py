@@ -327,6 +327,23 @@ def test_zeros_to_rounding_differ_by_nothing(dtype: torch.dtype) -> None:
     assert not graphprune.verify(model, result.model, result.plan, x).passed
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_choice_by_what_is_zero_to_rounding_falls_either_way(dtype: torch.dtype) -> None:
+    """The slim model is judged by what it makes of the original's choice; making something else of it is found."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        y = self.a(x)
+        zero = F.layer_norm(y, (8,)).sum(-1, keepdim=True)
+        return self.head(torch.where(zero > 0, y, -y))
+
+    model = net(forward, a=nn.Linear(4, 8), head=nn.Linear(8, 2)).to(dtype)
+    x = torch.randn(32, 4, dtype=dtype)
+    result: Any = graphprune.prune(model, x, target="channels=50%", verify=False)
+    assert graphprune.verify(model, result.model, result.plan, x).passed
+    result.model.head.forward = lambda t, head=result.model.head: F.linear(t, head.weight, head.bias) * (1 + 1e-3)
+    assert not graphprune.verify(model, result.model, result.plan, x).passed
+
+
 def test_another_model_than_the_plans_is_refused(pruned: tuple[Analysed, Any]) -> None:
     _, result = pruned
     with pytest.raises(PlanError, match="does not fit"):
