@@ -249,6 +249,7 @@ def _variance(func: Any, x: Tensor, dim: Any = None, *args: Any, **kwargs: Any) 
 
 @_handles("native_layer_norm")
 def _layer_norm(func: Any, x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Any:
+    x = _normalised(x, weight)
     mean, variance = _moments(x, list(range(x.dim() - len(shape), x.dim())), 0)
     scale = (variance + eps).rsqrt()
     return _affine((x - mean) * scale, weight, bias), mean, scale
@@ -271,6 +272,7 @@ def _batch_norm(
 @_handles("_fused_rms_norm", "rms_norm")
 def _rms_norm(func: Any, x: Tensor, shape: Sequence[int], weight: Tensor | None, eps: float | None = None) -> Any:
     dims = list(range(x.dim() - len(shape), x.dim()))
+    x = _normalised(x, weight)
     square = present(x * x).sum(dims, keepdim=True) / _count(x, dims, True)
     scale = (square + (torch.finfo(x.dtype).eps if eps is None else eps)).rsqrt()
     result = _affine(x * scale, weight, None)
@@ -281,19 +283,24 @@ def _rms_norm(func: Any, x: Tensor, shape: Sequence[int], weight: Tensor | None,
 def _group_norm(
     func: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, c: int, hw: int, group: int, eps: float
 ) -> Any:
-    grouped = x.reshape(n, group, -1)
+    shape = [1, c] + [1] * (x.dim() - 2)
+    own, shift = [None if t is None else t.view(shape) for t in (weight, bias)]
+    grouped = _normalised(x, own).reshape(n, group, -1)
     mean, variance = _moments(grouped, [2], 0)
     scale = (variance + eps).rsqrt()
     normal = ((grouped - mean) * scale).reshape(x.shape)
-    shape = [1, c] + [1] * (x.dim() - 2)
-    affine = [None if t is None else t.view(shape) for t in (weight, bias)]
-    return _affine(normal, *affine), mean.view(n, group), scale.view(n, group)
+    return _affine(normal, own, shift), mean.view(n, group), scale.view(n, group)
 
 
 @_handles("_weight_norm_interface")
 def _weight_norm(func: Any, v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
     length = present(v).square().sum([d for d in range(v.dim()) if d != dim % v.dim()], keepdim=True).sqrt()
     return v * (g / length), length
+
+
+def _normalised(x: Tensor, weight: Tensor | None) -> Tensor:
+    """What a norm reads: no place that it has no weight for, be it padding, which exists beside whatever channels do."""
+    return x if weight is None else x.masked_fill(weight.isnan(), torch.nan)
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -149,6 +149,16 @@ def test_group_norms() -> None:
     agree(lambda t: F.group_norm(t, 3), [(drawn(4, 6, 3), {1: [2, 3]})], {1: [2, 3]}, lambda t: F.group_norm(t, 1))
 
 
+def test_norms_read_no_place_that_they_have_no_weight_for() -> None:
+    """Padding beside channels that are gone exists by itself; that it goes with them, only the weights say."""
+    x: tuple[Tensor, Kept] = (drawn(4, 6), {})
+    within = [0, 2, 3, 5]
+    parts = [(drawn(6), {0: C}), (drawn(6), {0: C})]
+    agree(lambda t, w, b: F.layer_norm(t, (6,), w, b), [x, *parts], {1: C}, lambda t, w, b: F.layer_norm(t[:, C], (3,), w, b))
+    parts = [(drawn(6), {0: within}), (drawn(6), {0: within})]
+    agree(lambda t, w, b: F.group_norm(t, 2, w, b), [x, *parts], {1: within}, lambda t, w, b: F.group_norm(t[:, within], 2, w, b))
+
+
 def test_batch_and_instance_norm() -> None:
     parts = [(drawn(6).abs(), {0: C}) for _ in range(4)]
     agree(lambda t, m, v, w, b: F.batch_norm(t, m, v, w, b), [(drawn(4, 6, 3), {1: C}), *parts], {1: C})
