@@ -52,6 +52,8 @@ class Checkpoint:
             raise damaged(path, error) from error
         if not same:
             raise UsageError(f"{path} changed while it was read. Start again once it is complete.")
+        if not entry.nbytes:
+            return torch.empty(entry.shape, dtype=entry.dtype)
         return torch.from_numpy(values).view(entry.dtype).reshape(entry.shape)
 
     def identity(self) -> str:

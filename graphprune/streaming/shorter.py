@@ -63,5 +63,5 @@ def _filled(tensor: Tensor, generator: torch.Generator, dtype: torch.dtype) -> T
 def _values(tensor: Tensor, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
     if tensor.dim() < 2:
         return torch.rand(tensor.shape, generator=generator, dtype=dtype) + 0.5
-    scale: float = tensor[0].numel() ** -0.5
+    scale: float = max(1, tensor[:1].numel()) ** -0.5
     return torch.randn(tensor.shape, generator=generator, dtype=dtype) * scale
