@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
@@ -22,6 +23,7 @@ from graphprune.channels.tape import Recording, boundary_of, opaque_refusal, run
 from graphprune.errors import first_line
 from graphprune.resizers import module_resizer
 from graphprune.rules import tensors_in
+from graphprune.tracing.assertions import asserted
 from graphprune.tracing.constants import Constants
 from graphprune.tracing.conversions import Conversions
 from graphprune.tracing.guards import Guards
@@ -136,6 +138,11 @@ class Tracer(TorchFunctionMode):
             return self._constants.compute(func, args, kwargs)
         if self.mode.plain and self._of_train_mode_alone(func, args, kwargs):
             return args[0]
+        truth = asserted(sys._getframe(1)) if func is torch.Tensor.__bool__ else None
+        return self._written(func, args, kwargs) if truth is None else truth
+
+    def _written(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The result of a call that runs and becomes a node, unless it makes no tensor."""
         result = self._results.of(func, lambda: self._call(func, args, kwargs))
         if not isinstance(result, torch.Tensor) and not tensors_in((result,)) and func is not torch.Tensor.__setitem__:
             self._recording.take()
