@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Final, cast
@@ -43,16 +44,18 @@ class _Nothing(fx.Graph):
 
 
 class GraphModule(fx.GraphModule):
-    """As ``fx.GraphModule``. torch up to 2.11 makes every buffer of a deep copy persistent, which changes its state_dict."""
+    """As ``fx.GraphModule``, whose deep copies lack what was set besides (and up to torch 2.11 have every buffer persistent)."""
 
     def recompile(self) -> Any:
         """Generate the Python code of the graph."""
         return None if isinstance(self._graph, _Nothing) else super().recompile()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> GraphModule:
-        """A deep copy, with the train or eval mode of every module and the persistence of every buffer."""
+        """A deep copy, with the mode of every module, the persistence of every buffer, and plain attributes such as a scope's."""
         result = cast(GraphModule, super().__deepcopy__(memo))
         restore_modes(result, self)
+        for name in self.__dict__.keys() - result.__dict__.keys() - set(_COMPILED):
+            result.__dict__[name] = copy.deepcopy(self.__dict__[name], memo)
         return result
 
     def __reduce__(self) -> Any:

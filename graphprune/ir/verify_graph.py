@@ -165,6 +165,7 @@ _LAYERS: Final[Mapping[type[nn.Module], Callable[[Any], Shapes]]] = {
     nn.ConvTranspose3d: _transposed_convolution,
     nn.Linear: _linear,
     nn.Embedding: _embedding,
+    nn.EmbeddingBag: _embedding,
     nn.BatchNorm1d: _channel_norm,
     nn.BatchNorm2d: _channel_norm,
     nn.BatchNorm3d: _channel_norm,

@@ -20,6 +20,10 @@ def _of_convolution(layer: Any) -> Mapping[str, int]:
     return {"in_channels": inputs, "out_channels": outputs}
 
 
+def _of_embedding(layer: Any) -> Mapping[str, int]:
+    return dict(zip(("num_embeddings", "embedding_dim"), layer.weight.shape, strict=True))
+
+
 def _of_recurrence(layer: Any) -> Mapping[str, int]:
     projected = layer.proj_size > 0
     inner = layer.weight_hr_l0 if projected else layer.weight_hh_l0
@@ -33,7 +37,8 @@ def _of_recurrence(layer: Any) -> Mapping[str, int]:
 #: Attributes by class, as the weights have them.
 _RESTATED: Final[Mapping[type[nn.Module], Callable[[Any], Mapping[str, int]]]] = {
     nn.Linear: lambda layer: dict(zip(("out_features", "in_features"), layer.weight.shape, strict=True)),
-    nn.Embedding: lambda layer: dict(zip(("num_embeddings", "embedding_dim"), layer.weight.shape, strict=True)),
+    nn.Embedding: _of_embedding,
+    nn.EmbeddingBag: _of_embedding,
     _ConvNd: _of_convolution,
     _NormBase: lambda layer: {"num_features": layer.weight.numel()},
     nn.RNNBase: _of_recurrence,

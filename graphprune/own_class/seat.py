@@ -21,6 +21,7 @@ from graphprune.own_class.attributes import Attributes, Stated, set_attributes, 
 from graphprune.own_class.calls import first_difference
 from graphprune.own_class.restated import restate
 from graphprune.passes.verification.verify import relative_error
+from graphprune.randomness import own_randomness, seed_generators
 from graphprune.result import PruneResult
 from graphprune.verification import TOLERANCE
 
@@ -79,7 +80,8 @@ def _differs(own: nn.Module, inputs: Inputs, result: PruneResult) -> str:
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Any]:
-    with in_mode(model, False), torch.no_grad(), full_precision():
+    with in_mode(model, False), torch.no_grad(), full_precision(), own_randomness():
+        seed_generators(0)  # whichever draws in eval mode draws the same
         return tree_leaves(plain_containers(model(*inputs.args, **inputs.kwargs)))
 
 

@@ -12,8 +12,9 @@ import operator
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import torch
 
 from graphprune.tracing.training import Mode
@@ -27,13 +28,37 @@ class Origin:
     arguments: tuple[Any, ...]
 
 
-class SizeInt(int):
+_OPERATORS_OF_UFUNCS: Final = {
+    np.add: operator.add, np.subtract: operator.sub, np.multiply: operator.mul, np.divide: operator.truediv,
+    np.floor_divide: operator.floordiv, np.remainder: operator.mod, np.power: operator.pow, np.equal: operator.eq,
+    np.not_equal: operator.ne, np.less: operator.lt, np.less_equal: operator.le, np.greater: operator.gt,
+    np.greater_equal: operator.ge,
+}  # fmt: skip
+
+
+def of_python(number: Any) -> Any:
+    """A number of numpy, also one in an array without axes, as the number of Python that it is; anything else as it is."""
+    return number.item() if isinstance(number, np.generic) or (isinstance(number, np.ndarray) and not number.ndim) else number
+
+
+class _Size:
+    """What numbers with an origin do with those of numpy, whose operators are asked first."""
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        function = None if options or method != "__call__" else _OPERATORS_OF_UFUNCS.get(ufunc)
+        numbers = [literal(of_python(one)) for one in inputs]
+        if function is None or not all(isinstance(one, (int, float)) for one in numbers):
+            return getattr(ufunc, method)(*map(plain, inputs), **options)
+        return function(*numbers)
+
+
+class SizeInt(_Size, int):
     """An integer with an origin."""
 
     origin: Origin
 
 
-class SizeFloat(float):
+class SizeFloat(_Size, float):
     """A floating-point number with an origin; or a constant, whose products with sizes have one (those of a float do not)."""
 
     origin: Origin | None = None
@@ -127,6 +152,7 @@ def settle(number: Any) -> Any:
 
 def _comparison(function: Callable[..., bool]) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
+        other = of_python(other)
         return decide(function, self, other) if isinstance(other, (int, float)) else NotImplemented
 
     return method
@@ -138,6 +164,7 @@ def _truth(self: Any) -> bool:
 
 def _binary(function: Callable[..., Any], swapped: bool) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
+        other = of_python(other)
         if not isinstance(other, (int, float)):
             if isinstance(other, (list, tuple, str)):  # as many copies
                 settle(self)

@@ -22,7 +22,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     "extent of a convolution|extent in space or batch|deformable kernel's place|only index left": (
         "Channels can be pruned, and the extents of kernels, images and batches cannot."
     ),
-    "indexed by|used as an index|ordered or indexed|sampled at|normalised or accumulated|chosen by data": (
+    "indexed by|used as an index|ordered or indexed|sampled at|written at|normalised or accumulated|chosen by data": (
         "Any entry may be asked for when the model runs, so all of them stay."
     ),
     "what is drawn": "A smaller model would draw other numbers. Give them to the model as an input.",

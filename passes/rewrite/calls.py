@@ -62,6 +62,7 @@ def _resize_sizes(site: Site, position: int, name: str, expected: Sequence[int])
     "view",
     "reshape",
     "expand",
+    "broadcast_to",
     "new_zeros",
     "new_ones",
     "new_empty",
@@ -80,7 +81,7 @@ def _resize_sizes(site: Site, position: int, name: str, expected: Sequence[int])
 )
 def shape_of_output(site: Site) -> None:
     """The size arguments restate the output's shape; -1 keeps inferring."""
-    name = "size" if str(site.node.target).startswith(("new_", "expand")) else "shape"
+    name = "size" if str(site.node.target).startswith(("new_", "expand", "broadcast_to")) else "shape"
     _resize_sizes(site, 1, name, site.new_shape(site.node))
 
 

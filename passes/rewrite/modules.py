@@ -49,7 +49,7 @@ def bilinear(module: Any, site: Site) -> None:
     module.out_features, module.in1_features, module.in2_features = module.weight.shape
 
 
-@resize_module(nn.Embedding)
+@resize_module(nn.Embedding, nn.EmbeddingBag)
 def embedding(module: Any, site: Site) -> None:
     """embedding_dim is the weight's; the vocabulary never shrinks."""
     module.num_embeddings, module.embedding_dim = module.weight.shape

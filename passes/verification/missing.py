@@ -184,6 +184,30 @@ def _replaced(func: Any, *args: Any, **kwargs: Any) -> Any:
     return result
 
 
+@_handles(
+    *(
+        f"{name}{form}"
+        for name in ("scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_reduce")
+        for form in ("", "_")
+    )
+)
+def _scattered(func: Any, x: Tensor, dim: int, index: Tensor, source: Any, *rest: Any, **kwargs: Any) -> Tensor:
+    """What is missing all along the axis that is scattered into or from is missing all along the result's, written to or not."""
+    gone = [_absent(one, [dim]) for one in (x, source) if isinstance(one, Tensor) and one.dim() and one.is_floating_point()]
+    result: Tensor = func(x, dim, index, source, *rest, **kwargs)
+    for missing in [one.unsqueeze(dim) for one in gone]:
+        if missing.any() and all(n in (1, size) for n, size in zip(missing.shape, result.shape, strict=True)):
+            result = result.masked_fill_(missing, torch.nan) if result is x else result.masked_fill(missing, torch.nan)
+    return result
+
+
+@_handles("_embedding_bag", "_embedding_bag_forward_only")
+def _embedding_bag(func: Any, weight: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """A bag may be empty, and is zero then, but for columns that do not exist."""
+    first, *others = func(weight, *args, **kwargs)
+    return (first.masked_fill(_absent(weight, [0]), torch.nan), *others)
+
+
 @_handles("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "empty_permuted")
 def _uninitialised(func: Any, *args: Any, **kwargs: Any) -> Any:
     """Memory that was freed may hold the NaN of what was missing there: none of these elements is missing."""

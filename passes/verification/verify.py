@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from graphprune.arithmetic import full_precision, taken_apart
+from graphprune.errors import VerificationError, first_line
+from graphprune.failures import memory_is_out
 from graphprune.ir.program import Inputs, Program, placeholder_values
 from graphprune.ir.twins import named_tensors
 from graphprune.ir.weights import Weights
@@ -46,13 +48,25 @@ def compare(
     original at full width under :class:`~graphprune.passes.verification.missing.MissingData`. Each node's present
     elements must equal its slim twin's, which shows an error where it arises, however little of it reaches the output.
 
-    inputs: shapes and dtypes are used; floating-point values are drawn anew from ``seed``. loads: where values of the two are
+    inputs: shapes and dtypes are used; floating-point values are drawn anew from ``seed``. Where the original does not run on
+    these, as where some are cast to indices of an embedding, those that are whole numbers stay. loads: where values of the two are
     read from, if they are loaded on demand: then a node's weights are in memory while it runs. Nothing is modified.
     """
     full: Mapping[str, Tensor] = named_tensors(original) if loads[0] is None else loads[0]
     if weights and (difference := _weight_difference(full, named_tensors(slim) if loads[1] is None else loads[1], plan)):
         return Verification(torch.inf, 0.0, 0, 0, difference)
-    found = _compare(original, slim, plan, inputs, seed, None, loads[0])
+    whole = False
+    try:
+        found = _compare(original, slim, plan, inputs, seed, None, loads[0], whole)
+    except _OriginalError:  # it may cast numbers to indices, and what is drawn is none
+        whole = True
+        try:
+            found = _compare(original, slim, plan, inputs, seed, None, loads[0], whole)
+        except _OriginalError as error:
+            raise VerificationError(
+                f"The original does not run on random numbers of the shape of the example inputs: {error}. "
+                "Nothing is proved; verify=False (--no-verify) leaves the proof out."
+            ) from error
     if found.passed or found.error == torch.inf:
         return found
     # An ill-conditioned model exceeds the tolerance by rounding alone. Twice the digits tell that from an error, with each node
@@ -60,7 +74,7 @@ def compare(
     # zero to rounding falls either way.
     try:
         with _InDouble():  # type: ignore[no-untyped-call]
-            exact = _compare(original, slim, plan, inputs, seed, torch.float64, loads[0])
+            exact = _compare(original, slim, plan, inputs, seed, torch.float64, loads[0], whole)
     except Exception:  # a model that insists on its dtype
         return found
     return exact if exact.passed else found
@@ -74,6 +88,7 @@ def _compare(
     seed: int,
     dtype: torch.dtype | None,
     weights: Weights | None,
+    whole: bool,
 ) -> Verification:
     full = named_tensors(original)
     drawn = Informative(full if weights is None else weights, seed, dtype)
@@ -81,7 +96,7 @@ def _compare(
     full_width = model_with(original, full, Made(values, lambda name, t: masked(t, plan.kept.get(name, {}))), weights is not None)
     smaller = model_with(slim, full, Made(values, lambda name, t: sliced(t, plan.kept.get(name, {}))), weights is not None)
     device = next((tensor.device for tensor in full.values()), torch.device("cpu")) if weights is None else weights.device
-    arguments = _random_arguments(original, inputs, torch.Generator().manual_seed(seed), device, dtype)
+    arguments = _random_arguments(original, inputs, torch.Generator().manual_seed(seed), device, dtype, whole)
     tolerance = max((TOLERANCE.get(dtype or t.dtype, 0.0) for t in full.values()), default=TOLERANCE[torch.float32])
     given = _arguments_by_name(original.graph, slim.graph, arguments)
     comparison = _Comparison(_Steps(*smaller, given), _Steps(*full_width, arguments), tolerance, corrects=dtype is not None)
@@ -121,14 +136,23 @@ def _weight_difference(full: Mapping[str, Tensor], slim: Mapping[str, Tensor], p
 
 
 def _random_arguments(
-    module: fx.GraphModule, inputs: Inputs, generator: torch.Generator, device: torch.device, dtype: torch.dtype | None
+    module: fx.GraphModule,
+    inputs: Inputs,
+    generator: torch.Generator,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    whole: bool,
 ) -> list[Any]:
+    """Arguments of the example's shapes, floating-point ones drawn; whole: but for the example's whole numbers."""
+
     def draw(item: Any) -> Any:
         if not isinstance(item, Tensor):
             return item
         if not item.is_floating_point():
             return item.to(device)
-        return torch.randn(item.shape, generator=generator).to(device=device, dtype=dtype or item.dtype)
+        drawn = torch.randn(item.shape, generator=generator).to(device=device, dtype=dtype or item.dtype)
+        given = item.to(drawn) if whole and not item.is_meta else None
+        return drawn if given is None else torch.where(given == given.round(), given, drawn)
 
     return [tree_map(draw, item) for item in placeholder_values(module.graph, inputs)]
 
@@ -223,6 +247,10 @@ def _described(node: fx.Node) -> str:
     return f"node {node.name} ({_name(node)}{f' at {place}' if place else ''})"
 
 
+class _OriginalError(Exception):
+    """The original does not run on what was drawn."""
+
+
 class _SlimError(Exception):
     """The slim model does not run."""
 
@@ -249,7 +277,7 @@ class _Comparison:
         missing = MissingData()
         while not self.failure:
             with missing:
-                node, leaves = next(self.masked, (None, []))
+                node, leaves = self._next()
             if node is None:
                 return
             if node.name in self._wanted:
@@ -258,6 +286,16 @@ class _Comparison:
                 except _SlimError as error:
                     self.worst, self.failure = torch.inf, str(error)
 
+    def _next(self) -> tuple[fx.Node | None, list[Tensor]]:
+        try:
+            return next(self.masked, (None, []))
+        except Exception as error:
+            if memory_is_out(error) or self.masked.node is None:
+                raise
+            raise _OriginalError(
+                f"{_described(self.masked.node)} fails with {type(error).__name__}: {first_line(error)}"
+            ) from error
+
     def _twins(self, name: str) -> list[Tensor]:
         """What the slim node of this name made; the slim model runs no further than that."""
         while name not in self._passed:
@@ -265,8 +303,8 @@ class _Comparison:
                 node, leaves = next(self.slim)
             except Exception as error:  # whatever a wrong rewrite raises is the finding
                 where = _described(self.slim.node) if self.slim.node is not None else "its first node"
-                text = str(error).strip().splitlines()[0] if str(error).strip() else ""
-                raise _SlimError(f"The slim model does not run: {where} fails with {type(error).__name__}: {text}") from error
+                said = f"{where} fails with {type(error).__name__}: {first_line(error)}"
+                raise _SlimError(f"The slim model does not run: {said}") from error
             if node.name == name:
                 return leaves
             if node.name in self._wanted:  # asked for later, and a later operator may write in place

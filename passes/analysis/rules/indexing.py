@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from graphprune.channels.labels import Field, Value, axes_of
 from graphprune.passes.analysis.rules.wide import settled
@@ -22,6 +23,19 @@ def embedding(call: Call) -> None:
         call.space.freeze(field, call.reason("used as an index"))
     rank = len(call.shape())
     call.set([] if width is None else [width.reshape((1,) * (rank - 1) + (-1,))])
+
+
+@rule("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(call: Call) -> None:
+    """``out[bag, e]`` sums, averages or compares ``weight[i, e]`` over the bag's indices: the vocabulary stays, e passes."""
+    weight, why = call.value(call.args[0]), call.reason("indexed by data")
+    given = [field for tensor in call.inputs()[1:] for field in call.value(tensor).fields]
+    vocabulary, width = weight.vector(0), weight.vector(1)
+    for field in given if vocabulary is None else [vocabulary, *given]:
+        call.space.freeze(field, why)
+    call.set([] if width is None else [width.reshape(1, -1)])
+    for index in range(1, len(call.outputs)):
+        call.set([], index)
 
 
 @rule("index_select", moves=True)
@@ -89,6 +103,28 @@ def gather(call: Call) -> None:
     shape = tuple(1 if a in cut else n for a, n in enumerate(source.shape))
     passing = Value(shape, tuple(field for field in kept if field is not None))
     call.set(call.space.join(settled(call, [passing, index], rank), call.shape(), why))
+
+
+@rule("scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy", "index_reduce")
+def scatter(call: Call) -> None:
+    """``out[index[i, j], j] += src[i, j]`` on a copy of x: the axis that is scattered into must stay, the others are tied."""
+    x, index, given = call.args[0], call.args[2], call.args[3]
+    rank, axis = max(1, x.dim()), call.args[1] % max(1, x.dim())
+    source = given if isinstance(given, torch.Tensor) and given.dim() else None
+    why = call.reason("written at places that data give")
+    along = [tensor for tensor in (x, source, index if "::scatter" in call.name else None) if tensor is not None and tensor.dim()]
+    cut = {axis} | {a for a in range(rank) if len({tensor.shape[a] for tensor in along}) > 1}  # fewer than there are of x
+    values = []
+    for tensor in along:
+        value = call.value(tensor)
+        kept = [call.space.restrict(field, set(axes_of(field)) - cut, why) for field in value.fields]
+        shape = tuple(1 if a in cut else n for a, n in enumerate(value.shape))
+        values.append(Value(shape, tuple(field for field in kept if field is not None)))
+    if index.dim() == 1 and "::index" in call.name:
+        for field in call.value(index).fields:
+            call.space.freeze(field, call.reason("used as an index"))
+    met = call.reason("combined element by element with a tensor that cannot shrink")
+    call.set(call.space.join(settled(call, values, rank), call.shape(), met))
 
 
 @rule("index_put")

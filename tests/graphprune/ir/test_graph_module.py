@@ -189,6 +189,15 @@ def test_a_pickled_one_follows_both_modes(copied: Callable[[Any], Any], training
     assert not torch.equal(found.train()(X), found.eval()(X))
 
 
+def test_a_deep_copy_has_the_attributes_that_were_set() -> None:
+    """A scope's are read by the code around it: ``block.out_channels``. Copies are apart."""
+    _, module = _adopted()
+    module.__dict__["widths"] = [3, 4]
+    copied: Any = copy.deepcopy(module)
+    copied.widths.append(5)
+    assert copied.widths == [3, 4, 5] and module.widths == [3, 4] and torch.equal(copied(X), module(X))
+
+
 def test_a_node_is_added_as_fx_makes_it() -> None:
     """Read by what it reads, found by its target, and named apart."""
     graph = fx.Graph()

@@ -639,3 +639,24 @@ def test_scopes_keep_their_classes(tmp_path: Path) -> None:
     assert type(result.model) is Whole and type(result.model.net) is Net and result.model.net.stem.out_channels == 4
     graphprune.save(result, tmp_path / "slim.safetensors")
     assert torch.equal(graphprune.load(tmp_path / "slim.safetensors", model)(IMAGE), result.model(IMAGE))
+
+
+class Agent(nn.Module):
+    """Returns an action that it draws, in eval mode too, and how likely that was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.actor = nn.Linear(6, 16), nn.Linear(16, 64)
+
+    def forward(self, x: Tensor) -> Any:
+        found = torch.distributions.Categorical(logits=self.actor(self.body(x).relu()))
+        action = found.sample()
+        return action, found.log_prob(action)
+
+
+def test_what_draws_in_eval_mode_is_compared_by_the_same_draws() -> None:
+    model = Agent()
+    state = torch.get_rng_state()
+    found = pruned(model, torch.ones(4, 6))
+    assert type(found.model) is Agent and found.report.widths == {"body": (16, 8)}
+    assert torch.equal(torch.get_rng_state(), state)

@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -66,6 +67,18 @@ def test_a_size_is_an_ordinary_number() -> None:
     assert (f"{size}", f"{size:>3}", format(size, "d"), str(size), repr(size)) == ("4", "  4", "4", "4", "4")
     assert size > 3 and size != 5 and bool(size) and size.bit_length() == 3
     assert type(size * 1.5) is SizeFloat and type(size * 2) is SizeInt and type(size > 3) is bool
+
+
+@pytest.mark.parametrize(
+    "four", [np.int64(4), np.int32(4), np.float64(4), np.prod([2, 2]), np.array(4)], ids=lambda x: type(x).__name__
+)
+def test_numbers_of_numpy_are_as_those_of_python(four: Any) -> None:
+    """On either side of an operator, whichever of the two is asked first."""
+    size = size_of(torch.empty(5, device="meta"), 0)
+    for number, wanted in ((four * size, 44), (size // four, 2), (four - size, -7), (size % four, 3), (size / four, 2.75)):
+        assert evaluate(number, (11,)) == wanted and isinstance(number, (int, float)) and origin_of(number) is not None
+    assert type(size > four) is bool and (four < size) is True and (size == four) is False
+    assert np.sqrt(size) == np.sqrt(5) and (np.ones(2) * size).tolist() == [5.0, 5.0]
 
 
 def test_a_shape_is_a_size_of_torch() -> None:

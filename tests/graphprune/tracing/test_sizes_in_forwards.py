@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,14 @@ def unpacked_shape(x: Tensor) -> Any:
 @images
 def star_shape(x: Tensor) -> Any:
     return x.flatten(2).view(*x.shape[:2], *x.shape[2:])
+
+
+@tokens
+def numbers_of_numpy(x: Tensor) -> Any:
+    """As codecs compute the hop of their strides: the code of the graph has no numpy."""
+    hop: Any = np.prod([2, 2])
+    x = F.pad(x, (0, 0, 0, math.ceil(x.shape[1] / hop) * hop - x.shape[1]))
+    return x.unflatten(1, (x.shape[1] // hop, hop)).mean(np.int64(2)) * np.float64(0.5)
 
 
 @tokens

@@ -40,6 +40,7 @@ SHAPES: dict[str, Body] = {
     "expand of a shape": lambda s, y: (y + s.scale.view(1, 8, 1, 1).expand(y.shape)).flatten(1),
     "expand_as": lambda s, y: (y * s.scale.view(1, 8, 1, 1).expand_as(y)).flatten(1),
     "broadcast_to": lambda s, y: (y * torch.broadcast_to(s.scale.view(8, 1, 1), (8, 8, 8))).flatten(1),
+    "broadcast_to method": lambda s, y: (y * s.scale.view(8, 1, 1).broadcast_to(y.shape[0], 8, 8, 8)).flatten(1),
     "repeat": lambda s, y: (y + s.scale.view(1, 8, 1, 1).repeat(1, 1, 8, 8)).flatten(1),
     "new_zeros": lambda s, y: (y + y.new_zeros(8, 1, 1)).flatten(1),
     "new_zeros of a shape": lambda s, y: (y + y.new_zeros(y.shape)).flatten(1),

@@ -326,6 +326,39 @@ def test_logarithm_of_summed_exponentials(keepdim: bool) -> None:
     agree(lambda x: x.logsumexp(1, keepdim), [(drawn(4, 6), {0: OUT})], {0: OUT})
 
 
+TO = torch.tensor([0, 2, 2])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, y: x.scatter_add(0, TO.view(3, 1).expand_as(y), y),
+        lambda x, y: x.scatter_reduce(0, TO.view(3, 1).expand_as(y), y, "mean"),
+        lambda x, y: x.scatter_reduce(0, TO.view(3, 1).expand_as(y), y, "amax", include_self=False),
+        lambda x, y: x.scatter(0, torch.tensor([[0], [2], [1]]).expand_as(y), y),
+        lambda x, y: x.index_add(0, TO, y),
+        lambda x, y: x.clone().index_add_(0, TO, y),
+        lambda x, y: x.index_copy(0, torch.tensor([0, 2, 1]), y),
+    ],
+)
+def test_rows_written_where_data_say(function: Callable[..., Tensor]) -> None:
+    """Columns that are missing are so in every row, written to or not."""
+    agree(function, [(drawn(4, 6), {1: C}), (drawn(3, 6), {1: C})], {1: C})
+
+
+def test_zeros_that_nothing_is_added_to_are_missing_where_the_messages_are() -> None:
+    def sums(y: Tensor) -> Tensor:
+        return torch.zeros(4, y.shape[1], dtype=y.dtype).scatter_add_(0, TO.view(3, 1).expand_as(y), y)
+
+    agree(sums, [(drawn(3, 6), {1: C})], {1: C})
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_bags_of_which_one_is_empty(mode: str) -> None:
+    index, offsets = torch.tensor([0, 2, 2]), torch.tensor([0, 2, 2])
+    agree(lambda w: F.embedding_bag(index, w, offsets, mode=mode), [(drawn(5, 6), {1: C})], {1: C})
+
+
 @pytest.fixture
 def filled() -> Iterator[None]:
     """Memory that is not initialised holds NaN."""

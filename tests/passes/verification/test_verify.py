@@ -449,3 +449,27 @@ def test_random_numbers_of_eval_mode_are_the_same_for_both_and_the_users_go_on_a
     assert result.report.widths == {"a": (6, 3)}
     assert graphprune.verify(model, result.model, result.plan, x).passed
     assert torch.equal(torch.rand(3), wanted)
+
+
+def test_numbers_that_are_cast_to_indices_stay_those_of_the_example() -> None:
+    """Tables of recommenders: columns of indices and of numbers in one tensor. What is drawn is no index."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        return self.b(torch.cat([self.table(x[:, 0].long()), self.a(x[:, 1:])], 1))
+
+    model = net(forward, table=nn.Embedding(5, 8), a=nn.Linear(3, 8), b=nn.Linear(16, 2))
+    x = torch.cat([torch.tensor([[1.0], [4.0]]), torch.randn(2, 3)], 1).double()
+    found = graphprune.prune(model, x, target="channels=50%")
+    assert found.report.verification is not None and found.report.verification.error < 1e-10
+    assert found.report.verification.compared > 4 and set(found.report.widths) == {"table", "a"}
+
+
+def test_a_model_that_runs_on_nothing_drawn_is_not_proved() -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        return self.b(self.a(x) + self.table((x[:, 0] * 10).long()))
+
+    model = net(forward, table=nn.Embedding(5, 8), a=nn.Linear(3, 8), b=nn.Linear(8, 2))
+    x = torch.full((2, 3), 0.25, dtype=torch.float64)
+    with pytest.raises(VerificationError, match=r"does not run on random numbers .* IndexError"):
+        graphprune.prune(model, x, target="channels=50%")
+    assert graphprune.prune(model, x, target="channels=50%", verify=False).report.verification is None

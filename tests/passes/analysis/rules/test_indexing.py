@@ -117,3 +117,39 @@ def test_a_mask_that_can_shrink_is_tied_to_what_it_writes() -> None:
 def test_writing_at_places_freezes() -> None:
     seen = observe(lambda x, t: _masked(t, x), x=torch.tensor([1, 0]), t=torch.randn(3, 4))
     assert seen.frozen == {*seen.atoms("t", 0), *seen.atoms("t", 1)}
+
+
+def rows(index: Tensor, width: int) -> Tensor:
+    """An index of rows, for every column."""
+    return index.view(-1, 1).expand(-1, width)
+
+
+WRITTEN: dict[str, Callable[..., Any]] = {
+    "scatter": lambda t, s, i: t.scatter(0, rows(i, 4), s),
+    "scatter_add": lambda t, s, i: t.scatter_add(0, rows(i, 4), s),
+    "scatter_add_": lambda t, s, i: t.clone().scatter_add_(0, rows(i, 4), s),
+    "scatter_reduce": lambda t, s, i: t.scatter_reduce(-2, rows(i, 4), s, "mean"),
+    "index_add": lambda t, s, i: t.index_add(0, i, s),
+    "index_copy": lambda t, s, i: t.index_copy(0, i, s),
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_rows_that_are_written_to_stay_and_columns_are_tied(name: str) -> None:
+    seen = observe(lambda t, s, i: WRITTEN[name](t, s, i), t=torch.randn(3, 4), s=torch.randn(2, 4), i=INDEX)
+    assert seen.frozen >= {*seen.atoms("t", 0), *seen.atoms("s", 0)} and not seen.frozen & set(seen.atoms("t", 1))
+    assert seen.result_atoms(1) == seen.atoms("t", 1) and seen.result_atoms(0) is None
+    assert all(seen.tied(left, right) for left, right in zip(seen.atoms("t", 1), seen.atoms("s", 1), strict=True))
+
+
+def test_a_narrower_source_fixes_the_columns_too() -> None:
+    seen = observe(lambda t, s, i: t.scatter(0, rows(i, 3), s), t=torch.randn(3, 4), s=torch.randn(2, 4), i=INDEX)
+    assert seen.frozen >= {atom for name in "ts" for axis in (0, 1) for atom in seen.atoms(name, axis)}
+
+
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_the_vocabulary_of_bags_stays_and_the_width_passes(mode: str) -> None:
+    bag = lambda x, o, w: F.embedding_bag(x, w, o, mode=mode)  # noqa: E731
+    seen = observe(bag, x=torch.tensor([1, 0, 2]), o=torch.tensor([0, 2]), w=torch.randn(7, 4))
+    assert seen.frozen >= set(seen.atoms("w", 0)) and not seen.frozen & set(seen.atoms("w", 1))
+    assert seen.result_atoms(1) == seen.atoms("w", 1)
