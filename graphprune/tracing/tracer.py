@@ -62,7 +62,7 @@ class Tracer(TorchFunctionMode):
         self._code: Conversions = earlier._code if earlier else Conversions(self._shadow.root)
         self.writer: Writer = self._new_writer(earlier)
         self._guards = Guards(self.writer)
-        self._constants = Constants()
+        self._constants = Constants(self._guards.varies)
         self._device = next((tensor.device for tensor in self._shadow.real.values()), torch.device("cpu"))
         self._in_layer = False
 
