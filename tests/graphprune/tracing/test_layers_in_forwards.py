@@ -174,6 +174,31 @@ def test_hooks_that_only_watch() -> None:
     check(model, X, Y, groups=0)
 
 
+class Recorder(nn.Module):
+    """Returns what a layer of the model in it makes, which a hook has noted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = ready(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)))
+        self.model[1].register_forward_hook(self.note)
+        self.seen: list[Tensor] = []
+
+    def note(self, module: nn.Module, args: Any, result: Tensor) -> None:
+        """Note a result."""
+        self.seen.append(result)
+
+    def forward(self, x: Tensor) -> Any:
+        """The result, and what was noted on the way."""
+        self.seen.clear()
+        return self.model(x), torch.stack([*self.seen]).sum(-1)
+
+
+def test_hooks_that_are_methods_of_the_model_write_to_the_copy_that_is_traced() -> None:
+    model = Recorder()
+    check(model, X, Y)
+    assert all(not tensor.is_meta for tensor in model.seen)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("wrap", [parametrizations.weight_norm, nn.utils.weight_norm, parametrizations.spectral_norm,
                                   nn.utils.spectral_norm, parametrizations.orthogonal], ids=["weight norm", "old weight norm",
