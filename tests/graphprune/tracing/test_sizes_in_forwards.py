@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,11 @@ def unpacked_shape(x: Tensor) -> Any:
 @images
 def star_shape(x: Tensor) -> Any:
     return x.flatten(2).view(*x.shape[:2], *x.shape[2:])
+
+
+@tokens
+def numbers_of_numpy(y: Tensor) -> Any:
+    return (y / np.sqrt(6) * np.float32(2)).clamp(max=np.log(1e4))
 
 
 @tokens
