@@ -50,10 +50,10 @@ def present(tensor: Tensor) -> Tensor:
 
 
 def _absent(tensor: Tensor, dims: Sequence[int]) -> Tensor:
-    """Where every element along ``dims`` is missing."""
+    """Where every element along ``dims`` is missing; of an axis that the model itself leaves empty none is."""
     missing = tensor.isnan()
     for dim in sorted({d % tensor.dim() for d in dims}, reverse=True):
-        missing = missing.all(dim)
+        missing = missing.all(dim) & (missing.shape[dim] > 0)
     return missing
 
 

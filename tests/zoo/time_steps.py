@@ -195,3 +195,41 @@ def convolutions_with_strides_over_features() -> Case:
     )
     frozen = {("a.weight", 0): "its extent in space or batch cannot shrink"}
     return Case(model, vector(5, 3), {"skip": 4, "wide": 5}, frozen, zeros=False)
+
+
+@case
+def filters_of_frequencies() -> Case:
+    """GFNet: a Fourier transform over the tokens, a complex weight for each frequency and channel, and back; channels go."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        y = torch.fft.rfft2(self.a(x), dim=(1, 2), norm="ortho")
+        y = torch.fft.irfft2(y * torch.view_as_complex(self.filter), s=(4, 6), dim=(1, 2), norm="ortho")
+        return self.b(y * F.logsigmoid(y))
+
+    model = net(forward, a=nn.Linear(3, 6), filter=nn.Parameter(torch.randn(4, 4, 6, 2)), b=nn.Linear(6, 2))
+    return Case(model, vector(4, 6, 3), {"a": 6})
+
+
+@case
+def features_mixed_by_a_fourier_transform() -> Case:
+    """FNet, the negative twin: a transform over tokens and features holds the features."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        y = self.a(x)
+        y = torch.fft.fft(torch.fft.fft(y, dim=-1), dim=-2).real
+        return self.d(F.gelu(self.c(y)))
+
+    model = net(forward, a=nn.Linear(3, 6), c=nn.Linear(6, 8), d=nn.Linear(8, 2))
+    return Case(model, vector(5, 3), {"c": 8}, {("a.weight", 0): "transformed along its axis"})
+
+
+@case
+def layers_without_width() -> Case:
+    """A position net whose width was divided down to nothing gives its bias: that is nothing that was removed."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        return self.b(F.gelu(self.a(x) + F.linear(x[..., :0], self.none, self.bias)))
+
+    none, bias = nn.Parameter(torch.randn(1, 0)), nn.Parameter(torch.randn(1))
+    model = net(forward, a=nn.Linear(3, 6), none=none, bias=bias, b=nn.Linear(6, 2))
+    return Case(model, vector(5, 3), {"a": 6}, zeros=False)
