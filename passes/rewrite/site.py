@@ -157,17 +157,17 @@ class NodeSite:
         self.settled.add(arg)
         return arg
 
-    def _scaled(self, arg: Any, computed: int, expected: int) -> fx.Node | int:
+    def _scaled(self, arg: fx.Node | int, computed: int, expected: int) -> fx.Node | int:
         if computed == 0 or expected == 0 or not isinstance(arg, fx.Node):
             return expected
         common = gcd(computed, expected)
-        graph = self.node.graph
+        graph, result = self.node.graph, arg
         with graph.inserting_before(self.node):
             if expected != common:
-                arg = graph.call_function(operator.mul, (arg, expected // common))
+                result = graph.call_function(operator.mul, (result, expected // common))
             if computed != common:
-                arg = graph.call_function(operator.floordiv, (arg, computed // common))
-        return arg
+                result = graph.call_function(operator.floordiv, (result, computed // common))
+        return result
 
     def pin(self) -> None:
         """Numbers that the node takes from shapes, and that are no sizes of its own, keep their original value.

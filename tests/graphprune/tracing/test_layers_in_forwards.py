@@ -179,7 +179,7 @@ class Recorder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model = ready(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)))
+        self.model: Any = ready(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)))
         self.model[1].register_forward_hook(self.note)
         self.seen: list[Tensor] = []
 
