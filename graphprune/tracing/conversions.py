@@ -21,6 +21,7 @@ from typing import Any, Final
 import torch
 from torch import fx, nn
 
+from graphprune.tracing.hints import python_of
 from graphprune.tracing.sizes import derive, literal, origin_of, settle
 
 _LOAD_GLOBAL: Final = opmap["LOAD_GLOBAL"]
@@ -197,7 +198,7 @@ def _reached(held: Sequence[Any], names: frozenset[str]) -> list[Any]:
     """Classes and functions among the values that a function holds, and what it may name of the modules among them."""
     modules = [vars(value) for value in held if isinstance(value, ModuleType)]
     reached = [*held, *(module[name] for module in modules for name in names & module.keys())]
-    reached = [value.__wrapped__ if isinstance(value, _CACHE) else value for value in reached]
+    reached = [value.__wrapped__ if isinstance(value, _CACHE) else python_of(value) for value in reached]
     return [value for value in reached if isinstance(value, (type, FunctionType))]
 
 

@@ -1,4 +1,5 @@
-"""Functions of torch that look at data for a hint, which only chooses between ways to the same result."""
+"""Functions that do not run as a trace needs it: some of torch look at data for a hint, which only chooses between ways to the
+same result; scripted ones call operators that nothing announces."""
 
 from __future__ import annotations
 
@@ -25,3 +26,31 @@ def without_hints() -> Iterator[None]:
         yield
     finally:
         module._detect_is_causal_mask = before
+
+
+@contextmanager
+def without_scripts() -> Iterator[None]:
+    """Within, functions of ``torch.jit.script`` are the Python functions that they were made of where calls are announced to a
+    mode; those that were made of none cannot be traced."""
+    kind: Any = torch.jit.ScriptFunction
+    before = kind.__call__
+
+    def call(function: Any, *args: Any, **kwargs: Any) -> Any:
+        if not torch._C._is_torch_function_mode_enabled():
+            return before(function, *args, **kwargs)
+        source = python_of(function)
+        if source is function:
+            raise RuntimeError(f"{function.name} is scripted (TorchScript), it has no Python to trace")
+        return source(*args, **kwargs)
+
+    kind.__call__ = call
+    try:
+        yield
+    finally:
+        kind.__call__ = before
+
+
+def python_of(function: Any) -> Any:
+    """What a scripted function was made of; anything else as it is."""
+    scripted = isinstance(function, torch.jit.ScriptFunction)
+    return getattr(function, "_torchdynamo_inline", function) if scripted else function

@@ -25,7 +25,7 @@ from graphprune.rules import tensors_in
 from graphprune.tracing.constants import Constants
 from graphprune.tracing.conversions import Conversions
 from graphprune.tracing.guards import Guards
-from graphprune.tracing.hints import without_hints
+from graphprune.tracing.hints import without_hints, without_scripts
 from graphprune.tracing.inputs import ModuleCall, with_names
 from graphprune.tracing.repeat import Repeat
 from graphprune.tracing.results import Mark, Results
@@ -103,9 +103,9 @@ class Tracer(TorchFunctionMode):
     @contextmanager
     def running(self, announced: bool) -> Iterator[None]:
         """What is called within is traced."""
-        modes = (torch.no_grad(), _compiling(announced), self._code.remembered(), without_hints(), self._recording, self)
+        around = (torch.no_grad(), _compiling(announced), self._code.remembered(), without_hints(), without_scripts())
         with ExitStack() as within:
-            for mode in (*modes, _noting(self._guards)):
+            for mode in (*around, self._recording, self, _noting(self._guards)):
                 within.enter_context(mode)
             yield
 

@@ -179,8 +179,9 @@ class Recorder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.model: Any = ready(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)))
-        self.model[1].register_forward_hook(self.note)
+        act = nn.ReLU()
+        act.register_forward_hook(self.note)
+        self.model = ready(nn.Sequential(nn.Linear(4, 6), act, nn.Linear(6, 2)))
         self.seen: list[Tensor] = []
 
     def note(self, module: nn.Module, args: Any, result: Tensor) -> None:
@@ -267,6 +268,28 @@ def test_a_scripted_submodule() -> None:
     for copied in (copy.deepcopy(program.module), copy.deepcopy(slim.model).train().eval()):
         assert isinstance(copied.get_submodule("inner"), torch.jit.ScriptModule)
     same(run(copy.deepcopy(slim.model), Y), run(slim.model, Y))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_scripted_functions_are_the_python_that_they_were_made_of() -> None:
+    clamp = torch.jit.script(_soft_clamp)
+    model = net(lambda self, x: self.b(clamp(self.a(x), 5.0)), **layers())
+    found, slim = check(model, X, Y)
+    assert len(found.groups.prunable) == 1 and "tanh()" in slim.code
+    assert torch.equal(clamp(X, 5.0), _soft_clamp(X, 5.0))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_scripted_function_without_python_is_a_leaf_of_its_module() -> None:
+    script = torch.jit.CompilationUnit("def tanh(x):\n    return x.tanh()\n").tanh
+    inner = net(lambda self, x: script(x))
+    model = net(lambda self, x: self.b(self.c(self.inner(self.a(x)))), **layers(inner=inner, c=nn.Linear(6, 6)))
+    found, _ = check(model, X, Y)
+    assert "no Python to trace" in found.program.opaque["inner"]
+
+
+def _soft_clamp(t: Tensor, value: float) -> Tensor:
+    return (t / value).tanh() * value
 
 
 class OnData(nn.Module):
