@@ -2,37 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from graphprune.rules import tensors_in
-from graphprune.tracing.sizes import origin_of
+from graphprune.tracing.sizes import origin_of, plain
 from graphprune.tracing.targets import CONSTANT_FACTORIES, writes
 
 
 class Constants:
-    """The constants of one trace: real tensors, computed while the model runs on stand-ins."""
+    """The constants of one trace: real tensors, computed while the model runs on stand-ins.
 
-    def __init__(self) -> None:
+    varies: whether a number that remembers its origin may be another one in another call, as no width of a layer is.
+    """
+
+    def __init__(self, varies: Callable[[Any], bool]) -> None:
         self._known: dict[int, torch.Tensor] = {}
+        self._varies = varies
 
     def has(self, func: Any, args: Any, kwargs: Any) -> bool:
-        """Whether a call's result is a constant: it is made of constants and of numbers that are none of sizes."""
+        """Whether a call's result is a constant: it is made of constants and of numbers that are the same in every call."""
         makes = func in CONSTANT_FACTORIES
         if not (makes or self._known):
             return False
         tensors = tensors_in((*args, *kwargs.values()))
         if not (tensors or makes) or any(id(tensor) not in self._known for tensor in tensors):
             return False
-        return not any(_is_sized(leaf) for leaf in tree_leaves((args, kwargs)))
+        return not any(self._varies(number) for leaf in tree_leaves((args, kwargs)) for number in _sized(leaf))
 
     def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The call's result."""
         with _disable_current_modes():
-            result = func(*args, **kwargs)
+            result = func(*tree_map(_plain, args), **tree_map(_plain, kwargs))
         self._known |= {id(tensor): tensor for tensor in tensors_in((result,))}
         return result
 
@@ -52,7 +57,14 @@ class Constants:
             del self._known[id(tensor)]
 
 
-def _is_sized(leaf: Any) -> bool:
-    """Whether a number, or one in a shape or slice, remembers where it came from."""
+def _sized(leaf: Any) -> list[Any]:
+    """The numbers that remember where they came from: a leaf itself, or those in a shape or slice."""
     parts = leaf if isinstance(leaf, tuple) else (leaf.start, leaf.stop, leaf.step) if isinstance(leaf, slice) else (leaf,)
-    return any(origin_of(part) is not None for part in parts)
+    return [part for part in parts if origin_of(part) is not None]
+
+
+def _plain(leaf: Any) -> Any:
+    """A leaf without the origins of its numbers."""
+    if isinstance(leaf, slice):
+        return slice(plain(leaf.start), plain(leaf.stop), plain(leaf.step))
+    return torch.Size(map(plain, leaf)) if isinstance(leaf, tuple) else plain(leaf)

@@ -198,8 +198,7 @@ def _reached(held: Sequence[Any], names: frozenset[str]) -> list[Any]:
     """Classes and functions among the values that a function holds, and what it may name of the modules among them."""
     modules = [vars(value) for value in held if isinstance(value, ModuleType)]
     reached = [*held, *(module[name] for module in modules for name in names & module.keys())]
-    reached = [value.__wrapped__ if isinstance(value, _CACHE) else value for value in reached]
-    reached = [python_of(value) if isinstance(value, torch.jit.ScriptFunction) else value for value in reached]
+    reached = [value.__wrapped__ if isinstance(value, _CACHE) else python_of(value) for value in reached]
     return [value for value in reached if isinstance(value, (type, FunctionType))]
 
 

@@ -111,6 +111,11 @@ class Guards:
             return f"({parts[0]} {sign} {parts[1]})"
         return f"{getattr(origin.function, '__name__', origin.function)}({', '.join(parts)})"
 
+    def varies(self, number: Any) -> bool:
+        """Whether a number may be another one in another call: one of widths alone may not."""
+        with torch._C.DisableTorchFunction():
+            return origin_of(self._resolved(number)) is not None
+
     # -- where a size comes from -----------------------------------------------------------------------------------------
 
     def _resolved(self, number: Any) -> Any:

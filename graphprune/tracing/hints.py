@@ -1,8 +1,9 @@
-"""Code of torch that looks at data, or that cannot be looked into, and what stands in for it while a model is traced."""
+"""Code that does not run as a trace needs it, and what stands in for it: some of torch looks at data for what does not change the
+result, and scripted functions call operators that nothing announces."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,32 +17,42 @@ def _as_told(mask: torch.Tensor | None, is_causal: bool | None = None, size: int
     return bool(is_causal)
 
 
-def python_of(function: Any) -> Callable[..., Any] | None:
-    """The Python function that a function of TorchScript was made of, as Dynamo finds it; None for one that was traced."""
-    return getattr(function, "_torchdynamo_inline", None)
-
-
 @contextmanager
 def without_hints() -> Iterator[None]:
-    """Within, nothing of torch looks at data for what does not change the result, and scripted functions run their Python.
-
-    ``nn.TransformerEncoder`` and ``nn.TransformerDecoder`` do not compare their masks with the causal one, distributions do not
-    check their parameters. TorchScript would run past the tracer, with the sizes of the example for good.
-    """
+    """Within, ``nn.TransformerEncoder`` and ``nn.TransformerDecoder`` do not compare their masks with the causal one, and
+    distributions do not check their parameters."""
     module: Any = transformer
-    scripted: Any = torch.jit.ScriptFunction
-    before = module._detect_is_causal_mask, Distribution._validate_args, scripted.__call__
-
-    def call(function: Any, *args: Any, **kwargs: Any) -> Any:
-        if not torch._C._is_torch_function_enabled():  # in a module that runs as it is
-            return before[2](function, *args, **kwargs)
-        body = python_of(function)
-        if body is None:
-            raise TypeError(f"{function.name} is a function of TorchScript that was traced; it has no Python to trace")
-        return body(*args, **kwargs)
-
-    module._detect_is_causal_mask, Distribution._validate_args, scripted.__call__ = _as_told, False, call
+    before = module._detect_is_causal_mask, Distribution._validate_args
+    module._detect_is_causal_mask, Distribution._validate_args = _as_told, False
     try:
         yield
     finally:
-        module._detect_is_causal_mask, Distribution._validate_args, scripted.__call__ = before
+        module._detect_is_causal_mask, Distribution._validate_args = before
+
+
+@contextmanager
+def without_scripts() -> Iterator[None]:
+    """Within, functions of ``torch.jit.script`` are the Python functions that they were made of where calls are announced to a
+    mode; those that were made of none cannot be traced."""
+    kind: Any = torch.jit.ScriptFunction
+    before = kind.__call__
+
+    def call(function: Any, *args: Any, **kwargs: Any) -> Any:
+        if not torch._C._is_torch_function_mode_enabled():
+            return before(function, *args, **kwargs)
+        source = python_of(function)
+        if source is function:
+            raise TypeError(f"{function.name} is scripted (TorchScript), it has no Python to trace")
+        return source(*args, **kwargs)
+
+    kind.__call__ = call
+    try:
+        yield
+    finally:
+        kind.__call__ = before
+
+
+def python_of(function: Any) -> Any:
+    """What a scripted function was made of, as Dynamo finds it; anything else as it is."""
+    scripted = isinstance(function, torch.jit.ScriptFunction)
+    return getattr(function, "_torchdynamo_inline", function) if scripted else function

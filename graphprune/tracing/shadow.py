@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from functools import cached_property
+from types import MethodType
 from typing import Any, Final
 
 import torch
@@ -27,7 +28,7 @@ class Shadow:
     model, whose stand-ins are used.
     It is made where it is first asked for. Modules that appear twice stay one module, tied tensors one tensor. Lists and dicts that
     modules keep as attributes are copied, and those in them, so that a model that writes caches in its forward leaves nothing of
-    the trace behind.
+    the trace behind. Hooks that are methods of a module are those of its copy.
     """
 
     def __init__(self, root: nn.Module, call: Callable[..., Any], mode: Any, earlier: Shadow | None = None) -> None:
@@ -47,7 +48,11 @@ class Shadow:
 
     def part(self, path: str) -> nn.Module:
         """The copy of a submodule."""
-        return self._copy(self._source.get_submodule(path), path)
+        result = self._copy(self._source.get_submodule(path), path)
+        for copied in self._modules.values():
+            for hooks in map(copied.__dict__.__getitem__, _HOOKS):
+                hooks.update([(key, self._of_copy(hook)) for key, hook in hooks.items()])
+        return result
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -96,6 +101,10 @@ class Shadow:
         for name, child in source._modules.items():
             children[name] = None if child is None else self._copy(child, f"{path}.{name}" if path else name)
         return result
+
+    def _of_copy(self, hook: Any) -> Any:
+        owner = self._modules.get(id(hook.__self__)) if isinstance(hook, MethodType) else None
+        return hook if owner is None else MethodType(hook.__func__, owner)
 
     def _attribute(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):

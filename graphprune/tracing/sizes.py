@@ -116,10 +116,12 @@ def literal(value: Any) -> Any:
 
 
 def plain(number: Any) -> Any:
-    """A number without its origin."""
+    """A number without its origin, and one of numpy as Python's own, as code can be written down that holds it."""
     if isinstance(number, SizeInt):
         return int.__int__(number)
-    return float.__float__(number) if isinstance(number, SizeFloat) else number
+    if isinstance(number, SizeFloat):
+        return float.__float__(number)
+    return of_python(number)
 
 
 def derive(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -26,7 +26,7 @@ from graphprune.tracing.checks import QUESTIONS, answer_that_passes
 from graphprune.tracing.constants import Constants
 from graphprune.tracing.conversions import Conversions
 from graphprune.tracing.guards import Guards
-from graphprune.tracing.hints import without_hints
+from graphprune.tracing.hints import without_hints, without_scripts
 from graphprune.tracing.inputs import ModuleCall, with_names
 from graphprune.tracing.repeat import Repeat
 from graphprune.tracing.results import Mark, Results
@@ -63,7 +63,7 @@ class Tracer(TorchFunctionMode):
         self._code: Conversions = earlier._code if earlier else Conversions(self._shadow.root)
         self.writer: Writer = self._new_writer(earlier)
         self._guards = Guards(self.writer)
-        self._constants = Constants()
+        self._constants = Constants(self._guards.varies)
         # Weights without values are loaded to the CPU, where a model may compute otherwise than on other devices.
         devices = (tensor.device for tensor in self._shadow.real.values() if not tensor.is_meta)
         self._device = next(devices, torch.device("cpu"))
@@ -106,9 +106,9 @@ class Tracer(TorchFunctionMode):
     @contextmanager
     def running(self, announced: bool) -> Iterator[None]:
         """What is called within is traced."""
-        modes = (torch.no_grad(), _compiling(announced), self._code.remembered(), without_hints(), self._recording, self)
+        around = (torch.no_grad(), _compiling(announced), self._code.remembered(), without_hints(), without_scripts())
         with ExitStack() as within:
-            for mode in (*modes, _noting(self._guards)):
+            for mode in (*around, self._recording, self, _noting(self._guards)):
                 within.enter_context(mode)
             yield
 

@@ -18,7 +18,7 @@ from graphprune.ir.graph_module import add_node
 from graphprune.rules import tensors_in
 from graphprune.tracing.results import Mark, Results
 from graphprune.tracing.shadow import Shadow
-from graphprune.tracing.sizes import Origin, Shape, of_python, origin_of, plain
+from graphprune.tracing.sizes import Origin, Shape, origin_of, plain
 from graphprune.tracing.source import source_line
 from graphprune.tracing.training import Addition, Change, Mode
 
@@ -153,7 +153,7 @@ class Writer:
             key = ("device", id(tensor))
             return self._once(key, lambda: self.node("call_function", getattr, (self._node_of(tensor), "device")), tree)
         origin = origin_of(tree)
-        return of_python(plain(tree)) if origin is None else self._once(_key(tree, origin), lambda: self._expression(origin), tree)
+        return plain(tree) if origin is None else self._once(_key(tree, origin), lambda: self._expression(origin), tree)
 
     def _expression(self, origin: Origin) -> fx.Node:
         arguments = self.argument(origin.arguments)

@@ -25,6 +25,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     "indexed by|used as an index|ordered or indexed|sampled at|written at|normalised or accumulated|chosen by data": (
         "Any entry may be asked for when the model runs, so all of them stay."
     ),
+    "transformed along its axis": "Each frequency is made of all entries, so all of them stay.",
     "what is drawn": "A smaller model would draw other numbers. Give them to the model as an input.",
     "another form than rows": "Rows of two axes by experts of three can be pruned.",
     "another prunable axis|two prunable axes|shrink alone|part of its axes|one of its axes|holds several": (

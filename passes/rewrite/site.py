@@ -35,7 +35,7 @@ class Rewriting:
     """The new graph under construction, and what is known about its nodes.
 
     origin: name of the old node of every new one. finished: nodes that no resizer needs to see. sizes: calls that result
-    in numbers only, in graph order, with those of the original.
+    in numbers only, in graph order, with those of the original. follows: which of them are computed from sizes that are new.
     """
 
     def __init__(self, trace: Trace, kept: Kept, origin: dict[fx.Node, str]) -> None:
@@ -45,6 +45,7 @@ class Rewriting:
         self.finished: set[fx.Node] = set()
         calls = [node for node in origin if node.op in ("call_function", "call_method")]
         self.sizes = {node: value for node in calls if _only_numbers(value := trace.values[origin[node]])}
+        self.follows: dict[fx.Node, bool] = {}
         self._new: dict[fx.Node, Any] = {}
 
     def old_value(self, node: fx.Node) -> Any:
@@ -143,27 +144,30 @@ class NodeSite:
         """The argument, corrected to evaluate to ``expected``.
 
         A literal is replaced (-1 stays: it infers). A computed size is scaled by a ratio, so that factors which vary
-        between calls (batch, resolution) keep doing so.
+        between calls (batch, resolution) keep doing so. One that is computed from sizes which shrink is computed as in the
+        original first: ``x.shape[0] // heads`` is the batch for the old number of heads alone.
         """
         if not isinstance(arg, fx.Node):
             return arg if arg == -1 else expected
         computed = int(self.evaluate(arg))
         if computed != expected:
+            if any(map(self._follows, arg.all_input_nodes)):
+                arg, computed = self._original(arg), int(self.evaluate_old(arg))
             arg = self._scaled(arg, computed, expected)
         self.settled.add(arg)
         return arg
 
-    def _scaled(self, arg: fx.Node, computed: int, expected: int) -> fx.Node | int:
-        if computed == 0 or expected == 0:
+    def _scaled(self, arg: fx.Node | int, computed: int, expected: int) -> fx.Node | int:
+        if computed == 0 or expected == 0 or not isinstance(arg, fx.Node):
             return expected
         common = gcd(computed, expected)
-        graph = self.node.graph
+        graph, result = self.node.graph, arg
         with graph.inserting_before(self.node):
             if expected != common:
-                arg = graph.call_function(operator.mul, (arg, expected // common))
+                result = graph.call_function(operator.mul, (result, expected // common))
             if computed != common:
-                arg = graph.call_function(operator.floordiv, (arg, computed // common))
-        return arg
+                result = graph.call_function(operator.floordiv, (result, computed // common))
+        return result
 
     def pin(self) -> None:
         """Numbers that the node takes from shapes, and that are no sizes of its own, keep their original value.
@@ -173,8 +177,15 @@ class NodeSite:
         if self.node in self.rewriting.sizes:
             return
         for arg in self.node.all_input_nodes:
-            if arg not in self.settled and self._shrinks(arg):
+            if arg not in self.settled and self._follows(arg):
                 self.node.replace_input_with(arg, self._original(arg))
+
+    def _follows(self, arg: fx.Node) -> bool:
+        """Whether a number is computed from a size that is not that of the original, whatever comes of it at the example inputs."""
+        known = self.rewriting.follows
+        if arg not in known:
+            known[arg] = self._shrinks(arg) or (arg in self.rewriting.sizes and any(map(self._follows, arg.all_input_nodes)))
+        return known[arg]
 
     def _shrinks(self, arg: fx.Node) -> bool:
         """Whether the node results in one number, which is not that of the original."""
@@ -183,11 +194,11 @@ class NodeSite:
 
     def _original(self, arg: fx.Node) -> Any:
         """A number as the original computes it: sizes are scaled back, and the arithmetic on them is done again."""
-        if not self._shrinks(arg):
+        if not self._follows(arg):
             return arg
         old, new = self.rewriting.sizes[arg], self.evaluate(arg)
         graph = self.node.graph
-        if any(map(self._shrinks, arg.all_input_nodes)):
+        if any(map(self._follows, arg.all_input_nodes)):
             originals = {source: self._original(source) for source in arg.all_input_nodes}
             with graph.inserting_before(self.node):
                 return graph.node_copy(arg, originals.__getitem__)

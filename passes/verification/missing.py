@@ -50,10 +50,10 @@ def present(tensor: Tensor) -> Tensor:
 
 
 def _absent(tensor: Tensor, dims: Sequence[int]) -> Tensor:
-    """Where every element along ``dims`` is missing."""
+    """Where every element along ``dims`` is missing; of an axis that the model itself leaves empty none is."""
     missing = tensor.isnan()
     for dim in sorted({d % tensor.dim() for d in dims}, reverse=True):
-        missing = missing.all(dim)
+        missing = missing.all(dim) & (missing.shape[dim] > 0)
     return missing
 
 
@@ -70,7 +70,15 @@ def _convolution(func: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *res
         gone = _absent(weight, range(1, weight.dim()))
     shape = [1] * result.dim()
     shape[1] = -1
-    return result.masked_fill(gone.view(shape), torch.nan)
+    read = [1, *(axis for axis in range(2, x.dim()) if transposed or not _reads_its_own_place(axis - 2, weight, *rest[:2]))]
+    return result.masked_fill(
+        gone.view(shape) | _absent(x, read).view([1 if d in read else n for d, n in enumerate(x.shape)]), torch.nan
+    )
+
+
+def _reads_its_own_place(axis: int, weight: Tensor, stride: Sequence[int], padding: Sequence[int]) -> bool:
+    """Whether each place of a convolution's result is made of one place of its input along an axis of space."""
+    return (weight.shape[2 + axis], stride[axis % len(stride)], padding[axis % len(padding)]) == (1, 1, 0)
 
 
 @_handles("torchvision::deform_conv2d")

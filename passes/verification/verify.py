@@ -10,7 +10,7 @@ from zlib import crc32
 
 import torch
 from torch import Tensor, fx
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
 from torch.utils._pytree import tree_leaves, tree_map
 
 from graphprune.arithmetic import full_precision, taken_apart
@@ -99,7 +99,7 @@ def _compare(
     arguments = _random_arguments(original, inputs, torch.Generator().manual_seed(seed), device, dtype, whole)
     tolerance = max((TOLERANCE.get(dtype or t.dtype, 0.0) for t in full.values()), default=TOLERANCE[torch.float32])
     given = _arguments_by_name(original.graph, slim.graph, arguments)
-    comparison = _Comparison(_Steps(*smaller, given), _Steps(*full_width, arguments), tolerance, corrects=dtype is not None)
+    comparison = _Comparison(_Steps(*smaller, given), _Masked(*full_width, arguments), tolerance, corrects=dtype is not None)
     with torch.no_grad(), full_precision(), own_randomness():
         comparison.run()
     return Verification(comparison.worst, tolerance, comparison.compared, len(drawn.random), comparison.failure)
@@ -238,6 +238,22 @@ class _Steps(fx.Interpreter):
         return node, [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
+class _Masked(_Steps):
+    """Runs the masked original. Modules of a model's own that nothing missing reaches, as none reaches those that do not trace,
+    run as they are: they may hold what no mode of torch goes through, as compiled attention."""
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """The module's result, outside of the arithmetic with missing data where that would change nothing."""
+        module = self.fetch_attr(target)
+        if type(module).__module__.startswith("torch.nn."):
+            return super().call_module(target, args, kwargs)
+        seen = (*tree_leaves((args, kwargs)), *module.parameters(), *module.buffers())
+        if any(isinstance(leaf, Tensor) and bool(leaf.isnan().any()) for leaf in seen):
+            return super().call_module(target, args, kwargs)
+        with _pop_mode_temporarily():
+            return super().call_module(target, args, kwargs)
+
+
 def _name(node: fx.Node) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
@@ -261,7 +277,7 @@ class _Comparison:
     corrects: what rounding made of a node that passed does not reach later ones, since the slim model goes on with the original's.
     """
 
-    def __init__(self, slim: _Steps, masked: _Steps, tolerance: float, *, corrects: bool) -> None:
+    def __init__(self, slim: _Steps, masked: _Masked, tolerance: float, *, corrects: bool) -> None:
         self._corrects = corrects
         self.masked = masked
         self.slim = slim

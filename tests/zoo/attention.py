@@ -301,3 +301,22 @@ def mask_repeated_for_heads() -> Case:
 @case
 def mask_repeated_to_a_size() -> Case:
     return _masked_by_copies(lambda mask: torch.repeat_interleave(mask, repeats=HEADS, dim=0, output_size=HEADS * len(mask)))
+
+
+@case
+def heads_in_the_batch() -> Case:
+    """Heads folded into the batch and taken out of it again: the batch is computed by a division by the number of heads."""
+
+    def fold(t: Tensor) -> Tensor:
+        b, n, c = t.shape
+        return t.reshape(b, n, HEADS, c // HEADS).transpose(1, 2).reshape(b * HEADS, n, c // HEADS)
+
+    def forward(self: Any, x: Tensor) -> Any:
+        q, k, v = (fold(layer(x)) for layer in (self.q, self.k, self.v))
+        y = (q @ k.transpose(-1, -2) * DIM**-0.5).softmax(-1) @ v
+        assert y.shape[0] % HEADS == 0
+        y = y.reshape(y.shape[0] // HEADS, HEADS, y.shape[1], y.shape[2])
+        return self.proj(y.transpose(1, 2).reshape(y.shape[0], y.shape[2], y.shape[1] * y.shape[3]))
+
+    layers = {name: nn.Linear(5, HEADS * DIM) for name in "qkv"} | {"proj": nn.Linear(HEADS * DIM, 2)}
+    return Case(net(forward, **layers), vector(6, 5), {"q": HEADS})

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.zoo.case import Case, case, vector
+from tests.zoo.case import Case, case, net, vector
 from tests.zoo.heads import DIM, HEADS, around, scores
 
 
@@ -169,3 +169,17 @@ def learnt_bias_for_each_pair_of_tokens() -> Case:
 
     model = around(attend, bias=nn.Parameter(torch.randn(HEADS, DIM, DIM)))
     return Case(model, vector(DIM, 5), {"q": HEADS}, {("bias", 1): "cannot shrink", ("bias", 2): "cannot shrink"})
+
+
+@case
+def waves_as_wide_as_the_tokens() -> Case:
+    """SimpleViT's: sines and cosines computed in every call, for as many positions as there are and the width that tokens have."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        x = self.a(x)
+        _, n, width = x.shape
+        waves = 1.0 / 10_000 ** (torch.arange(width // 2, device=x.device) / (width // 2 - 1))
+        angles = torch.arange(n, device=x.device, dtype=x.dtype)[:, None] * waves[None, :]
+        return self.b(F.gelu(x + torch.cat((angles.sin(), angles.cos()), dim=1).type(x.dtype)))
+
+    return Case(net(forward, a=nn.Linear(3, 8), b=nn.Linear(8, 2)), vector(6, 3), {"a": 4})

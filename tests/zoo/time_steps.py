@@ -150,3 +150,86 @@ def mixer() -> Case:
         head=nn.Linear(6, 3),
     )
     return Case(model, image(), {"patches": 6, "t1": 7, "c1": 8})
+
+
+@case
+def convolutions_over_tokens() -> Case:
+    """MLP-Mixer's: kernels of a single place mix tokens as channels, so that the features, in place of space, go as they like."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        y = self.a(x)
+        y = y + self.out(F.gelu(self.mix(y)))
+        return self.b(y)
+
+    model = net(forward, a=nn.Linear(3, 6), mix=nn.Conv1d(5, 7, 1), out=nn.Conv1d(7, 5, 1), b=nn.Linear(6, 2))
+    return Case(model, vector(5, 3), {"a": 6, "mix": 7}, {("out.weight", 0): "cannot shrink"})
+
+
+@case
+def convolutions_over_time_alone() -> Case:
+    """A kernel with several places along time and one along the features: these go, and the times stay."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        y = self.conv(self.a(x).unsqueeze(1))
+        return self.b(y.amax(1))
+
+    model = net(forward, a=nn.Linear(3, 6), conv=nn.Conv2d(1, 4, (3, 1), padding=(1, 0)), b=nn.Linear(6, 2))
+    return Case(model, vector(5, 3), {"a": 6, "conv": 4}, zeros=False)
+
+
+@case
+def convolutions_with_strides_over_features() -> Case:
+    """The negative twin: a kernel of a single place that skips places, and one whose padding adds some, hold the features."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        y = self.a(x).unsqueeze(1)
+        return self.b(self.skip(y).amax(1)) + self.c(self.wide(y).amax(1))
+
+    model = net(
+        forward,
+        a=nn.Linear(3, 6),
+        skip=nn.Conv2d(1, 4, 1, stride=(1, 2)),
+        wide=nn.Conv2d(1, 5, 1, padding=(0, 1)),
+        b=nn.Linear(3, 2),
+        c=nn.Linear(8, 2),
+    )
+    frozen = {("a.weight", 0): "its extent in space or batch cannot shrink"}
+    return Case(model, vector(5, 3), {"skip": 4, "wide": 5}, frozen, zeros=False)
+
+
+@case
+def filters_of_frequencies() -> Case:
+    """GFNet: a Fourier transform over the tokens, a complex weight for each frequency and channel, and back; channels go."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        y = torch.fft.rfft2(self.a(x), dim=(1, 2), norm="ortho")
+        y = torch.fft.irfft2(y * torch.view_as_complex(self.filter), s=(4, 6), dim=(1, 2), norm="ortho")
+        return self.b(y * F.logsigmoid(y))
+
+    model = net(forward, a=nn.Linear(3, 6), filter=nn.Parameter(torch.randn(4, 4, 6, 2)), b=nn.Linear(6, 2))
+    return Case(model, vector(4, 6, 3), {"a": 6})
+
+
+@case
+def features_mixed_by_a_fourier_transform() -> Case:
+    """FNet, the negative twin: a transform over tokens and features holds the features."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        y = self.a(x)
+        y = torch.fft.fft(torch.fft.fft(y, dim=-1), dim=-2).real
+        return self.d(F.gelu(self.c(y)))
+
+    model = net(forward, a=nn.Linear(3, 6), c=nn.Linear(6, 8), d=nn.Linear(8, 2))
+    return Case(model, vector(5, 3), {"c": 8}, {("a.weight", 0): "transformed along its axis"})
+
+
+@case
+def layers_without_width() -> Case:
+    """A position net whose width was divided down to nothing gives its bias: that is nothing that was removed."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        return self.b(F.gelu(self.a(x) + F.linear(x[..., :0], self.none, self.bias)))
+
+    none, bias = nn.Parameter(torch.randn(1, 0)), nn.Parameter(torch.randn(1))
+    model = net(forward, a=nn.Linear(3, 6), none=none, bias=bias, b=nn.Linear(6, 2))
+    return Case(model, vector(5, 3), {"a": 6}, zeros=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import prod
 
 from graphprune.channels.labels import Field, Value, along, axes_of
@@ -10,10 +11,10 @@ from graphprune.rules import Call, rule
 KERNEL = "the extent of a convolution kernel"
 
 
-def channel_labels(call: Call, value: Value, axis: int = 1) -> tuple[list[Field], Field | None]:
+def channel_labels(call: Call, value: Value, axis: int = 1, apart: Collection[int] = ()) -> tuple[list[Field], Field | None]:
     """A batched input's fields off the channel axis (batch only), and the 1-D labels of the channel axis.
 
-    Spatial axes cannot shrink: a field over channels and space keeps to channels.
+    Spatial axes cannot shrink, but for those whose places are kept ``apart``: a field over channels and space keeps to channels.
     """
     batch: list[Field] = []
     vector: Field | None = None
@@ -22,7 +23,7 @@ def channel_labels(call: Call, value: Value, axis: int = 1) -> tuple[list[Field]
         if axes == (axis,):
             vector = field.reshape(-1)
             continue
-        allowed = [axis] if axis in axes else [a for a in axes if a < axis]
+        allowed = [axis] if axis in axes else [a for a in axes if a < axis or a in apart]
         narrowed = call.space.restrict(field, allowed, call.reason("its extent in space or batch cannot shrink"))
         if narrowed is None:
             continue
@@ -37,13 +38,14 @@ def channel_labels(call: Call, value: Value, axis: int = 1) -> tuple[list[Field]
 def convolution(call: Call) -> None:
     """``out[n, o] = sum_i x[n, g(o) I + i] * w[o, i] + b[o]`` (transposed: ``w[i, o]``), ``I`` inputs to each of ``groups``.
 
-    One group: input channels are tied to the weight's input axis; the output takes the labels of its output axis.
+    One group: input channels are tied to the weight's input axis; the output takes the labels of its output axis. Along axes
+    on which the kernel is a single place, every place stands for itself and its labels pass.
     """
     inputs, weight = call.args[0], call.args[1]
     call.check_dtypes(inputs, weight)
     source, kernel = call.value(inputs), call.value(weight)
     transposed, groups = bool(call.arg("transposed", False)), int(call.arg("groups"))
-    batch, channels = channel_labels(call, source)
+    batch, channels = channel_labels(call, source, apart=() if transposed else _places_apart(call))
     kernel = _kernel(call, kernel, 1 if transposed else 0)
     for axis in range(2, len(kernel.shape)):
         vector = kernel.vector(axis)
@@ -69,6 +71,14 @@ def convolution(call: Call) -> None:
         call.macs(prod(weight.shape[2:]) * (inputs.numel() // inputs.shape[1]), ins, outs)
     else:
         call.macs(prod(weight.shape[2:]), *call.volume(fields), weight.shape[1] if second is None else second)
+
+
+def _places_apart(call: Call) -> list[int]:
+    """Axes of space along which an output depends on its own place alone."""
+    extents = tuple(call.args[1].shape[2:])
+    strides, paddings = (tuple(call.arg(name)) for name in ("stride", "padding"))
+    found = zip(extents, strides * (len(extents) // len(strides)), paddings * (len(extents) // len(paddings)), strict=True)
+    return [axis for axis, place in enumerate(found, 2) if place == (1, 1, 0)]
 
 
 def _kernel(call: Call, kernel: Value, out_axis: int) -> Value:

@@ -13,7 +13,7 @@ from graphprune.rules import Call, rule
     "log_sigmoid", "hardswish", "hardsigmoid", "hardtanh", "relu6", "copy_", "lift_fresh", "_to_copy", "to",
     "dropout", "native_dropout", "nan_to_num", "_prelu_kernel", "type_as", "where",
     "masked_fill", "fill", "zero", "addcmul", "addcdiv", "lerp", "expand_as", "result_type", "_conj", "real", "round",
-    "rrelu_with_noise", "threshold", "logical_not", "polar",
+    "rrelu_with_noise", "threshold", "logical_not", "polar", "floor_divide",
     keeps_sizes=True,
 )  # fmt: skip
 def pointwise(call: Call) -> None:
@@ -25,6 +25,13 @@ def pointwise(call: Call) -> None:
     fields = call.space.join(values, call.shape(), call.reason("combined element by element with a tensor that cannot shrink"))
     for index in range(len(call.outputs)):
         call.set(fields, index)
+
+
+@rule("log_sigmoid_forward", keeps_sizes=True)
+def log_sigmoid(call: Call) -> None:
+    """``out[i] = log(sigmoid(x[i]))``, and memory for the gradient that nothing else reads."""
+    call.set(call.value(call.args[0]).fields)
+    call.set((), 1)
 
 
 @rule("alias", "clone", "contiguous", "detach", moves=True)

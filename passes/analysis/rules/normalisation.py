@@ -131,6 +131,17 @@ def along_axis(call: Call) -> None:
     call.set([field for field in fields if field is not None])
 
 
+@rule("_fft_c2c", "_fft_r2c", "_fft_c2r")
+def transformed(call: Call) -> None:
+    """Fourier transforms along some axes: these must stay, others pass."""
+    value = call.value(call.args[0])
+    rank = len(value.shape)
+    why = call.reason("transformed along its axis")
+    over = {axis % rank for axis in call.args[1]}
+    fields = [call.space.restrict(f, set(axes_of(f)) - over, why) for f in value.fields]
+    call.set([field for field in fields if field is not None])
+
+
 @rule("_weight_norm_interface")
 def weight_norm(call: Call) -> None:
     """``out = v * g / |v|``, the norm over all axes but one: labels pass, and ``g`` is tied along that axis.

@@ -174,6 +174,32 @@ def test_hooks_that_only_watch() -> None:
     check(model, X, Y, groups=0)
 
 
+class Recorder(nn.Module):
+    """Returns what a layer of the model in it makes, which a hook has noted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        act = nn.ReLU()
+        act.register_forward_hook(self.note)
+        self.model = ready(nn.Sequential(nn.Linear(4, 6), act, nn.Linear(6, 2)))
+        self.seen: list[Tensor] = []
+
+    def note(self, module: nn.Module, args: Any, result: Tensor) -> None:
+        """Note a result."""
+        self.seen.append(result)
+
+    def forward(self, x: Tensor) -> Any:
+        """The result, and what was noted on the way."""
+        self.seen.clear()
+        return self.model(x), torch.stack([*self.seen]).sum(-1)
+
+
+def test_hooks_that_are_methods_of_the_model_write_to_the_copy_that_is_traced() -> None:
+    model = Recorder()
+    check(model, X, Y)
+    assert all(not tensor.is_meta for tensor in model.seen)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("wrap", [parametrizations.weight_norm, nn.utils.weight_norm, parametrizations.spectral_norm,
                                   nn.utils.spectral_norm, parametrizations.orthogonal], ids=["weight norm", "old weight norm",
@@ -242,6 +268,28 @@ def test_a_scripted_submodule() -> None:
     for copied in (copy.deepcopy(program.module), copy.deepcopy(slim.model).train().eval()):
         assert isinstance(copied.get_submodule("inner"), torch.jit.ScriptModule)
     same(run(copy.deepcopy(slim.model), Y), run(slim.model, Y))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_scripted_functions_are_the_python_that_they_were_made_of() -> None:
+    clamp = torch.jit.script(_soft_clamp)
+    model = net(lambda self, x: self.b(clamp(self.a(x), 5.0)), **layers())
+    found, slim = check(model, X, Y)
+    assert len(found.groups.prunable) == 1 and "tanh()" in slim.code
+    assert torch.equal(clamp(X, 5.0), _soft_clamp(X, 5.0))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_scripted_function_without_python_is_a_leaf_of_its_module() -> None:
+    script = torch.jit.CompilationUnit("def tanh(x):\n    return x.tanh()\n").tanh
+    inner = net(lambda self, x: script(x))
+    model = net(lambda self, x: self.b(self.c(self.inner(self.a(x)))), **layers(inner=inner, c=nn.Linear(6, 6)))
+    found, _ = check(model, X, Y)
+    assert "no Python to trace" in found.program.opaque["inner"]
+
+
+def _soft_clamp(t: Tensor, value: float) -> Tensor:
+    return (t / value).tanh() * value
 
 
 class OnData(nn.Module):

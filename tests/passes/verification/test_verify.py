@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import graphprune
 from graphprune.errors import PlanError, VerificationError
@@ -473,3 +474,25 @@ def test_a_model_that_runs_on_nothing_drawn_is_not_proved() -> None:
     with pytest.raises(VerificationError, match=r"does not run on random numbers .* IndexError"):
         graphprune.prune(model, x, target="channels=50%")
     assert graphprune.prune(model, x, target="channels=50%", verify=False).report.verification is None
+
+
+class _Modes(nn.Module):
+    """A layer that no trace follows and that refuses to run within a mode of torch, as compiled attention does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert isinstance(x.sum().item(), float)
+        if any(type(mode).__name__ == "MissingData" for mode in _get_current_dispatch_mode_stack()):
+            raise NotImplementedError("no rule for this mode")
+        return x * 2
+
+
+def test_what_does_not_trace_runs_as_it_is_where_nothing_missing_reaches_it() -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        return self.d(self.c(self.opaque(self.b(self.a(x)))))
+
+    layers = {name: nn.Linear(*sizes) for name, sizes in {"a": (3, 8), "b": (8, 5), "c": (5, 8), "d": (8, 2)}.items()}
+    model = net(forward, **layers, opaque=_Modes())
+    result = graphprune.prune(model, torch.randn(2, 3, dtype=torch.float64), target="channels=50%", ranking="local")
+    assert list(result.report.opaque) == ["opaque"]
+    assert result.report.widths == {"a": (8, 4), "c": (8, 4)}
+    assert result.report.verification is not None and result.report.verification.passed

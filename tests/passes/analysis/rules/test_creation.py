@@ -7,9 +7,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from tests.checking import analyse
 from tests.passes.analysis.rules.observing import observe
+from tests.zoo.case import net
 
 
 @pytest.mark.parametrize(
@@ -34,12 +36,22 @@ def test_likenesses_have_the_labels_of_their_model(function: Callable[[Tensor], 
     assert [seen.result_atoms(axis) for axis in (0, 1)] == [seen.atoms("t", 0), seen.atoms("t", 1)]
 
 
-@pytest.mark.parametrize(
-    "function", [lambda t: torch.arange(t.shape[0]), lambda t: torch.linspace(0, 1, t.shape[0]), lambda t: torch.eye(t.shape[0])]
-)
+BY_POSITION = [lambda t: torch.arange(t.shape[0]), lambda t: torch.linspace(0, 1, t.shape[0]), lambda t: torch.eye(t.shape[0])]
+
+
+@pytest.mark.parametrize("function", BY_POSITION)
 def test_values_by_position_fix_what_they_meet(function: Callable[[Tensor], Tensor]) -> None:
+    """Of as many as an input has, which is another number in another call."""
+    model = net(lambda self, x: self.b(self.t * x.sum() + function(x)), t=nn.Parameter(torch.randn(6)), b=nn.Linear(6, 2))
+    found = analyse(model, torch.randn(6, dtype=torch.float64))
+    assert any("combined element by element" in reason for reason in found.frozen_reasons("t", 0))
+
+
+@pytest.mark.parametrize("function", BY_POSITION)
+def test_values_by_position_are_sliced_where_a_width_says_how_many(function: Callable[[Tensor], Tensor]) -> None:
+    """They are the same in every call: constants, which go along as parameters do."""
     seen = observe(lambda t: t + function(t), t=torch.randn(6))
-    assert seen.frozen == set(seen.atoms("t", 0))
+    assert not seen.frozen and seen.result_atoms(-1) is not None
 
 
 def test_an_arange_made_while_tracing_is_data() -> None:
