@@ -128,7 +128,7 @@ class Writer:
 
     def operand(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor as the call gets it."""
-        if tensor.is_meta or id(tensor) in self._places:
+        if id(tensor) in self._places or (tensor.is_meta and not self._shadow.knows(tensor)):
             return tensor
         with _disable_current_modes():
             return self._shadow.of(tensor)

@@ -66,54 +66,6 @@ def test_the_stream_is_pruned_as_the_model_in_memory_is(net: Net, tmp_path: Path
     assert report.proof.verification is not None and report.proof.verification.passed and report.proof.left_out == 2
 
 
-class _Empty(Net):
-    """With a table of no rows, as of a vision transformer without registers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.registers = nn.Parameter(torch.zeros(1, 0, 16))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = torch.cat([self.registers.expand(len(ids), -1, -1), self.embed(ids)], 1)
-        for block in self.blocks:
-            x = block(x)
-        out: Tensor = self.head(x)
-        return out
-
-
-def test_tensors_without_elements_are_read_cut_and_proved(tmp_path: Path) -> None:
-    net = _Empty().eval()
-    save_sharded(net, tmp_path / "full")
-    with torch.device("meta"):
-        meta = _Empty().eval()
-    report = prune_checkpoint(meta, INPUTS, tmp_path / "full", tmp_path / "slim", target=TARGET)
-    assert report.proof.verification is not None and report.proof.verification.passed
-    assert _read(tmp_path / "slim")["registers"].shape == (1, 0, 8)
-
-
-class _Sloped(Net):
-    """Every channel has a factor of its own, which no tensor of the checkpoint holds."""
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.embed(ids) * torch.linspace(0.5, 1.5, 16)
-        for block in self.blocks:
-            x = block(x)
-        out: Tensor = self.head(x)
-        return out
-
-
-def test_constants_of_a_forward_are_cut_with_the_rest(tmp_path: Path) -> None:
-    """Also in the copy on which the plan is proved, which has its own."""
-    net = _Sloped().eval()
-    save_sharded(net, tmp_path / "full")
-    with torch.device("meta"):
-        meta = _Sloped().eval()
-    report = prune_checkpoint(meta, INPUTS, tmp_path / "full", tmp_path / "slim", target=TARGET)
-    expected = graphprune.prune(net, INPUTS, target=TARGET, ranking="local")
-    assert report.plan.kept == expected.plan.kept and {"_tensor_constant0", "embed.weight"} <= report.plan.kept.keys()
-    assert report.proof.verification is not None and report.proof.verification.passed and report.proof.left_out == 2
-
-
 def test_half_precision_is_scored_as_in_memory(tmp_path: Path) -> None:
     net = Net(tied=False).eval().to(torch.bfloat16)
     save_sharded(net, tmp_path / "full")
