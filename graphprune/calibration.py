@@ -105,6 +105,11 @@ def default_loss(output: Any, target: Any) -> Tensor:
     if target is None or first is None:
         raise UsageError("The criterion needs a loss, and the calibration data have no targets. Give batches of (inputs, target).")
     if target.is_floating_point():
+        if first.shape != target.shape:
+            raise UsageError(
+                f"The output {list(first.shape)} and the targets {list(target.shape)} do not fit a mean squared error. "
+                "Give classes as integers, or Calibration(batches, loss=function) for another loss."
+            )
         return F.mse_loss(first, target)
     if first.dim() < 2 or first.shape[:1] + first.shape[2:] != target.shape:
         raise UsageError(

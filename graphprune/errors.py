@@ -7,6 +7,8 @@ to its exit codes (:class:`UsageError` to 2, :class:`CheckError` to 1) and print
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -19,6 +21,16 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 def _escaped(match: re.Match[str]) -> str:
     return repr(match[0])[1:-1]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The known names that are nearest to one that is not, to go on a message; empty where none is near.
+
+    >>> did_you_mean("conv11", ["conv1", "conv2", "head"])
+    '; did you mean conv1 or conv2?'
+    """
+    near = get_close_matches(name, list(known), n=3)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 class GraphpruneError(Exception):

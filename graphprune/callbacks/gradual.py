@@ -47,6 +47,10 @@ class GradualPruning:
         end: float = 0.5,
         schedule: str = "cubic",
     ) -> None:
+        if not isinstance(masks, Masked):
+            raise UsageError(
+                f"Masks are what closes, and a {type(masks).__name__} has none. Give graphprune.masked(model, inputs)."
+            )
         if schedule not in SCHEDULES:
             raise UsageError(f"There is no schedule {schedule!r}; choose from {', '.join(SCHEDULES)}.")
         if cuts < 1 or not 0 <= begin < end <= 1:
@@ -66,7 +70,14 @@ class GradualPruning:
         self._plan(cuts)  # what cannot be done is refused before anything is trained
 
     def step(self, done: float) -> bool:
-        """Change the masks if a cut is due; returns whether they changed. done: the share of the training that is done, 0 to 1."""
+        """Change the masks if a cut is due; returns whether they changed. done: the share of the training that is done, 0 to 1.
+
+        Raises UsageError for any other number, such as that of an epoch.
+        """
+        if not 0 <= done <= 1:
+            raise UsageError(
+                f"step takes the share of the training that is done, 0 to 1, and was given {done}. Give epoch / epochs."
+            )
         way = (done - self._begin) / (self._end - self._begin)
         due = max(0, min(self._cuts, int(way * self._cuts + 1e-9)))
         if due <= self._done:

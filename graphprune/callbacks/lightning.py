@@ -12,6 +12,11 @@ _NAME = "lightning.pytorch" if find_spec("lightning") else "pytorch_lightning"
 _Callback: Any = import_module(_NAME).Callback
 
 
+def _done(trainer: Any) -> float:
+    """The share of the training that is done; several optimisers make more steps than there are batches."""
+    return min(1.0, max(0.0, float(trainer.global_step / trainer.estimated_stepping_batches)))
+
+
 class PruningCallback(_Callback):  # type: ignore[misc]
     """Closes the masks of ``pruning`` while a ``Trainer`` trains a LightningModule that calls them."""
 
@@ -21,8 +26,8 @@ class PruningCallback(_Callback):  # type: ignore[misc]
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Cut if it is time."""
-        self.pruning.step(trainer.global_step / trainer.estimated_stepping_batches)
+        self.pruning.step(_done(trainer))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """The last cut, for a schedule that ends with the training."""
-        self.pruning.step(trainer.global_step / trainer.estimated_stepping_batches)
+        self.pruning.step(_done(trainer))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
 
-from graphprune.errors import UsageError
+from graphprune.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from graphprune.channels.groups import Group
@@ -35,15 +34,16 @@ def named(groups: Iterable[Group], name: str) -> tuple[Group, ...]:
 
 def unknown(groups: Iterable[Group], name: str) -> UsageError:
     """What to say of a name that fits no group, with near ones."""
-    known = sorted({member.tensor[:end] for group in groups for member in group.members for end in _ends(member.tensor)})
-    near = get_close_matches(name, known, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known are, among others, {', '.join(known[:3])}."
-    return UsageError(f"No channel group has a layer or tensor named {name!r}; {hint}")
+    known = with_modules(member.tensor for group in groups for member in group.members)
+    hint = did_you_mean(name, known) or f"; known are, among others, {', '.join(known[:3])}."
+    return UsageError(f"No channel group has a layer or tensor named {name!r}{hint}")
 
 
-def _ends(tensor: str) -> list[int]:
-    """Where the names of the modules around a tensor end in its own, and that itself."""
-    return [*(place for place, letter in enumerate(tensor) if letter == "."), len(tensor)]
+def with_modules(tensors: Iterable[str]) -> list[str]:
+    """The names of tensors and of the modules around them, sorted."""
+    return sorted(
+        {tensor[:end] for tensor in tensors for end in (*(at for at, mark in enumerate(tensor) if mark == "."), len(tensor))}
+    )
 
 
 def _within(tensor: str, name: str) -> bool:

@@ -23,6 +23,7 @@ from graphprune.channels.group_names import named, new_name, unknown
 from graphprune.channels.labels import Field, Reason, Value, axes_of
 from graphprune.channels.propagate import Trace
 from graphprune.channels.units import UnitVectors
+from graphprune.text import listed
 
 FROZEN = -1  # in place of a group index: the unit must stay
 FREE, ORPHAN = -1, -2  # in place of a freeze index: nothing freezes the unit; it touches no parameter (padding, constants)
@@ -301,6 +302,11 @@ class Groups:
     def __contains__(self, one: object) -> bool:
         """Whether ``groups[one]`` finds something, or this group is one of them."""
         return bool(named(self, one)) if isinstance(one, str) else any(group is one for group in self)
+
+    def __repr__(self) -> str:
+        """How many there are, and the first of them."""
+        sizes = listed([f"{group.name} of {group.size} units" for group in self.prunable])
+        return f"Groups: {len(self.prunable)} can be pruned{f' ({sizes})' if sizes else ''}, {len(self.frozen)} stay."
 
     def _repr_html_(self) -> str:
         from graphprune.html import of_groups

@@ -258,5 +258,6 @@ def run_error(inputs: Inputs, error: Exception, where: str, place: str) -> Captu
     """The message for a model that does not run on its example inputs."""
     return CaptureError(
         f"The model does not run on inputs {inputs.describe()}: {where}{f' at {place}' if place else ''} fails with "
-        f"{type(error).__name__}: {first_line(error)}. Give example inputs of the shape and dtype that the model takes."
+        f"{type(error).__name__}: {first_line(error)}. "
+        "Give example inputs of the shape and dtype that the model takes, or mend its forward."
     )

@@ -5,6 +5,7 @@ Nothing here imports torch before a command runs, so that ``--help`` answers at 
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -39,4 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     arguments: without the program's name; those of the process by default.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # frames and dots of a table are no reason to fail where the locale lacks them
     return answer(app, list(sys.argv[1:] if arguments is None else arguments))

@@ -65,7 +65,8 @@ def compare(
     batches: Sequence[int] = (),
     clock: Clock | None = None,
 ) -> Compared:
-    """Load two models and measure both, in eval mode. The inputs are the user's, else those that A brings, else those of B.
+    """Load two models and measure both, in eval mode. The inputs are the user's, else those that a file of a model
+    holds (A's first, if both do), else the usual ones of A's library, or of B's.
 
     clock: what times them; that of the device by default. Raises UsageError where a model does not take the inputs, and
     CaptureError where it does not trace.
@@ -73,7 +74,8 @@ def compare(
     images = None if a.data is None else load_images(a.data, a.mean, a.std)
     with output.task("Loading"):
         sources = [load_source(r.source, weights=r.weights, trust_pickle=r.trust_pickle, seed=r.seed) for r in (a, b)]
-        known = next((s for s in sources if s.inputs is not None or s.default_input is not None), sources[0])
+        brought = [s for s in sources if s.inputs is not None] + [s for s in sources if s.default_input is not None]
+        known = next(iter(brought), sources[0])
         inputs = example_inputs(known, a.shape, seed=a.seed)
     programs = [_captured(source, inputs) for source in sources]
     rated = None

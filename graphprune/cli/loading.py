@@ -112,7 +112,10 @@ def check_format(path: Path, more: Mapping[str, str] = {}) -> None:
     formats = {**FORMATS, **more}
     if path.suffix not in formats:
         known = [f"{ending} ({what})" for ending, what in formats.items()]
-        raise UsageError(f"Cannot tell the format of {path} from its name. End it in {', '.join(known[:-1])} or {known[-1]}.")
+        raise UsageError(
+            f"Cannot tell the format of {path} from its name. End it in {', '.join(known[:-1])} or {known[-1]}; "
+            "`graphprune export` makes others of that."
+        )
 
 
 def parse_policy(choices: Sequence[str] | None) -> dict[str, str]:

@@ -46,7 +46,8 @@ SourceText = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="torchvision:NAME, timm:NAME, package.module:factory, or FILE (.safetensors artifact, .pt2 program, .pt/.pth module).",
+        help="torchvision:NAME, timm:NAME or package.module:factory, with arguments as in 'torchvision:resnet18(num_classes=10)'; "
+        "or FILE (.safetensors artifact, .pt2 program, .pt/.pth module).",
     ),
 ]
 Shape = Annotated[
@@ -80,7 +81,8 @@ Out = Annotated[
         "--out",
         "-o",
         metavar="FILE",
-        help="Where the slim model goes: .safetensors (loads without code or pickle) or .pt2 (torch.export).",
+        help="Where the slim model goes: .safetensors (loads without code or pickle) or .pt2 (torch.export, "
+        "for the example's sizes alone).",
         rich_help_panel=_RESULT,
     ),
 ]
@@ -90,7 +92,8 @@ OutOrPlan = Annotated[
         "--out",
         "-o",
         metavar="FILE",
-        help="Where the result goes: .safetensors (loads without code or pickle), .pt2 (torch.export), or .json (the plan alone).",
+        help="Where the result goes: .safetensors (loads without code or pickle), .pt2 (torch.export, for "
+        "the example's sizes alone), or .json (the plan alone).",
         rich_help_panel=_RESULT,
     ),
 ]
@@ -252,8 +255,8 @@ class Selection:
         list[str] | None,
         typer.Option(
             metavar="KIND=AMOUNT",
-            help="What must remain: macs=50%, params=2M, channels=0.5, weight_bytes=20MB, memory=30MiB (peak activations). "
-            "Repeatable. Default: macs=50%.",
+            help="What must remain: macs=50%, params=2M, channels=0.5, latency=3.2ms, weight_bytes=20MB, memory=30MiB (peak "
+            "activations). Repeatable. Default: macs=50%.",
             rich_help_panel=_HOW,
         ),
     ] = None

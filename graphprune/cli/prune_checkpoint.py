@@ -195,7 +195,11 @@ def _print(report: CheckpointReport, inputs: str, out: Path, output: Output) -> 
 
 def _config_line(fit: Fit) -> str:
     if fit.config is None:
-        return f"No config of this architecture makes the slim model ({fit.reason}); its graph comes from plan.json."
+        return (
+            f"No config of this architecture makes the slim model ({fit.reason}), so from_pretrained cannot load it: its graph "
+            "comes from plan.json. Widths that a config can state come of --target channels=50%, or of --round-to the number of "
+            "heads."
+        )
     changes = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in fit.changes.items()) or "nothing to change"
     return f"config.json: {changes}. Its model runs the same operators on the same shapes as the slim graph."
 

@@ -48,6 +48,10 @@ def finish(job: Job, make: Callable[[], PruneResult], out: Path, plan: Path | No
         output.say(f"Plan written to {out}. Carry it out with: graphprune apply {shlex.quote(job.source.text)} {out} -o FILE")
     else:
         output.say(f"Written to {out}. Load it with: {tables.load_hint(str(out), bool(result.scopes) or result.keeps_class)}")
+        if out.suffix == ".pt2":
+            output.say(
+                "It takes inputs of the example's sizes. `graphprune export` makes one for any batch, of a .safetensors file."
+            )
     if plan is not None:
         output.say(f"Plan written to {plan}.")
     watching.report(output)
@@ -96,8 +100,13 @@ def _print(job: Job, result: PruneResult, accuracy: dict[str, Any] | None, disk:
     report = result.report
     what = "Cost of the pruned parts" if report.scopes else "Cost"
     output.show(tables.before_after(report.before, report.after, disk, job.inputs.describe(), what))
-    if output.verbose:
+    cut = sum(new < old for old, new in report.widths.values())
+    if not cut:
+        output.say("Nothing was removed: every channel stays.")
+    elif output.verbose:
         output.show(tables.widths_table(report.widths))
+    else:
+        output.say(f"{cut} of {len(report.widths)} groups are narrower (-v lists them).")
     if report.opaque:
         output.show(tables.notes_table("Not traced into, so left as they are", report.opaque, "module", "reason"))
     if report.eval_only:

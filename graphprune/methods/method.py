@@ -28,6 +28,7 @@ from graphprune.runs.loop import Evaluate, Loop, Train
 from graphprune.runs.stage import Stage
 from graphprune.runs.task import Task
 from graphprune.sources import load_calibration
+from graphprune.text import columns, count
 
 
 class Options(BaseModel):
@@ -73,6 +74,19 @@ class MethodResult:
     pruned: PruneResult
     rounds: tuple[Round, ...]
     dense: nn.Module
+
+    def __repr__(self) -> str:
+        """The rounds in a table, then the slim model as its result shows itself."""
+        rows = [
+            (
+                f"round {row.number} ({row.status})",
+                "" if row.accuracy is None else f"{row.accuracy:.4g}",
+                count(row.params),
+                count(row.macs),
+            )
+            for row in self.rounds
+        ]
+        return f"{columns([('', 'accuracy', 'parameters', 'MACs'), *rows])}\n{self.pruned!r}"
 
     @property
     def model(self) -> nn.Module:

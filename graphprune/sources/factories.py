@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphprune.errors import UsageError
+from graphprune.errors import UsageError, did_you_mean
 from graphprune.ir.program import Inputs
 from graphprune.sources.source import Source
 
@@ -168,7 +168,7 @@ def _import(name: str) -> Any:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise UsageError(
                 f"There is no Python module {name!r} in the current folder or among the installed packages. "
-                "Run from the folder that holds it, or install it."
+                f"Run from the folder that holds it, or install it{did_you_mean(name, ('torchvision', 'timm')) or '.'}"
             ) from error
         raise UsageError(f"Importing {name} failed: {_first_line(error)}.") from error
     except Exception as error:  # user code: whatever it raises is a bad input, with its own traceback attached

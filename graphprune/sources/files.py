@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import torch
@@ -9,6 +10,9 @@ from torch import nn
 
 from graphprune.errors import UsageError
 from graphprune.sources.source import Source
+from graphprune.sources.weights import holds_weights
+
+_NAME_IT = "Name the code that builds the model, and the file after it: torchvision:NAME, timm:NAME or package.module:factory"
 
 
 def from_artifact(path: Path, trust_pickle: bool) -> Source:
@@ -30,10 +34,16 @@ def from_artifact(path: Path, trust_pickle: bool) -> Source:
 
 def from_pickle(path: Path, trust_pickle: bool) -> Source:
     """A whole module saved with ``torch.save(model, path)``. Raises UsageError unless ``trust_pickle``, for it runs code."""
-    if not trust_pickle:
+    if _scripted(path):
         raise UsageError(
-            f"{path} as a model would be unpickled, and a pickle can run any code when it is loaded. "
-            f"Use package.module:factory --weights {path} for a file of weights, or --trust-pickle if you trust who made it."
+            f"{path} is a scripted (TorchScript) model, which has no Python to trace. Save the model before it is scripted."
+        )
+    if not trust_pickle:
+        if holds_weights(path):
+            raise UsageError(f"{path} holds weights and no model. {_NAME_IT} --weights {path}.")
+        raise UsageError(
+            f"{path} as a model would be unpickled, and a pickle can run any code when it is loaded. Use --trust-pickle if you "
+            "trust who made it, or save model.state_dict() for --weights."
         )
     try:
         model = torch.load(path, map_location="cpu", weights_only=False)
@@ -42,5 +52,14 @@ def from_pickle(path: Path, trust_pickle: bool) -> Source:
             f"{path} cannot be unpickled ({type(error).__name__}): it is damaged, or the code of its classes cannot be imported."
         ) from error
     if not isinstance(model, nn.Module):
-        raise UsageError(f"{path} holds a {type(model).__name__}, not a whole module. Use package.module:factory --weights {path}.")
+        raise UsageError(f"{path} holds no module but something of class {type(model).__name__}. {_NAME_IT} --weights {path}.")
     return Source(model, str(path))
+
+
+def _scripted(path: Path) -> bool:
+    """Whether a file is of torch.jit.save: its archive has constants of code."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False

@@ -72,4 +72,8 @@ def _loader(text: str, trust_pickle: bool) -> Callable[[], Source]:
         return lambda: read(path, trust_pickle)
     if _PYTHON.match(text):
         return lambda: from_python(text)
+    if path.is_dir():
+        raise UsageError(
+            f"{text} is a folder. `graphprune prune-checkpoint` takes folders of save_pretrained. Other models are named {_FORMS}."
+        )
     raise UsageError(f"Cannot tell what kind of model source {text!r} is. Use {_FORMS}.")

@@ -40,6 +40,14 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(found, strict=False)
 
 
+def holds_weights(path: Path) -> bool:
+    """Whether a file of ``torch.save`` holds weights by name, found out without running code."""
+    try:
+        return bool(_state_dict(_read_torch(path), path))
+    except UsageError:
+        return False
+
+
 def check_finite(model: nn.Module, tensors: Mapping[str, Any], origin: str) -> None:
     """Raise UsageError for the first NaN or infinite value; a buffer may hold minus infinity, as attention masks do."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -164,7 +172,8 @@ def _check_shapes(own: Mapping[str, Any], found: Mapping[str, Any], path: Path, 
     ]
     if wrong:
         raise UsageError(
-            f"{path} does not fit {type(model).__name__}: {len(wrong)} wrong shapes ({_some(wrong)}). Use this model's weights."
+            f"{path} does not fit {type(model).__name__}: {len(wrong)} wrong shapes ({_some(wrong)}). "
+            "Use this model's weights, or build it as it was trained, as in 'torchvision:resnet18(num_classes=10)'."
         )
 
 

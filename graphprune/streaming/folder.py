@@ -33,9 +33,9 @@ _LARGE: Final = 2**20  # elements
 _TEXT: Final = (2, 16)  # batch and tokens of the default example
 
 
-def read_config(folder: Path) -> Config:
+def read_config(folder: str | Path) -> Config:
     """The config of a folder. Raises UsageError where there is none, or it names no architecture of transformers."""
-    path = folder / CONFIG
+    path = Path(folder) / CONFIG
     config = parse_text(read_text(path, "config", UsageError), str(path), "config", "Get it again with its weights.", UsageError)
     try:
         name = config["architectures"][0]
@@ -131,12 +131,20 @@ def _with_dtypes(model: nn.Module, wanted: Mapping[str, torch.dtype]) -> nn.Modu
 
 
 def text_inputs(model: nn.Module) -> Inputs:
-    """Example inputs of a model of text. Raises UsageError where the model takes no ``input_ids``."""
-    if "input_ids" not in inspect.signature(model.forward).parameters:
+    """Example inputs of a model of text, or of images of the size that its config states.
+
+    Raises UsageError where the model takes neither ``input_ids`` nor ``pixel_values`` of a size that is known.
+    """
+    taken = inspect.signature(model.forward).parameters
+    if "input_ids" in taken:
+        return Inputs((), {"input_ids": torch.zeros(_TEXT, dtype=torch.int64)})
+    channels, size = (getattr(getattr(model, "config", None), name, None) for name in ("num_channels", "image_size"))
+    sides = (size, size) if isinstance(size, int) else size
+    if "pixel_values" not in taken or not isinstance(channels, int) or not sides:
         raise UsageError(
             f"The inputs of {type(model).__name__} are not known. Give them, as with --input pixel_values=1x3x224x224."
         )
-    return Inputs((), {"input_ids": torch.zeros(_TEXT, dtype=torch.int64)})
+    return Inputs((), {"pixel_values": torch.zeros(1, channels, *sides)})
 
 
 def fit_config(config: Config, slim: Program, inputs: Inputs, state: Mapping[str, Entry]) -> Fit:

@@ -18,7 +18,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
 from graphprune.channels.tape import stand_in
-from graphprune.errors import CaptureError, RewriteError
+from graphprune.errors import CaptureError, RewriteError, did_you_mean
 from graphprune.ir.graph_module import adopt
 from graphprune.ir.program import Inputs, Scope
 from graphprune.ir.twins import set_mode
@@ -72,7 +72,7 @@ def named_scopes(root: nn.Module, calls: dict[str, ModuleCall], names: Sequence[
     paths = {path for path, _ in root.named_modules()}
     for name in names:
         if name not in paths:
-            raise CaptureError(f"Scope {name!r} is no submodule of {type(root).__name__}.")
+            raise CaptureError(f"Scope {name!r} is no submodule of {type(root).__name__}{did_you_mean(name, paths) or '.'}")
         if name not in calls:
             raise CaptureError(f"Scope {name!r} is not called on these example inputs.")
         if not is_plain(calls[name].inputs):

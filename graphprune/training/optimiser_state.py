@@ -8,7 +8,7 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from graphprune.errors import PlanError
+from graphprune.errors import PlanError, UsageError
 from graphprune.ir.twins import named_tensors, unwrapped
 from graphprune.plans.plan import Plan
 
@@ -32,7 +32,8 @@ def slice_state(state: Any, plan: Plan, before: nn.Module, after: nn.Module) -> 
     shapes (factored moments) starts afresh. Where an optimiser's parameters cannot be told apart, or new ones have no known
     place in its groups, the state is None: the training starts with a fresh one.
 
-    Raises PlanError where the plan does not lead from the one model to the other.
+    Raises PlanError where the plan does not lead from the one model to the other, and UsageError for what has a state instead of
+    being one, such as an optimiser.
     """
     slicer = _Slicer(plan, unwrapped(before), unwrapped(after))
     try:
@@ -85,6 +86,8 @@ class _Slicer:
         if isinstance(state, (list, tuple)):
             items = [self.visit(item) for item in state]
             return type(state)(*items) if hasattr(state, "_fields") else type(state)(items)
+        if callable(getattr(state, "state_dict", None)):
+            raise UsageError(f"A {type(state).__name__} itself cannot be cut. Give its state_dict(), and load what comes back.")
         return state
 
     def entry(self, key: Any, item: Any) -> Any:

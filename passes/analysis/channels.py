@@ -10,10 +10,11 @@ from typing import ClassVar, Final, Literal
 
 import numpy as np
 
+from graphprune.channels.group_names import with_modules
 from graphprune.channels.groups import FROZEN, Groups
 from graphprune.channels.labels import Field, Reason, axes_of
 from graphprune.channels.propagate import Trace, propagate
-from graphprune.errors import UsageError
+from graphprune.errors import UsageError, did_you_mean
 from graphprune.ir.program import Program
 from graphprune.pipeline.analysis_manager import AnalysisView
 from graphprune.pipeline.pass_base import Analysis, Pass
@@ -126,7 +127,8 @@ def excluded(trace: Trace, patterns: tuple[str, ...], whole: Mapping[str, str] |
         name_pattern, axis = (part[1], int(part[2])) if part else (pattern, None)
         names = [name for name in trace.parameters if matches(name, name_pattern)]
         if not names:
-            raise UsageError(f"exclude={pattern!r} matches no parameter of the model; see `graphprune inspect` for the names.")
+            near = did_you_mean(name_pattern, with_modules(trace.parameters)) or "."
+            raise UsageError(f"exclude={pattern!r} matches no parameter of the model{near} `graphprune inspect` shows the names.")
         found += [
             (field, Reason(why, "exclude", name))
             for name in names

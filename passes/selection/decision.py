@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -66,11 +66,12 @@ class Budgeted(Pass):
 
     def check_floors(self) -> None:
         """Raise UsageError for options that say nothing sensible about widths."""
-        counts = [self.min_channels, *([] if self.round_to == "auto" else [self.round_to])]
-        if not all(isinstance(count, Integral) and count >= 1 for count in counts) or not 0 < self.max_ratio <= 1:
-            raise UsageError(
-                f"{self.name} needs whole numbers of at least 1 for round_to and min_channels, and max_ratio over 0 and at most 1."
-            )
+        for option in ("round_to", "min_channels"):
+            count = getattr(self, option)
+            if (option, count) != ("round_to", "auto") and not (isinstance(count, Integral) and int(count) >= 1):
+                raise UsageError(f"{option}={count!r} of {self.name} is no whole number of at least 1.")
+        if not (isinstance(self.max_ratio, Real) and 0 < self.max_ratio <= 1):
+            raise UsageError(f"max_ratio={self.max_ratio!r} of {self.name} is no number over 0 and at most 1.")
 
     @abstractmethod
     def choose(self, question: Question, analyses: AnalysisView) -> Choice:

@@ -60,7 +60,8 @@ def parse_target(kind: str, value: float | str) -> Target:
     _check_kind(kind)
     suffixes = KINDS[kind]
     if match is None or match[3] not in (None, "%", *suffixes):
-        raise UsageError(f"Target {kind}={text} is no number; write what must remain, as 50%, 0.5 or 60{list(suffixes)[1]}.")
+        why = "is negative" if text.startswith("-") else "is no number"
+        raise UsageError(f"Target {kind}={text} {why}; write what must remain, as 50%, 0.5 or 60{list(suffixes)[1]}.")
     number = float(match[1] + (match[2] or ""))
     suffix = match[3]
     if suffix in suffixes:

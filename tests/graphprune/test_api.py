@@ -28,8 +28,9 @@ def _model() -> nn.Module:
         ({"target": 0.5}, "Target 0.5 does not say of what; write it as macs=50%"),
         ({"target": {"mac": 0.5}}, "There is no target 'mac'; choose from channels, params, macs"),
         ({"criterion": torch.abs}, "Register one of your own with graphprune.criteria.criterion, and give its name"),
-        ({"round_to": 8.0}, "select needs whole numbers of at least 1 for round_to"),
-        ({"min_channels": "2"}, "select needs whole numbers of at least 1 for round_to and min_channels"),
+        ({"round_to": 8.0}, "round_to=8.0 of select is no whole number of at least 1."),
+        ({"min_channels": "2"}, "min_channels='2' of select is no whole number of at least 1."),
+        ({"max_ratio": {"0": 0.2}}, "max_ratio={'0': 0.2} of select is no number over 0 and at most 1."),
     ],
 )
 def test_what_an_option_does_not_take_is_a_sentence(asked: dict[str, Any], says: str) -> None:

@@ -143,6 +143,8 @@ def test_a_loss_without_targets_or_with_unfit_ones_is_refused() -> None:
         default_loss(torch.randn(6, 3), None)
     with pytest.raises(UsageError, match=r"do not fit a cross-entropy"):
         default_loss(torch.randn(6, 3), torch.zeros(5, dtype=torch.int64))
+    with pytest.raises(UsageError, match=r"do not fit a mean squared error.*classes as integers"):
+        default_loss(torch.randn(6, 3), torch.zeros(6))
 
 
 def test_a_watcher_is_told_of_samples_that_were_used() -> None:

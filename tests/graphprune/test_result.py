@@ -80,3 +80,9 @@ def test_what_was_pruned_in_parts_or_not_proved_says_so() -> None:
     result = graphprune.prune(nn.Sequential(model, nn.ReLU()), torch.zeros(1, 8), scopes="0", verify=False)
     assert repr(result).splitlines()[0] == "Sequential, pruned in 0: 1 of 1 groups are narrower."
     assert repr(result).endswith("Not verified.")
+
+
+def test_groups_print_as_how_many_there_are() -> None:
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+    groups = graphprune.channel_groups(graphprune.capture(model, torch.zeros(1, 8)))
+    assert repr(groups) == f"Groups: 1 can be pruned (0 of 32 units), {len(groups.frozen)} stay."

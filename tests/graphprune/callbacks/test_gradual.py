@@ -89,3 +89,17 @@ def test_what_no_cut_could_follow_is_refused_before_the_training(options: Any, e
     with pytest.raises(error, match=message):
         GradualPruning(masks, **options)
     assert bool((masks.mask == 1).all())
+
+
+@pytest.mark.parametrize("done", [-0.1, 1.5, 3])
+def test_the_number_of_an_epoch_is_no_share_of_the_training(done: float) -> None:
+    """It would close all masks at once, without a word."""
+    masks = _masks()
+    with pytest.raises(UsageError, match=r"epoch / epochs"):
+        GradualPruning(masks).step(done)
+    assert masks.mask.all()
+
+
+def test_a_model_without_masks_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"graphprune\.masked"):
+        GradualPruning(nn.Linear(8, 4))  # type: ignore[arg-type]

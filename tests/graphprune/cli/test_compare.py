@@ -71,6 +71,13 @@ def test_a_slim_model_is_compared_with_its_original(cli: Cli, folder: Path) -> N
     assert load["a"]["p95_ms"] >= load["a"]["median_ms"] > 0
 
 
+def test_inputs_that_a_file_holds_go_before_the_usual_ones_of_a_library(cli: Cli) -> None:
+    """A model that was pruned at 32 pixels is not compared at 224 because the other one is of a library."""
+    original = "torchvision:mobilenet_v3_small(num_classes=2)"
+    cli("prune", original, "--input", "1x3x32x32", "-o", "slim.safetensors", "--no-verify", "-q")
+    assert cli("compare", original, "slim.safetensors", "--json").data["inputs"] == "float32[1x3x32x32]"
+
+
 def test_the_table_names_both_models(cli: Cli) -> None:
     ran = cli("compare", "torch.nn:Linear(4, 8)", "torch.nn:Linear(4, 2)", "--input", "1x4", "--batch", "1", "--batch", "2")
     assert ran.code == 0 and "A: torch.nn:Linear(4, 8), B: torch.nn:Linear(4, 2)" in ran.out

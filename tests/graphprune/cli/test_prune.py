@@ -262,3 +262,23 @@ def test_a_pass_that_fails_leaves_a_reproducer(cli: Cli, folder: Path, monkeypat
     assert ran.code == 1 and ran.err.startswith("graphprune: error: Node head differs.\nReproducer: ")
     assert (folder / "dump" / "005_verify" / "program.safetensors").is_file()
     assert not (folder / "slim.safetensors").exists()
+
+
+def test_what_became_of_the_groups_is_said_in_a_line(cli: Cli) -> None:
+    """Of a target that asks for nothing, too: a table of 100 % is easily taken for a failure."""
+    ran = cli("prune", SOURCE, *INPUT, "--target", "channels=50%", "--ranking", "local", "-o", "slim.safetensors")
+    assert "4 of 4 groups are narrower (-v lists them)." in ran.out
+    ran = cli("prune", SOURCE, *INPUT, "--target", "macs=100%", "-o", "slim.safetensors")
+    assert ran.code == 0 and "Nothing was removed: every channel stays." in ran.out
+
+
+def test_pt2_output_says_that_its_sizes_are_fixed(cli: Cli) -> None:
+    ran = cli("prune", SOURCE, *INPUT, "-o", "slim.pt2")
+    assert "the example's sizes" in ran.out
+    with pytest.raises(AssertionError, match="Guard failed"):
+        torch.export.load("slim.pt2").module()(torch.zeros(2, 1, 8, 8))
+
+
+def test_a_format_of_export_is_led_there(cli: Cli) -> None:
+    ran = cli("prune", SOURCE, *INPUT, "-o", "slim.onnx")
+    assert ran.code == 2 and "`graphprune export`" in ran.err and not Path("slim.onnx").exists()

@@ -99,3 +99,8 @@ def test_no_escape_sequences_without_a_terminal(arguments: tuple[str, ...]) -> N
 def test_no_color_is_respected_on_a_terminal() -> None:
     assert COLOUR.search(on_a_terminal("diff", "--help"))
     assert not COLOUR.search(on_a_terminal("diff", "--help", NO_COLOR="1"))
+
+
+def test_letters_that_the_locale_lacks_are_replaced() -> None:
+    ran = process("inspect", SOURCE, "--input", "1x1x8x8", PYTHONIOENCODING="ascii")
+    assert ran.returncode == 0 and ran.stderr == "" and "block.conv1" in ran.stdout and ran.stdout.isascii()

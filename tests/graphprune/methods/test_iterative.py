@@ -79,3 +79,10 @@ def test_the_best_epoch_is_reported_beside_the_last() -> None:
 def test_a_pass_that_meets_no_targets_is_refused() -> None:
     with pytest.raises(UsageError, match="does not select by a target"):
         _run(DigitsLoop(1, count=200), select="verify")
+
+
+def test_a_result_prints_its_rounds_and_the_slim_model_and_not_the_layers_of_the_dense_one() -> None:
+    result = _run(DigitsLoop(1, count=200), target="macs=40%", final_epochs=0)
+    first, *rows = repr(result).splitlines()
+    assert first.split() == ["accuracy", "parameters", "MACs"] and rows[0].startswith("round 0 (dense)")
+    assert repr(result).endswith(repr(result.pruned)) and "kernel_size" not in repr(result)

@@ -212,9 +212,30 @@ def test_pickled_module_is_loaded_only_when_trusted(tmp_path: Path) -> None:
     path = tmp_path / "whole.pth"
     torch.save(nn.Linear(2, 3), path)
     message = _refused(str(path))
-    assert "a pickle can run any code" in message and f"package.module:factory --weights {path}" in message
+    assert "a pickle can run any code" in message and "--trust-pickle" in message and "state_dict() for --weights" in message
     model = load_source(str(path), trust_pickle=True).model
     assert isinstance(model, nn.Linear) and model.out_features == 3
+
+
+def test_a_file_of_weights_in_place_of_a_model_says_how_both_are_named(tmp_path: Path) -> None:
+    """It is seen without running code, so that nobody is told to trust a file that would then be refused."""
+    path = tmp_path / "weights.pth"
+    torch.save({"model": nn.Linear(2, 3).state_dict(), "epoch": 3}, path)
+    message = _refused(str(path))
+    assert "holds weights and no model" in message and f"package.module:factory --weights {path}" in message
+    assert "trust" not in message
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("trusted", [False, True])
+def test_a_scripted_model_is_named_as_one_whether_trusted_or_not(tmp_path: Path, trusted: bool) -> None:
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 3), torch.zeros(1, 2)), tmp_path / "scripted.pt")
+    assert "scripted (TorchScript) model" in _refused(str(tmp_path / "scripted.pt"), trust_pickle=trusted)
+
+
+def test_a_folder_and_a_library_that_is_misspelt_are_answered_with_what_was_meant(tmp_path: Path) -> None:
+    assert "prune-checkpoint" in _refused(str(tmp_path))
+    assert "did you mean torchvision?" in _refused("torchvsion:resnet18")
 
 
 def test_refusing_a_pickle_runs_nothing(tmp_path: Path) -> None:
@@ -225,7 +246,9 @@ def test_refusing_a_pickle_runs_nothing(tmp_path: Path) -> None:
 
 def test_trusted_pickle_of_something_else_or_damaged_is_refused(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 3).state_dict(), tmp_path / "weights.pt")
-    assert re.search(r"holds a \w*[dD]ict, not a whole module", _refused(str(tmp_path / "weights.pt"), trust_pickle=True))
+    assert re.search(
+        r"holds no module but something of class \w*[dD]ict", _refused(str(tmp_path / "weights.pt"), trust_pickle=True)
+    )
     (tmp_path / "text.pt").write_text("hello")
     assert "cannot be unpickled" in _refused(str(tmp_path / "text.pt"), trust_pickle=True)
 

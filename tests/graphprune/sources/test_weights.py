@@ -132,7 +132,8 @@ def test_wrong_shapes_are_named_with_both_shapes(tmp_path: Path) -> None:
     state = _net().state_dict()
     state["2.weight"] = torch.zeros(5, 4, 1, 1)
     torch.save(state, tmp_path / "w.pt")
-    assert "1 wrong shapes (2.weight is 5x4x1x1 but should be 2x4x1x1)" in _refused(tmp_path / "w.pt")
+    message = _refused(tmp_path / "w.pt")
+    assert "1 wrong shapes (2.weight is 5x4x1x1 but should be 2x4x1x1)" in message and "(num_classes=10)" in message
 
 
 @pytest.mark.parametrize(("name", "value"), [("2.bias", float("nan")), ("0.weight", float("inf")), ("1.running_var", float("nan"))])

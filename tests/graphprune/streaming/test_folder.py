@@ -87,6 +87,26 @@ def test_widths_that_no_config_can_say_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "slim" / "config.json").exists() and (tmp_path / "slim" / "plan.json").exists()
 
 
+def test_the_command_says_what_from_pretrained_cannot_load_and_which_widths_it_could(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _saved(_llama(), tmp_path / "full")
+    where = ("prune-checkpoint", str(tmp_path / "full"), "--plan-only", "--no-verify")
+    assert main([*where, "--target", "channels=70%", "--ranking", "global", "-o", str(tmp_path / "a")]) == 0
+    said = capsys.readouterr().out
+    assert "from_pretrained cannot load it" in said and "--target channels=50%" in said and "--round-to" in said
+    assert main([*where, "--target", "macs=50%", "--round-to", "4", "-o", str(tmp_path / "b")]) == 0
+    assert "config.json: hidden_size 32 -> " in capsys.readouterr().out
+
+
+def test_a_model_of_images_is_given_images_of_the_size_of_its_config() -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(image_size=24, patch_size=8, num_channels=1, **sizes))
+    assert text_inputs(model).describe() == "pixel_values=float32[1x1x24x24]"
+    with pytest.raises(UsageError, match="--input pixel_values="):
+        text_inputs(torch.nn.Linear(2, 2))
+
+
 def test_a_folder_of_unknown_code_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["EvilModel"], "auto_map": {"AutoModel": "evil.EvilModel"}}))
     with pytest.raises(UsageError, match="code of checkpoints is not run"):

@@ -14,7 +14,7 @@ from torch.optim.optimizer import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 import graphprune
-from graphprune.errors import PlanError
+from graphprune.errors import PlanError, UsageError
 from graphprune.plans.plan import Plan
 from graphprune.training.optimiser_state import slice_state
 
@@ -274,3 +274,12 @@ def test_a_state_that_holds_itself_starts_afresh() -> None:
     state["again"] = [state]
     found, notes = slice_state(state, Plan(kept={"weight": {0: [0, 2]}}, model={}), nn.Linear(4, 3), nn.Linear(4, 2))
     assert found is None and notes == ["The training starts from a fresh state: the old one holds itself, or is nested too deep."]
+
+
+def test_an_optimiser_itself_is_refused_and_not_handed_back_uncut() -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    result = graphprune.prune(model, torch.zeros(1, 8), target="channels=50%")
+    optimiser = torch.optim.AdamW(model.parameters())
+    for state in (optimiser, {"optimiser": optimiser}, [AveragedModel(model)]):
+        with pytest.raises(UsageError, match=r"Give its state_dict\(\)"):
+            slice_state(state, result.plan, model, result.model)
