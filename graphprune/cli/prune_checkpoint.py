@@ -142,7 +142,7 @@ def _open(checkpoint: Path, model: str | None, shape: str | None, seed: int) -> 
 
     from graphprune.sources import parse_input
     from graphprune.sources.factories import from_python
-    from graphprune.streaming import build_for, open_checkpoint, read_config, text_inputs
+    from graphprune.streaming import build_for, open_checkpoint, read_config, usual_inputs
 
     given = None if shape is None else parse_input(shape, seed=seed)
     if model is not None:
@@ -153,7 +153,7 @@ def _open(checkpoint: Path, model: str | None, shape: str | None, seed: int) -> 
     opened = open_checkpoint(checkpoint)
     config = read_config(opened.folder)
     built = build_for(config, opened)
-    return built, given or text_inputs(built), config
+    return built, given or usual_inputs(built), config
 
 
 class _Shown:

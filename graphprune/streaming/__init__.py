@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graphprune.streaming.checkpoint import Checkpoint, open_checkpoint
 from graphprune.streaming.configs import Fit
-from graphprune.streaming.folder import build_for, read_config, text_inputs
+from graphprune.streaming.folder import build_for, read_config, usual_inputs
 from graphprune.streaming.header import Entry
 from graphprune.streaming.proof import Proof
 from graphprune.streaming.prune import CheckpointReport, apply_plan_to_checkpoint, prune_checkpoint
@@ -20,5 +20,5 @@ __all__ = [
     "open_checkpoint",
     "prune_checkpoint",
     "read_config",
-    "text_inputs",
+    "usual_inputs",
 ]

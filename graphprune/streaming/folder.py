@@ -130,7 +130,7 @@ def _with_dtypes(model: nn.Module, wanted: Mapping[str, torch.dtype]) -> nn.Modu
     return model
 
 
-def text_inputs(model: nn.Module) -> Inputs:
+def usual_inputs(model: nn.Module) -> Inputs:
     """Example inputs of a model of text, or of images of the size that its config states.
 
     Raises UsageError where the model takes neither ``input_ids`` nor ``pixel_values`` of a size that is known.

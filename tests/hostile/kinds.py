@@ -31,7 +31,7 @@ from graphprune.reporting.material import Request
 from graphprune.reporting.page import Page
 from graphprune.sources import load_calibration, load_source
 from graphprune.sources.weights import load_weights
-from graphprune.streaming import build_for, open_checkpoint, prune_checkpoint, read_config, text_inputs
+from graphprune.streaming import build_for, open_checkpoint, prune_checkpoint, read_config, usual_inputs
 from graphprune.surveys.curves import Sensitivity
 from graphprune.surveys.pareto import Front
 from graphprune.training.data import load_training_data
@@ -299,7 +299,7 @@ def _stream(folder: Path, plan_only: bool = False) -> object:
 
 def _use_config(folder: Path) -> None:
     opened = open_checkpoint(folder / "full")
-    text_inputs(build_for(read_config(folder / "full"), opened))
+    usual_inputs(build_for(read_config(folder / "full"), opened))
 
 
 def _report(folder: Path) -> None:

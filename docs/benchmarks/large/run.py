@@ -21,7 +21,7 @@ from graphprune.passes.selection.select import SelectPass
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.pipeline.pass_manager import PassManager
 from graphprune.scores import Scores
-from graphprune.streaming.folder import build, text_inputs
+from graphprune.streaming.folder import build, usual_inputs
 from graphprune.tracing import capture
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ def main() -> None:
     model = timed("build the model from its config", lambda: build({**CONFIG.to_dict(), "architectures": ["LlamaForCausalLM"]}))
     model.to(torch.bfloat16)
     analyses = AnalysisManager()
-    program = timed("capture", lambda: capture(model, text_inputs(model)))
+    program = timed("capture", lambda: capture(model, usual_inputs(model)))
     groups = timed("channel groups", lambda: analyses.get(program, ChannelGroups))
     cost = timed("cost model", lambda: analyses.get(program, ModelCost))
     scores = Scores("random", np.random.default_rng(0).random(groups.unit_count))

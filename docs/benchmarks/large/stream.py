@@ -32,7 +32,7 @@ import transformers
 from transformers import LlamaConfig
 
 import graphprune
-from graphprune.streaming import Entry, text_inputs
+from graphprune.streaming import Entry, usual_inputs
 from graphprune.streaming.folder import build
 from graphprune.streaming.shards import write_shard
 
@@ -133,7 +133,7 @@ def twin_agrees(folder: Path) -> tuple[Run, float]:
     full = transformers.AutoModelForCausalLM.from_pretrained(folder / "twin").eval()
     full.config.use_cache = False
     slim = transformers.AutoModelForCausalLM.from_pretrained(folder / "slim-twin").eval()
-    expected = graphprune.prune(full, text_inputs(full), target="channels=50%", ranking="local", verify=False).model
+    expected = graphprune.prune(full, usual_inputs(full), target="channels=50%", ranking="local", verify=False).model
     ids = torch.arange(32).reshape(2, 16)
     with torch.no_grad():
         wanted = expected(input_ids=ids)["logits"]

@@ -12,7 +12,7 @@ import torch
 import graphprune
 from graphprune.cli import main
 from graphprune.errors import UsageError
-from graphprune.streaming import build_for, open_checkpoint, prune_checkpoint, read_config, text_inputs
+from graphprune.streaming import build_for, open_checkpoint, prune_checkpoint, read_config, usual_inputs
 
 transformers = pytest.importorskip("transformers", reason="needs graphprune[transformers]")
 pytest.importorskip("accelerate", reason="needs graphprune[transformers]")
@@ -59,7 +59,7 @@ def test_the_slim_folder_loads_and_computes_what_the_slim_graph_does(make: Any, 
     model = _saved(make(), tmp_path / "full")
     checkpoint, config = open_checkpoint(tmp_path / "full"), read_config(tmp_path / "full")
     meta = build_for(config, checkpoint)
-    inputs = text_inputs(meta)
+    inputs = usual_inputs(meta)
     report = prune_checkpoint(meta, inputs, tmp_path / "full", tmp_path / "slim", target="channels=50%", config=config)
     assert report.config is not None and report.config.config is not None, report.config
     assert report.proof.verification is not None and report.proof.verification.passed and len(report.shards) > 1
@@ -80,7 +80,7 @@ def test_widths_that_no_config_can_say_are_named(tmp_path: Path) -> None:
     config = read_config(tmp_path / "full")
     meta = build_for(config, open_checkpoint(tmp_path / "full"))
     report = prune_checkpoint(
-        meta, text_inputs(meta), tmp_path / "full", tmp_path / "slim", target="channels=70%", ranking="global", config=config
+        meta, usual_inputs(meta), tmp_path / "full", tmp_path / "slim", target="channels=70%", ranking="global", config=config
     )
     assert report.config is not None and report.config.config is None
     assert "weight is [" in report.config.reason and "by the nearest config" in report.config.reason
@@ -102,9 +102,9 @@ def test_the_command_says_what_from_pretrained_cannot_load_and_which_widths_it_c
 def test_a_model_of_images_is_given_images_of_the_size_of_its_config() -> None:
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     model = transformers.ViTForImageClassification(transformers.ViTConfig(image_size=24, patch_size=8, num_channels=1, **sizes))
-    assert text_inputs(model).describe() == "pixel_values=float32[1x1x24x24]"
+    assert usual_inputs(model).describe() == "pixel_values=float32[1x1x24x24]"
     with pytest.raises(UsageError, match="--input pixel_values="):
-        text_inputs(torch.nn.Linear(2, 2))
+        usual_inputs(torch.nn.Linear(2, 2))
 
 
 def test_a_folder_of_unknown_code_is_refused(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_activations_of_a_folder_are_those_of_the_model_in_memory(make: Any, tmp
     """Buffers that no checkpoint has, such as rotary frequencies, and layers whose tokens are flattened into rows."""
     model = _saved(make(), tmp_path / "full")
     meta = build_for(read_config(tmp_path / "full"), open_checkpoint(tmp_path / "full"))
-    inputs = text_inputs(meta)
+    inputs = usual_inputs(meta)
     data = [{"input_ids": torch.randint(0, 96, (size, 16))} for size in (2, 3)]
     how: dict[str, Any] = {"target": "channels=50%", "criterion": "attention", "ranking": "local", "data": data}
     plan = prune_checkpoint(meta, inputs, tmp_path / "full", tmp_path / "slim", plan_only=True, **how).plan
