@@ -26,6 +26,7 @@ from graphprune.passes.scoring.score import ScorePass, latest, unit_order
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.pipeline.pass_manager import PassManager
 from graphprune.plans.plan import fingerprint, make_plan
+from graphprune.text import columns
 from graphprune.tracing import capture
 
 #: Shares of a group's units that are removed.
@@ -56,6 +57,17 @@ class Sensitivity(BaseModel):
     settings: dict[str, str]
     baseline: float
     points: list[CutPoint] = []
+
+    def __repr__(self) -> str:
+        """The deepest cut of each group, those that change the measure most first."""
+        deepest = {point.group: point for point in sorted(self.points, key=lambda point: point.ratio)}
+        rows = [
+            (point.group, f"{point.ratio:.0%}", str(point.kept), f"{point.value:.4g}")
+            for point in sorted(deepest.values(), key=lambda point: -abs(point.value - self.baseline))
+        ]
+        return f"{self.baseline:.4g} uncut; each group by itself:\n{columns([('', 'cut', 'units left', 'measure'), *rows])}"
+
+    __str__ = __repr__
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON, atomically."""

@@ -32,6 +32,7 @@ from graphprune.pipeline.pass_manager import PassManager
 from graphprune.pipeline.registry import pass_class, unknown
 from graphprune.plans.plan import fingerprint, kept_units
 from graphprune.scores import Scores
+from graphprune.text import columns
 from graphprune.tracing import capture
 
 _ROUNDING: Final = 1 + 1e-9  # the least share that can be had is met in spite of rounding
@@ -69,6 +70,17 @@ class Front(BaseModel):
         if any(point.reached and point.score is not None and self.metric not in point.shares for point in self.points):
             raise ValueError(f"a point has no share of {self.metric}")
         return self
+
+    def __repr__(self) -> str:
+        """The points that no other one beats, in a table."""
+        rows = [("", f"{self.metric} left", "parameters left", "score kept")]
+        rows += [
+            (p.way, f"{p.shares[self.metric]:.1%}", f"{p.shares['params']:.1%}" if "params" in p.shares else "-", f"{p.score:.1%}")
+            for p in self.best
+        ]
+        return f"{len(self.points)} points, of which no other one beats:\n{columns(rows)}"
+
+    __str__ = __repr__
 
     def save(self, path: str | Path) -> None:
         """Write the front as JSON, atomically."""

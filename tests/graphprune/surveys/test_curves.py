@@ -11,7 +11,7 @@ from torch import nn
 
 import graphprune
 from graphprune.errors import UsageError
-from graphprune.surveys.curves import Sensitivity, sensitivity
+from graphprune.surveys.curves import CutPoint, Sensitivity, sensitivity
 
 X = torch.randn(16, 6, dtype=torch.float64)
 
@@ -36,6 +36,15 @@ def test_a_point_is_the_measure_of_the_model_without_the_weakest_units_of_one_gr
         gone = _weakest(model, layer, point.kept)
         masked.get_parameter(f"{layer + 2}.weight").data[:, gone] = 0
         assert point.value == pytest.approx(loss(masked), rel=1e-10)
+
+
+def test_what_was_found_prints_the_deepest_cuts_the_worst_first() -> None:
+    points = [("a", 0.5, 4, 1.5), ("a", 0.25, 6, 9.0), ("b", 0.5, 3, 0.2)]
+    made = [CutPoint(group=group, ratio=ratio, kept=kept, value=value) for group, ratio, kept, value in points]
+    found = Sensitivity(model={}, settings={}, baseline=1.0, points=made)
+    first, _, *rows = str(found).splitlines()
+    assert first.startswith("1 uncut")
+    assert [row.split() for row in rows] == [["b", "50%", "3", "0.2"], ["a", "50%", "4", "1.5"]]
 
 
 def _weakest(model: nn.Module, layer: int, kept: int) -> list[int]:

@@ -109,6 +109,11 @@ def test_the_front_has_no_point_that_another_one_beats() -> None:
     points = [point(0.9, 0.95), point(0.8, 0.96), point(0.5, 0.7), point(0.5, 0.6), point(0.4, 0.7)]
     front = Front(metric="macs", model={}, settings={}, costs={}, points=points)
     assert [(p.asked, p.score) for p in front.best] == [(0.8, 0.96), (0.4, 0.7)]
+    first, _, *rows = str(front).splitlines()
+    assert first.startswith("5 points") and [row.split() for row in rows] == [
+        ["global", "80.0%", "-", "96.0%"],
+        ["global", "40.0%", "-", "70.0%"],
+    ]
 
 
 @pytest.mark.parametrize("options", [{"metric": "mac"}, {"points": 0}, {"least": 1.5}, {"ways": ("globl",)}, {"ways": ("score",)}])
