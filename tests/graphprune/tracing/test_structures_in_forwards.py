@@ -206,7 +206,7 @@ class Marked(Tensor):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda t: t.as_subclass(Marked),  # type: ignore[arg-type]
+        lambda t: t.as_subclass(Marked),
         lambda t: Tensor._make_subclass(Marked, t),
         lambda t: nn.Parameter(t, requires_grad=False),
     ],
