@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from graphprune.rules import tensors_in
 from graphprune.tracing.sizes import origin_of, plain
-from graphprune.tracing.targets import CONSTANT_FACTORIES, writes
+from graphprune.tracing.targets import CONSTANT_FACTORIES, KEPT_AS_CALLS, writes
 
 
 class Constants:
@@ -32,7 +32,8 @@ class Constants:
         tensors = tensors_in((*args, *kwargs.values()))
         if not (tensors or makes) or any(id(tensor) not in self._known for tensor in tensors):
             return False
-        return not any(self._varies(number) for leaf in tree_leaves((args, kwargs)) for number in _sized(leaf))
+        sized = [number for leaf in tree_leaves((args, kwargs)) for number in _sized(leaf)]
+        return not any(func in KEPT_AS_CALLS or self._varies(number) for number in sized)
 
     def compute(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The call's result."""

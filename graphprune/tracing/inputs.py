@@ -43,10 +43,18 @@ def holds_tensor(value: Any) -> bool:
 def options_of(arguments: Sequence[tuple[str, Any]], positional: int) -> dict[str, Any]:
     """The arguments that hold no tensor and that a slim model can take, too: plain values, with no positional tensor behind them.
 
-    arguments: names and values in order, of which the first ones are ``positional``.
+    arguments: names and values in order, of which the first ones are ``positional``. Sizes (``x.shape``) become tuples.
     """
     last = max((place for place, (_, value) in enumerate(arguments[:positional]) if holds_tensor(value)), default=-1)
-    return {name: value for name, value in arguments[last + 1 :] if value is None or type(value) in (bool, int, float, str)}
+    options = [(name, tuple(value) if type(value) is torch.Size else value) for name, value in arguments[last + 1 :]]
+    return {name: value for name, value in options if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether code can state a value as it is: None, a number or a text, or a tuple or list of such."""
+    if type(value) in (tuple, list):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def argument_names(module: nn.Module) -> Iterator[str]:

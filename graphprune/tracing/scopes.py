@@ -171,10 +171,9 @@ def _part(slim: fx.GraphModule, scope: Scope, result: Any, original: nn.Module) 
         made = graph.placeholder(name) if placeholder else graph.placeholder(name, default_value=None)
         if placeholder:
             copied[joint[placeholder]] = made
-    needed = _ancestors(result)
+    needed = _needed(slim.graph, prefix, set(copied), result)
     for node in slim.graph.nodes:
-        writes = any(source in copied for source in node.all_input_nodes)  # into what the scope reads
-        if node.op not in ("placeholder", "output") and (node in needed or writes):
+        if node in needed and node not in copied:
             copied[node] = graph.node_copy(node, copied.__getitem__)
             if node.op in ("call_module", "get_attr") and node.target.startswith(prefix):
                 copied[node].target = node.target.removeprefix(prefix)
@@ -187,6 +186,21 @@ def _part(slim: fx.GraphModule, scope: Scope, result: Any, original: nn.Module) 
         if name not in module.__dict__ and not isinstance(value, torch.Tensor):
             module.__dict__[name] = value  # what the code around it may read, such as out_channels
     return module
+
+
+def _needed(graph: fx.Graph, prefix: str, arguments: set[fx.Node], result: Any) -> set[fx.Node]:
+    """Nodes of a joint graph that are one scope's: all that its result takes, and all that is done to what is its own.
+
+    Its own are its arguments, its layers and its tensors; what the result does not take writes into them, as counts of batches do.
+    """
+    needed, own = _ancestors(result), set(arguments)
+    for node in graph.nodes:
+        inside = node.op in ("call_module", "get_attr") and node.target.startswith(prefix)
+        if node.op != "output" and (inside or not own.isdisjoint(node.all_input_nodes)):
+            own.add(node)
+            if node not in needed:
+                needed |= _ancestors(node)
+    return needed
 
 
 def _ancestors(result: Any) -> set[fx.Node]:

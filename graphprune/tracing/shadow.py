@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from types import MethodType
 from typing import Any, Final
@@ -58,6 +58,11 @@ class Shadow:
     def tensors(self) -> dict[str, torch.Tensor]:
         """Stand-ins of parameters and buffers by name, parameters first."""
         return {name: self.of(tensor) for name, tensor in named_tensors(self._source).items()}
+
+    @property
+    def stand_ins(self) -> Iterable[torch.Tensor]:
+        """The stand-ins that were asked for so far."""
+        return self._stand_ins.values()
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """The stand-in of a real tensor."""

@@ -11,7 +11,11 @@ from typing import Final
 import torch
 
 _ELSEWHERE: Final = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parent.parent}{os.sep}", "<")
-_ENTRIES: Final = {(str(Path(__file__).with_name("tracer.py")), name) for name in ("run", "placeholder", "finish")}
+_ENTRIES: Final = {
+    (str(Path(__file__).with_name(f"{module}.py")), name)
+    for module, names in {"tracer": ("run", "placeholder", "finish"), "rehearsal": ("answer",)}.items()
+    for name in names
+}
 
 
 def source_line() -> str:

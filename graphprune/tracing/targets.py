@@ -32,6 +32,9 @@ _SIGNS: Final = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, 
 # Factories of data: with the same arguments the same numbers each time. (Those of zeros and ones are sizes above all.)
 CONSTANT_FACTORIES: Final = frozenset({torch.arange, torch.tensor, torch.as_tensor, torch.linspace, torch.logspace, torch.eye})
 
+# Those that are calls all the same where a layer's width says how many numbers: what goes together in them their own rules say.
+KEPT_AS_CALLS: Final = frozenset({torch.eye})
+
 _IN_PLACE: Final = "add sub mul div truediv floordiv mod pow matmul and or xor lshift rshift"
 _WRITING: Final = {"__setitem__"} | {f"__i{name}__" for name in _IN_PLACE.split(" ")}
 

@@ -128,10 +128,16 @@ class Writer:
 
     def operand(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor as the call gets it."""
-        if id(tensor) in self._places or (tensor.is_meta and not self._shadow.knows(tensor)):
+        if id(tensor) in self._places or id(tensor) in self._shadow.real:
             return tensor
-        with _disable_current_modes():
-            return self._shadow.of(tensor)
+        with _disable_current_modes(), torch._C.DisableTorchFunction():
+            known = self._shadow.knows(tensor) or not tensor.is_meta
+            return self._shadow.of(tensor) if known else self._same_memory(tensor)
+
+    def _same_memory(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The known tensor that another object is of, such as one of a subclass, which no call of torch announces."""
+        known = [*(place.tensor for place in self._places.values()), *self._shadow.stand_ins]
+        return next((other for other in reversed(known) if _same_view(tensor, other)), tensor)
 
     def argument(self, tree: Any) -> Any:
         """Arguments as the node gets them."""
@@ -262,7 +268,7 @@ class Writer:
 
     def finish(self, result: Any) -> None:
         """Write the output node."""
-        self.write(self.node("output", "output", (self._output(result, ""),)), plain_containers(result))
+        self.write(self.node("output", "output", (self._output(result, ""),)), self.operands(plain_containers(result)))
 
     def _output(self, tree: Any, where: str) -> Any:
         """The model's result as the output node gets it; what a graph cannot hold is left out, and noted."""
@@ -270,7 +276,7 @@ class Writer:
             return self.argument(tree)
         if isinstance(tree, (tuple, list)):
             items = [self._output(item, f"{where}[{index}]") for index, item in enumerate(tree)]
-            return self._construct(tree, tuple(items), {}, tree) if hasattr(tree, "_fields") else type(tree)(items)
+            return self._construct(tree, tuple(items), {}, tuple(tree)) if hasattr(tree, "_fields") else type(tree)(items)
         if is_dataclass(tree):
             parts = {field.name: getattr(tree, field.name) for field in fields(tree)}
             given = {key: self._output(part, f"{where}.{key}") for key, part in parts.items() if part is not None}
@@ -283,7 +289,7 @@ class Writer:
     def _construct(self, result: Any, args: tuple[Any, ...], kwargs: dict[str, Any], parts: Any) -> fx.Node:
         """A call of a result's class, which generated code could not write down as a constant."""
         node = self.node("call_function", type(result), args, kwargs)
-        self.write(node, parts)
+        self.write(node, self.operands(parts))
         return node
 
     # -- what is known -------------------------------------------------------------------------------------------------
@@ -323,6 +329,15 @@ def _only_computes(node: fx.Node, step: Step) -> bool:
     computes = node.op in ("call_function", "call_method", "get_attr") and node.target is not torch._assert
     operators = [run.operator for run in step.operations]
     return computes and not any(one._schema.is_mutable or torch.Tag.nondeterministic_seeded in one.tags for one in operators)
+
+
+def _same_view(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors look at the same memory in the same way."""
+    return (
+        tensor.untyped_storage()._cdata == other.untyped_storage()._cdata
+        and (tensor.dtype, tensor.storage_offset()) == (other.dtype, other.storage_offset())
+        and (tensor.shape, tensor.stride()) == (other.shape, other.stride())
+    )
 
 
 @lru_cache(_MOST_NAMES)

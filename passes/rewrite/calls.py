@@ -104,6 +104,15 @@ def created(site: Site) -> None:
     _resize_sizes(site, 0, "size", site.new_shape(site.node))
 
 
+@resize_call(torch.eye, _ATEN.eye.default, _ATEN.eye.m)
+def identity(site: Site) -> None:
+    """``torch.eye(n, m)``: m is n where it is not given."""
+    for position, name in enumerate(("n", "m")):
+        given = _argument(site.node, position, name)
+        if given is not None:
+            _set(site.node, position, name, site.size(given, site.new_shape(site.node)[position]))
+
+
 @resize_call("repeat", _ATEN.repeat.default)
 def repeat(site: Site) -> None:
     """An axis of size 1 is repeated as often as its output is long; the others keep their number of copies."""

@@ -270,3 +270,33 @@ def cosine_classifier() -> Case:
 
     parts = {"weight": nn.Parameter(torch.randn(3, 6)), "scale": nn.Parameter(torch.tensor(2.0))}
     return Case(net(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 6), **parts), vector(4), {"a": 6})
+
+
+@case
+def low_rank_update_scaled_by_rows() -> Case:
+    """DoRA: the update of a weight is what two small layers make of an identity, and rows of the sum are scaled to a length."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        x = self.a(x)
+        identity = torch.eye(self.down.weight.shape[1], dtype=x.dtype)
+        weight = self.b.weight + self.up(self.down(identity)).T
+        return self.c(F.linear(x, weight) * (self.length / torch.linalg.norm(weight, dim=1)))
+
+    layers = {"a": nn.Linear(4, 6), "b": nn.Linear(6, 5), "down": nn.Linear(6, 3, False), "up": nn.Linear(3, 5, False)}
+    model = net(forward, **layers, length=nn.Parameter(torch.rand(5)), c=nn.Linear(5, 2))
+    return Case(model, vector(4), {"a": 6, "up": 5, "down": 3}, macs=False)
+
+
+@case
+def square_root_of_a_covariance() -> Case:
+    """Second-order pooling: a step of Newton's iteration from an identity as wide as the features."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        x = self.a(x).flatten(2)
+        n, c, places = x.shape
+        covariance = torch.bmm(x, x.transpose(1, 2)) / places
+        identity = 3 * torch.eye(c, c, dtype=x.dtype).view(1, c, c).repeat(n, 1, 1)
+        step = 0.5 * (identity - covariance)
+        return self.b(torch.bmm(covariance, step).sum(2))
+
+    return Case(net(forward, a=conv(3, 6), b=nn.Linear(6, 2)), image(), {"a": 6})

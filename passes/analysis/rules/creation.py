@@ -30,7 +30,15 @@ def like(call: Call) -> None:
     call.set(call.value(call.args[0]).fields)
 
 
-@rule("arange", "linspace", "eye", "tril_indices", "triu_indices", "scalar_tensor")
+@rule("eye")
+def identity(call: Call) -> None:
+    """Without rows and the columns of the same numbers it is a smaller identity, so both axes have the same labels."""
+    rows, columns = call.shape()
+    labels = None if call.open_bounds or rows != columns or rows == 1 else call.space.fresh(rows, soft=True)
+    call.set([] if labels is None else [along(labels, axis, 2) for axis in (0, 1)])
+
+
+@rule("arange", "linspace", "tril_indices", "triu_indices", "scalar_tensor")
 def positional(call: Call) -> None:
     """Values depend on the position: no labels, and whatever meets them cannot shrink there."""
     call.set(())

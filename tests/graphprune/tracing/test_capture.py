@@ -85,6 +85,29 @@ def test_another_option_than_the_example_had_is_refused(inputs: Any, other: Any,
         slim(*given.args, **given.kwargs)
 
 
+@pytest.mark.parametrize("size", [(4, 6), [4, 6], torch.zeros(4, 6).shape])
+@pytest.mark.parametrize("keep_class", [False, True])
+def test_sizes_are_options(size: Any, keep_class: bool, tmp_path: Path) -> None:
+    """Of results, as segmentation models take them: with each batch, as a tuple, a list or a shape."""
+
+    class Resizing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor, size: Any, scales: Any = (1.0, (2.0, None))) -> Tensor:
+            result: Tensor = F.interpolate(self.b(self.a(x).relu()), tuple(size)) * scales[0]
+            return result
+
+    model, x = Resizing().double().eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    result = graphprune.prune(model, (x, size, [0.5, [2.0, None]]), target="channels=50%", keep_class=keep_class)
+    graphprune.save(result, tmp_path / "slim.safetensors")
+    for slim in (result.model, graphprune.load(tmp_path / "slim.safetensors")):
+        assert torch.equal(slim(x, size, [0.5, [2.0, None]]), result.graph(x))
+    with pytest.raises(AssertionError, match=r"size is [(\[]4, 6[)\]] in this graph"):
+        result.graph(x, (5, 6))
+
+
 def test_what_no_default_can_stand_for_is_no_argument() -> None:
     """An option in front of a tensor, and what is no plain value."""
 
@@ -93,11 +116,11 @@ def test_what_no_default_can_stand_for_is_no_argument() -> None:
             super().__init__()
             self.a = nn.Linear(4, 6)
 
-        def forward(self, x: Tensor, flip: bool, y: Tensor, axes: list[int]) -> Tensor:
-            result: Tensor = self.a(x + y).flip(axes if flip else [])
+        def forward(self, x: Tensor, flip: bool, y: Tensor, axes: set[int]) -> Tensor:
+            result: Tensor = self.a(x + y).flip(list(axes) if flip else [])
             return result
 
-    program = graphprune.capture(Mixed().double().eval(), (X, True, X, [0]))
+    program = graphprune.capture(Mixed().double().eval(), (X, True, X, {0}))
     assert [node.target for node in program.module.graph.nodes if node.op == "placeholder"] == ["x", "y"]
     assert not [node for node in program.module.graph.nodes if node.target is torch._assert]
 

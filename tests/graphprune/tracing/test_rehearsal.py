@@ -226,3 +226,10 @@ def test_a_run_that_differs_ends_there() -> None:
 def two_of_one(self: Any, x: Tensor) -> Any:
     first, second = x.relu(), x.tanh()
     return second if self.training else first
+
+
+def test_a_difference_that_no_line_of_the_model_makes_names_none() -> None:
+    """Hooks of torch make it; the line that has called for the capture is not to blame."""
+    model = nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 4)), nn.Linear(4, 2)).double().eval()
+    (reason,) = graphprune.capture(model, X).eval_only.values()
+    assert reason.startswith("in train mode it makes other calls from") and ".py" not in reason

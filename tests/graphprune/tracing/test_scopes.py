@@ -135,6 +135,51 @@ def test_modes_copies_and_training(model: Detector) -> None:
     assert not slim.get_submodule("backbone.norm").training
 
 
+class Counting(nn.Module):
+    """A batch norm that looks at the mode itself, and counts its batches."""
+
+    mean: Tensor
+    var: Tensor
+    batches: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.out = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 1)
+        self.weight = nn.Parameter(torch.rand(8))
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("var", torch.ones(8))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.batches.add_(1)
+        result: Tensor = self.out(F.batch_norm(self.conv(x), self.mean, self.var, self.weight, training=self.training))
+        return result
+
+
+def test_scopes_that_follow_the_mode_count_their_own_batches() -> None:
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = Counting(), Counting()
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.first(x)
+            for _ in range(2 if y.sum() > 1e9 else 1):
+                y = self.second(y)
+            return y
+
+    model = Whole().double().eval()
+    result = graphprune.prune(model, X, target="channels=50%", ranking="local")
+    assert result.report.scopes == ("first", "second")
+    slim: Any = result.model
+    slim(X)
+    assert int(slim.first.batches) == int(slim.second.batches) == 0
+    slim.train()(X)
+    assert int(slim.first.batches) == int(slim.second.batches) == 1 and int(model.first.batches) == 0
+    assert bool(slim.first.mean.any()) and bool(slim.second.mean.any())
+
+
 def test_optional_and_keyword_arguments_of_a_scope() -> None:
     class Whole(nn.Module):
         def __init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,8 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import graphprune
+from graphprune.channels.tape import plain_containers
 from tests.checking import max_error, run
 from tests.graphprune.tracing.forwards import check, double
 from tests.zoo.case import net, ready
@@ -195,6 +197,42 @@ def test_results(name: str) -> None:
 
 def test_an_input_that_is_a_result() -> None:
     check(net(lambda self, x: (x, self.b(self.a(x)), x.shape[1]), **layers()), X, Y)
+
+
+class Marked(Tensor):
+    """A tensor of a class of its own, as libraries make for pictures and masks."""
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda t: t.as_subclass(Marked),
+        lambda t: Tensor._make_subclass(Marked, t),
+        lambda t: nn.Parameter(t, requires_grad=False),
+    ],
+)
+@pytest.mark.parametrize("result", [lambda t: t, lambda t: {"y": t}, lambda t: Pair(t, t), lambda t: Result(t, None)])
+def test_a_tensor_made_another_class_is_the_same_tensor(make: Callable[[Tensor], Tensor], result: Callable[[Tensor], Any]) -> None:
+    """No call of torch says so. What comes out is frozen all the same, and is a plain tensor."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(5, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Any:
+            y = make(self.first(x))
+            y.add_(1)
+            return result(make(self.last(y.relu())))
+
+    model, x = Net().double().eval(), double(3, 5)
+    slim = graphprune.prune(model, x, target="channels=50%", ranking="local")
+    assert dict(slim.report.widths) == {"first": (8, 4)}
+    with torch.no_grad():
+        found, wanted = run(graphprune.capture(model, x).module, x), run(model, x)
+        assert max_error(found, wanted) == 0
+        leaves = tree_leaves(plain_containers(run(slim.model, double(2, 5))))
+    assert {type(leaf) for leaf in leaves if isinstance(leaf, Tensor)} == {Tensor}
 
 
 def test_the_models_own_input_is_not_written_by_the_capture() -> None:

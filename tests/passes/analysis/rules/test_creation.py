@@ -54,6 +54,25 @@ def test_values_by_position_are_sliced_where_a_width_says_how_many(function: Cal
     assert not seen.frozen and seen.result_atoms(-1) is not None
 
 
+def test_rows_and_columns_of_an_identity_go_together() -> None:
+    seen = observe(lambda t: t + torch.eye(t.shape[0]), t=torch.randn(6))
+    atoms = seen.atoms("t", 0)
+    assert not seen.frozen & set(atoms)
+    for axis in (0, 1):
+        assert all(seen.tied(*pair) for pair in zip(atoms, seen.result_atoms(axis) or [], strict=True))
+
+
+def test_an_identity_that_is_no_square_fixes_what_it_meets() -> None:
+    seen = observe(lambda t: t + torch.eye(t.shape[0] + 1, t.shape[0]), t=torch.randn(6))
+    assert seen.frozen >= set(seen.atoms("t", 0))
+
+
+def test_a_row_that_is_taken_from_an_identity_stays_and_the_others_may_go() -> None:
+    seen = observe(lambda t: t + torch.eye(t.shape[0])[2], t=torch.randn(6))
+    atoms = seen.atoms("t", 0)
+    assert seen.frozen & set(atoms) == {atoms[2]}
+
+
 def test_an_arange_made_while_tracing_is_data() -> None:
     """It is a constant of the graph, and its values depend on the position."""
     seen = observe(lambda t: t + torch.arange(6), t=torch.randn(6))
