@@ -41,6 +41,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments: without the program's name; those of the process by default.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
+        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
             stream.reconfigure(errors="replace")  # frames and dots of a table are no reason to fail where the locale lacks them
     return answer(app, list(sys.argv[1:] if arguments is None else arguments))
