@@ -6,7 +6,7 @@ the changed config, on the meta device, has the tensors of the slim one and runs
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from fractions import Fraction
@@ -116,17 +116,16 @@ class Search:
     def _steps(self, wrong: set[tuple[int, int]], changes: Mapping[Path, int], together: int) -> Iterator[dict[Path, int]]:
         """Changes of so many numbers more, by the ratio of an axis that is wrong: (length, wanted length)."""
         numbers = [(path, value) for path, value in _numbers(self.config) if path not in changes and path not in self._short]
-        ratios = {Fraction(goal, length) for length, goal in wrong}
-        for ratio in sorted(ratios):
+        for ratio in _ratios(wrong):
             scaled = {path: int(value * ratio) for path, value in numbers if (value * ratio).denominator == 1}
             yield from ({**changes, **dict(some)} for some in combinations(scaled.items(), together))
 
     def _completed(self, changes: dict[Path, int], full: Shapes, wanted: Shapes) -> Iterator[dict[Path, int]]:
         """The changes, and with one number more that no shape shows, such as a number of heads."""
         yield changes
-        ratios = {Fraction(goal, length) for length, goal in _wrong(full, wanted)}
+        ratios = _ratios(_wrong(full, wanted))
         for path, value in _numbers(self.config):
-            for ratio in sorted(ratios):
+            for ratio in ratios:
                 if path not in changes and (value * ratio).denominator == 1:
                     more = {**changes, path: int(value * ratio)}
                     if self._shapes_with(more) == self._shapes_with(changes):
@@ -161,6 +160,11 @@ def _wrong(found: Shapes, wanted: Shapes) -> list[tuple[int, int]]:
         for length, goal in zip(shape, wanted[name], strict=True)
         if length != goal
     ]
+
+
+def _ratios(wrong: Iterable[tuple[int, int]]) -> list[Fraction]:
+    """By what lengths would have to be multiplied, the least first; nothing makes one of 0 another."""
+    return sorted({Fraction(goal, length) for length, goal in wrong if length})
 
 
 def _difference(found: Shapes | None, wanted: Shapes) -> str:
