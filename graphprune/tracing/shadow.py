@@ -38,6 +38,7 @@ class Shadow:
         self._mode = mode
         self._stand_ins: dict[int, torch.Tensor] = dict(earlier._stand_ins) if earlier else {}  # by identity of the real tensor
         self._modules: dict[int, nn.Module] = {}
+        self._hooks: list[dict[int, Any]] = []  # of the copies that have any
         self._kept: list[Any] = []
         self._containers: dict[int, Any] = {}  # copies by identity of the original
 
@@ -49,9 +50,8 @@ class Shadow:
     def part(self, path: str) -> nn.Module:
         """The copy of a submodule."""
         result = self._copy(self._source.get_submodule(path), path)
-        for copied in self._modules.values():
-            for hooks in map(copied.__dict__.__getitem__, _HOOKS):
-                hooks.update([(key, self._of_copy(hook)) for key, hook in hooks.items()])
+        for hooks in self._hooks:
+            hooks.update([(key, self._of_copy(hook)) for key, hook in hooks.items()])
         return result
 
     @property
@@ -97,6 +97,7 @@ class Shadow:
             if key not in _INTERNAL and type(value) not in _PLAIN:
                 state[key] = self._attribute(value)
         state.update([(key, state[key].copy()) for key in _HOOKS])
+        self._hooks += [state[key] for key in _HOOKS if state[key]]
         state["training"] = self._mode
         state["_compiled_call_impl"] = lambda *args, **kwargs: self._call(result, path, args, kwargs)
         for store in ("_parameters", "_buffers"):
