@@ -99,6 +99,8 @@ class Writer:
 
     def leave_out_checks(self) -> None:
         """Take back what only checks of values have read."""
+        if not self._checked:
+            return
         steps = {step.node: step for step in self.tape.steps}
         pending = self._checked
         while pending:
