@@ -101,6 +101,9 @@ class Recorder(Protocol):
     def set_value(self, tensor: torch.Tensor, fields: Sequence[Field]) -> Value:
         """Set the abstract value of a tensor."""
 
+    def narrow_value(self, tensor: torch.Tensor, fields: Sequence[Field]) -> None:
+        """Set the abstract value of a tensor that is known by wider fields, also where it is a node's."""
+
     def reason(self, text: str, operator: str) -> Reason:
         """A reason at the running node."""
 

@@ -184,6 +184,12 @@ class _Propagation:
             self.trace.operands.append((self._place[0], value))
         return value
 
+    def narrow_value(self, tensor: torch.Tensor, fields: Sequence[Field]) -> None:
+        """Set the abstract value of a tensor that is known by wider fields, also where it is a node's."""
+        before = self.value_of(tensor)
+        after = self.set_value(tensor, fields)
+        self.trace.values.update({name: after for name, value in self.trace.values.items() if value is before})
+
     def _remember(self, tensor: torch.Tensor, fields: Sequence[Field]) -> Value:
         """A tensor's value, kept with the tensor, so that its identity is not reused."""
         storage = tensor.untyped_storage()._cdata

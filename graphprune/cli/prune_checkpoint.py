@@ -38,7 +38,15 @@ class Selection(options.Selection):
         str | None,
         typer.Option(
             metavar="local|global|isomorphic",
-            help="What is compared with what. Default: local, which gives alike layers the same widths, which a config can say.",
+            help="What is compared with what. Default: local, which gives alike layers the same widths.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None
+    widths: Annotated[
+        str | None,
+        typer.Option(
+            metavar="config|any",
+            help="Which widths are taken: such as the config can state, or any. Default: config, with which the slim model loads.",
             rich_help_panel=_HOW,
         ),
     ] = None
@@ -197,10 +205,10 @@ def _config_line(fit: Fit) -> str:
     if fit.config is None:
         return (
             f"No config of this architecture makes the slim model ({fit.reason}), so from_pretrained cannot load it: its graph "
-            "comes from plan.json. Widths that a config can state come of --target channels=50%, or of --round-to the number of "
-            "heads."
+            "comes from plan.json."
         )
-    changes = ", ".join(f"{name} {old} -> {new}" for name, (old, new) in fit.changes.items()) or "nothing to change"
+    changes = ", ".join(f"{name} {'unset' if old is None else old} -> {new}" for name, (old, new) in fit.changes.items())
+    changes = changes or "nothing to change"
     return f"config.json: {changes}. Its model runs the same operators on the same shapes as the slim graph."
 
 

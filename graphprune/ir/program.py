@@ -18,6 +18,7 @@ from graphprune.ir.weights import Weights
 if TYPE_CHECKING:
     from graphprune.calibration import Calibration
     from graphprune.channels.groups import Groups
+    from graphprune.channels.levers import Levers
     from graphprune.channels.tape import Tape
     from graphprune.compensation import Compensated
     from graphprune.costs.cost import Costs
@@ -118,6 +119,7 @@ class Program:
     whole: what else stays whole, as ``exclude`` names it, with the reason in words: for those who prune in several steps.
     calibration: data that criteria measure activations and gradients on, where the user gave some.
     latency: what a target on latency is met by.
+    levers: which groups only shrink together, in steps; no others shrink then.
     scores: results of scoring passes, by name.
     plan: the decision of a selection pass, not yet carried out.
     original, record: the graph before the rewrite and what was cut, once a rewrite has been done. original_weights: where its
@@ -140,6 +142,7 @@ class Program:
     whole: Mapping[str, str] = field(default_factory=dict)
     calibration: Calibration | None = field(default=None, repr=False, compare=False)
     latency: Latency | None = field(default=None, repr=False, compare=False)
+    levers: Levers | None = field(default=None, repr=False, compare=False)
     scores: Mapping[str, Scores] = field(default_factory=dict)
     plan: Plan | None = None
     original: fx.GraphModule | None = None

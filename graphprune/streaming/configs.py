@@ -11,7 +11,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 Shape: TypeAlias = tuple[int, ...]
 Shapes: TypeAlias = Mapping[str, Shape]
@@ -25,10 +25,11 @@ _FEW: Final = 2  # layers, in a search that can do with few
 
 @dataclass(frozen=True)
 class Fit:
-    """A config that makes the slim model, or why there is none. changes: by the path in the config, old and new number."""
+    """A config that makes the slim model, or why there is none. changes: by the path in the config, old and new number; the old one
+    is None where it was left to the model's class."""
 
     config: Config | None
-    changes: Mapping[str, tuple[int, int]]
+    changes: Mapping[str, tuple[int | None, int]]
     reason: str = ""
 
 
@@ -50,44 +51,30 @@ class Search:
     def run(self, wanted: Shapes) -> Fit:
         """The first config found whose model has these shapes, of which some are those of the original, and agrees."""
         full = self._shapes(self.config)
-        self._short = self._depth(full)
+        self._short = few_layers(self.config, self._shapes)
         reason = ""
         for changes in self._fits(wanted, {}, set()):
             for more in self._completed(changes, full, wanted):
-                candidate = self._changed(more)
-                differs = _difference(self._attempt(candidate), wanted) or self._agrees(candidate)
-                if not differs:
-                    old = dict(_numbers(self.config))
-                    return Fit(candidate, {".".join(map(str, path)): (old[path], new) for path, new in more.items()})
-                reason = reason or differs
+                fit = self.check(more, wanted)
+                if fit.config is not None:
+                    return fit
+                reason = reason or fit.reason
         return Fit(None, {}, reason or (self._best[1] if self._best else "nothing differs from the original"))
 
-    def _attempt(self, config: Config) -> Shapes | None:
-        try:
-            return self._shapes(config)
-        except Exception:  # whatever a class of models says of numbers that do not go together
-            return None
-
-    def _changed(self, changes: Mapping[Path, int]) -> Config:
-        config = deepcopy(self.config)
-        for path, value in changes.items():
-            _holder(config, path)[path[-1]] = value
-        return config
+    def check(self, changes: Mapping[Path, int], wanted: Shapes) -> Fit:
+        """The config with these numbers, if its model has these shapes and agrees."""
+        candidate = changed(self.config, changes)
+        differs = _difference(attempt(self._shapes, candidate), wanted) or self._agrees(candidate)
+        if differs:
+            return Fit(None, {}, differs)
+        pairs = {".".join(map(str, path)): (_at(self.config, path), new) for path, new in changes.items()}
+        return Fit(candidate, {name: pair for name, pair in pairs.items() if pair[0] != pair[1]})
 
     def _shapes_with(self, changes: Mapping[Path, int]) -> Shapes | None:
         key = tuple(sorted(changes.items(), key=str))
         if key not in self._built and len(self._built) < _MOST:
-            self._built[key] = self._attempt(self._changed({**changes, **self._short}))
+            self._built[key] = attempt(self._shapes, changed(self.config, {**changes, **self._short}))
         return self._built.get(key)
-
-    def _depth(self, full: Shapes) -> dict[Path, int]:
-        """A number that says how many blocks repeat, set to a few so that the search builds small models; if there is one."""
-        for path, value in _numbers(self.config):
-            if value > _FEW:
-                found = self._attempt(self._changed({path: _FEW}))
-                if found is not None and len(found) < len(full) and all(full.get(name) == shape for name, shape in found.items()):
-                    return {path: _FEW}
-        return {}
 
     def _fits(self, wanted: Shapes, changes: dict[Path, int], seen: set[tuple[tuple[Path, int], ...]]) -> Iterator[dict[Path, int]]:
         """Changes under which all shapes are as wanted: depth first, each change leaving fewer axes wrong."""
@@ -115,16 +102,16 @@ class Search:
 
     def _steps(self, wrong: set[tuple[int, int]], changes: Mapping[Path, int], together: int) -> Iterator[dict[Path, int]]:
         """Changes of so many numbers more, by the ratio of an axis that is wrong: (length, wanted length)."""
-        numbers = [(path, value) for path, value in _numbers(self.config) if path not in changes and path not in self._short]
+        free = [(path, value) for path, value in numbers(self.config) if path not in changes and path not in self._short]
         for ratio in _ratios(wrong):
-            scaled = {path: int(value * ratio) for path, value in numbers if (value * ratio).denominator == 1}
+            scaled = {path: int(value * ratio) for path, value in free if (value * ratio).denominator == 1}
             yield from ({**changes, **dict(some)} for some in combinations(scaled.items(), together))
 
     def _completed(self, changes: dict[Path, int], full: Shapes, wanted: Shapes) -> Iterator[dict[Path, int]]:
         """The changes, and with one number more that no shape shows, such as a number of heads."""
         yield changes
         ratios = _ratios(_wrong(full, wanted))
-        for path, value in _numbers(self.config):
+        for path, value in numbers(self.config):
             for ratio in ratios:
                 if path not in changes and (value * ratio).denominator == 1:
                     more = {**changes, path: int(value * ratio)}
@@ -132,7 +119,34 @@ class Search:
                         yield more
 
 
-def _numbers(config: Any, path: Path = ()) -> Iterator[tuple[Path, int]]:
+def attempt(shapes: Callable[[Config], Shapes], config: Config) -> Shapes | None:
+    """The shapes of a config's model; None where there is no such model."""
+    try:
+        return shapes(config)
+    except Exception:  # whatever a class of models says of numbers that do not go together
+        return None
+
+
+def changed(config: Config, changes: Mapping[Path, int]) -> Config:
+    """A copy of a config with other numbers."""
+    copy = deepcopy(config)
+    for path, value in changes.items():
+        _holder(copy, path)[path[-1]] = value
+    return copy
+
+
+def few_layers(config: Config, shapes: Callable[[Config], Shapes]) -> dict[Path, int]:
+    """A number that says how many blocks repeat, set to a few so that a search builds small models; if there is one."""
+    full = shapes(config)
+    for path, value in numbers(config):
+        if value > _FEW:
+            found = attempt(shapes, changed(config, {path: _FEW}))
+            if found is not None and len(found) < len(full) and all(full.get(name) == shape for name, shape in found.items()):
+                return {path: _FEW}
+    return {}
+
+
+def numbers(config: Any, path: Path = ()) -> Iterator[tuple[Path, int]]:
     """All integers in a config that may be sizes, with where they are."""
     items: Sequence[tuple[str | int, Any]] = ()
     if isinstance(config, Mapping):
@@ -142,7 +156,11 @@ def _numbers(config: Any, path: Path = ()) -> Iterator[tuple[Path, int]]:
     elif type(config) is int and config >= _SMALL:
         yield path, config
     for key, value in items:
-        yield from _numbers(value, (*path, key))
+        yield from numbers(value, (*path, key))
+
+
+def _at(config: Any, path: Path) -> int | None:
+    return cast("int | None", _holder(config, path)[path[-1]])
 
 
 def _holder(config: Any, path: Path) -> Any:

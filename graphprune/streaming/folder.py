@@ -1,9 +1,8 @@
-"""Folders of transformers: the model that a config names, without values, and the config that a plan leaves."""
+"""Folders of transformers: the model that a config names, without values."""
 
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
@@ -16,16 +15,13 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
-from graphprune.errors import GraphpruneError, UsageError, first_line
+from graphprune.errors import UsageError, first_line
 from graphprune.files import parse_text, read_text
-from graphprune.ir.program import Inputs, Program
+from graphprune.ir.program import Inputs
 from graphprune.quiet import quiet
 from graphprune.streaming.checkpoint import Checkpoint
-from graphprune.streaming.configs import Config, Fit, Search, Shapes
-from graphprune.streaming.header import Entry
+from graphprune.streaming.configs import Config
 from graphprune.streaming.layout import layout
-from graphprune.streaming.same import difference
-from graphprune.tracing import capture
 
 CONFIG: Final = "config.json"
 _MOST: Final = 1_000_000
@@ -41,11 +37,12 @@ def read_config(folder: str | Path) -> Config:
         name = config["architectures"][0]
     except (LookupError, TypeError) as error:
         raise UsageError(f"{path} is no config that names an architecture. Give the model as package.module:factory.") from error
-    _architecture(name)
+    architecture(name)
     return dict(config)
 
 
-def _architecture(name: Any) -> Any:
+def architecture(name: Any) -> Any:
+    """The class of transformers of this name. Raises UsageError where there is none, or it cannot be imported."""
     try:
         import accelerate  # noqa: F401  (builds models without values)
         import transformers
@@ -97,7 +94,7 @@ def build(config: Config, most: int = _MOST) -> nn.Module:
     """
     from accelerate import init_empty_weights
 
-    cls = _architecture(config["architectures"][0])
+    cls = architecture(config["architectures"][0])
     try:
         with quiet(), init_empty_weights(include_buffers=False), _Unallocated(), _at_most(most):
             model = cls(cls.config_class.from_dict(config)).eval()
@@ -114,10 +111,11 @@ def build(config: Config, most: int = _MOST) -> nn.Module:
 def build_for(config: Config, checkpoint: Checkpoint) -> nn.Module:
     """The model of a config, with the dtypes that a checkpoint has. Raises UsageError as :func:`build` does."""
     model = build(config, 4 * len(checkpoint.entries) + 1_000)
-    return _with_dtypes(model, {name: block.dtype for name, block in layout(model, checkpoint.entries).items()})
+    return with_dtypes(model, {name: block.dtype for name, block in layout(model, checkpoint.entries).items()})
 
 
-def _with_dtypes(model: nn.Module, wanted: Mapping[str, torch.dtype]) -> nn.Module:
+def with_dtypes(model: nn.Module, wanted: Mapping[str, torch.dtype]) -> nn.Module:
+    """The model, whose parameters without values get these dtypes, in place."""
     dtypes = {id(tensor): wanted[name] for name, tensor in model.state_dict(keep_vars=True).items() if name in wanted}
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
@@ -145,34 +143,3 @@ def usual_inputs(model: nn.Module) -> Inputs:
             f"The inputs of {type(model).__name__} are not known. Give them, as with --input pixel_values=1x3x224x224."
         )
     return Inputs((), {"pixel_values": torch.zeros(1, channels, *sides)})
-
-
-def fit_config(config: Config, slim: Program, inputs: Inputs, state: Mapping[str, Entry]) -> Fit:
-    """The config from which transformers builds the slim model, or the reason why none does.
-
-    config: the original's. slim: the slim graph. inputs: examples, as the original was captured with. state: what the plan leaves
-    of the model's tensors.
-    """
-    cls = _architecture(config["architectures"][0])
-    with quiet():
-        explicit = json.loads(cls.config_class.from_dict(config).to_json_string(use_diff=False))
-    explicit["architectures"] = config["architectures"]
-    dtypes = {name: entry.dtype for name, entry in state.items()}
-
-    def shapes(candidate: Config) -> Shapes:
-        return {name: tuple(value.shape) for name, value in build(candidate).state_dict().items()}
-
-    def agrees(candidate: Config) -> str:
-        try:
-            other = capture(_with_dtypes(build(_written(candidate, config)), dtypes), inputs)
-        except GraphpruneError as error:
-            return first_line(error)
-        return difference(slim.with_(tape=None), other.with_(tape=None), state)
-
-    fit = Search(explicit, shapes, agrees).run({name: entry.shape for name, entry in state.items()})
-    return fit if fit.config is None else Fit(_written(fit.config, config), fit.changes)
-
-
-def _written(changed: Config, original: Config) -> Config:
-    """A config as it goes into the file: what the original says, with what its class added made explicit."""
-    return {**changed, **{key: value for key, value in original.items() if key not in changed}}

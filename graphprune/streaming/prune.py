@@ -32,13 +32,15 @@ from graphprune.runs.ranks import rank, ranks, shared
 from graphprune.sources import load_calibration
 from graphprune.streaming.checkpoint import open_checkpoint
 from graphprune.streaming.configs import Config, Fit
-from graphprune.streaming.folder import fit_config
+from graphprune.streaming.family import Family
 from graphprune.streaming.header import Entry
+from graphprune.streaming.levers_pass import LeversPass
 from graphprune.streaming.proof import Proof, prove
 from graphprune.streaming.weights import Matched, match, weights_of
 from graphprune.streaming.writing import Progress, Writing, digest, plan_of, silent
 from graphprune.tracing import capture, normalise_inputs
 
+_WIDTHS: Final = ("config", "any")
 _UNPROVED: Final = Proof(None, note="verify=False")
 
 
@@ -83,6 +85,7 @@ def prune_checkpoint(
     round_to: int | Literal["auto"] = 1,
     min_channels: int = 1,
     max_ratio: float = 1.0,
+    widths: str = "config",
     exclude: Sequence[str] = (),
     policy: Mapping[str, str] | None = None,
     data: Calibration | Iterable[Any] | str | None = None,
@@ -103,7 +106,10 @@ def prune_checkpoint(
     model: its parameters on the meta device (``with torch.device("meta"): ...``). example_inputs: as for :func:`graphprune.prune`.
     checkpoint: a folder, an index, or a single file. out: a folder, which is made. The slim weights go there, the plan as
         ``plan.json``, and, with a config, what the folder has of tokenisers and settings.
-    ranking: ``local`` by default, which gives alike layers the same widths, so that a config can say them.
+    ranking: ``local`` by default, which gives alike layers the same widths.
+    widths: ``config`` takes only such as a config can state, where one is given and the pass ``select`` selects: groups that one
+        number of it makes narrower keep the same share of their units, and what none does stays whole. ``any`` leaves each group
+        its own width.
     verify: prove the plan on a copy of reduced depth with random weights (float32), where that takes at most ``proof_bytes``.
     plan_only: write the plan and no weights. config: that of transformers which the model was built from; the changed one is
         written where there is one.
@@ -130,13 +136,15 @@ def prune_checkpoint(
     remedies = _compensation(compensate)
     inputs = normalise_inputs(example_inputs)
     asking = [f"Criterion {criterion!r}" for term in parse_criterion(criterion) if term.needs]
+    stating = _is_stating(widths) and select == "select"
     measured = _calibration([*asking, *(f"Pass {one.name!r}" for one in remedies)], data, inputs)
-    job = _Job(model, inputs, match(model, open_checkpoint(checkpoint)), Path(out), config)
+    job = _Job(model, inputs, match(model, open_checkpoint(checkpoint)), Path(out), _family(config, inputs))
     text = format_pipeline([*passes, *remedies], defaults=True)
-    request = job.request(text, *(() if measured is None else (measured.name, measured.samples)))
+    request = job.request(text, stating, *(() if measured is None else (measured.name, measured.samples)))
     known = shared(plan_of(job.folder, request) if rank() == 0 else None)
-    steps = [*(passes if known is None else [RewritePass()]), *([] if plan_only else remedies)]
-    done = job.pruned(steps, known, observers, progress, measured)
+    levers = job.levers if stating else []
+    steps = [passes[0], *levers, *passes[1:]] if known is None else [*levers, RewritePass()]
+    done = job.pruned([*steps, *([] if plan_only else remedies)], known, observers, progress, measured)
     assert done.plan is not None
     plan = shared(known or done.plan.model_copy(update={"pipeline": text}))
     proof = job.proof(plan, seed, proof_bytes) if verify else _UNPROVED
@@ -162,23 +170,29 @@ def apply_plan_to_checkpoint(
     Raises PlanError naming the first difference where the plan does not fit the model, and what :func:`prune_checkpoint` raises.
     """
     given = plan if isinstance(plan, Plan) else Plan.load(plan)
-    job = _Job(model, normalise_inputs(example_inputs), match(model, open_checkpoint(checkpoint)), Path(out), config)
+    inputs = normalise_inputs(example_inputs)
+    job = _Job(model, inputs, match(model, open_checkpoint(checkpoint)), Path(out), _family(config, inputs))
     request = job.request(given.model_dump_json())
     plan_of(job.folder, request)
-    done = job.pruned([RewritePass()], given, observers, progress)
+    done = job.pruned([*job.levers, RewritePass()], given, observers, progress)
     proof = job.proof(given, seed, proof_bytes) if verify else _UNPROVED
     return job.written(done, given, proof, request, progress)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What is pruned, and where it goes. model: without values. config: of transformers, if it was built from one."""
+    """What is pruned, and where it goes. model: without values. family: what else its class builds, if it has configs."""
 
     model: nn.Module
     inputs: Inputs
     matched: Matched
     folder: Path
-    config: Config | None
+    family: Family | None
+
+    @property
+    def levers(self) -> list[Pass]:
+        """The pass that finds what its configs can state, where there are any."""
+        return [] if self.family is None else [LeversPass(self.family)]
 
     def request(self, *how: str | int | None) -> str:
         """A digest of all that decides what is written. how: the pipeline, and what its data are called; or the plan."""
@@ -223,7 +237,7 @@ class _Job:
         entries = self.matched.slim(plan)
         state = self.matched.slim_state(plan)
         tensors = _check_shapes(done, state)
-        fit = None if self.config is None else fit_config(self.config, done, self.inputs, state)
+        fit = None if self.family is None else self.family.fit(done, state)
         others = done.weights if done.compensation and done.weights is not None else {}
         writing = Writing(self.folder, self.matched, plan, entries, progress, others)
         resumed = writing.run(request, fit, weights=weights) if rank() == 0 else 0
@@ -248,6 +262,17 @@ def _targets(target: str | Mapping[str, float | str]) -> dict[str, float | str]:
     if "latency" in targets:
         raise UsageError("A latency target needs the whole model on a device. Use macs, params, weight_bytes, memory or channels.")
     return targets
+
+
+def _family(config: Config | None, inputs: Inputs) -> Family | None:
+    return None if config is None else Family(config, inputs)
+
+
+def _is_stating(widths: str) -> bool:
+    """Whether widths are to be such as a config can state. Raises UsageError for what says neither that nor the contrary."""
+    if widths not in _WIDTHS:
+        raise UsageError(f"widths={widths!r} is not known; choose from {', '.join(_WIDTHS)}.")
+    return widths == "config"
 
 
 def _compensation(name: str | None) -> list[Pass]:

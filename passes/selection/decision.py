@@ -21,6 +21,7 @@ from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
 from graphprune.passes.scoring.score import latest, unit_order
 from graphprune.passes.selection.bounds import Bounds, Limit, Stepped, make_bounds
+from graphprune.passes.selection.levers import Lattice
 from graphprune.passes.selection.settle import Choice, Options, settled
 from graphprune.passes.selection.solvers.problem import Choices
 from graphprune.passes.selection.target import KINDS, Target, parse_target
@@ -153,10 +154,16 @@ class Question:
         return np.array([allowed[0] for allowed in self.widths], dtype=np.int64)
 
     def rounded(self, widths: Ints) -> Ints:
-        """Every width as the next wider one that is allowed."""
+        """Every width as the next wider one that is allowed; groups on one lever all at the step of the widest."""
         starts, table = self._rounded
         found: Ints = table[starts + widths]
-        return found
+        return found if self.lattice is None else self.lattice.rounded(found)
+
+    @cached_property
+    def lattice(self) -> Lattice | None:
+        """The widths that levers allow together; None where each group has its own."""
+        levers = self.program.levers
+        return None if levers is None else Lattice(levers, self.widths, self.groups.widths)
 
     @cached_property
     def _rounded(self) -> tuple[Ints, Ints]:
@@ -191,6 +198,8 @@ class Question:
         names = "; ".join(list(blockers)[:3]) or ("the floors of its groups" if self.groups.prunable else "it has no channels")
         share = reachable / original if original else 1.0
         remedy = "Loosen the target, exclude, min_channels, max_ratio or round_to."
+        if self.lattice is not None:
+            remedy = f"{remedy[:-1]}, or take any widths (--widths any), with which no config makes the slim model."
         if _looks_like_a_share(limit.target):
             remedy = f"Did you mean {limit.target}%?"
         return TargetError(

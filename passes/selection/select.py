@@ -35,7 +35,9 @@ class SelectPass(Budgeted):
     def choose(self, question: Question, analyses: AnalysisView) -> Choice:
         """The widths after the fewest removals."""
         ranking = rank(question.scores.values, question.groups, self.ranking, question.floors)
-        return Choice(fewest_removals(ranking, question))
+        widths = fewest_removals(ranking, question)
+        lattice = question.lattice
+        return Choice(widths if lattice is None else lattice.grown(widths, lambda wider: bool(question.bounds.met(wider))))
 
 
 def fewest_removals(ranking: Ranking, question: Question) -> Ints:

@@ -23,7 +23,7 @@ TARGETS: Final = (
     "graphprune/channels/shuffles.py",
 )
 
-_NOTES: Final = {"tie", "match", "freeze", "freeze_inputs", "note_statistics", "scalar", "set_value"}
+_NOTES: Final = {"tie", "match", "freeze", "freeze_inputs", "note_statistics", "scalar", "set_value", "narrow_value"}
 _ARITHMETIC: Final[dict[type[ast.operator], ast.operator]] = {
     ast.Add: ast.Sub(),
     ast.Sub: ast.Add(),

@@ -142,6 +142,18 @@ def shuffled_by_module() -> Case:
 
 
 @case
+def shuffle_of_what_was_reduced_over_space() -> Case:
+    """A layer's outputs viewed as an image, whose channels alone can go once their largest values are taken."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        y = self.a(x).view(-1, 6, 2, 2)
+        largest = self.c(y.amax((2, 3)))
+        return largest, self.b(F.channel_shuffle(y, 2))
+
+    return Case(net(forward, a=nn.Linear(5, 24), b=conv(6, 2), c=nn.Linear(6, 2)), vector(5), {"a": 6})
+
+
+@case
 def shuffle_between_grouped() -> Case:
     """ShuffleNet's first unit: the shuffle mixes the groups of one convolution for the next one."""
 

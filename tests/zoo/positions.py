@@ -98,6 +98,23 @@ def rotary_halves_by_positions_of_every_head() -> Case:
     return Case(case.model, case.inputs, {"q": DIM // 2, "v": DIM}, policy={"heads": "head_dim"})
 
 
+@case
+def rotary_of_all_dimensions_where_a_part_could_be_left() -> Case:
+    """Phi-3's: what is not turned stands behind, and has no elements."""
+
+    def attend(self: Any, q: Tensor, k: Tensor, v: Tensor) -> Any:
+        turned = self.cos.shape[-1]
+        cos, sin = self.cos[: q.shape[2]], self.sin[: q.shape[2]]
+        q, k = (torch.cat((t[..., :turned] * cos + _rotate_half(t[..., :turned]) * sin, t[..., turned:]), dim=-1) for t in (q, k))
+        return F.scaled_dot_product_attention(q, k, v)
+
+    model = around(attend)
+    angles = torch.cat((_angles(9), _angles(9)), dim=-1)
+    model.register_buffer("cos", angles.cos())
+    model.register_buffer("sin", angles.sin())
+    return Case(model, vector(6, 5), {"q": HEADS})
+
+
 def _rotate_pairs(t: Tensor, cos: Tensor, sin: Tensor) -> Any:
     even, odd = t[..., ::2], t[..., 1::2]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)

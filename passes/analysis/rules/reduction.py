@@ -36,7 +36,7 @@ def _narrow(call: Call, value: Value, reduced: set[int], inner: bool) -> Value:
         assert narrowed is not None
         fields.append(narrowed)
     if any(new is not old for new, old in zip(fields, value.fields, strict=True)):
-        call.recorder.set_value(call.args[0], fields)  # for its other readers
+        call.recorder.narrow_value(call.args[0], fields)  # for its other readers
     return Value(value.shape, tuple(fields))
 
 

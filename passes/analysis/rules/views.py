@@ -124,11 +124,17 @@ def slice_(call: Call) -> None:
                 call.space.tie(field, field.take(first, axis))
     window = [slice(None)] * len(source.shape)
     window[axis] = slice(start, end, step)
-    call.set([_cut(field, window, axis) for field in source.fields])
+    call.set(_cut(call, source.fields, window, axis, call.shape()[axis]))
 
 
-def _cut(field: Field, window: list[slice], axis: int) -> Field:
-    return field[tuple(window)] if field.shape[axis] > 1 else field
+def _cut(call: Call, fields: Sequence[Field], window: list[slice], axis: int, size: int) -> list[Field]:
+    """Fields in a window on one axis. Nothing is left of it at a size of 0, and fields over others, too, narrow to those."""
+    if not size:
+        narrow = [
+            narrowed(call, field, [axis]) if axis in axes_of(field) and len(axes_of(field)) > 1 else field for field in fields
+        ]
+        fields = [field for field in narrow if field is not None]
+    return [field[tuple(window)] if field.shape[axis] > 1 else field for field in fields]
 
 
 @rule("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk", "tensor_split")
@@ -142,7 +148,7 @@ def split(call: Call) -> None:
         size = part.shape[axis]
         window = [slice(None)] * len(source.shape)
         window[axis] = slice(start, start + size)
-        parts.append([_cut(field, window, axis) for field in source.fields])
+        parts.append(_cut(call, source.fields, window, axis, size))
         call.set(parts[-1], index)
         start += size
     if len({part.shape[axis] for part in call.outputs}) == 1 and call.choose("parts") == "equal":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +53,28 @@ def _saved(model: Any, folder: Path) -> Any:
     return model
 
 
-@pytest.mark.parametrize("make", [_llama, _qwen2, _gpt2, _mixtral, _deepseek])
-def test_the_slim_folder_loads_and_computes_what_the_slim_graph_does(make: Any, tmp_path: Path) -> None:
-    """Grouped queries, tied embeddings, a fused projection whose number of heads no shape shows, and experts that are stored
-    one by one, and stacked where they run; the files have the same tensors as before."""
+def _gemma2() -> Any:
+    return transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**_SMALL, **_HEADS, head_dim=8))
+
+
+@pytest.mark.parametrize("target", ["channels=50%", "params=60%"])
+@pytest.mark.parametrize("make", [_llama, _qwen2, _gpt2, _mixtral, _deepseek, _gemma2])
+def test_the_slim_folder_loads_and_computes_what_the_slim_graph_does(make: Any, target: str, tmp_path: Path) -> None:
+    """Grouped queries, tied embeddings, a fused projection whose number of heads no shape shows, experts that are stored one by
+    one, and stacked where they run, and embeddings whose scale holds the width; the files have the same tensors as before.
+
+    Widths are multiples of 4, as torch's product of the matrices of experts wants them."""
     model = _saved(make(), tmp_path / "full")
     checkpoint, config = open_checkpoint(tmp_path / "full"), read_config(tmp_path / "full")
     meta = build_for(config, checkpoint)
     inputs = usual_inputs(meta)
-    report = prune_checkpoint(meta, inputs, tmp_path / "full", tmp_path / "slim", target="channels=50%", config=config)
-    assert report.config is not None and report.config.config is not None, report.config
+    report = prune_checkpoint(meta, inputs, tmp_path / "full", tmp_path / "slim", target=target, round_to=4, config=config)
+    kind, _, share = target.partition("=")
+    assert report.plan.achieved[kind] <= float(share.rstrip("%")) / 100 and report.config is not None
+    assert report.config.config is not None, report.config
     assert report.proof.verification is not None and report.proof.verification.passed and len(report.shards) > 1
     model.config.use_cache = False
-    expected = graphprune.prune(model, inputs, target="channels=50%", ranking="local").model
+    expected = graphprune.apply_plan(model, inputs, report.plan).model
     slim, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "slim", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     assert open_checkpoint(tmp_path / "slim").entries.keys() == checkpoint.entries.keys()
@@ -80,23 +90,64 @@ def test_widths_that_no_config_can_say_are_named(tmp_path: Path) -> None:
     config = read_config(tmp_path / "full")
     meta = build_for(config, open_checkpoint(tmp_path / "full"))
     report = prune_checkpoint(
-        meta, usual_inputs(meta), tmp_path / "full", tmp_path / "slim", target="channels=70%", ranking="global", config=config
+        meta,
+        usual_inputs(meta),
+        tmp_path / "full",
+        tmp_path / "slim",
+        target="channels=70%",
+        widths="any",
+        ranking="global",
+        config=config,
     )
     assert report.config is not None and report.config.config is None
     assert "weight is [" in report.config.reason and "by the nearest config" in report.config.reason
     assert not (tmp_path / "slim" / "config.json").exists() and (tmp_path / "slim" / "plan.json").exists()
 
 
-def test_the_command_says_what_from_pretrained_cannot_load_and_which_widths_it_could(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_says_what_from_pretrained_cannot_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By default the widths are such as it can; any others are taken where the user says so."""
     _saved(_llama(), tmp_path / "full")
-    where = ("prune-checkpoint", str(tmp_path / "full"), "--plan-only", "--no-verify")
-    assert main([*where, "--target", "channels=70%", "--ranking", "global", "-o", str(tmp_path / "a")]) == 0
-    said = capsys.readouterr().out
-    assert "from_pretrained cannot load it" in said and "--target channels=50%" in said and "--round-to" in said
-    assert main([*where, "--target", "macs=50%", "--round-to", "4", "-o", str(tmp_path / "b")]) == 0
+    where = ("prune-checkpoint", str(tmp_path / "full"), "--plan-only", "--no-verify", "--target", "macs=50%")
+    assert main([*where, "-o", str(tmp_path / "a")]) == 0
     assert "config.json: hidden_size 32 -> " in capsys.readouterr().out
+    assert main([*where, "--widths", "any", "--ranking", "global", "-o", str(tmp_path / "b")]) == 0
+    assert "from_pretrained cannot load it" in capsys.readouterr().out
+    assert main([*where, "--widths", "some", "-o", str(tmp_path / "c")]) == 2
+    assert "widths='some' is not known; choose from config, any" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_finds_the_same_config(tmp_path: Path) -> None:
+    """Its plan is known then; a number that the original config leaves out is found again all the same."""
+    _saved(_gpt2(), tmp_path / "full")
+    config = read_config(tmp_path / "full")
+    meta = build_for(config, open_checkpoint(tmp_path / "full"))
+    how: dict[str, Any] = {"target": "params=60%", "config": config}
+    run = partial(prune_checkpoint, meta, usual_inputs(meta), tmp_path / "full", **how)
+    run(out=tmp_path / "once")
+    first = run(out=tmp_path / "twice", plan_only=True)
+    again = run(out=tmp_path / "twice")
+    assert first.config == again.config and first.config is not None and "n_inner" in first.config.changes
+    for file in (tmp_path / "once").iterdir():
+        assert file.read_bytes() == (tmp_path / "twice" / file.name).read_bytes(), file.name
+
+
+def test_heads_that_do_not_divide_a_width_are_not_stated_beside_it(tmp_path: Path) -> None:
+    """The class refuses such a config: three of four heads want a hidden width that three divide."""
+    _saved(_llama(), tmp_path / "full")
+    config = read_config(tmp_path / "full")
+    meta = build_for(config, open_checkpoint(tmp_path / "full"))
+    for share in (40, 55, 65, 75, 85):
+        report = prune_checkpoint(
+            meta,
+            usual_inputs(meta),
+            tmp_path / "full",
+            tmp_path / str(share),
+            target=f"params={share}%",
+            config=config,
+            verify=False,
+        )
+        assert report.config is not None and report.config.config is not None, report.config
+        assert report.config.config["hidden_size"] % report.config.config["num_attention_heads"] == 0
 
 
 def test_a_model_of_images_is_given_images_of_the_size_of_its_config() -> None:

@@ -1,0 +1,104 @@
+"""The models that the configs of one architecture build: which of them a slim model is, and which widths they can have."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+
+import numpy as np
+import torch
+
+from graphprune.channels.groups import Groups, Ints, first_units
+from graphprune.channels.levers import Levers, Numbers
+from graphprune.errors import GraphpruneError, first_line
+from graphprune.ir.program import Inputs, Program
+from graphprune.passes.analysis.channels import ChannelGroups
+from graphprune.passes.rewrite.rewrite import rewrite
+from graphprune.pipeline.analysis_manager import AnalysisManager
+from graphprune.quiet import quiet
+from graphprune.streaming.configs import Config, Fit, Path, Search, Shapes, attempt, changed, few_layers
+from graphprune.streaming.folder import architecture, build, with_dtypes
+from graphprune.streaming.header import Entry
+from graphprune.streaming.levers import Finder, at_full_depth
+from graphprune.streaming.same import difference
+from graphprune.tracing import capture
+
+
+class Family:
+    """The models that configs of one architecture build, beside the one that a config builds now."""
+
+    def __init__(self, config: Config, inputs: Inputs) -> None:
+        self._given = config
+        self._inputs = inputs
+        cls = architecture(config["architectures"][0])
+        with quiet():
+            explicit: Config = json.loads(cls.config_class.from_dict(config).to_json_string(use_diff=False))
+        self.explicit = {**explicit, "architectures": config["architectures"]}
+
+    def shapes(self, candidate: Config) -> Shapes:
+        """The shapes of the state of a config's model. Raises UsageError where there is no such model."""
+        return {name: tuple(value.shape) for name, value in build(candidate).state_dict().items()}
+
+    def untied(self, candidate: Config) -> Shapes:
+        """The same of tied tensors under the first of their names only."""
+        state = build(candidate).state_dict(keep_vars=True)
+        first = {id(tensor): name for name, tensor in reversed(state.items())}
+        return {name: tuple(tensor.shape) for name, tensor in state.items() if first[id(tensor)] == name}
+
+    def program(self, candidate: Config, dtypes: Mapping[str, torch.dtype]) -> Program:
+        """The model of a config with some dtypes, captured. Raises a GraphpruneError where it does not run on the inputs."""
+        return capture(with_dtypes(build(self.written(candidate)), dtypes), self._inputs)
+
+    def written(self, changed: Config) -> Config:
+        """A config as it goes into the file: what the original says, with what its class added made explicit."""
+        return {**changed, **{key: value for key, value in self._given.items() if key not in changed}}
+
+    def levers(self, groups: Groups, policy: Mapping[str, str]) -> Levers:
+        """How configs can narrow a model with these groups. policy: choices that the groups were made under."""
+        short = changed(self.explicit, few_layers(self.explicit, self.shapes))
+        choices = {key: choice for key, choice in policy.items() if "@" not in key}
+        program, state = self.program(short, {}).under(policy=choices), self.shapes(short)
+        own = AnalysisManager().get(program, ChannelGroups())
+
+        def agrees(candidate: Config, widths: Ints) -> str:
+            try:
+                other = self.program(candidate, {})
+            except GraphpruneError as error:
+                return first_line(error)
+            slim = program.with_(module=rewrite(program.module, own, first_units(own, widths)))
+            return difference(slim, other.with_(tape=None), state)
+
+        @cache
+        def fits(*stated: tuple[Path, int]) -> bool:
+            return attempt(self.shapes, changed(short, dict(stated))) is not None
+
+        levers = at_full_depth(Finder(short, self.untied, own, agrees).run(), self.explicit, self.untied, groups)
+        return Levers(levers, lambda stated: fits(*stated.items()))
+
+    def fit(self, slim: Program, state: Mapping[str, Entry]) -> Fit:
+        """The config from which transformers builds the slim model, or the reason why none does.
+
+        slim: the slim graph, for the same inputs. state: what the plan leaves of the model's tensors.
+        """
+        dtypes = {name: entry.dtype for name, entry in state.items()}
+
+        def agrees(candidate: Config) -> str:
+            try:
+                other = self.program(candidate, dtypes)
+            except GraphpruneError as error:
+                return first_line(error)
+            return difference(slim.with_(tape=None), other.with_(tape=None), state)
+
+        search, wanted = Search(self.explicit, self.shapes, agrees), {name: entry.shape for name, entry in state.items()}
+        fit = Fit(None, {}) if slim.levers is None else search.check(_stated(slim, slim.levers), wanted)
+        fit = fit if fit.config is not None else search.run(wanted)
+        return fit if fit.config is None else Fit(self.written(fit.config), fit.changes)
+
+
+def _stated(slim: Program, levers: Levers) -> Numbers:
+    """The numbers that state the widths of a model that was cut by levers."""
+    assert slim.record is not None
+    groups, widths = slim.record.groups, slim.record.widths
+    kept = np.array([widths[group.name][1] for group in groups.prunable], dtype=np.int64)
+    return levers.at(levers.steps(kept, groups.widths))

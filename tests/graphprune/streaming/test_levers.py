@@ -1,0 +1,117 @@
+"""What a config can state, on a model of a few lines with several ways of reading its config."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import graphprune
+from graphprune.channels.groups import Groups, first_units
+from graphprune.passes.analysis.channels import ChannelGroups
+from graphprune.passes.rewrite.rewrite import rewrite
+from graphprune.pipeline.analysis_manager import AnalysisManager
+from graphprune.streaming.configs import Config, Shapes
+from graphprune.streaming.levers import Finder, at_full_depth, widths_of
+from graphprune.streaming.same import difference
+
+X = torch.zeros(2, 3, 5)
+CONFIG: Config = {"width": 24, "heads": 4, "inner": None, "layers": 2, "seed": 7, "scaled": False}
+
+
+class _Block(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width, self.heads = config["width"], config["heads"]
+        if width % self.heads:
+            raise ValueError("heads do not divide the width")
+        inner = config["inner"] or 2 * width
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Any:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return x + self.down(self.up(x).relu())
+
+
+class _Model(nn.Module):
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.scale = config["width"] ** 0.5 if config["scaled"] else 1.0
+        self.stem = nn.Linear(5, config["width"])
+        self.blocks = nn.ModuleList(_Block(config) for _ in range(config["layers"]))
+        self.head = nn.Linear(config["width"], 2)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.stem(x) * self.scale
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+def _shapes(config: Config) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in _Model(config).state_dict().items()}
+
+
+def _analysed(config: Config) -> tuple[Any, Groups]:
+    program = graphprune.capture(_Model(config).eval(), X)
+    return program, AnalysisManager().get(program, ChannelGroups())
+
+
+def _agrees(program: Any, groups: Groups, config: Config, widths: Any) -> str:
+    slim = program.with_(module=rewrite(program.module, groups, first_units(groups, widths)))
+    other = graphprune.capture(_Model(config).eval(), X).with_(tape=None)
+    return difference(slim, other, _shapes(config))
+
+
+def _found(config: Config) -> list[Any]:
+    program, groups = _analysed(config)
+    return Finder(config, _shapes, groups, partial(_agrees, program, groups)).run()
+
+
+def _texts(levers: Any) -> dict[str, int]:
+    return {" ".join(str(path[0]) for path in lever.numbers): lever.steps for lever in levers}
+
+
+def test_numbers_are_found_that_change_alone_together_and_that_the_config_leaves_out() -> None:
+    """The width and the heads have one divisor of 4 in common; what is twice the width by default gets a number of its own."""
+    assert _texts(_found(CONFIG)) == {"inner": 48, "width heads": 4}
+
+
+def test_a_number_that_also_decides_how_the_model_computes_is_no_lever() -> None:
+    """As the scale of Gemma's embeddings: the shapes would be right, and the model another."""
+    assert _texts(_found(CONFIG | {"scaled": True})) == {"inner": 48}
+
+
+def test_a_number_that_the_model_does_not_read_is_no_lever() -> None:
+    assert not any("seed" in text for text in _texts(_found(CONFIG | {"inner": 30})))
+    assert _texts(_found(CONFIG | {"inner": 30})) == {"inner": 30, "width heads": 4}
+
+
+def test_levers_of_few_layers_move_the_groups_of_all() -> None:
+    deep = CONFIG | {"layers": 5}
+    groups = _analysed(deep)[1]
+    levers = at_full_depth(_found(CONFIG), deep, _shapes, groups)
+    assert _texts(levers) == {"inner": 48, "width heads": 4}
+    assert sorted(group for lever in levers for group in lever.groups) == list(range(len(groups.prunable)))
+
+
+def test_levers_over_what_has_to_stay_are_none() -> None:
+    program = graphprune.capture(_Model(CONFIG).eval(), X).under(exclude=["blocks.1.up"])
+    groups = AnalysisManager().get(program, ChannelGroups())
+    assert not at_full_depth([lever for lever in _found(CONFIG) if ("inner",) in lever.numbers], CONFIG, _shapes, groups)
+
+
+def test_widths_are_read_from_shapes_or_there_are_none() -> None:
+    groups = _analysed(CONFIG)[1]
+    full = _shapes(CONFIG)
+    by_name = dict(zip((group.name for group in groups.prunable), range(len(groups.prunable)), strict=True))
+    widths = widths_of(groups, full, _shapes(CONFIG | {"width": 12, "heads": 2}))
+    assert widths is not None and widths[by_name["stem"]] == 12 and widths[by_name["blocks.0.qkv"]] == 2
+    assert widths_of(groups, full, _shapes(CONFIG | {"layers": 1})) is None
+    assert widths_of(groups, full, {**full, "head.weight": (3, 24)}) is None, "an axis that no width moves"
+    assert widths_of(groups, full, {**full, "stem.bias": (12,)}) is None, "axes of one group that disagree"
+    assert widths_of(groups, full, _shapes(CONFIG | {"width": 48})) is None, "wider than it is"
