@@ -25,7 +25,7 @@ from graphprune.channels.borrowed import borrowed, given_shape
 from graphprune.channels.groups import Group, Groups, Kept
 from graphprune.channels.labels import Value
 from graphprune.channels.tape import stand_in
-from graphprune.errors import CaptureError, RewriteError, UsageError, first_line
+from graphprune.errors import CaptureError, RewriteError, UsageError, typed_line
 from graphprune.ir.program import Inputs, Program
 from graphprune.ir.twins import named_tensors, twin
 from graphprune.own_class.attributes import Stated, computes, in_words, is_changed, reads_one_of, stated, stated_in, tied_at
@@ -265,7 +265,7 @@ def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {first_line(error).rstrip('.')}{in_brackets(error_line(error))}"
+    return f"{typed_line(error)}{in_brackets(error_line(error))}"
 
 
 def _grew(slim: fx.GraphModule, module: nn.Module, name: str) -> bool:

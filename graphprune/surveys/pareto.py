@@ -15,7 +15,7 @@ from torch import nn
 from graphprune.calibration import Calibration
 from graphprune.channels.groups import Bools, Groups
 from graphprune.collector import collector_paused
-from graphprune.errors import TargetError, UsageError
+from graphprune.errors import TargetError, UsageError, unknown
 from graphprune.files import load_json, save_json
 from graphprune.ir.program import Program
 from graphprune.latency.table import LatencyTable
@@ -29,7 +29,7 @@ from graphprune.passes.selection.target import KINDS
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.pipeline.pass_base import Pass
 from graphprune.pipeline.pass_manager import PassManager
-from graphprune.pipeline.registry import pass_class, unknown
+from graphprune.pipeline.registry import pass_class
 from graphprune.plans.plan import fingerprint, kept_units
 from graphprune.scores import Scores
 from graphprune.text import columns

@@ -127,7 +127,7 @@ def excluded(trace: Trace, patterns: tuple[str, ...], whole: Mapping[str, str] |
         name_pattern, axis = (part[1], int(part[2])) if part else (pattern, None)
         names = [name for name in trace.parameters if matches(name, name_pattern)]
         if not names:
-            near = did_you_mean(name_pattern, with_modules(trace.parameters)) or "."
+            near = did_you_mean(name_pattern, with_modules(trace.parameters), ".")
             raise UsageError(f"exclude={pattern!r} matches no parameter of the model{near} `graphprune inspect` shows the names.")
         found += [
             (field, Reason(why, "exclude", name))

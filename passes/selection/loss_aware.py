@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from graphprune.calibration import Batch
 from graphprune.channels.groups import Kept
-from graphprune.errors import TargetError, UsageError
+from graphprune.errors import TargetError, UsageError, unknown
 from graphprune.ir.program import Program
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
@@ -30,7 +30,6 @@ from graphprune.passes.selection.trials.slim import Slim
 from graphprune.passes.selection.trials.sweep import Work
 from graphprune.pipeline.analysis_manager import AnalysisView
 from graphprune.pipeline.pass_base import Pass
-from graphprune.pipeline.registry import unknown
 from graphprune.plans.plan import make_plan
 
 
