@@ -29,7 +29,7 @@ def did_you_mean(name: str, known: Iterable[str], otherwise: str = "; check the 
     >>> f"There is no layer conv11{did_you_mean('conv11', ['conv1', 'conv2', 'head'])}"
     "There is no layer conv11; did you mean 'conv1' or 'conv2'?"
     """
-    near = get_close_matches(name, list(known), n=3)
+    near = get_close_matches(str(name), list(known), n=3)  # a user may give anything for a name
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else otherwise
 
 

@@ -63,9 +63,7 @@ class LossAwarePass(Pass):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for option, value, known in (("scope", self.scope, SCOPES), ("objective", self.objective, OBJECTIVES)):
-            if value not in known:
-                raise UsageError(f"loss-aware{{{option}={value}}} is not known; choose from {', '.join(known)}.")
+        self.check_choices(scope=SCOPES, objective=OBJECTIVES)
         if not self.step > 0 or not 0 < self.max_ratio <= 1:
             raise UsageError("loss-aware needs a step over 0, and max_ratio over 0 and at most 1.")
         if min([1, *self.steps.values(), *self.floors.values()]) < 1:
