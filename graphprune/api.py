@@ -12,7 +12,7 @@ from graphprune.arithmetic import callers_modes_off
 from graphprune.calibration import Calibration, no_data
 from graphprune.channels.groups import Groups
 from graphprune.collector import collector_paused
-from graphprune.errors import PipelineError, UsageError
+from graphprune.errors import PipelineError, UsageError, unknown
 from graphprune.ir.program import Inputs, Program, Scope
 from graphprune.ir.twins import named_tensors, unwrapped
 from graphprune.ir.weights import Weights
@@ -155,7 +155,7 @@ def prune(
 
 def _compensation(name: str) -> Pass:
     if name not in COMPENSATIONS:
-        raise UsageError(f"There is no compensation {name!r}; choose from {', '.join(COMPENSATIONS)}.")
+        raise UsageError(unknown("compensation", name, COMPENSATIONS, "Compensations"))
     return COMPENSATIONS[name]()
 
 

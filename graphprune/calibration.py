@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from graphprune.errors import GraphpruneError, MemoryShortError, UsageError, first_line
+from graphprune.errors import GraphpruneError, MemoryShortError, UsageError, first_line, typed_line
 from graphprune.failures import lost_worker, memory_is_out, worker_is_lost
 from graphprune.ir.program import Inputs
 
@@ -231,7 +231,7 @@ def guarded(batches: Iterable[Any], where: str) -> Iterator[Any]:
         except Exception as error:  # user code, or files
             if worker_is_lost(error):
                 raise UsageError(f"{where} batch {batch}. {lost_worker(error)}") from error
-            reason = f"{type(error).__name__}: {first_line(error).rstrip('.')}"
+            reason = typed_line(error)
             raise UsageError(f"{where} batch {batch}: {reason}. Repair or remove the sample.") from error
         yield item
 
@@ -254,8 +254,7 @@ def run_error(name: str, inputs: Inputs, error: Exception) -> GraphpruneError:
 def _memory_short(name: str, inputs: Inputs, samples: int, error: Exception, where: str = "") -> MemoryShortError:
     place = f" at {where}" if where else ""
     return MemoryShortError(
-        f"Out of memory{place}, on {name} ({inputs.describe()}): {first_line(error).rstrip('.')}. "
-        "Give smaller batches, or fewer samples.",
+        f"Out of memory{place}, on {name} ({inputs.describe()}): {first_line(error)}. Give smaller batches, or fewer samples.",
         samples,
     )
 

@@ -20,11 +20,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from graphprune.channels.filters import Filter, taps_of
 from graphprune.channels.groups import Groups, Ints
-from graphprune.errors import GraphpruneError, MemoryShortError, UsageError, first_line
+from graphprune.errors import GraphpruneError, MemoryShortError, UsageError, first_line, unknown
 from graphprune.extensions import load_extensions
 from graphprune.failures import memory_is_out
 from graphprune.ir.program import Program
-from graphprune.pipeline.registry import unknown
 from graphprune.statistic import Place, Statistic, Tap, Totals
 
 Floats = npt.NDArray[np.float64]
@@ -153,7 +152,7 @@ class Criterion:
             if isinstance(error, GraphpruneError) or not memory_is_out(error):
                 raise
             raise MemoryShortError(
-                f"Out of memory while criterion {self.name} made its values: {first_line(error).rstrip('.')}. Make some free, or "
+                f"Out of memory while criterion {self.name} made its values: {first_line(error)}. Make some free, or "
                 "take a criterion that keeps less."
             ) from error
 

@@ -23,14 +23,24 @@ def _escaped(match: re.Match[str]) -> str:
     return repr(match[0])[1:-1]
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The known names that are nearest to one that is not, to go on a message; empty where none is near.
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "; check the spelling.") -> str:
+    """The end of a sentence about a name that is not known: those that are nearest. otherwise: the end where none is near.
 
-    >>> did_you_mean("conv11", ["conv1", "conv2", "head"])
-    '; did you mean conv1 or conv2?'
+    >>> f"There is no layer conv11{did_you_mean('conv11', ['conv1', 'conv2', 'head'])}"
+    "There is no layer conv11; did you mean 'conv1' or 'conv2'?"
     """
-    near = get_close_matches(name, list(known), n=3)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+    near = get_close_matches(str(name), list(known), n=3)  # a user may give anything for a name
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else otherwise
+
+
+def unknown(kind: str, name: str, known: Iterable[str], title: str) -> str:
+    """A message for a name that is not known, with the nearest ones and the list.
+
+    >>> unknown("pass", "selct", ["score", "select"], "Passes")
+    "There is no pass 'selct'; did you mean 'select'? Passes: score, select."
+    """
+    choices = list(known)
+    return f"There is no {kind} {name!r}{did_you_mean(name, choices, '.')} {title}: {', '.join(choices) or 'none'}."
 
 
 class GraphpruneError(Exception):
@@ -118,10 +128,21 @@ class PassContractError(GraphpruneError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, cut to a readable length, or "no message"."""
+    """The first line of an error's text, to go into a sentence: cut to a readable length, without a full stop. Its type where it
+    has no text."""
     lines = str(error).strip().splitlines()
-    line = lines[0] if lines else "no message"
+    line = lines[0].rstrip(".: ") if lines else type(error).__name__
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
+
+
+def typed_line(error: BaseException) -> str:
+    """The type of an error and its :func:`first_line`.
+
+    >>> typed_line(KeyError("conv1")), typed_line(AssertionError())
+    ("KeyError: 'conv1'", 'AssertionError')
+    """
+    kind, line = type(error).__name__, first_line(error)
+    return line if line == kind else f"{kind}: {line}"
 
 
 def first_problem(error: ValidationError, whole: str = "the top level") -> tuple[str, str]:

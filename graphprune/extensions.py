@@ -7,7 +7,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Final
 
-from graphprune.errors import UsageError
+from graphprune.errors import UsageError, typed_line
 
 _OWN: Final = {
     "graphprune.rules": (
@@ -32,6 +32,6 @@ def load_extensions(group: str) -> None:
             entry.load()
         except Exception as error:
             raise UsageError(
-                f"The extension {entry.name} = {entry.value} ({group}) cannot be imported: {type(error).__name__}: {error}. "
+                f"The extension {entry.name} = {entry.value} ({group}) cannot be imported: {typed_line(error)}. "
                 "Repair or uninstall the package that brings it."
             ) from error

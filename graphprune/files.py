@@ -12,14 +12,12 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, Self
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from graphprune.errors import GraphpruneError, UsageError, first_line, first_problem
 from graphprune.text import size as readable
-
-Data = TypeVar("Data", bound=BaseModel)
 
 LARGEST_TEXT: Final = 2**28
 """Bytes of a text that is read whole. A plan for a model of 70 billion parameters has a quarter of that."""
@@ -109,11 +107,6 @@ def remove_unfinished(place: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def save_json(data: BaseModel, path: str | os.PathLike[str]) -> None:
-    """Write data as JSON, atomically. Raises UsageError where the path cannot be written."""
-    write_whole(path, data.model_dump_json(indent=1))
-
-
 def read_text(path: str | os.PathLike[str], what: str, raises: type[GraphpruneError]) -> str:
     """The text of a file. what: it should be, such as ``plan``.
 
@@ -132,7 +125,7 @@ def read_text(path: str | os.PathLike[str], what: str, raises: type[GraphpruneEr
 
 
 def parse_text(text: str, name: str, what: str, remedy: str, raises: type[GraphpruneError]) -> Any:
-    """What JSON text stands for. name, what, remedy, raises: as for :func:`parse_json`."""
+    """What JSON text stands for. name: of the text. what: it should be. remedy: a sentence. Raises the error that is given."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -150,22 +143,45 @@ def check_archive(path: str | os.PathLike[str]) -> None:
         raise UsageError(f"{path} would expand to {size / 1e9:.1f} GB, as archives do that are made to fill memory. Do not use it.")
 
 
-def load_json(kind: type[Data], path: str | os.PathLike[str], what: str, remedy: str, raises: type[GraphpruneError]) -> Data:
-    """Read data that was written as JSON. what, remedy, raises: as for :func:`parse_json`, also for files that cannot be read."""
-    text = read_text(path, what, raises)
-    return parse_json(kind, text, str(path), what, remedy, raises)
+class Saved(BaseModel):
+    """Data with a JSON file of their own.
 
+    what, remedy, raises: what a file should be, such as "plan", a sentence on what to do where it is not, and the error of that.
+    Subclasses name BaseModel as a base of their own, which linters look for.
 
-def parse_json(kind: type[Data], text: str, name: str, what: str, remedy: str, raises: type[GraphpruneError]) -> Data:
-    """Data from JSON text. name: of the text. what: it should be, such as ``plan``. remedy: a sentence.
-
-    Raises the error that is given, naming the first thing that is wrong.
+    >>> class Note(Saved, what="note", remedy="Write it anew."):
+    ...     text: str
+    >>> Note.parse('{"text": "conv1 first"}', "note.json")
+    Note(text='conv1 first')
     """
-    try:
-        return kind.model_validate_json(text)
-    except ValidationError as error:
-        place, problem = first_problem(error)
-        raise raises(f"{name} is no valid {what}: {problem} at {place}. {remedy}") from error
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    _what: ClassVar[str]
+    _remedy: ClassVar[str]
+    _raises: ClassVar[type[GraphpruneError]]
+
+    def __init_subclass__(cls, *, what: str, remedy: str, raises: type[GraphpruneError] = UsageError, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        cls._what, cls._remedy, cls._raises = what, remedy, raises
+
+    def save(self, path: str | Path) -> None:
+        """Write the data as JSON, atomically. Raises UsageError where the path cannot be written."""
+        write_whole(path, self.model_dump_json(indent=1))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what was saved. Raises a UsageError, such as PlanError for plans, when the file cannot be read or is none."""
+        return cls.parse(read_text(path, cls._what, cls._raises), str(path))
+
+    @classmethod
+    def parse(cls, text: str, name: str = "The text") -> Self:
+        """Read the data from JSON text. name: of the text. Raises an error that names the first thing that is wrong."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            place, problem = first_problem(error)
+            raise cls._raises(f"{name} is no valid {cls._what}: {problem} at {place}. {cls._remedy}") from error
 
 
 def _sync(path: Path) -> None:

@@ -15,10 +15,9 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from graphprune.errors import UsageError
+from graphprune.errors import UsageError, unknown
 from graphprune.files import read_text, write_whole
 from graphprune.methods import METHODS, Method, Options
-from graphprune.pipeline.registry import unknown
 from graphprune.training.recipes import RECIPES, recipe
 from graphprune.training.settings import Training
 

@@ -28,7 +28,7 @@ from graphprune.artifact.modes import EVAL_ONLY, modes_in
 from graphprune.artifact.module_data import decode_modules, encode_modules
 from graphprune.artifact.tensors import TensorTable, restore
 from graphprune.artifact.values import shorten
-from graphprune.errors import ArtifactError, first_line
+from graphprune.errors import ArtifactError, first_line, typed_line
 from graphprune.files import atomic_write, check_writable
 from graphprune.ir.program import Inputs
 
@@ -91,7 +91,7 @@ def write_artifact(
             save_file(_unshared(stored), temporary, metadata)
         except (safetensors.SafetensorError, KeyError, RuntimeError) as error:
             _raise_system_error(str(error))
-            raise ArtifactError(f"Cannot write {path}: safetensors failed ({type(error).__name__}: {error}).") from error
+            raise ArtifactError(f"Cannot write {path}: safetensors failed ({typed_line(error)}).") from error
         temporary.chmod(mode)  # safetensors makes a file of its own, for the owner alone
 
 
@@ -132,8 +132,7 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
             raise
         raise ArtifactError(f"{file} cannot be loaded: {error}; {_REMEDY}{_written_by(metadata)}.") from error
     except Exception as error:  # a hostile file must not choose the exception
-        reason = (str(error).strip().splitlines() or ["no message"])[0]
-        raise ArtifactError(f"{file} cannot be loaded ({type(error).__name__}: {shorten(reason)}); {_REMEDY}.") from error
+        raise ArtifactError(f"{file} cannot be loaded ({typed_line(error)}); {_REMEDY}.") from error
 
 
 def _written_by(metadata: Mapping[str, str]) -> str:
@@ -205,7 +204,7 @@ def _set_graph(module: fx.GraphModule, graph: fx.Graph) -> None:
     try:
         module.graph = graph  # compiles the generated forward, and runs nothing
     except Exception as error:
-        raise ArtifactError(f"the graph does not compile ({type(error).__name__}: {shorten(str(error))})") from error
+        raise ArtifactError(f"the graph does not compile ({typed_line(error)})") from error
 
 
 def _json(metadata: Mapping[str, str], name: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from graphprune.compiling import Masked
-from graphprune.errors import UsageError
+from graphprune.errors import UsageError, unknown
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.select import selection_pass
 from graphprune.passes.selection.target import parse_target, split_target
@@ -52,7 +52,7 @@ class GradualPruning:
                 f"Masks are what closes, and a {type(masks).__name__} has none. Give graphprune.masked(model, inputs)."
             )
         if schedule not in SCHEDULES:
-            raise UsageError(f"There is no schedule {schedule!r}; choose from {', '.join(SCHEDULES)}.")
+            raise UsageError(unknown("schedule", schedule, SCHEDULES, "Schedules"))
         if cuts < 1 or not 0 <= begin < end <= 1:
             raise UsageError(
                 f"cuts={cuts} between begin={begin} and end={end} make no schedule. "

@@ -35,7 +35,7 @@ def named(groups: Iterable[Group], name: str) -> tuple[Group, ...]:
 def unknown(groups: Iterable[Group], name: str) -> UsageError:
     """What to say of a name that fits no group, with near ones."""
     known = with_modules(member.tensor for group in groups for member in group.members)
-    hint = did_you_mean(name, known) or f"; known are, among others, {', '.join(known[:3])}."
+    hint = did_you_mean(name, known, f"; known are, among others, {', '.join(known[:3])}.")
     return UsageError(f"No channel group has a layer or tensor named {name!r}{hint}")
 
 

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_map
 
 from graphprune.channels.shape_cache import SHAPES
-from graphprune.errors import CaptureError, first_line
+from graphprune.errors import CaptureError, typed_line
 from graphprune.extensions import load_extensions
 from graphprune.ir.program import Inputs, Program, placeholder_values
 from graphprune.ir.twins import modules_by_path, named_tensors, set_mode, twin
@@ -258,6 +258,6 @@ def run_error(inputs: Inputs, error: Exception, where: str, place: str) -> Captu
     """The message for a model that does not run on its example inputs."""
     return CaptureError(
         f"The model does not run on inputs {inputs.describe()}: {where}{f' at {place}' if place else ''} fails with "
-        f"{type(error).__name__}: {first_line(error)}. "
+        f"{typed_line(error)}. "
         "Give example inputs of the shape and dtype that the model takes, or mend its forward."
     )

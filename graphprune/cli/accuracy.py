@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from graphprune.cli.output import Output
-from graphprune.errors import UsageError
+from graphprune.errors import UsageError, first_line
 from graphprune.ir.twins import in_mode
 from graphprune.sources.images import Images
 
@@ -33,7 +33,7 @@ def _outputs(model: nn.Module, x: Tensor, images: Images) -> Tensor:
         scores = model(x)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise UsageError(
-            f"The model does not take the images {list(images.shape)} of {images.name}: {_first_line(error)}. "
+            f"The model does not take the images {list(images.shape)} of {images.name}: {first_line(error)}. "
             "Store them as the model takes them, channels first."
         ) from error
     if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != len(x):
@@ -51,7 +51,3 @@ def _check_labels(scores: Tensor, y: Tensor, images: Images) -> None:
         raise UsageError(
             f"{images.name} has the label {wrong}, but the model has {classes} classes, counted from 0. Use labels of this model."
         )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -13,12 +13,11 @@ from graphprune.claims import claimed
 from graphprune.cli import options
 from graphprune.cli.output import Output
 from graphprune.devices import check_device
-from graphprune.errors import UsageError
+from graphprune.errors import UsageError, unknown
 from graphprune.files import check_writable
 from graphprune.ir.program import Inputs
 from graphprune.passes.calibration.supply import SYNTHETIC
 from graphprune.pipeline.policy import CHOICES
-from graphprune.pipeline.registry import unknown
 from graphprune.sources import Source, example_inputs, load_calibration, load_source
 from graphprune.sources.images import Images, load_images
 

@@ -71,10 +71,18 @@ def command(
         output.data(
             {"out": str(out), "bytes": len(text.encode()), "sections": [part.key for part in page.sections], "missing": missing}
         )
-        for part in page.sections:
-            for lack in part.missing:
-                output.say(f"{part.title}: {lack.what} {lack.remedy}".rstrip())
+        for text, titles in _notes(page).items():
+            output.say(f"{', '.join(titles)}: {text}")
         output.say(f"Written to {out}. Open it in a browser.")
+
+
+def _notes(page: Page) -> dict[str, list[str]]:
+    """What is missing and what to do about it, with the titles of the sections that lack it."""
+    notes: dict[str, list[str]] = {}
+    for part in page.sections:
+        for lack in part.missing:
+            notes.setdefault(f"{lack.what} {lack.remedy}".rstrip(), []).append(part.title)
+    return notes
 
 
 def _page(material: Material) -> Page:

@@ -141,7 +141,7 @@ def _check_fit(opened: Opened, recipe: Recipe) -> None:
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise UsageError(
             f"{recipe.model.source} does not take the samples {list(sample.shape[1:])} of {recipe.data.source}: "
-            f"{first_line(error).rstrip('.')}. Choose another model, or [data] prepare."
+            f"{first_line(error)}. Choose another model, or [data] prepare."
         ) from error
     finally:
         for module, mode in before:

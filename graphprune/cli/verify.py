@@ -72,4 +72,4 @@ def _read(slim: Path, plan: Path | None) -> tuple[Artifact, Plan]:
         return artifact, read_plan(plan)
     if artifact.plan is None:
         raise UsageError(f"{slim} holds no plan. Give the one that it was made by, with --plan FILE.")
-    return artifact, Plan.parse(artifact.plan, f"the plan in {slim}")
+    return artifact, Plan.parse(artifact.plan, f"The plan in {slim}")

@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from graphprune.artifact import write_artifact
-from graphprune.errors import UsageError
+from graphprune.errors import UsageError, unknown
 from graphprune.exporting.aot import write_aot
 from graphprune.exporting.checking import Exported, Job
 from graphprune.exporting.folder import write_folder
@@ -20,7 +20,6 @@ from graphprune.exporting.program import write_program
 from graphprune.files import check_writable
 from graphprune.ir.program import Inputs
 from graphprune.latency.batch import batch_of, with_batch
-from graphprune.pipeline.registry import unknown
 
 _BATCH: Final = 2  # of the example: torch.export takes a size of 1 for a constant
 

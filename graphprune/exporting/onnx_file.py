@@ -27,7 +27,7 @@ def write_onnx(job: Job) -> Exported:
         with quiet():
             converted = torch.onnx.export(program, dynamo=True, verbose=False)
     except Exception as error:  # whatever an operator without a conversion raises
-        raise UsageError(f"torch.onnx cannot write this model: {first_line(error)} Export it to .pt2 instead.") from error
+        raise UsageError(f"torch.onnx cannot write this model: {first_line(error)}. Export it to .pt2 instead.") from error
     assert converted is not None
     content: bytes = converted.model_proto.SerializeToString()
     found = Exported(note="It was not run: onnxruntime is not installed")

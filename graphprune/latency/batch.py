@@ -54,13 +54,13 @@ class Load:
         return self.batch / self.ms
 
 
-def saturating(measure: Callable[[int], float], start: int = 1) -> list[Load]:
+def saturating(measure: Callable[[int], float]) -> list[Load]:
     """Double the batch until the throughput rises by less than 5 %, or time or memory is out.
 
     measure: milliseconds of one call at a batch. Returns what was measured; the one to take is before the last doubling that
     did not pay, that is :func:`best`.
     """
-    loads = [Load(start, measure(start))]
+    loads = [Load(1, measure(1))]
     while loads[-1].batch * 2 <= _LARGEST and loads[-1].ms < _LONGEST:
         try:
             loads.append(Load(loads[-1].batch * 2, measure(loads[-1].batch * 2)))

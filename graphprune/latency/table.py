@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -12,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from graphprune.channels.groups import Groups, Ints
 from graphprune.errors import LatencyError
-from graphprune.files import load_json, save_json
+from graphprune.files import Saved
 from graphprune.latency.environment import Environment
 from graphprune.latency.timing import Timing
 
@@ -70,14 +69,12 @@ class Settings(BaseModel):
     batch: Annotated[int, Field(ge=0)] = 0
 
 
-class LatencyTable(BaseModel):
+class LatencyTable(Saved, BaseModel, what="latency table", remedy="Measure again with `graphprune profile`.", raises=LatencyError):
     """Measured latencies of one model in one environment.
 
     model: fingerprint, as in a plan. inputs: described in one line. groups: names and full widths, in order. nodes: what each
     layer's time depends on.
     """
-
-    model_config = _FROZEN
 
     schema_version: Literal[1] = 1
     environment: Environment
@@ -137,15 +134,6 @@ class LatencyTable(BaseModel):
     def plus(self, samples: Sequence[Sample]) -> LatencyTable:
         """The table with more samples."""
         return self.model_copy(update={"samples": (*self.samples, *samples)})
-
-    def save(self, path: str | Path) -> None:
-        """Write the table as JSON, atomically."""
-        save_json(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> LatencyTable:
-        """Read a table. Raises LatencyError naming the first thing that is wrong."""
-        return load_json(cls, path, "latency table", "Measure again with `graphprune profile`.", LatencyError)
 
     def check_fits(self, model: Mapping[str, str], groups: Groups, environment: Environment | None = None) -> None:
         """Raise LatencyError naming the first difference between what was measured and what is at hand.

@@ -25,7 +25,7 @@ from graphprune.channels.borrowed import borrowed, given_shape
 from graphprune.channels.groups import Group, Groups, Kept
 from graphprune.channels.labels import Value
 from graphprune.channels.tape import stand_in
-from graphprune.errors import CaptureError, RewriteError, UsageError, first_line
+from graphprune.errors import CaptureError, RewriteError, UsageError, typed_line
 from graphprune.ir.program import Inputs, Program
 from graphprune.ir.twins import named_tensors, twin
 from graphprune.own_class.attributes import Stated, computes, in_words, is_changed, reads_one_of, stated, stated_in, tied_at
@@ -136,9 +136,12 @@ class _Trials:
         """What the calls, and constants, that had to be changed ask for: choices there, or else the groups at the first to stay."""
         old = {node.name: node for node in self._module.graph.nodes}
         linked: UnionFind[int] = UnionFind()
-        stuck = [(old.get(name, node), node, what) for name, node, what in self._stuck(slim)]
+        reads = {node: stated_in(self._model, node, self._policy) for node in filter(is_changed, slim.graph.nodes)}
+        stuck = [(old.get(name, node), node, what) for name, node, what in self._stuck(slim, reads)]
+        follow: dict[Any, set[str]] = defaultdict(set)  # attributes that calls are known to read their widths from, by module
+        for node, found in reads.items():
+            follow[node.meta.get("module")].update(found or ())
         choices: dict[str, str] = {}
-        follow = self._follow(slim)
         for before, node, _ in stuck:
             choices |= _choices(before, node, groups, linked, follow[node.meta.get("module")])
         if choices.keys() - self._policy.keys():
@@ -149,17 +152,13 @@ class _Trials:
                 return _Conflict(touched, f"{_WHY} {what}")
         return None
 
-    def _follow(self, slim: fx.GraphModule) -> Mapping[Any, set[str]]:
-        """The attributes that calls of a slim graph are known to read their widths from, by module."""
-        found: dict[Any, set[str]] = defaultdict(set)
-        for node in filter(is_changed, slim.graph.nodes):
-            found[node.meta.get("module")].update(stated_in(self._model, node, self._policy) or ())
-        return found
+    def _stuck(self, slim: fx.GraphModule, reads: Mapping[fx.Node, Any]) -> Iterator[tuple[str, fx.Node, str]]:
+        """Nodes of a slim graph whose widths the code may state, by the names of the original's, and in words.
 
-    def _stuck(self, slim: fx.GraphModule) -> Iterator[tuple[str, fx.Node, str]]:
-        """Nodes of a slim graph whose widths the code may state, by the names of the original's, and in words."""
+        reads: the attributes that each changed call reads its widths from; None where it reads some elsewhere.
+        """
         for node in slim.graph.nodes:
-            if is_changed(node) and stated_in(self._model, node, self._policy) is None:
+            if node in reads and reads[node] is None:
                 yield node.meta["graphprune"].source, node, f"states this width in {in_words(node)}"
             elif node.op == "get_attr" and node.target not in self._own_names and _grew(slim, self._module, str(node.target)):
                 yield node.name, node, f"has this width in a tensor that is no parameter or buffer ({node.target})"
@@ -265,7 +264,7 @@ def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {first_line(error).rstrip('.')}{in_brackets(error_line(error))}"
+    return f"{typed_line(error)}{in_brackets(error_line(error))}"
 
 
 def _grew(slim: fx.GraphModule, module: nn.Module, name: str) -> bool:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from graphprune.arithmetic import full_precision
 from graphprune.channels.tape import plain_containers
-from graphprune.errors import ArtifactError, CaptureError, RewriteError, first_line
+from graphprune.errors import ArtifactError, CaptureError, RewriteError, first_line, typed_line
 from graphprune.ir.program import Inputs
 from graphprune.ir.twins import in_mode, modules_by_path, named_tensors
 from graphprune.own_class.attributes import Attributes, Stated, set_attributes, stated
@@ -46,7 +46,7 @@ def seated(model: nn.Module, slim: fx.GraphModule, attributes: Mapping[str, Mapp
         result = copy.deepcopy(model, memo)
     except Exception as error:
         raise RewriteError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {first_line(error)}), and a slim model of its class "
+            f"{type(model).__name__} cannot be copied ({typed_line(error)}), and a slim model of its class "
             "is a copy of it. Leave out keep_class."
         ) from error
     set_attributes(result, attributes, model)

@@ -21,11 +21,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from graphprune.errors import PipelineError, TargetError, UsageError
+from graphprune.errors import PipelineError, TargetError, UsageError, typed_line, unknown
 from graphprune.files import write_whole
 from graphprune.ir.program import Program
 from graphprune.ir.verify_graph import graph_text
-from graphprune.pipeline.registry import unknown
 from graphprune.pipeline.text import format_pass, format_pipeline
 
 if TYPE_CHECKING:
@@ -282,7 +281,7 @@ def _write_artifact(path: Path, program: Program) -> str:
         write_artifact(path, program.module, plan=None, inputs=program.inputs, provenance={})
     except Exception as error:
         path.unlink(missing_ok=True)
-        return f"the program could not be saved: {type(error).__name__}: {error}"
+        return f"the program could not be saved: {typed_line(error)}"
     return ""
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, Literal, TypeVar
 
-from graphprune.errors import PassContractError
+from graphprune.errors import PassContractError, UsageError, did_you_mean
 from graphprune.ir.program import Program
 
 if TYPE_CHECKING:
@@ -73,6 +74,14 @@ class Pass(ABC):
     @abstractmethod
     def run(self, program: Program, analyses: AnalysisView) -> Program:
         """A new program, or the one given if there was nothing to do."""
+
+    def check_choices(self, **options: Iterable[str]) -> None:
+        """Raise UsageError for an option, by its name, that is none of these texts."""
+        for option, choices in options.items():
+            known, value = list(choices), getattr(self, option)
+            if value not in known:
+                near = did_you_mean(value, known, ".")
+                raise UsageError(f"{self.name}{{{option}={value}}} is not known{near} Choose from {', '.join(known)}.")
 
 
 def is_present(program: Program, field_name: str) -> bool:

@@ -5,12 +5,11 @@ Nothing is imported before it is asked for. An entry point's name is the pass's,
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Final
 
-from graphprune.errors import PassContractError, PipelineError
+from graphprune.errors import PassContractError, PipelineError, unknown
 from graphprune.pipeline.pass_base import Pass, check_declaration
 
 ENTRY_POINT_GROUP: Final = "graphprune.passes"
@@ -68,14 +67,6 @@ def providers(field: str) -> tuple[str, ...]:
         except (PipelineError, PassContractError):
             continue
     return tuple(found)
-
-
-def unknown(kind: str, name: str, known: Iterable[str], title: str) -> str:
-    """A message for a name that is not known, with the nearest one and the list."""
-    choices = list(known)
-    near = difflib.get_close_matches(name, choices, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    return f"There is no {kind} {name!r}{hint} {title}: {', '.join(choices) or 'none'}."
 
 
 def _entries() -> dict[str, str]:

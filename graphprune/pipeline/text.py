@@ -24,9 +24,9 @@ from typing import Any, Final, NamedTuple, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
-from graphprune.errors import PassContractError, PipelineError
+from graphprune.errors import PassContractError, PipelineError, first_line, unknown
 from graphprune.pipeline.pass_base import Pass, check_declaration
-from graphprune.pipeline.registry import pass_class, unknown
+from graphprune.pipeline.registry import pass_class
 
 _TOKEN: Final = re.compile(
     r'(?P<space>\s+)|(?P<string>"(?:[^"\\]|\\.)*")|(?P<mark>[,{}\[\];=])|(?P<word>[^\s,{}\[\];="]+)', re.DOTALL
@@ -344,7 +344,6 @@ def _adapters(cls: type[Pass]) -> dict[str, TypeAdapter[Any]]:
         hints = get_type_hints(cls, include_extras=True)
         return {field.name: TypeAdapter(hints[field.name]) for field in _options(cls)}
     except (NameError, PydanticSchemaGenerationError) as error:
-        first = str(error).splitlines()[0]
         raise PassContractError(
-            f"The options of pass class {cls.__name__} have annotations that cannot be read: {first}."
+            f"The options of pass class {cls.__name__} have annotations that cannot be read: {first_line(error)}."
         ) from error

@@ -4,28 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from graphprune.channels.groups import Bools, Groups, Ints, Kept
 from graphprune.errors import PlanError
-from graphprune.files import load_json, parse_json, save_json
+from graphprune.files import Saved
 from graphprune.ir.twins import named_tensors
 
 if TYPE_CHECKING:
     from graphprune.plans.editor import PlanEditor
 
-_REMEDY: Final = "Write plans with plan.save()."
-
 Index = Annotated[int, Field(ge=0)]
 
 
-class Plan(BaseModel):
+class Plan(Saved, BaseModel, what="plan", remedy="Write plans with plan.save().", raises=PlanError):
     """A pruning decision.
 
     kept: for every parameter and buffer (by its name in the original ``state_dict``) that loses anything, the kept
@@ -39,8 +36,6 @@ class Plan(BaseModel):
     True
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
     schema_version: Literal[1] = 1
     kept: dict[str, dict[Index, list[Index]]] = Field(repr=False)
     model: dict[str, str] = Field(repr=False)
@@ -51,20 +46,6 @@ class Plan(BaseModel):
     target: dict[str, str] = {}
     achieved: dict[str, float] = {}
     errors: dict[str, float] = {}
-
-    def save(self, path: str | Path) -> None:
-        """Write the plan as JSON, atomically."""
-        save_json(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Plan:
-        """Read a plan. Raises PlanError when the file cannot be read or is no plan."""
-        return load_json(cls, path, "plan", _REMEDY, PlanError)
-
-    @classmethod
-    def parse(cls, text: str, name: str = "the plan") -> Plan:
-        """Read a plan from JSON text. Raises PlanError naming the first thing that is wrong."""
-        return parse_json(cls, text, name, "plan", _REMEDY, PlanError)
 
     def then(self, later: Plan) -> Plan:
         """This plan followed by one for the model that it leaves, as one plan for the original.

@@ -39,4 +39,4 @@ def _of_program(path: Path) -> str | None:
             name = next((name for name in archive.namelist() if name.endswith("extra/plan.json")), None)
             return None if name is None else archive.read(name).decode()
     except Exception as error:  # zipfile and zlib raise whatever the damaged part leads to
-        raise PlanError(f"Cannot read the plan in {path}: {first_line(error).rstrip('.')}. Get an undamaged copy.") from error
+        raise PlanError(f"Cannot read the plan in {path}: {first_line(error)}. Get an undamaged copy.") from error

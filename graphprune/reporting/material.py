@@ -138,7 +138,7 @@ def _read(subject: Path) -> tuple[tuple[Run, ...], Plan | None, Artifact | None]
         return (), Plan.load(subject), None
     if subject.suffix == ".safetensors":
         artifact = read_artifact(subject)
-        return (), None if artifact.plan is None else Plan.parse(artifact.plan, f"the plan in {subject}"), artifact
+        return (), None if artifact.plan is None else Plan.parse(artifact.plan, f"The plan in {subject}"), artifact
     raise UsageError(f"{subject} is nothing to report on. Give {_KINDS}.")
 
 

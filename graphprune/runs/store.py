@@ -89,7 +89,7 @@ class Store:
         try:
             return _content(source)
         except Exception as error:  # the reader raises whatever the damaged bytes lead to
-            reason = first_line(error).rstrip(".")
+            reason = first_line(error)
             raise RunError(f"{source} is missing or damaged: {reason}. Start anew in another folder.") from error
 
     def drop(self, name: str) -> None:

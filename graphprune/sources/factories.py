@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import inspect
 import re
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphprune.errors import UsageError, did_you_mean
+from graphprune.errors import UsageError, did_you_mean, typed_line
 from graphprune.ir.program import Inputs
 from graphprune.sources.source import Source
 
@@ -58,7 +57,7 @@ def from_torchvision(text: str) -> Source:
 
     call = parse_call(text)
     if call.name not in (names := models.list_models()):
-        raise UsageError(f"torchvision has no model {call.name!r}. {nearest(call.name, names)}")
+        raise UsageError(f"torchvision has no model {call.name!r}{did_you_mean(call.name, names)}")
     builder = models.get_model_builder(call.name)
     kwargs = {"weights": None, **call.kwargs}
     if "weights_backbone" in inspect.signature(builder).parameters:
@@ -81,7 +80,7 @@ def from_timm(text: str) -> Source:
         raise UsageError(f'{text} needs timm, which is not installed. Install it with: pip install "graphprune[timm]".') from error
     call = parse_call(text)
     if not timm.is_model(call.name):
-        raise UsageError(f"timm has no model {call.name!r}. {nearest(call.name, timm.list_models())}")
+        raise UsageError(f"timm has no model {call.name!r}{did_you_mean(call.name, timm.list_models())}")
     kwargs = {"pretrained": False, **call.kwargs}
     _refuse_downloads(text, kwargs, ("pretrained",))
     model = _build(text, timm.create_model, call.name, *call.args, **kwargs)
@@ -154,7 +153,7 @@ def _attribute(call: Call) -> Any:
     for part in call.name.split("."):
         if not hasattr(found, part):
             public = [name for name in vars(found) if not name.startswith("_")] if hasattr(found, "__dict__") else []
-            raise UsageError(f"{call.library} has no {call.name!r}. {nearest(part, public)}")
+            raise UsageError(f"{call.library} has no {call.name!r}{did_you_mean(part, public)}")
         found = getattr(found, part)
     return found
 
@@ -168,35 +167,24 @@ def _import(name: str) -> Any:
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise UsageError(
                 f"There is no Python module {name!r} in the current folder or among the installed packages. "
-                f"Run from the folder that holds it, or install it{did_you_mean(name, ('torchvision', 'timm')) or '.'}"
+                f"Run from the folder that holds it, or install it{did_you_mean(name, ('torchvision', 'timm'), '.')}"
             ) from error
-        raise UsageError(f"Importing {name} failed: {_first_line(error)}.") from error
+        raise UsageError(f"Importing {name} failed: {typed_line(error)}.") from error
     except Exception as error:  # user code: whatever it raises is a bad input, with its own traceback attached
-        raise UsageError(f"Importing {name} failed: {_first_line(error)}.") from error
+        raise UsageError(f"Importing {name} failed: {typed_line(error)}.") from error
 
 
 def _build(text: str, factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     try:
         return factory(*args, **kwargs)
     except Exception as error:  # user code, as above
-        raise UsageError(f"Building {text} failed: {_first_line(error)}.") from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+        raise UsageError(f"Building {text} failed: {typed_line(error)}.") from error
 
 
 def _refuse_downloads(text: str, kwargs: dict[str, Any], names: Iterable[str]) -> None:
     for name in names:
         if kwargs.get(name):
             raise UsageError(f"{text} asks for {name}, which would download a file. Leave it out and pass the file with --weights.")
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A sentence with the names nearest to one that is unknown."""
-    close = difflib.get_close_matches(name, list(names), n=4, cutoff=0.5)
-    return f"Nearest names: {', '.join(close)}." if close else "No name is near it; check the spelling."
 
 
 @contextmanager

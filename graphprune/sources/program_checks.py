@@ -226,12 +226,13 @@ def _power(base: ast.expr, exponent: ast.expr) -> bool:
     if isinstance(exponent, ast.UnaryOp):
         exponent = exponent.operand
     value = exponent.value if isinstance(exponent, ast.Constant) else None
-    small = isinstance(value, (int, float)) and abs(value) <= _LARGEST_POWER
-    return (
-        small
-        and not any(isinstance(n, ast.BinOp) and isinstance(n.op, (ast.Pow, ast.LShift)) for n in ast.walk(base))
-        and (not any(isinstance(n, ast.Name) and n.id in _POWERS for n in ast.walk(base)))
-    )
+    return isinstance(value, (int, float)) and abs(value) <= _LARGEST_POWER and not any(map(_is_power, ast.walk(base)))
+
+
+def _is_power(node: ast.AST) -> bool:
+    if isinstance(node, ast.BinOp):
+        return isinstance(node.op, (ast.Pow, ast.LShift))
+    return isinstance(node, ast.Name) and node.id in _POWERS
 
 
 def _constant(node: ast.Constant) -> bool:

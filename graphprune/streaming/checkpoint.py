@@ -11,17 +11,19 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from graphprune.errors import UsageError
-from graphprune.files import load_json
+from graphprune.files import Saved
 from graphprune.streaming.header import Entry, Header, damaged, read_header
 
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 
 
-class _Index(BaseModel):
+class _Index(Saved, BaseModel, what="index of a checkpoint", remedy="Get it again with its shards."):
+    model_config = ConfigDict(extra="ignore")
+
     weight_map: dict[str, str]
     metadata: dict[str, Any] = {}
 
@@ -77,7 +79,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     if file.suffix != ".json":
         header = read_header(file)
         return Checkpoint(file.parent, {entry.name: entry for entry in header.entries}, {file.name: header})
-    listed = load_json(_Index, file, "index of a checkpoint", "Get it again with its shards.", UsageError).weight_map
+    listed = _Index.load(file).weight_map
     entries_by_name: dict[str, Entry] = {}
     headers: dict[str, Header] = {}
     shards = dict.fromkeys(listed.values())

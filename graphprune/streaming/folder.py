@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
-from graphprune.errors import UsageError, first_line
+from graphprune.errors import UsageError, typed_line
 from graphprune.files import parse_text, read_text
 from graphprune.ir.program import Inputs
 from graphprune.quiet import quiet
@@ -100,7 +100,7 @@ def build(config: Config, most: int = _MOST) -> nn.Module:
             model = cls(cls.config_class.from_dict(config)).eval()
         model.tie_weights()  # each registration made a tensor of its own
     except Exception as error:  # whatever a class of models says of numbers that do not go together
-        reason = f"{type(error).__name__}: {first_line(error).rstrip('.:')}"
+        reason = typed_line(error)
         raise UsageError(
             f"{cls.__name__} cannot be built from its {CONFIG} ({reason}). Get the one that belongs to the weights."
         ) from error

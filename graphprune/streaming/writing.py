@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from torch import Tensor
 
 from graphprune.claims import claimed_folder
 from graphprune.errors import UsageError
-from graphprune.files import atomic_write, load_json, save_json, write_whole
+from graphprune.files import Saved, atomic_write, write_whole
 from graphprune.plans.plan import Plan
 from graphprune.streaming.checkpoint import Checkpoint
 from graphprune.streaming.configs import Fit
@@ -35,10 +35,8 @@ def silent(what: str, done: int, total: int) -> None:
     """Progress that nobody watches."""
 
 
-class _State(BaseModel):
+class _State(Saved, BaseModel, what="state of a run", remedy="Give a new folder."):
     """What an unfinished output belongs to. request: digest of the checkpoint and of all options."""
-
-    model_config = ConfigDict(extra="forbid")
 
     request: str
 
@@ -58,7 +56,7 @@ def plan_of(folder: Path, request: str) -> Plan | None:
         return None
     if not (folder / STATE).is_file():
         raise UsageError(f"Cannot write {folder}: it is not empty, and holds no unfinished run. Give a new folder.")
-    state = load_json(_State, folder / STATE, "state of a run", "Give a new folder.", UsageError)
+    state = _State.load(folder / STATE)
     if state.request != request:
         raise UsageError(f"{folder} holds the run of another checkpoint or of other options. Give a new folder, or delete it.")
     return Plan.load(folder / PLAN) if (folder / PLAN).exists() else None
@@ -111,7 +109,7 @@ class Writing:
         *,
         weights: bool,
     ) -> int:
-        save_json(_State(request=request), self.folder / STATE)
+        _State(request=request).save(self.folder / STATE)
         self._plan.save(self.folder / PLAN)
         if not weights:
             return 0

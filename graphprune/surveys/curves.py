@@ -6,7 +6,6 @@ Li et al., Pruning Filters for Efficient ConvNets (ICLR 2017), section 3.2, with
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -17,7 +16,7 @@ from graphprune.api import run_pipeline
 from graphprune.calibration import Calibration
 from graphprune.channels.groups import Group, Groups, Kept
 from graphprune.errors import UsageError
-from graphprune.files import load_json, save_json
+from graphprune.files import Saved
 from graphprune.ir.program import Program
 from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
 from graphprune.passes.calibration.supply import calibrated
@@ -44,13 +43,11 @@ class CutPoint(BaseModel):
     value: float
 
 
-class Sensitivity(BaseModel):
+class Sensitivity(Saved, BaseModel, what="sensitivity", remedy="Remove it, or write to another file."):
     """The measure of the whole model, and of the model with each group cut by itself.
 
     model, settings: what it was measured on and with; a run goes on from a file of the same only.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     schema_version: Literal[1] = 1
     model: dict[str, str]
@@ -68,15 +65,6 @@ class Sensitivity(BaseModel):
         return f"{self.baseline:.4g} uncut; each group by itself:\n{columns([('', 'cut', 'units left', 'measure'), *rows])}"
 
     __str__ = __repr__
-
-    def save(self, path: str | Path) -> None:
-        """Write it as JSON, atomically."""
-        save_json(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Sensitivity:
-        """Read what was saved. Raises UsageError when the file cannot be read or is something else."""
-        return load_json(cls, path, "sensitivity", "Remove it, or write to another file.", UsageError)
 
     def curve(self, group: str) -> dict[float, float]:
         """The measure by ratio, for one group."""

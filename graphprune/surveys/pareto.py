@@ -15,8 +15,8 @@ from torch import nn
 from graphprune.calibration import Calibration
 from graphprune.channels.groups import Bools, Groups
 from graphprune.collector import collector_paused
-from graphprune.errors import TargetError, UsageError
-from graphprune.files import load_json, save_json
+from graphprune.errors import TargetError, UsageError, unknown
+from graphprune.files import Saved
 from graphprune.ir.program import Program
 from graphprune.latency.table import LatencyTable
 from graphprune.passes.analysis.channels import ChannelGroups, ChannelsPass
@@ -29,7 +29,7 @@ from graphprune.passes.selection.target import KINDS
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.pipeline.pass_base import Pass
 from graphprune.pipeline.pass_manager import PassManager
-from graphprune.pipeline.registry import pass_class, unknown
+from graphprune.pipeline.registry import pass_class
 from graphprune.plans.plan import fingerprint, kept_units
 from graphprune.scores import Scores
 from graphprune.text import columns
@@ -53,10 +53,8 @@ class Point(BaseModel):
     widths: dict[str, int] = {}
 
 
-class Front(BaseModel):
+class Front(Saved, BaseModel, what="front", remedy="Remove it, or write to another file."):
     """Points of a model. model: its fingerprint. settings: what else they depend on. costs: of the whole model, by kind."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
     schema_version: Literal[1] = 1
     metric: str
@@ -81,15 +79,6 @@ class Front(BaseModel):
         return f"{len(self.points)} points, of which no other one beats:\n{columns(rows)}"
 
     __str__ = __repr__
-
-    def save(self, path: str | Path) -> None:
-        """Write the front as JSON, atomically."""
-        save_json(self, path)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Front:
-        """Read a front. Raises UsageError when the file cannot be read or is none."""
-        return load_json(cls, path, "front", "Remove it, or write to another file.", UsageError)
 
     @property
     def best(self) -> list[Point]:

@@ -14,7 +14,7 @@ from graphprune.arithmetic import callers_modes_off
 from graphprune.artifact.modes import noted_modes
 from graphprune.channels.tape import Step, run_error
 from graphprune.collector import collector_paused
-from graphprune.errors import CaptureError, TraceError, UsageError
+from graphprune.errors import CaptureError, TraceError, UsageError, first_line
 from graphprune.extensions import load_extensions
 from graphprune.ir.graph_module import adopt
 from graphprune.ir.program import Inputs, Program, Scope, names_of
@@ -235,9 +235,8 @@ def _traced(tracer: Tracer, root: nn.Module, calls: tuple[ModuleCall, ...], anno
 def _trace_error(root: nn.Module, call: ModuleCall, tracer: Tracer, error: Exception) -> TraceError:
     where = f"module {tracer.failed}" if tracer.failed else f"{type(root.get_submodule(call.path)).__name__}.forward"
     place = error_line(error)
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return TraceError(
-        f"{where} does not trace{f' at {place}' if place else ''}: {text}. "
+        f"{where} does not trace{f' at {place}' if place else ''}: {first_line(error)}. "
         "Its control flow depends on tensor values; capture the part that does not, or pass a torch.export program.",
         where,
     )

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphprune.errors import first_line
+from graphprune.errors import first_line, typed_line
 from graphprune.tracing.repeat import RepeatOfParts
 from graphprune.tracing.sizes import plain
 from graphprune.tracing.source import error_line, in_brackets
@@ -77,7 +77,7 @@ class _Rehearsal(Tracer):
             result = self._run(module, question.path, self.writer.mark(), question.args, question.kwargs)
         except Exception as error:
             place = in_brackets(error_line(error))
-            raise Differs(f"it does not trace in train mode{place}: {type(error).__name__}: {first_line(error)}") from error
+            raise Differs(f"it does not trace in train mode{place}: {typed_line(error)}") from error
         self.writer.check_end(question.end.nodes)
         if not _same(result, question.result):
             raise Differs("it returns something else in train mode")

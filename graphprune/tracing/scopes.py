@@ -72,7 +72,7 @@ def named_scopes(root: nn.Module, calls: dict[str, ModuleCall], names: Sequence[
     paths = {path for path, _ in root.named_modules()}
     for name in names:
         if name not in paths:
-            raise CaptureError(f"Scope {name!r} is no submodule of {type(root).__name__}{did_you_mean(name, paths) or '.'}")
+            raise CaptureError(f"Scope {name!r} is no submodule of {type(root).__name__}{did_you_mean(name, paths)}")
         if name not in calls:
             raise CaptureError(f"Scope {name!r} is not called on these example inputs.")
         if not is_plain(calls[name].inputs):

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from graphprune.channels.tape import Recording, boundary_of, opaque_refusal, run_opaque, stand_ins
-from graphprune.errors import first_line
+from graphprune.errors import typed_line
 from graphprune.resizers import module_resizer
 from graphprune.rules import tensors_in
 from graphprune.tracing.checks import QUESTIONS, answer_that_passes
@@ -301,7 +301,7 @@ class Tracer(TorchFunctionMode):
                 raise error from None
             for inner in [name for name in self.opaque if name.startswith(f"{path}.")]:
                 del self.opaque[inner]
-            self.opaque[path] = f"{type(error).__name__}: {first_line(error)}"
+            self.opaque[path] = typed_line(error)
             self.failed = ""
             node = self.writer.node("call_module", path, self.writer.argument(args), self.writer.argument(kwargs))
             self.writer.write(node, result)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graphprune.errors import UsageError
+from graphprune.errors import UsageError, unknown
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def preparation(name: str) -> Preparation:
     """A named preparation. Raises UsageError for an unknown name."""
     found = PREPARATIONS.get(name)
     if found is None:
-        raise UsageError(f"There is no preparation of images {name!r}. Known: {', '.join(PREPARATIONS)}.")
+        raise UsageError(unknown("preparation of images", name, PREPARATIONS, "Preparations"))
     return found
 
 

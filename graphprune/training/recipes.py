@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from graphprune.errors import UsageError
+from graphprune.errors import UsageError, unknown
 from graphprune.training.settings import Training
 
 #: By name. Where a paper and its code differ, what the code does; methods that start or go on elsewhere run parts of them.
@@ -54,5 +54,5 @@ def recipe(name: str) -> Training:
     """
     found = RECIPES.get(name)
     if found is None:
-        raise UsageError(f"There is no training recipe {name!r}. Known: {', '.join(RECIPES)}.")
+        raise UsageError(unknown("training recipe", name, RECIPES, "Recipes"))
     return found

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphprune.errors import UsageError, first_line
-from graphprune.sources.factories import Call, nearest, parse_call
+from graphprune.errors import UsageError, did_you_mean, first_line
+from graphprune.sources.factories import Call, parse_call
 from graphprune.sources.images import load_picture
 from graphprune.training.preparation import PREPARATIONS, Preparation
 from graphprune.training.samples import DatasetSamples, Samples, array_samples, labels_of
@@ -42,7 +42,7 @@ def named(text: str, given: Preparation | None, workers: int) -> Parts:
             return kind(*call.args, **options, **chosen, transform=transform)
         except (OSError, RuntimeError, TypeError, ValueError, ModuleNotFoundError) as error:
             raise UsageError(
-                f"{text} cannot be read: {first_line(error).rstrip('.')}. "
+                f"{text} cannot be read: {first_line(error)}. "
                 "Write torchvision:CLASS:ROOT with the folder that holds the data; nothing is downloaded."
             ) from error
 
@@ -71,7 +71,7 @@ def _parsed(text: str) -> tuple[Any, Call, str | None]:
         raise UsageError(f"Cannot read the data {text!r}. Write torchvision:CLASS:ROOT, such as torchvision:CIFAR10:data.")
     call = parse_call(match[1])
     if call.name not in datasets.__all__:
-        raise UsageError(f"torchvision has no data set {call.name!r}. {nearest(call.name, datasets.__all__)}")
+        raise UsageError(f"torchvision has no data set {call.name!r}{did_you_mean(call.name, datasets.__all__)}")
     if call.kwargs.get("download"):
         raise UsageError(f"{text} asks for a download. Leave it out and give the folder that holds the data.")
     return getattr(datasets, call.name), call, match[2]
@@ -92,7 +92,7 @@ def folder(path: Path, given: Preparation | None, workers: int) -> Parts:
                 datasets.ImageFolder(str(part), prepared.transform(augment), loader=load_picture) for augment in (True, False)
             )
         except OSError as error:
-            raise UsageError(f"{part} holds no images sorted into a folder for each class: {first_line(error)}") from error
+            raise UsageError(f"{part} holds no images sorted into a folder for each class: {first_line(error)}.") from error
         return DatasetSamples(augmented, plain, np.array(plain.targets, dtype=np.int64), workers)
 
     if not (path / "train").is_dir():

@@ -179,7 +179,7 @@ class _Run:
             if self.scaler.is_enabled() and "scaler" in state:
                 self.scaler.load_state_dict(state["scaler"])
         except (ValueError, KeyError, RuntimeError) as error:
-            raise UsageError(f"The state is not one of a training of this model: {first_line(error)}") from error
+            raise UsageError(f"The state is not one of a training of this model: {first_line(error)}.") from error
         for group, options in zip(self.optimiser.param_groups, own, strict=True):
             group.update(options)  # the settings count, whatever they were when the state was made
 

@@ -14,7 +14,7 @@ from graphprune.channels.group_names import with_modules
 from graphprune.channels.groups import FROZEN, Groups
 from graphprune.channels.labels import Field, Reason, axes_of
 from graphprune.channels.propagate import Trace, propagate
-from graphprune.errors import UsageError, did_you_mean
+from graphprune.errors import UsageError, did_you_mean, unknown
 from graphprune.ir.program import Program
 from graphprune.pipeline.analysis_manager import AnalysisView
 from graphprune.pipeline.pass_base import Analysis, Pass
@@ -87,9 +87,9 @@ def _removable(groups: Groups) -> int:
 
 def make_policy(named: Mapping[str, str], sites: Mapping[str, str]) -> Policy:
     """A policy from plain names; raises UsageError for a name that does not exist."""
-    unknown = next((name for name in named if name not in CHOICES), None)
-    if unknown is not None:
-        raise UsageError(f"There is no policy {unknown!r}; choose from {', '.join(CHOICES)}.")
+    for name in named:
+        if name not in CHOICES:
+            raise UsageError(unknown("policy", name, CHOICES, "Policies"))
     return Policy(**named, sites=sites)
 
 
@@ -127,7 +127,7 @@ def excluded(trace: Trace, patterns: tuple[str, ...], whole: Mapping[str, str] |
         name_pattern, axis = (part[1], int(part[2])) if part else (pattern, None)
         names = [name for name in trace.parameters if matches(name, name_pattern)]
         if not names:
-            near = did_you_mean(name_pattern, with_modules(trace.parameters)) or "."
+            near = did_you_mean(name_pattern, with_modules(trace.parameters), ".")
             raise UsageError(f"exclude={pattern!r} matches no parameter of the model{near} `graphprune inspect` shows the names.")
         found += [
             (field, Reason(why, "exclude", name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Final
 
 import torch
@@ -15,25 +14,16 @@ from graphprune.ir.program import Inputs, Program
 from graphprune.passes.calibration.consumers import Norm, find_norms
 from graphprune.passes.calibration.lanes import Lanes, map_inputs
 
+_RATE: Final = 0.1  # of Adam
 _EPSILON: Final = 1e-6  # keeps channels that never vary from taking over
 
 
-def synthesise(
-    program: Program,
-    *,
-    samples: int = 128,
-    batch: int = 64,
-    steps: int = 100,
-    rate: float = 0.1,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> Calibration:
+def synthesise(program: Program, *, samples: int = 128, batch: int = 64, steps: int = 100, seed: int = 0) -> Calibration:
     """Calibration data made up for a program: noise, changed until the mean and variance that every batch norm reads are those
     that it has in store.
 
     Minimises :func:`mismatch` by Adam on the floating-point inputs, each batch for itself, from noise drawn from ``seed``. samples:
-    how many in all, of the shape of one example input. rate: Adam's. progress: called with (steps done, all steps). The batches
-    have no targets: criteria with a loss cannot use them.
+    how many in all, of the shape of one example input. The batches have no targets: criteria with a loss cannot use them.
 
     Sources: DeepInversion (Yin et al., CVPR 2020, eq. 4), without its other priors; OBSPA (CVPR 2024) prunes on such data.
     Raises UsageError where the model has no batch norm with running statistics, or no input that can be changed.
@@ -46,10 +36,10 @@ def synthesise(
     generator = torch.Generator().manual_seed(seed)
     sizes = [min(batch, samples - start) for start in range(0, samples, batch)]
     made = []
-    for number, size in enumerate(sizes):
+    for size in sizes:
         inputs, free = _noise(program, size, generator)
-        optimiser = torch.optim.Adam(free, lr=rate)
-        for step in range(steps):
+        optimiser = torch.optim.Adam(free, lr=_RATE)
+        for _ in range(steps):
             optimiser.zero_grad()
             with torch.enable_grad():
                 loss = mismatch(program, norms, Batch(inputs))
@@ -57,8 +47,6 @@ def synthesise(
             for leaf, gradient in zip(free, gradients, strict=True):
                 leaf.grad = gradient
             optimiser.step()
-            if progress is not None:
-                progress(number * steps + step + 1, len(sizes) * steps)
         made.append(Batch(map_inputs(inputs, torch.Tensor.detach)))
     return Calibration(made, name="the synthetic data")
 

@@ -71,13 +71,7 @@ class ScorePass(Pass):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for option, value, table in (
-            ("reduction", self.reduction, {"default": None, **REDUCTIONS}),
-            ("normalise", self.normalise, NORMALISATIONS),
-            ("share", self.share, {"none": None, **SHARES}),
-        ):
-            if value not in table:
-                raise UsageError(f"score{{{option}={value}}} is not known; choose from {', '.join(table)}.")
+        self.check_choices(reduction=("default", *REDUCTIONS), normalise=NORMALISATIONS, share=("none", *SHARES))
         if self.normalise == "gaussian" and self.share != "none":
             raise UsageError("score{normalise=gaussian} makes scores below zero, which share cannot divide. Take another.")
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from graphprune.kernels.channel_similarity import channel_similarity
 
 _BLOCK = 1 << 24  # elements of float64 at once
+_STEPS = 200  # of the geometric median, at most
+_TOLERANCE = 1e-10  # of the rows' mean distance to it, in one step
 
 
 def mean_euclidean(rows: Tensor) -> Tensor:
@@ -45,14 +47,14 @@ def mean_cosine(rows: Tensor) -> Tensor:
     return 1 - alike / (count - 1)
 
 
-def geometric_median(rows: Tensor, *, steps: int = 200, tolerance: float = 1e-10) -> Tensor:
+def geometric_median(rows: Tensor) -> Tensor:
     """The point with the least sum of distances to all rows, float64 of shape (elements,).
 
-    Weiszfeld's iteration from the mean, with the step of Vardi and Zhang (PNAS 2000) where it meets a row; at most ``steps``, or
-    until it moves less than ``tolerance`` of the rows' mean distance.
+    Weiszfeld's iteration from the mean, with the step of Vardi and Zhang (PNAS 2000) where it meets a row, until it moves no
+    more to speak of.
     """
     median = rows.double().mean(0)
-    for _ in range(steps):
+    for _ in range(_STEPS):
         weight, pull, met, spread = 0.0, torch.zeros_like(median), 0, 0.0
         for _, block in _blocks(rows, rows.shape[1]):
             away = block.double() - median
@@ -67,7 +69,7 @@ def geometric_median(rows: Tensor, *, steps: int = 200, tolerance: float = 1e-10
             break
         step = pull / weight * (1 - met / force)
         median = median + step
-        if float(step.norm()) <= tolerance * spread:
+        if float(step.norm()) <= _TOLERANCE * spread:
             break
     return median
 

@@ -39,9 +39,7 @@ class KnapsackPass(Budgeted):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for option, value, known in (("solver", self.solver, SOLVERS), ("pairwise", self.pairwise, PAIRWISE)):
-            if value not in known:
-                raise UsageError(f"knapsack{{{option}={value}}} is not known; choose from {', '.join(known)}.")
+        self.check_choices(solver=SOLVERS, pairwise=PAIRWISE)
         if self.buckets < 1:
             raise UsageError("knapsack needs at least one of buckets; 100000 is a good number.")
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from graphprune.calibration import Batch
 from graphprune.channels.groups import Kept
-from graphprune.errors import TargetError, UsageError
+from graphprune.errors import TargetError, UsageError, unknown
 from graphprune.ir.program import Program
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
@@ -30,7 +30,6 @@ from graphprune.passes.selection.trials.slim import Slim
 from graphprune.passes.selection.trials.sweep import Work
 from graphprune.pipeline.analysis_manager import AnalysisView
 from graphprune.pipeline.pass_base import Pass
-from graphprune.pipeline.registry import unknown
 from graphprune.plans.plan import make_plan
 
 
@@ -64,9 +63,7 @@ class LossAwarePass(Pass):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for option, value, known in (("scope", self.scope, SCOPES), ("objective", self.objective, OBJECTIVES)):
-            if value not in known:
-                raise UsageError(f"loss-aware{{{option}={value}}} is not known; choose from {', '.join(known)}.")
+        self.check_choices(scope=SCOPES, objective=OBJECTIVES)
         if not self.step > 0 or not 0 < self.max_ratio <= 1:
             raise UsageError("loss-aware needs a step over 0, and max_ratio over 0 and at most 1.")
         if min([1, *self.steps.values(), *self.floors.values()]) < 1:

@@ -29,8 +29,7 @@ class SelectPass(Budgeted):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ranking not in RANKINGS:
-            raise UsageError(f"select{{ranking={self.ranking}}} is not known; choose from {', '.join(RANKINGS)}.")
+        self.check_choices(ranking=RANKINGS)
 
     def choose(self, question: Question, analyses: AnalysisView) -> Choice:
         """The widths after the fewest removals."""

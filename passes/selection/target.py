@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from graphprune.errors import UsageError
+from graphprune.errors import UsageError, unknown
 
 _COUNTS: Final = {"k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _BYTES: Final = {
@@ -100,4 +100,4 @@ def read_targets(target: str | Mapping[str, float | str]) -> dict[str, float | s
 
 def _check_kind(kind: str) -> None:
     if kind not in KINDS:
-        raise UsageError(f"There is no target {kind!r}; choose from {', '.join(KINDS)}.")
+        raise UsageError(unknown("target", kind, KINDS, "Targets"))

@@ -45,8 +45,7 @@ class ThresholdPass(Budgeted):
             raise UsageError(f"threshold{{threshold={self.threshold}}} is not finite. Give a number on the scale of the scores.")
         if not 0 < self.at_most <= 1 or (self.at_most < 1 and self.threshold is None):
             raise UsageError("threshold{at_most=...} is a share over 0 and at most 1, and goes with a threshold.")
-        if self.share not in ("none", *SHARES):
-            raise UsageError(f"threshold{{share={self.share}}} is not known; choose from none, {', '.join(SHARES)}.")
+        self.check_choices(share=("none", *SHARES))
         self.check_floors()
 
     def choose(self, question: Question, analyses: AnalysisView) -> Choice:

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporaril
 from torch.utils._pytree import tree_leaves, tree_map
 
 from graphprune.arithmetic import full_precision, taken_apart
-from graphprune.errors import VerificationError, first_line
+from graphprune.errors import VerificationError, typed_line
 from graphprune.failures import memory_is_out
 from graphprune.ir.program import Inputs, Program, placeholder_values
 from graphprune.ir.twins import named_tensors
@@ -308,9 +308,7 @@ class _Comparison:
         except Exception as error:
             if memory_is_out(error) or self.masked.node is None:
                 raise
-            raise _OriginalError(
-                f"{_described(self.masked.node)} fails with {type(error).__name__}: {first_line(error)}"
-            ) from error
+            raise _OriginalError(f"{_described(self.masked.node)} fails with {typed_line(error)}") from error
 
     def _twins(self, name: str) -> list[Tensor]:
         """What the slim node of this name made; the slim model runs no further than that."""
@@ -319,7 +317,7 @@ class _Comparison:
                 node, leaves = next(self.slim)
             except Exception as error:  # whatever a wrong rewrite raises is the finding
                 where = _described(self.slim.node) if self.slim.node is not None else "its first node"
-                said = f"{where} fails with {type(error).__name__}: {first_line(error)}"
+                said = f"{where} fails with {typed_line(error)}"
                 raise _SlimError(f"The slim model does not run: {said}") from error
             if node.name == name:
                 return leaves

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from graphprune.claims import claimed
+from graphprune.errors import UsageError
 from tests.fuzz.attempt import attempts, passes
 from tests.fuzz.record import Failure, Record, save_spec
 
@@ -45,6 +46,18 @@ def fuzz(record: Record, arguments: argparse.Namespace, console: Console) -> Non
             progress.update(task, completed=min(now - start, length), description=done)
 
 
+def checked(arguments: argparse.Namespace, console: Console) -> Record:
+    """The record after a run, which ends however it may; nobody else writes to its file meanwhile."""
+    with claimed(arguments.record) if arguments.record is not None else nullcontext():
+        record = Record.load(arguments.record)
+        record.settle(passes)
+        try:
+            fuzz(record, arguments, console)
+        finally:
+            record.save(arguments.record)
+        return record
+
+
 def main() -> int:
     """Parse the arguments, run, and print the totals."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=(__doc__ or "").split("\n\n")[1])
@@ -54,13 +67,10 @@ def main() -> int:
     parser.add_argument("--record", type=Path)
     arguments = parser.parse_args()
     console = Console()
-    with claimed(arguments.record) if arguments.record is not None else nullcontext():
-        record = Record.load(arguments.record)
-        record.settle(passes)
-        try:
-            fuzz(record, arguments, console)
-        finally:
-            record.save(arguments.record)
+    try:
+        record = checked(arguments, console)
+    except UsageError as error:
+        parser.error(str(error))
     table = Table("what", "how many")
     for name, number in record.counts.items():
         table.add_row(name, str(number))

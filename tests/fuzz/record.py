@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import date
 from pathlib import Path
+from typing import Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
 import graphprune
-from graphprune.errors import UsageError
-from graphprune.files import load_json, save_json
+from graphprune.files import Saved
 from tests.fuzz.check import Outcome
 from tests.fuzz.generate import generate
 from tests.fuzz.spec import Spec
@@ -55,25 +55,26 @@ class Failure(BaseModel):
     mended: str = ""
 
 
-class Record(BaseModel):
+class Record(Saved, BaseModel, what="record of random networks", remedy="Give another file."):
     """Parts, none of which has a seed of another one, and failures by seed."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(frozen=False)
 
     parts: list[Part] = []
     failures: dict[int, Failure] = {}
 
     @classmethod
-    def load(cls, path: Path | None) -> Record:
+    def load(cls, path: str | Path | None) -> Self:
         """The record of a file, or an empty one where there is none. Raises UsageError for a file that is no record."""
-        if path is None or not path.exists():
+        if path is None or not Path(path).exists():
             return cls()
-        return load_json(cls, path, "record of random networks", "Give another file.", UsageError)
+        return super().load(path)
 
-    def save(self, path: Path | None) -> None:
+    def save(self, path: str | Path | None) -> None:
         """Write the record, atomically, without parts in which nothing was checked."""
         if path is not None:
-            save_json(self.model_copy(update={"parts": [part for part in self.parts if part.next > part.first]}), path)
+            whole = self.model_copy(update={"parts": [part for part in self.parts if part.next > part.first]})
+            super(Record, whole).save(path)
 
     def begin(self, seed: int) -> tuple[Part, range]:
         """The part to add to, and the seeds for it: the first ones from ``seed`` on that no part has."""

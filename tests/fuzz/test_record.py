@@ -68,11 +68,18 @@ def test_a_record_goes_through_its_file_and_parts_without_networks_are_left_out(
     assert Record.load(tmp_path / "none.json") == Record.load(None) == Record()
 
 
-def test_a_file_that_is_no_record_is_refused_and_not_written_over(tmp_path: Path) -> None:
+def test_a_file_that_is_no_record_is_refused_and_not_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "record.json"
     path.write_text('{"first": 0, "next": 9}')
     with pytest.raises(UsageError, match="no valid record of random networks"):
         Record.load(path)
+    monkeypatch.setattr("sys.argv", ["fuzz", "--record", str(path)])
+    with pytest.raises(SystemExit, match="2"):
+        command.main()
+    assert "error: " in (said := capsys.readouterr().err) and "no valid record" in said
+    assert path.read_text() == '{"first": 0, "next": 9}'
 
 
 def run(monkeypatch: pytest.MonkeyPatch, path: Path, outcomes: Iterable[Outcome], end: type[BaseException]) -> None:

@@ -26,7 +26,7 @@ def _model() -> nn.Module:
         ({"scopes": [nn.Linear(2, 2)]}, "scopes takes names, as of model.named_modules(), and was given a Linear"),
         ({"policy": "heads=whole"}, 'write it as {"heads": "whole"}'),
         ({"target": 0.5}, "Target 0.5 does not say of what; write it as macs=50%"),
-        ({"target": {"mac": 0.5}}, "There is no target 'mac'; choose from channels, params, macs"),
+        ({"target": {"mac": 0.5}}, "There is no target 'mac'; did you mean 'macs'? Targets: channels, params, macs"),
         ({"criterion": torch.abs}, "Register one of your own with graphprune.criteria.criterion, and give its name"),
         ({"round_to": 8.0}, "round_to=8.0 of select is no whole number of at least 1."),
         ({"min_channels": "2"}, "min_channels='2' of select is no whole number of at least 1."),

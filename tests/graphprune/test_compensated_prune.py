@@ -121,7 +121,7 @@ def test_a_generator_serves_criterion_and_compensation_alike() -> None:
         ({"compensate": "least-squares"}, r"'compensate' needs calibration data"),
         ({"recalibrate": True}, r"'recalibrate' needs calibration data"),
         ({"criterion": "attention"}, r"needs calibration data"),
-        ({"compensate": "median", "data": []}, r"no compensation 'median'; choose from least-squares, constants"),
+        ({"compensate": "median", "data": []}, r"no compensation 'median'. Compensations: least-squares, constants"),
         ({"criterion": "attention", "data": [torch.zeros(2, 3)]}, r"does not run on"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphprune.errors import PlanError, first_line
+from graphprune.errors import PlanError, first_line, typed_line
 
 
 def test_control_characters_are_shown_and_long_words_are_cut() -> None:
@@ -21,9 +21,15 @@ def test_messages_stay_one_line_also_after_a_graph_interpreter_has_appended_its_
     assert str(error) == "conv1 is float32\\nfloat32[4]."
 
 
+def test_what_another_library_says_goes_into_a_sentence() -> None:
+    """Which ends where ours ends, and says something even where an assertion says nothing."""
+    assert f"It failed: {first_line(RuntimeError('no such size.'))}." == "It failed: no such size."
+    assert first_line(AssertionError()) == typed_line(AssertionError()) == "AssertionError"
+    assert typed_line(ValueError("no such size.\nHere.")) == "ValueError: no such size"
+
+
 def test_what_another_library_says_is_cut() -> None:
     """It may quote a whole file, in words that are short."""
     assert first_line(ValueError("short\nand more")) == "short"
-    assert first_line(ValueError("")) == "no message"
     long = first_line(ValueError("a b " * 1000))
     assert len(long) == 500 and long.endswith("...")

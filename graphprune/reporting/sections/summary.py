@@ -39,7 +39,7 @@ def summary(material: Material) -> Section | None:
         return None
     costs = _costs(material)
     tiles = [_tile(cost) for cost in costs] + _accuracies(material)
-    missing = [] if costs else [Missing(f"Costs are not known. {material.no_original}", "")]
+    missing = [] if costs else [Missing(what, "") for what in ("Costs are not known.", material.no_original) if what]
     if not any("ccuracy" in tile.label for tile in tiles):
         missing.append(Missing("The accuracy is not known.", _to_know_accuracy(material)))
     figures = [(tile.label, tile.before or "-", tile.after, tile.change or "-") for tile in tiles]

@@ -71,7 +71,7 @@ def test_an_absolute_target_is_met() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"schedule": "square"}, UsageError, "no schedule 'square'; choose from cubic, linear"),
+        ({"schedule": "square"}, UsageError, "no schedule 'square'. Schedules: cubic, linear"),
         ({"cuts": 0}, UsageError, "make no schedule"),
         ({"begin": 0.5, "end": 0.5}, UsageError, "make no schedule"),
         ({"end": 1.5}, UsageError, "make no schedule"),

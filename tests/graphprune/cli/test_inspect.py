@@ -130,7 +130,7 @@ def test_why_names_the_operator_and_the_source_line_of_each_tie(cli: Cli, folder
 
 def test_why_of_an_unknown_name_offers_near_ones(cli: Cli) -> None:
     ran = cli("inspect", SOURCE, *INPUT, "--why", "haed")
-    assert ran.code == 2 and "'haed'; did you mean head" in ran.err
+    assert ran.code == 2 and "'haed'; did you mean 'head'" in ran.err
 
 
 def test_pattern_filters_and_must_match(cli: Cli) -> None:

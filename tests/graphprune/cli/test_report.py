@@ -29,6 +29,11 @@ def test_a_slim_model_is_reported_with_what_is_missing(cli: Cli, slim: Path, fol
     assert ran.data["bytes"] == (folder / "r.html").stat().st_size
 
 
+def test_what_several_sections_lack_is_said_once(cli: Cli, slim: Path) -> None:
+    said = cli("report", "plan.json", "-o", "r.html").out
+    assert said.count("does not know the original model") == 1 and "Summary, Coupling, Importance: The report" in said
+
+
 def test_nothing_is_missing_where_all_is_given(cli: Cli, slim: Path, folder: Path) -> None:
     import numpy as np
 

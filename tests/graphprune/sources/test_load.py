@@ -132,7 +132,7 @@ def test_python_factory_of_the_current_folder(here: Path, text: str, width: int)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("toy_models:nett", "toy_models has no 'nett'. Nearest names: net"),
+        ("toy_models:nett", "toy_models has no 'nett'; did you mean 'net'"),
         ("toy_modelz:net", "no Python module 'toy_modelz' in the current folder"),
         ("toy_models.py:net", "toy_models.py is a file. Name the module in it, toy_models, from the folder"),
         ("toy_models:listing", "gives a list, not a torch.nn.Module"),
@@ -235,7 +235,7 @@ def test_a_scripted_model_is_named_as_one_whether_trusted_or_not(tmp_path: Path,
 
 def test_a_folder_and_a_library_that_is_misspelt_are_answered_with_what_was_meant(tmp_path: Path) -> None:
     assert "prune-checkpoint" in _refused(str(tmp_path))
-    assert "did you mean torchvision?" in _refused("torchvsion:resnet18")
+    assert "did you mean 'torchvision'?" in _refused("torchvsion:resnet18")
 
 
 def test_refusing_a_pickle_runs_nothing(tmp_path: Path) -> None:

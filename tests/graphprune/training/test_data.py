@@ -224,7 +224,7 @@ def test_a_callable_returns_data_sets_or_all_of_it(monkeypatch: pytest.MonkeyPat
     ("text", "words"),
     [
         ("no/such.npz", "no data file"),
-        ("torchvision:CIFAR1O:x", "no data set 'CIFAR1O'. Nearest names: CIFAR10"),
+        ("torchvision:CIFAR1O:x", "no data set 'CIFAR1O'; did you mean 'CIFAR10'"),
         ("torchvision:CIFAR10:nowhere", "nowhere cannot be read: Dataset not found"),
         ("torchvision:CIFAR10(download=True):nowhere", "asks for a download"),
         ("torchvision:", "Write torchvision:CLASS:ROOT"),

@@ -125,9 +125,16 @@ def test_provenance_says_how_scores_were_made() -> None:
     assert plan.scores == {"l1": {"criterion": "l1", "reduction": "max", "normalise": "max", "share": "none", "seed": "0"}}
 
 
-@pytest.mark.parametrize("options", [{"reduction": "median"}, {"normalise": "sum"}])
-def test_unknown_options(options: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=r"is not known; choose from"):
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"reduction": "median"}, r"score{reduction=median} is not known; did you mean 'mean'\? Choose from default, "),
+        ({"normalise": None}, r"score{normalise=None} is not known; did you mean 'none'\? Choose from none, "),
+        ({"share": "x"}, r"score{share=x} is not known\. Choose from none, "),
+    ],
+)
+def test_unknown_options(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
         ScorePass(**options)
 
 
