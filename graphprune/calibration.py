@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, count, islice
@@ -68,11 +68,12 @@ class Batch:
         return Batch(self.inputs.map(moved), still)
 
 
-def as_batch(item: Any) -> Batch:
+def as_batch(item: Any, taken: Collection[str] = ()) -> Batch:
     """A batch from what data loaders yield.
 
     A tensor is one input. A pair is (inputs, target), its inputs a tensor, a tuple of arguments or a dict of keywords. A dict
-    is keyword inputs; ``labels``, ``target`` or ``targets`` in it is the target. Raises UsageError for anything else.
+    is keyword inputs; ``labels``, ``target`` or ``targets`` in it is the target, and an input, too, where it is among the keywords
+    taken by the model. Raises UsageError for anything else.
     """
     if isinstance(item, Batch):
         return item
@@ -80,10 +81,10 @@ def as_batch(item: Any) -> Batch:
         return Batch(Inputs((item,)))
     if isinstance(item, Mapping):
         target = next((item[key] for key in _TARGETS if key in item), None)
-        return Batch(Inputs((), {key: value for key, value in item.items() if key not in _TARGETS}), target)
+        return Batch(Inputs((), {key: value for key, value in item.items() if key not in _TARGETS or key in taken}), target)
     if isinstance(item, (tuple, list)) and len(item) in (1, 2):
         given, target = item[0], item[1] if len(item) == 2 else None
-        return Batch(as_batch(given).inputs if not isinstance(given, (tuple, list)) else Inputs(tuple(given)), target)
+        return Batch(as_batch(given, taken).inputs if not isinstance(given, (tuple, list)) else Inputs(tuple(given)), target)
     raise UsageError(
         f"A calibration batch is {type(item).__name__}{f' of {len(item)} items' if isinstance(item, (tuple, list)) else ''}. "
         "Yield a tensor, a pair (inputs, target), or a dict of keyword inputs."
@@ -114,7 +115,8 @@ def default_loss(output: Any, target: Any) -> Tensor:
     if first.dim() < 2 or first.shape[:1] + first.shape[2:] != target.shape:
         raise UsageError(
             f"The output {list(first.shape)} and the targets {list(target.shape)} do not fit a cross-entropy. "
-            "Give Calibration(batches, loss=function) for another loss."
+            "Where the model computes its own loss, have the targets among the example inputs, too; "
+            "or give Calibration(batches, loss=function)."
         )
     return F.cross_entropy(first, target)
 
@@ -133,7 +135,7 @@ class Calibration:
 
     batches: an iterable of what :func:`as_batch` takes, such as a DataLoader; one that can be read only once (a generator) is
         kept in memory. samples: how many to use at most, from the start. loss: ``loss(output, target)``, the mean over a batch;
-        only criteria with gradients ask for it. name: for messages. watch: see :meth:`watched`.
+        only criteria with gradients ask for it. name: for messages. watch: see :meth:`watched`. taken: see :meth:`called_as`.
 
     >>> data = Calibration([(torch.zeros(3, 8), torch.tensor([0, 1, 0])), (torch.zeros(3, 8), torch.tensor([1, 1, 0]))], samples=4)
     >>> [batch.size for batch in data]
@@ -150,15 +152,29 @@ class Calibration:
         loss: Loss = default_loss,
         name: str = "the calibration data",
         watch: Callable[[int], None] | None = None,
+        taken: Collection[str] = (),
     ) -> None:
         if samples is not None and samples < 1:
             raise UsageError(f"Calibration on {samples} samples is not possible; give at least 1.")
         self._batches = _Kept(batches) if isinstance(batches, Iterator) else batches
-        self.samples, self.loss, self.name, self._watch = samples, loss, name, watch
+        self.samples, self.loss, self.name, self._watch, self._taken = samples, loss, name, watch, taken
 
     def watched(self, watch: Callable[[int], None]) -> Calibration:
         """The same data; ``watch`` is told how many samples were used, after each batch."""
-        return Calibration(self._batches, samples=self.samples, loss=self.loss, name=self.name, watch=watch)
+        return self._with(watch=watch)
+
+    def called_as(self, example: Inputs) -> Calibration:
+        """The same data for a model that is called as an example shows: targets in a dict are inputs where they are in the example.
+
+        >>> batch = {"x": torch.zeros(2, 3), "labels": torch.ones(2)}
+        >>> [sorted(read.inputs.kwargs) for read in Calibration([batch]).called_as(Inputs((), batch))]
+        [['labels', 'x']]
+        """
+        return self._with(taken=tuple(example.kwargs))
+
+    def _with(self, **changes: Any) -> Calibration:
+        kept = {"samples": self.samples, "loss": self.loss, "name": self.name, "watch": self._watch, "taken": self._taken}
+        return Calibration(self._batches, **{**kept, **changes})
 
     def replaced(self, function: Callable[[Iterable[Any], int | None], Iterable[Any]]) -> Calibration:
         """Other batches, which a function makes of these and of how many samples to use at most; all else stays."""
@@ -184,7 +200,7 @@ class Calibration:
         left = self.samples
         found = 0
         for item in guarded(self._batches, f"Reading {self.name} failed at"):
-            batch = as_batch(item)
+            batch = as_batch(item, self._taken)
             if left is not None and batch.size > left:
                 batch = batch.pick(slice(left))
             if batch.size:
@@ -281,15 +297,15 @@ class _Kept:
 
     def __init__(self, iterator: Iterator[Any]) -> None:
         self._rest = iterator
-        self._seen: list[Batch] = []
+        self._seen: list[Any] = []
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Any]:
         return chain(list(self._seen), self._more())
 
-    def _more(self) -> Iterator[Batch]:
+    def _more(self) -> Iterator[Any]:
         for item in self._rest:
-            self._seen.append(as_batch(item))
-            yield self._seen[-1]
+            self._seen.append(item)
+            yield item
 
 
 def joined(batches: Sequence[Batch]) -> Batch:

@@ -23,6 +23,7 @@ from torch import nn
 from torch._ops import OpOverload, OpOverloadPacket
 from torchvision import ops
 
+from graphprune.artifact.records import find_record, is_record, record_name
 from graphprune.artifact.values import shorten
 from graphprune.errors import ArtifactError
 from graphprune.ir.train_mode import add_in_train_mode
@@ -69,7 +70,12 @@ _TORCHVISION_MODELS: Mapping[str, str] = {
 }
 """Functions of torchvision's models that torchvision itself keeps whole when it is traced (``torch.fx.wrap``)."""
 
-_NAMESPACES: Mapping[str, str] = {"aten": "torch", "torchvision": "torchvision", "graphprune": "graphprune.kernels"}
+_NAMESPACES: Mapping[str, str] = {
+    "aten": "torch",
+    "torchvision": "torchvision",
+    "graphprune": "graphprune.kernels",
+    "transformers": "transformers.integrations.moe",
+}
 """Operator namespaces, and the library whose import registers each."""
 
 _OVERLOAD = re.compile(r"([a-z]+)::([A-Za-z_][A-Za-z0-9_]*)(?:\.([A-Za-z_][A-Za-z0-9_]*))?", re.ASCII)
@@ -140,6 +146,8 @@ def function_name(target: Any) -> str:
     if isinstance(target, (OpOverload, OpOverloadPacket)):
         name = _operator_name(target)
         return name if _find_operator(name) is target else _refuse(name)
+    if is_record(target):
+        return record_name(target)
     loaded = tuple(home for home in _TABLES if home in sys.modules)
     own = f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', type(target).__name__)}"
     return _names(loaded).get(target) or _refuse(own)
@@ -155,6 +163,8 @@ def find_function(name: Any) -> Callable[..., Any]:
     """The function or operator of a name. Raises ArtifactError when the allow-list does not have it."""
     if type(name) is not str:
         _refuse(name)
+    if name.startswith("record:"):
+        return find_record(name)
     if "::" in name:
         return _find_operator(name)
     home, _, short = name.rpartition(".")

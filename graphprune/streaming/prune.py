@@ -295,8 +295,8 @@ def _calibration(asking: Sequence[str], data: Calibration | Iterable[Any] | str 
     if isinstance(data, str):
         if data == SYNTHETIC:
             raise UsageError("Synthetic data are made by gradients, for which a model must fit into memory. Give batches.")
-        return load_calibration(data, like=like)
-    return data if isinstance(data, Calibration) else Calibration(data)
+        return load_calibration(data, like=like).called_as(like)
+    return (data if isinstance(data, Calibration) else Calibration(data)).called_as(like)
 
 
 def _check_shapes(done: Program, state: Mapping[str, Entry]) -> int:

@@ -29,7 +29,7 @@ class ScopeBatches:
         for item in self._batches:
             if left == 0:
                 return
-            inputs, count = _as_called(as_batch(item), self._example, left)
+            inputs, count = _as_called(as_batch(item, self._example.kwargs), self._example, left)
             left = None if left is None else left - count
             if count:
                 yield self._of_scopes(inputs)

@@ -36,7 +36,7 @@ def calibrated(
         return program.with_(calibration=synthesise(program, seed=seed))
     example = normalise_inputs(whole[1]) if whole else program.inputs
     found = load_calibration(data, like=example) if isinstance(data, str) else data
-    found = found if isinstance(found, Calibration) else Calibration(found)
+    found = (found if isinstance(found, Calibration) else Calibration(found)).called_as(example)
     if program.scopes and whole is not None:
         found = scope_calibration(found, unwrapped(whole[0]), program, example)
     return program.with_(calibration=found)

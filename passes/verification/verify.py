@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporaril
 from torch.utils._pytree import tree_leaves, tree_map
 
 from graphprune.arithmetic import full_precision, taken_apart
+from graphprune.channels.tape import plain_containers
 from graphprune.errors import VerificationError, typed_line
 from graphprune.failures import memory_is_out
 from graphprune.ir.program import Inputs, Program, placeholder_values
@@ -235,7 +236,7 @@ class _Steps(fx.Interpreter):
             result = self.env[node] = self.run_node(node)
         for read in self.user_to_last_uses.get(node, []):
             del self.env[read]
-        return node, [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        return node, [leaf for leaf in tree_leaves(plain_containers(result)) if isinstance(leaf, Tensor)]
 
 
 class _Masked(_Steps):

@@ -42,6 +42,16 @@ def test_what_loaders_yield_is_told_apart(item: Any, args: int, kwargs: set[str]
     assert (batch.target is Y) == target and batch.size == 6
 
 
+@pytest.mark.parametrize("batches", [list, iter])
+@pytest.mark.parametrize(("called", "inputs"), [({"ids": X, "labels": Y}, {"ids", "labels"}), ({"ids": X, "target": Y}, {"ids"})])
+def test_labels_are_an_input_too_where_the_model_is_called_with_them(batches: Any, called: Any, inputs: set[str]) -> None:
+    data = Calibration(batches([{"ids": X, "labels": Y}]), samples=4).called_as(Inputs((), called))
+    for found in (data, data, data.part(0, 1), data.watched(lambda count: None)):
+        (batch,) = found
+        assert set(batch.inputs.kwargs) == inputs and batch.size == 4
+        assert all(len(value) == 4 for value in batch.inputs.kwargs.values()) and torch.equal(batch.target, Y[:4])
+
+
 @pytest.mark.parametrize("item", ["text", 3, (X, Y, Y), ()])
 def test_anything_else_is_refused(item: Any) -> None:
     with pytest.raises(UsageError, match=r"Yield a tensor, a pair"):

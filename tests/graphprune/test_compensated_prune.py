@@ -128,3 +128,40 @@ def test_a_generator_serves_criterion_and_compensation_alike() -> None:
 def test_what_is_missing_or_unknown_is_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         graphprune.prune(model(), X, **options, **HALF)
+
+
+class WithLoss(nn.Module):
+    """What models of transformers do with labels: the loss is part of what they return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(4, 12), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.last(self.first(x).relu())
+        return {"logits": logits} if labels is None else {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+LABELLED = [{"x": torch.randn(8, 4, generator=torch.Generator().manual_seed(one)), "labels": torch.arange(8) % 3} for one in (0, 1)]
+
+
+@pytest.mark.parametrize("options", [{"criterion": "attention"}, {"criterion": "taylor"}, {"compensate": "least-squares"}])
+def test_a_model_that_is_called_with_labels_gets_those_of_the_data(options: dict[str, Any]) -> None:
+    example = {"x": torch.zeros(2, 4), "labels": torch.zeros(2, dtype=torch.long)}
+    result = graphprune.prune(WithLoss(), example, data=LABELLED, **HALF, **options)
+    assert result.model(**LABELLED[0])["loss"].item() > 0
+    plain = graphprune.prune(WithLoss(), {"x": torch.zeros(2, 4)}, data=LABELLED, **HALF, **options)
+    assert plain.plan.kept == result.plan.kept  # cross-entropy is the default loss, too
+
+
+def test_targets_that_fit_no_loss_are_said_to_belong_among_the_example_inputs() -> None:
+    class Tokens(WithLoss):
+        def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+            logits = self.last(self.first(x).relu())
+            return {"logits": logits} if labels is None else {"loss": logits.flatten(0, 1).logsumexp(1).mean(), "logits": logits}
+
+    data = [{"x": torch.randn(2, 5, 4), "labels": torch.zeros(2, 5, dtype=torch.long)}]
+    with pytest.raises(UsageError, match="have the targets among the example inputs, too"):
+        graphprune.prune(Tokens(), {"x": data[0]["x"]}, data=data, criterion="taylor")
+    assert graphprune.prune(Tokens(), data[0], data=data, criterion="taylor").report.after.macs > 0

@@ -87,3 +87,23 @@ def test_module_classes_are_those_of_torch_nn_and_build_no_network_of_processes(
     assert classes["Conv2d"] is nn.Conv2d and "DataParallel" not in classes and "LazyLinear" not in classes
     assert all(kind.__module__.startswith(("torch.nn.modules.", "torchvision.ops.")) for kind in classes.values())
     assert not any(kind.__module__.startswith("torchvision") and "conv" in name.lower() for name, kind in classes.items())
+
+
+@pytest.mark.parametrize(
+    "text", ["record:", "record:A", "record:A()", "record:A(b,b)", "record:A(__class__)", "record:A(b=print())", "record:A.b(c)",
+             "record:A(to_tuple)", "record:class(b)", "record:A(" + ",".join(f"f{one}" for one in range(300)) + ")"]
+)  # fmt: skip
+def test_records_of_strange_names_are_refused(text: str) -> None:
+    with pytest.raises(ArtifactError):
+        targets.find_function(text)
+
+
+def test_a_record_has_the_fields_of_its_name_and_no_code() -> None:
+    record = targets.find_function("record:Output(loss,logits)")
+    assert (
+        targets.find_function("record:Output(loss,logits)") is record
+        and targets.function_name(record) == "record:Output(loss,logits)"
+    )
+    assert dict(record(logits=1)) == {"logits": 1} and record(logits=1).loss is None
+    with pytest.raises(TypeError):
+        record(other=1)

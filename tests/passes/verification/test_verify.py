@@ -8,6 +8,7 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -320,3 +321,31 @@ def test_keyword_inputs_are_matched_by_name() -> None:
     result = graphprune.prune(model, inputs, target="channels=50%")
     swapped = {"y": inputs["y"], "x": inputs["x"]}
     assert graphprune.verify(model, result.model, result.plan, swapped).check().error < 1e-10
+
+
+@dataclass
+class _Output:
+    """A class of results that torch knows nothing of."""
+
+    first: Tensor
+    second: Tensor
+
+
+class _Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> _Output:
+        hidden = self.hidden(x).relu()
+        return _Output(self.first(hidden), self.second(hidden))
+
+
+def test_results_in_a_class_of_their_own_are_compared() -> None:
+    model, x = _Two().double(), torch.randn(2, 4, dtype=torch.float64)
+    result = graphprune.prune(model, x, target="channels=50%")
+    assert graphprune.verify(model, result.graph, result.plan, x).passed
+    call = next(node for node in result.graph.graph.nodes if node.target is _Output)
+    call.kwargs = {"first": call.kwargs["second"], "second": call.kwargs["first"]}
+    result.graph.recompile()
+    assert "output" in graphprune.verify(model, result.graph, result.plan, x).failure
