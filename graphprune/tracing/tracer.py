@@ -22,7 +22,7 @@ from graphprune.channels.tape import Recording, boundary_of, opaque_refusal, run
 from graphprune.errors import first_line
 from graphprune.resizers import module_resizer
 from graphprune.rules import tensors_in
-from graphprune.tracing.checks import QUESTIONS, answer_that_passes
+from graphprune.tracing.checks import LOOKS, QUESTIONS, answer_that_passes
 from graphprune.tracing.constants import Constants
 from graphprune.tracing.conversions import Conversions
 from graphprune.tracing.guards import Guards
@@ -68,6 +68,7 @@ class Tracer(TorchFunctionMode):
         devices = (tensor.device for tensor in self._shadow.real.values() if not tensor.is_meta)
         self._device = next(devices, torch.device("cpu"))
         self._in_layer = False
+        self._unanswered: Exception | None = None  # the last question about values that the running module's code asked
 
     def _new_writer(self, earlier: Tracer | None) -> Writer:
         parts = (self._recording, self._results, self._shadow)
@@ -160,7 +161,11 @@ class Tracer(TorchFunctionMode):
             self.writer.note_check(args)
             return answer
         given, named = self.writer.operands(args), self.writer.operands(kwargs)
-        return self.writer.apart(func(*given, **named), (given, named))
+        try:
+            return self.writer.apart(func(*given, **named), (given, named))
+        except Exception as error:
+            self._unanswered = error if func in LOOKS else self._unanswered
+            raise
 
     def _of_train_mode_alone(self, func: Any, args: Any, kwargs: Any) -> bool:
         """Whether a call that eval mode lacks returns its argument: as it is, or with a constant added to a buffer (noted)."""
@@ -240,6 +245,7 @@ class Tracer(TorchFunctionMode):
             asks = self.mode.consulted
         except Exception as error:
             self.writer.discard_after(before)
+            self._unanswered = None
             del self.questions[asked:]
             if torch.compiler._is_compiling_flag and path not in self._unaware:
                 self._unaware.add(path)
@@ -262,7 +268,13 @@ class Tracer(TorchFunctionMode):
         return result
 
     def _run(self, module: nn.Module, path: str, before: Mark, args: Any, kwargs: Any) -> Any:
-        """Run a module's own code."""
+        """Run a module's own code. Raises what has stopped a question about values, where that code went on without an answer."""
+        result = self._result(module, path, before, args, kwargs)
+        if self._unanswered is not None:
+            raise self._unanswered
+        return result
+
+    def _result(self, module: nn.Module, path: str, before: Mark, args: Any, kwargs: Any) -> Any:
         mode = self.mode
         if path in self._still:
             mode = module.__dict__["training"] = Mode(False)
