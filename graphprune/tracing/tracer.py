@@ -217,6 +217,10 @@ class Tracer(TorchFunctionMode):
         self.writer.note_device(device, tensor)
         return device
 
+    def get_device(self, tensor: torch.Tensor) -> int:
+        """``tensor.get_device()``."""
+        return -1 if self._device.index is None else self._device.index
+
     def check(self, condition: Any, message: str = "") -> None:
         """``torch._assert``; of a tensor's values nothing is known. A check that its comparison has just become says the same."""
         if isinstance(condition, torch.Tensor):
@@ -353,6 +357,11 @@ def _is_bare(module: nn.Module) -> bool:
     return not (module._parameters or module._buffers or module._modules)
 
 
+def _is_on(kind: str) -> Callable[[Tracer, torch.Tensor], bool]:
+    """``tensor.is_cuda`` and its like: of the model's own device, for the model is not to see that its tensors have no values."""
+    return lambda tracer, tensor: bool(tracer._device.type == kind)
+
+
 _UNBINDING: Final = (torch.unbind, torch.Tensor.unbind)
 _OWN: Final[Mapping[Any, Callable[..., Any]]] = {
     torch.Tensor.shape.__get__: Tracer.shape,  # type: ignore[attr-defined]
@@ -363,5 +372,7 @@ _OWN: Final[Mapping[Any, Callable[..., Any]]] = {
     torch.Tensor.ndim.__get__: Tracer.dim,  # type: ignore[attr-defined]
     torch.Tensor.dtype.__get__: Tracer.dtype,  # type: ignore[attr-defined]
     torch.Tensor.device.__get__: Tracer.device,
+    torch.Tensor.get_device: Tracer.get_device,
     torch._assert: Tracer.check,
+    **{getattr(torch.Tensor, f"is_{kind}").__get__: _is_on(kind) for kind in ("cpu", "cuda", "meta", "mps", "xpu")},
 }
