@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 @contextmanager
@@ -27,3 +29,18 @@ def seed_generators(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(seed)
+
+
+class DrawnByIndex(TorchDispatchMode):
+    """Within this mode tensors are filled with random numbers in the order of their indices, whatever their layout in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        first = args[0] if args and torch.Tag.nondeterministic_seeded in func.tags else None
+        if not isinstance(first, torch.Tensor) or first.is_contiguous():
+            return func(*args, **kwargs)
+        drawn = func(first.contiguous(), *args[1:], **kwargs)
+        return first.copy_(drawn) if func._schema.is_mutable else drawn

@@ -31,4 +31,4 @@ def modes_in(provenance: Mapping[str, str]) -> dict[str, str]:
 
 def noted_modes(module: nn.Module) -> Mapping[str, str]:
     """What a model that was read from an artifact is known not to follow; empty for any other."""
-    return dict(module.meta.get(EVAL_ONLY, {})) if isinstance(module, fx.GraphModule) else {}
+    return dict(getattr(module, "meta", {}).get(EVAL_ONLY, {})) if isinstance(module, fx.GraphModule) else {}

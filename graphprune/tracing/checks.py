@@ -1,4 +1,4 @@
-"""Checks of values: ``if torch.isnan(x).any(): raise ...``, ``assert (x >= 0).all()``.
+"""Checks of values: ``if torch.isnan(x).any(): raise ...``, ``assert (x >= 0).all()``, ``torch._check_tensor_all(x >= 0)``.
 
 A trace knows nothing of values. Where it is asked for one only to choose between two branches, and one of them does nothing
 but raise an error, the answer is the other: a model that has passed its own check computes what is behind it.
@@ -26,6 +26,13 @@ QUESTIONS: Final = frozenset(
 )  # fmt: skip
 """Calls that answer with a truth about values."""
 
+LOOKS: Final = QUESTIONS | {
+    torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.nonzero, torch.nonzero, torch.Tensor.__int__, torch.Tensor.__float__,
+    torch.Tensor.__index__, torch.Tensor.__complex__,
+}  # fmt: skip
+"""Calls that a trace has no answer for: what a model does without one is not what it does with one."""
+
+_CHECK_OF_TORCH: Final = torch._check_tensor_all_with.__code__  # raises unless all elements are true
 _MOST_CODES: Final = 1_000  # whose instructions are remembered
 _BETWEEN: Final = frozenset({"TO_BOOL", "NOP", "EXTENDED_ARG", "CACHE", "NOT_TAKEN"})
 _JUMPS: Final = {
@@ -36,27 +43,40 @@ _LEAVING: Final = ("RETURN", "YIELD", "STORE", "DELETE", "FOR_ITER", "SEND", "EN
 
 def answer_that_passes() -> bool | None:
     """The answer to the question that the model's code is asking now, with which its check passes; None where it is no check."""
-    frames = list(_model_frames())
+    running = list(_running())
+    frames = [frame for frame in running if is_of_model(frame.f_code)]
     if not frames or any(map(_catches, frames)):
         return None
+    if any(frame.f_code is _CHECK_OF_TORCH for frame in running[: running.index(frames[0])]):
+        return True
     return _passing(frames[0].f_code, frames[0].f_lasti)
 
 
-def _model_frames() -> Iterator[FrameType]:
-    """The running functions of the model, the innermost first."""
+def _running() -> Iterator[FrameType]:
+    """The functions that run in the trace, the innermost first."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and not is_trace_entry(frame.f_code):
-        if is_of_model(frame.f_code):
-            yield frame
+        yield frame
         frame = frame.f_back
 
 
 def _catches(frame: FrameType) -> bool:
-    """Whether an error of the running line meets an ``except`` or ``finally`` of its function; a ``with`` passes it on."""
-    entries = vars(dis.Bytecode(frame.f_code))["exception_entries"]  # which its types do not have
-    around = [entry.target for entry in entries if entry.start <= frame.f_lasti < entry.end]
-    handlers = {one.offset: then.opname for one, then in pairwise(_instructions(frame.f_code))}
-    return any(handlers.get(target) != "WITH_EXCEPT_START" for target in around)
+    """Whether an error of the running line may end in its function; ``with``, ``finally`` and a bare ``raise`` pass it on."""
+    return _ends_errors(frame.f_code, frame.f_lasti)
+
+
+@lru_cache(_MOST_CODES)
+def _ends_errors(code: CodeType, place: int) -> bool:
+    entries = vars(dis.Bytecode(code))["exception_entries"]  # which its types do not have
+    for target in (entry.target for entry in entries if entry.start <= place < entry.end):
+        for one, then in pairwise(dropwhile(lambda one: one.offset < target, _instructions(code))):  # noqa: B023
+            if one.opname == "POP_EXCEPT" and then.opname != "RERAISE":
+                return True  # somebody deals with it, before it can be raised again
+            if then.opname == "RERAISE":
+                if _ends_errors(code, then.offset):
+                    return True
+                break
+    return False
 
 
 @lru_cache(_MOST_CODES)

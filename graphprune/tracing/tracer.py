@@ -22,7 +22,7 @@ from graphprune.channels.tape import Recording, boundary_of, opaque_refusal, run
 from graphprune.errors import typed_line
 from graphprune.resizers import module_resizer
 from graphprune.rules import tensors_in
-from graphprune.tracing.checks import QUESTIONS, answer_that_passes
+from graphprune.tracing.checks import LOOKS, QUESTIONS, answer_that_passes
 from graphprune.tracing.constants import Constants
 from graphprune.tracing.conversions import Conversions
 from graphprune.tracing.guards import Guards
@@ -68,6 +68,7 @@ class Tracer(TorchFunctionMode):
         devices = (tensor.device for tensor in self._shadow.real.values() if not tensor.is_meta)
         self._device = next(devices, torch.device("cpu"))
         self._in_layer = False
+        self._unanswered: Exception | None = None  # the last question about values that the running module's code asked
 
     def _new_writer(self, earlier: Tracer | None) -> Writer:
         parts = (self._recording, self._results, self._shadow)
@@ -160,7 +161,11 @@ class Tracer(TorchFunctionMode):
             self.writer.note_check(args)
             return answer
         given, named = self.writer.operands(args), self.writer.operands(kwargs)
-        return self.writer.apart(func(*given, **named), (given, named))
+        try:
+            return self.writer.apart(func(*given, **named), (given, named))
+        except Exception as error:
+            self._unanswered = error if func in LOOKS else self._unanswered
+            raise
 
     def _of_train_mode_alone(self, func: Any, args: Any, kwargs: Any) -> bool:
         """Whether a call that eval mode lacks returns its argument: as it is, or with a constant added to a buffer (noted)."""
@@ -212,6 +217,10 @@ class Tracer(TorchFunctionMode):
         self.writer.note_device(device, tensor)
         return device
 
+    def get_device(self, tensor: torch.Tensor) -> int:
+        """``tensor.get_device()``."""
+        return -1 if self._device.index is None else self._device.index
+
     def check(self, condition: Any, message: str = "") -> None:
         """``torch._assert``; of a tensor's values nothing is known. A check that its comparison has just become says the same."""
         if isinstance(condition, torch.Tensor):
@@ -240,6 +249,7 @@ class Tracer(TorchFunctionMode):
             asks = self.mode.consulted
         except Exception as error:
             self.writer.discard_after(before)
+            self._unanswered = None
             del self.questions[asked:]
             if torch.compiler._is_compiling_flag and path not in self._unaware:
                 self._unaware.add(path)
@@ -262,7 +272,13 @@ class Tracer(TorchFunctionMode):
         return result
 
     def _run(self, module: nn.Module, path: str, before: Mark, args: Any, kwargs: Any) -> Any:
-        """Run a module's own code."""
+        """Run a module's own code. Raises what has stopped a question about values, where that code went on without an answer."""
+        result = self._result(module, path, before, args, kwargs)
+        if self._unanswered is not None:
+            raise self._unanswered
+        return result
+
+    def _result(self, module: nn.Module, path: str, before: Mark, args: Any, kwargs: Any) -> Any:
         mode = self.mode
         if path in self._still:
             mode = module.__dict__["training"] = Mode(False)
@@ -341,6 +357,11 @@ def _is_bare(module: nn.Module) -> bool:
     return not (module._parameters or module._buffers or module._modules)
 
 
+def _is_on(kind: str) -> Callable[[Tracer, torch.Tensor], bool]:
+    """``tensor.is_cuda`` and its like: of the model's own device, for the model is not to see that its tensors have no values."""
+    return lambda tracer, tensor: bool(tracer._device.type == kind)
+
+
 _UNBINDING: Final = (torch.unbind, torch.Tensor.unbind)
 _OWN: Final[Mapping[Any, Callable[..., Any]]] = {
     torch.Tensor.shape.__get__: Tracer.shape,  # type: ignore[attr-defined]
@@ -351,5 +372,7 @@ _OWN: Final[Mapping[Any, Callable[..., Any]]] = {
     torch.Tensor.ndim.__get__: Tracer.dim,  # type: ignore[attr-defined]
     torch.Tensor.dtype.__get__: Tracer.dtype,  # type: ignore[attr-defined]
     torch.Tensor.device.__get__: Tracer.device,
+    torch.Tensor.get_device: Tracer.get_device,
     torch._assert: Tracer.check,
+    **{getattr(torch.Tensor, f"is_{kind}").__get__: _is_on(kind) for kind in ("cpu", "cuda", "meta", "mps", "xpu")},
 }

@@ -26,7 +26,7 @@ from graphprune.passes.verification.tensors import Informative, Made, masked, mo
 from graphprune.pipeline.analysis_manager import AnalysisView
 from graphprune.pipeline.pass_base import Pass
 from graphprune.plans.plan import Plan
-from graphprune.randomness import own_randomness, seed_generators
+from graphprune.randomness import DrawnByIndex, own_randomness, seed_generators
 from graphprune.verification import TOLERANCE, Verification
 
 _ROUNDING: Final = 4096 * torch.finfo(torch.float64).eps  # of sums of ordinary numbers
@@ -101,7 +101,7 @@ def _compare(
     tolerance = max((TOLERANCE.get(dtype or t.dtype, 0.0) for t in full.values()), default=TOLERANCE[torch.float32])
     given = _arguments_by_name(original.graph, slim.graph, arguments)
     comparison = _Comparison(_Steps(*smaller, given), _Masked(*full_width, arguments), tolerance, corrects=dtype is not None)
-    with torch.no_grad(), full_precision(), own_randomness():
+    with torch.no_grad(), full_precision(), own_randomness(), DrawnByIndex():
         comparison.run()
     return Verification(comparison.worst, tolerance, comparison.compared, len(drawn.random), comparison.failure)
 

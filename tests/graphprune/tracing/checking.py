@@ -46,6 +46,10 @@ def in_a_loop(h: Tensor) -> None:
             raise ValueError
 
 
+def of_torch(h: Tensor) -> None:
+    torch._check_tensor_all(h < 1e9, lambda: "too large")
+
+
 def branch(h: Tensor) -> None:
     if (h > 0).any():
         h.data.zero_()
@@ -60,10 +64,58 @@ def caught(h: Tensor) -> None:
 
 def caught_further_out(h: Tensor) -> None:
     try:
+        under_finally(h)
+    except AssertionError:
+        h.data.zero_()
+
+
+def under_finally(h: Tensor) -> None:
+    try:
         assert_(h)
     finally:
+        len(h)
+
+
+def raised_again(h: Tensor) -> None:
+    try:
+        assert_(h)
+    except AssertionError as error:
+        raise ValueError("too large") from error
+
+
+def left_in_finally(h: Tensor) -> Any:
+    try:
+        assert_(h)
+    finally:
+        if h.shape[0] > 3:
+            return h.data.zero_()  # noqa: B012
+
+
+def raised_again_or_not(h: Tensor) -> None:
+    try:
+        try:
+            assert_(h)
+        finally:
+            len(h)
+    except AssertionError:
+        if h.shape[0] == 3:
+            raise
+        h.data.zero_()
+
+
+def of_torch_caught(h: Tensor) -> None:
+    try:
+        of_torch(h)
+    except RuntimeError:
         h.data.zero_()
 
 
 def number(h: Tensor) -> Any:
     return torch.zeros(int(h.abs().max().item()) + 1)
+
+
+def number_caught(h: Tensor) -> None:
+    try:
+        float(h.max())
+    except (RuntimeError, NotImplementedError):
+        h.data.zero_()

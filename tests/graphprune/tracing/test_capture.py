@@ -321,3 +321,18 @@ def test_compiled_and_exported() -> None:
     assert torch.equal(compiled(X), slim(X))
     exported = torch.export.export(slim, (X,))
     assert max_error(exported.module()(X), slim(X)) < 1e-12
+
+
+def test_graph_modules_of_other_libraries_need_no_meta() -> None:
+    """Torchvision's feature extractors are graph modules that skip the constructor of fx, and with it ``meta``."""
+
+    class TwoGraphs(fx.GraphModule):
+        def __init__(self, root: nn.Module, graph: fx.Graph) -> None:
+            nn.Module.__init__(self)
+            self.a, self.b, self.graph = root.a, root.b, graph
+
+    model = Two().double().eval()
+    features = TwoGraphs(model, fx.Tracer().trace(model, concrete_args={"scale": None, "negate": False}))
+    assert not hasattr(features, "meta")
+    result = graphprune.prune(features, X, target="channels=50%")
+    assert result.report.widths == {"a": (6, 3)}

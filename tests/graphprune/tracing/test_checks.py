@@ -29,7 +29,7 @@ class _Checked(nn.Module):
 
 CHECKS = (
     checking.if_raise, checking.assert_, checking.assert_not, checking.item, checking.is_equal, checking.several,
-    checking.under_with, checking.in_a_loop,
+    checking.under_with, checking.in_a_loop, checking.under_finally, checking.raised_again, checking.of_torch,
 )  # fmt: skip
 
 
@@ -46,10 +46,16 @@ def test_a_check_of_values_freezes_nothing(check: Callable[[Tensor], Any]) -> No
     assert torch.equal(result.model(x), plain.model(x))
     graph = graphprune.capture(_Checked(check), x.float()).module.graph
     calls = {str(node.target) for node in graph.nodes}
-    assert not calls & {"isnan", "isinf", "isfinite", "any", "all", "allclose"}
+    assert not calls & {"isnan", "isinf", "isfinite", "any", "all", "allclose", "_is_all_true"}
 
 
-@pytest.mark.parametrize("check", [checking.branch, checking.caught, checking.caught_further_out, checking.number])
+DECISIONS = (
+    checking.branch, checking.caught, checking.caught_further_out, checking.left_in_finally, checking.raised_again_or_not,
+    checking.of_torch_caught, checking.number, checking.number_caught,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("check", DECISIONS)
 def test_what_decides_more_than_whether_to_raise_is_no_check(check: Callable[[Tensor], Any]) -> None:
     """Values that choose between two ways to go on, or whose error is caught, are not guessed."""
     assert graphprune.capture(_Checked(check), torch.randn(4, 6)).scopes

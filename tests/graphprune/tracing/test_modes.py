@@ -184,6 +184,18 @@ def test_conversions_follow_other_tensors() -> None:
     check(net(forward, **layers()), X, Y)
 
 
+def test_tensors_look_as_if_they_were_where_the_model_is() -> None:
+    """Keras on torch moves what it is given, and makes memory without values for what is on the meta device."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        y = torch.empty_like(self.a(x), device="cpu") if x.is_meta else self.a(x)
+        if self.a.weight.is_meta or not y.is_cpu or y.is_cuda or y.get_device() >= 0:
+            y = y * 2
+        return self.b(y)
+
+    check(net(forward, **layers()), X, Y)
+
+
 def test_autocast_is_refused() -> None:
     """A graph cannot say it, and without it other numbers come out: around such a block only scopes are captured."""
 

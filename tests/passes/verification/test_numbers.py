@@ -148,6 +148,25 @@ def test_random_numbers_of_eval_mode_are_the_same_for_both_and_the_users_go_on_a
     assert torch.equal(torch.rand(3), wanted)
 
 
+@pytest.mark.parametrize("draw", [torch.randn_like, lambda y: y.clone().normal_(), lambda y: torch.bernoulli(y.sigmoid())])
+def test_random_numbers_do_not_depend_on_the_layout_of_what_they_are_drawn_like(draw: Any) -> None:
+    """An autoencoder with attention samples its latents: convolutions lay out their results by the width of what they read."""
+
+    class Samples(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.mix, self.latent, self.out = conv(3, 32), nn.Linear(32, 32), nn.Conv2d(32, 4, 1), conv(4, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            h = self.stem(x)
+            mixed = self.mix(h.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, h.shape[2:])
+            latent = self.latent(mixed)
+            return self.out(latent + draw(latent))
+
+    result = graphprune.prune(Samples().eval(), INPUT.float(), target="channels=50%", ranking="local")
+    assert result.report.verification is not None and result.report.verification.passed
+
+
 def test_numbers_that_are_cast_to_indices_stay_those_of_the_example() -> None:
     """Tables of recommenders: columns of indices and of numbers in one tensor. What is drawn is no index."""
 
