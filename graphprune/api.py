@@ -30,6 +30,7 @@ from graphprune.passes.rewrite.rewrite import RewritePass
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.select import selection_pass
 from graphprune.passes.selection.target import read_targets
+from graphprune.passes.verification.captured import check_captured
 from graphprune.passes.verification.verify import VerifyPass, compare
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.pipeline.observers import Observer
@@ -137,6 +138,8 @@ def prune(
     captured = capture(model, example_inputs, scopes=scopes, source=source, on_demand=True)
     if captured.weights is not None and ("latency" in targets or data == SYNTHETIC):
         raise UsageError("A latency target and synthetic data need all weights in memory, and this model's are elsewhere.")
+    if verify:
+        check_captured(unwrapped(model), normalise_inputs(example_inputs), captured)
     program = calibrated(captured, data, seed=seed, whole=(model, example_inputs))
     program = program.under(exclude, policy)
     analyses = AnalysisManager()
@@ -202,6 +205,8 @@ def apply_plan(
     """
     decision = plan if isinstance(plan, Plan) else read_plan(plan)
     program = capture(model, example_inputs, scopes=decision.scopes, source=source, on_demand=True)
+    if verify:
+        check_captured(unwrapped(model), normalise_inputs(example_inputs), program)
     decision.check_fits(program.module)
     passes: list[Pass] = [RewritePass(), *([VerifyPass()] if verify else [])]
     result = run_pipeline(program.with_(plan=decision, policy=decision.policy), passes, observers=observers, model=model)

@@ -1,0 +1,108 @@
+"""Whether a captured graph computes what its model does. The proof of a rewrite starts at the graph; this is the step before it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from graphprune.arithmetic import full_precision
+from graphprune.channels.tape import plain_containers
+from graphprune.errors import VerificationError, typed_line
+from graphprune.ir.program import Inputs, Program, placeholder_values
+from graphprune.ir.twins import named_tensors
+from graphprune.passes.verification.verify import relative_error
+from graphprune.randomness import own_randomness, seed_generators
+from graphprune.verification import TOLERANCE
+
+
+def check_captured(model: nn.Module, inputs: Inputs, program: Program) -> None:
+    """Run the model and its graph on the example inputs, in eval mode, and compare all tensors that they return.
+
+    Nothing is compared where only submodules were captured, where values are elsewhere, where the model does not run, and where two
+    runs of it differ. It is as before afterwards, its buffers included. Raises VerificationError where the graph computes something
+    else.
+    """
+    tensors = named_tensors(model).values()
+    if (
+        program.scopes
+        or program.weights is not None
+        or any(leaf.is_meta for leaf in (*tensors, *_tensors(inputs.args, inputs.kwargs)))
+    ):
+        return
+    run = partial(_returned, lambda given: model(*given.args, **given.kwargs), inputs)
+    with _in_eval_mode(model, program.module), torch.no_grad(), full_precision(), own_randomness():
+        try:
+            expected = run()
+        except Exception:  # whatever the model says of these values; the proof of the rewrite draws others, and tells
+            return
+        problem = _problem(expected, program)
+        if problem and not _difference(expected, run()):
+            raise VerificationError(
+                f"The graph that was captured does not compute what {type(model).__name__} does on the example inputs: {problem}. "
+                "Its code may take another path when it is traced; capture the parts that do not (scopes=[...], --scope)."
+            )
+
+
+def _problem(expected: list[Tensor], program: Program) -> str:
+    """How what a graph returns on its example inputs is not what is expected, in words; an empty text where it is."""
+    try:
+        found = _returned(lambda given: program.module(*placeholder_values(program.module.graph, given)), program.inputs)
+    except Exception as error:
+        return f"it fails with {typed_line(error)}"
+    return _difference(expected, found)
+
+
+@contextmanager
+def _in_eval_mode(*modules: nn.Module) -> Iterator[None]:
+    """Eval mode, and after it the modes and the buffers that the modules had."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
+    buffers = [(buffer, buffer._version, buffer.clone()) for module in modules for buffer in module.buffers()]
+    try:
+        for part, _ in modes:
+            part.training = False
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+        for buffer, version, value in buffers:
+            if buffer._version != version:
+                buffer.copy_(value)
+
+
+def _returned(call: Callable[[Inputs], Any], inputs: Inputs) -> list[Tensor]:
+    """The tensors that a call returns for copies of the inputs, with draws that are the same each time."""
+    seed_generators(0)
+    return _tensors(call(inputs.map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)))
+
+
+def _tensors(*values: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(plain_containers(values)) if isinstance(leaf, Tensor)]
+
+
+def _difference(expected: list[Tensor], found: list[Tensor]) -> str:
+    """The first difference, in words; an empty text where there is none."""
+    if len(expected) != len(found):
+        return f"it returns {len(found)} tensors instead of {len(expected)}"
+    for index, (one, other) in enumerate(zip(expected, found, strict=True)):
+        if one.shape != other.shape:
+            return f"tensor {index} that it returns is {list(other.shape)} instead of {list(one.shape)}"
+        error = _error(one, other)
+        if not error <= TOLERANCE.get(one.dtype.to_real(), 0.0):
+            return f"tensor {index} that it returns is off by {error:.1e}, relative to the largest value"
+    return ""
+
+
+def _error(one: Tensor, other: Tensor) -> float:
+    """The relative error; where the first is no number, the other must not be one, either."""
+    if one.is_complex():
+        one, other = torch.view_as_real(one), torch.view_as_real(other)
+    if one.is_floating_point() and one.dtype == other.dtype:
+        missing = one.isnan()
+        return relative_error(one.masked_fill(missing, 0.0), other.masked_fill(missing & other.isnan(), 0.0))
+    return relative_error(one, other)
