@@ -132,7 +132,8 @@ class _Trace:
 
 def _whole(root: nn.Module, inputs: Inputs) -> _Trace:
     try:
-        return _best_trace(root, (ModuleCall("", inputs),))
+        trace = _best_trace(root, (ModuleCall("", inputs),))
+        return _inside_leaves(root, inputs, trace) or trace
     except TraceError as error:
         try:
             calls = _recorded(root, inputs, error.where)
@@ -144,6 +145,23 @@ def _whole(root: nn.Module, inputs: Inputs) -> _Trace:
         if not found:
             raise
         return _best_trace(root, tuple(found))
+
+
+def _inside_leaves(root: nn.Module, inputs: Inputs, trace: _Trace) -> _Trace | None:
+    """Scopes instead of the whole, where most of it is in modules that do not trace, and scopes reach more than the rest does."""
+    sizes = {
+        path: sum(parameter.numel() for parameter in root.get_submodule(path).parameters()) for path in ("", *trace.tracer.opaque)
+    }
+    left = 2 * sizes[""] - sum(sizes.values())  # of the whole, without the leaves
+    if 2 * left >= sizes[""]:
+        return None
+    try:
+        found = find_scopes(root, _recorded(root, inputs), lambda call: _traces(root, call))
+    except CaptureError:
+        return None
+    scopes = [root.get_submodule(call.path) for call in found]
+    reached = sum(parameter.numel() for scope in scopes if next(scope.children(), None) for parameter in scope.parameters())
+    return _best_trace(root, tuple(found)) if reached > left else None
 
 
 def _scoped(root: nn.Module, inputs: Inputs, scopes: Sequence[str] | Sequence[ModuleCall]) -> _Trace:

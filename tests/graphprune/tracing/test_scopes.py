@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,31 @@ def test_a_scoped_result_is_no_exported_program(model: Detector, tmp_path: Path)
     with pytest.raises(ArtifactError, match="backbone, head"):
         graphprune.save(result, tmp_path / "slim.pt2")
     assert list(tmp_path.iterdir()) == []
+
+
+class _Looking(nn.Module):
+    """Blocks, between which it looks at data."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(8, width), nn.ReLU(), nn.Linear(width, 8)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Any:
+        for block in self.blocks:
+            x = block(x)
+            x = x if x.sum() > 0 else -x
+        return x
+
+
+@pytest.mark.parametrize(("width", "scopes"), [(64, ["body.blocks.0", "body.blocks.1"]), (4, [])])
+def test_a_whole_of_which_most_is_one_leaf_is_pruned_inside_of_it(width: int, scopes: list[str]) -> None:
+    """The rest of it would trace around the leaf, and hold next to nothing; where it holds more, the whole is taken."""
+    body, head = _Looking(width), nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 2))
+    model = nn.Sequential(OrderedDict(body=body, head=head)).double()
+    result = graphprune.prune(model, torch.randn(3, 8, dtype=torch.float64), target="channels=50%")
+    assert [scope.path for scope in result.scopes] == [*scopes, *(["head"] if scopes else [])]
+    cut = {name for name, (before, after) in result.report.widths.items() if after < before}
+    assert cut == {"body.blocks.0.0", "body.blocks.1.0", "head.0"} if scopes else cut == {"head.0"}
 
 
 def test_nothing_that_traces_is_an_error_that_says_where() -> None:
