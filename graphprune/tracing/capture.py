@@ -184,7 +184,7 @@ def _recorded(root: nn.Module, inputs: Inputs, where: str = "") -> dict[str, Mod
 def _traces(root: nn.Module, call: ModuleCall) -> bool:
     try:
         tracer = _best_trace(root, (call,)).tracer
-    except CaptureError:
+    except Exception:  # also what the classes of its inputs say of values without data, as packed sequences do
         return False
     return not tracer.opaque and not tracer.writer.left_out and not list(outside(tracer.writer.graph, [call.path]))
 
