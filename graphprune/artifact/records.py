@@ -25,7 +25,7 @@ class Record(dict[str, Any]):
     """What a loaded model returns in place of an output class: a field is an attribute, and those that are not None are items."""
 
     def __post_init__(self) -> None:
-        self.update({name: value for name, value in vars(self).items() if value is not None})
+        dict.update(self, {name: value for name, value in vars(self).items() if value is not None})
 
     def __getitem__(self, key: Any) -> Any:
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]

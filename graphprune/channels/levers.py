@@ -17,8 +17,8 @@ Numbers: TypeAlias = Mapping[tuple[str | int, ...], int]  # by their places in a
 class Lever:
     """Groups that have the same share of their units at any time.
 
-    groups: their indices. steps: as many are the full width. numbers: what states their widths, at full width; they have the same
-    share, too.
+    groups: their indices; without any, the numbers stay as they are. steps: as many are the full width. numbers: what states their
+    widths, at full width; they have the same share, too.
 
     >>> Lever((0, 2), 4, {("width",): 16}).widths(3, np.array([8, 5, 12]))
     array([6, 9])
@@ -41,7 +41,7 @@ class Lever:
     def step(self, widths: Ints, full: Ints) -> int:
         """The first step at which no group of it is narrower than in these widths of all groups."""
         mine = list(self.groups)
-        return int(np.max(-(-widths[mine] * self.steps // full[mine])))
+        return int(np.max(-(-widths[mine] * self.steps // full[mine]), initial=0)) or self.steps
 
     def allowed(self, widths: Sequence[Ints], full: Ints) -> Ints:
         """The steps, ascending, at which each of its groups has a width that it may have. widths: for all groups, those."""

@@ -160,7 +160,8 @@ def numbers(config: Any, path: Path = ()) -> Iterator[tuple[Path, int]]:
 
 
 def _at(config: Any, path: Path) -> int | None:
-    return cast("int | None", _holder(config, path)[path[-1]])
+    holder = _holder(config, path)
+    return cast("int | None", holder.get(path[-1]) if isinstance(holder, Mapping) else holder[path[-1]])
 
 
 def _holder(config: Any, path: Path) -> Any:

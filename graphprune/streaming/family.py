@@ -11,14 +11,14 @@ import torch
 
 from graphprune.channels.groups import Groups, Ints, first_units
 from graphprune.channels.levers import Levers, Numbers
-from graphprune.errors import GraphpruneError, first_line
+from graphprune.errors import CaptureError, GraphpruneError, first_line
 from graphprune.ir.program import Inputs, Program
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.rewrite.rewrite import rewrite
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.quiet import quiet
 from graphprune.streaming.configs import Config, Fit, Path, Search, Shapes, attempt, changed, few_layers
-from graphprune.streaming.folder import architecture, build, with_dtypes
+from graphprune.streaming.folder import architecture, asked_of, build, with_dtypes
 from graphprune.streaming.header import Entry
 from graphprune.streaming.levers import Finder, at_full_depth
 from graphprune.streaming.same import difference
@@ -55,26 +55,40 @@ class Family:
         return {**changed, **{key: value for key, value in self._given.items() if key not in changed}}
 
     def levers(self, groups: Groups, policy: Mapping[str, str]) -> Levers:
-        """How configs can narrow a model with these groups. policy: choices that the groups were made under."""
+        """How configs can narrow a model with these groups; no levers where a model of fewer layers does not trace as a whole.
+
+        policy: choices that the groups were made under.
+        """
         short = changed(self.explicit, few_layers(self.explicit, self.shapes))
         choices = {key: choice for key, choice in policy.items() if "@" not in key}
-        program, state = self.program(short, {}).under(policy=choices), self.shapes(short)
-        own = AnalysisManager().get(program, ChannelGroups())
+        program = self._whole(short)
+        if program is None:
+            return Levers((), lambda stated: True)
+        program = program.under(policy=choices)
+        own, state = AnalysisManager().get(program, ChannelGroups()), self.shapes(short)
 
         def agrees(candidate: Config, widths: Ints) -> str:
             try:
-                other = self.program(candidate, {})
+                slim = program.with_(module=rewrite(program.module, own, first_units(own, widths)))
+                return difference(slim, self.program(candidate, {}).with_(tape=None), state)
             except GraphpruneError as error:
                 return first_line(error)
-            slim = program.with_(module=rewrite(program.module, own, first_units(own, widths)))
-            return difference(slim, other.with_(tape=None), state)
 
         @cache
         def fits(*stated: tuple[Path, int]) -> bool:
             return attempt(self.shapes, changed(short, dict(stated))) is not None
 
-        levers = at_full_depth(Finder(short, self.untied, own, agrees).run(), self.explicit, self.untied, groups)
+        asked = [(name,) for name in asked_of(short)]
+        levers = at_full_depth(Finder(short, self.untied, own, agrees, asked).run(), self.explicit, self.untied, groups)
         return Levers(levers, lambda stated: fits(*stated.items()))
+
+    def _whole(self, candidate: Config) -> Program | None:
+        """The model of a config, captured; None where it does not trace as a whole."""
+        try:
+            program = self.program(candidate, {})
+        except CaptureError:
+            return None
+        return None if program.scopes else program
 
     def fit(self, slim: Program, state: Mapping[str, Entry]) -> Fit:
         """The config from which transformers builds the slim model, or the reason why none does.

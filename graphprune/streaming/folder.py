@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from math import prod
@@ -87,9 +87,10 @@ class _Unallocated(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def build(config: Config, most: int = _MOST) -> nn.Module:
-    """The model of a config in eval mode: parameters on the meta device, buffers with their values. most: parameters, in number.
+def build(config: Config, most: int = _MOST, watch: Callable[[Any], Any] = lambda made: made) -> nn.Module:
+    """The model of a config in eval mode: parameters on the meta device, buffers with their values.
 
+    most: parameters, in number. watch: gives back the object of the config that its class gets, or another for it.
     Raises UsageError where the config does not suit its architecture.
     """
     from accelerate import init_empty_weights
@@ -97,7 +98,7 @@ def build(config: Config, most: int = _MOST) -> nn.Module:
     cls = architecture(config["architectures"][0])
     try:
         with quiet(), init_empty_weights(include_buffers=False), _Unallocated(), _at_most(most):
-            model = cls(cls.config_class.from_dict(config)).eval()
+            model = cls(watch(cls.config_class.from_dict(config))).eval()
         model.tie_weights()  # each registration made a tensor of its own
     except Exception as error:  # whatever a class of models says of numbers that do not go together
         reason = typed_line(error)
@@ -106,6 +107,26 @@ def build(config: Config, most: int = _MOST) -> nn.Module:
         ) from error
     model.config.use_cache = False  # a cache is no result that the slim model must have
     return cast(nn.Module, model)
+
+
+def asked_of(config: Config) -> list[str]:
+    """Names that the code of a config's model asks the config for, and that it does not have: the class has a value for them.
+
+    Raises UsageError as :func:`build` does.
+    """
+    names: dict[str, None] = {}
+
+    def missing(_: Any, name: str) -> Any:
+        names[name] = None
+        raise AttributeError(name)
+
+    def watch(made: Any) -> Any:
+        made.__class__ = type(type(made).__name__, (type(made),), {"__getattr__": missing})
+        names.clear()
+        return made
+
+    build(config, watch=watch)
+    return [name for name in names if not name.startswith("_")]
 
 
 def build_for(config: Config, checkpoint: Checkpoint) -> nn.Module:

@@ -30,11 +30,14 @@ class Finder:
 
     short: the config, or one of fewer layers. shapes: of the state of a model built from a config; raises where the config is
     none. groups: those of the model of ``short``. agrees: why the model of a config is not that one cut to some widths, although it
-    has the shapes; or an empty text.
+    has the shapes; or an empty text. asked: what the code of the model asks the config for that it does not have.
     """
 
-    def __init__(self, short: Config, shapes: Callable[[Config], Shapes], groups: Groups, agrees: Agrees) -> None:
+    def __init__(
+        self, short: Config, shapes: Callable[[Config], Shapes], groups: Groups, agrees: Agrees, asked: Sequence[Path] = ()
+    ) -> None:
         self._config = short
+        self._asked = asked
         self._shapes = shapes
         self._groups = groups
         self._agrees = agrees
@@ -69,15 +72,20 @@ class Finder:
             yield from (some for some in _some_of(pool) if not set(more).isdisjoint(some))
 
     def _unstated(self) -> Iterator[Lever]:
-        """Levers of numbers that the config leaves to its class (None); from then on it states them as the class has it."""
-        lengths = sorted({length for shape in self._full.values() for length in shape if length > 1}, reverse=True)
-        for path in _blanks(self._config):
-            for length in lengths if self._attempt({path: lengths[0] - 1}) != self._full else ():
+        """Levers of numbers that the config leaves to its class; from then on it states them as the class has it.
+
+        Numbers that are no lever by themselves are stated, too, where they decide shapes: others may be free of them then.
+        """
+        lengths = {length for shape in self._full.values() for length in shape if length > 1}
+        lengths |= {member.multiplicity for group in self._groups.prunable for member in group.members if member.multiplicity > 1}
+        longest = max(lengths)
+        for path in (*_blanks(self._config), *self._asked):
+            for length in sorted(lengths) if self._attempt({path: longest - 1}) != self._full else ():
                 if self._attempt({path: length}) == self._full:
-                    before, self._config = self._config, changed(self._config, {path: length})
-                    found = self._lever((path,))
-                    yield from found
-                    self._config = self._config if found else before
+                    stated = changed(self._config, {path: length})
+                    if not self._agrees(stated, self._groups.widths):
+                        self._config = stated
+                        yield from self._lever((path,)) or [Lever((), 1, {path: length})]
                     break
 
     def _trial(self, path: Path, value: int) -> str:
@@ -109,8 +117,9 @@ def at_full_depth(
     """Those of the levers found on few layers that a model of full depth has. groups: of that model."""
     config = changed(config, {path: value for lever in levers for path, value in lever.numbers.items()})
     finest = _Finest(groups, shapes(config), lambda changes: attempt(shapes, changed(config, changes)))
-    found = (finest.of(lever.numbers) for lever in levers)
-    return tuple(one.lever for one in found if one is not None)
+    found = [finest.of(lever.numbers) for lever in levers if lever.groups]
+    moving = [one.lever for one in found if one is not None]
+    return (*moving, *(lever for lever in levers if not lever.groups)) if moving else ()
 
 
 @dataclass(frozen=True)

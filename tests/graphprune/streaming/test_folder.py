@@ -14,6 +14,7 @@ import graphprune
 from graphprune.cli import main
 from graphprune.errors import UsageError
 from graphprune.streaming import build_for, open_checkpoint, prune_checkpoint, read_config, usual_inputs
+from graphprune.streaming.folder import asked_of
 
 transformers = pytest.importorskip("transformers", reason="needs graphprune[transformers]")
 pytest.importorskip("accelerate", reason="needs graphprune[transformers]")
@@ -148,6 +149,19 @@ def test_heads_that_do_not_divide_a_width_are_not_stated_beside_it(tmp_path: Pat
         )
         assert report.config is not None and report.config.config is not None, report.config
         assert report.config.config["hidden_size"] % report.config.config["num_attention_heads"] == 0
+
+
+def test_a_number_that_the_class_has_a_value_for_is_written_where_widths_need_it(tmp_path: Path) -> None:
+    """Qwen2's config has no size of heads: it is the width by their number, unless it is stated."""
+    _saved(_qwen2(), tmp_path / "full")
+    config = read_config(tmp_path / "full")
+    assert "head_dim" in asked_of(config) and "hidden_size" not in asked_of(config)
+    meta = build_for(config, open_checkpoint(tmp_path / "full"))
+    report = prune_checkpoint(
+        meta, usual_inputs(meta), tmp_path / "full", tmp_path / "slim", target="params=80%", config=config, plan_only=True
+    )
+    assert report.config is not None and report.config.config is not None and report.config.changes["head_dim"] == (None, 8)
+    assert report.config.config["hidden_size"] % 4 and report.config.config["num_attention_heads"] == 4
 
 
 def test_a_model_of_images_is_given_images_of_the_size_of_its_config() -> None:

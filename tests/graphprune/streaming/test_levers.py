@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -25,10 +26,11 @@ class _Block(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         width, self.heads = config["width"], config["heads"]
-        if width % self.heads:
+        if "head" not in config and width % self.heads:
             raise ValueError("heads do not divide the width")
         inner = config["inner"] or 2 * width
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        size = self.heads * config.get("head", width // self.heads)
+        self.qkv, self.out = nn.Linear(width, 3 * size), nn.Linear(size, width)
         self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
 
     def forward(self, x: Tensor) -> Any:
@@ -67,9 +69,9 @@ def _agrees(program: Any, groups: Groups, config: Config, widths: Any) -> str:
     return difference(slim, other, _shapes(config))
 
 
-def _found(config: Config) -> list[Any]:
+def _found(config: Config, asked: Sequence[str] = ()) -> list[Any]:
     program, groups = _analysed(config)
-    return Finder(config, _shapes, groups, partial(_agrees, program, groups)).run()
+    return Finder(config, _shapes, groups, partial(_agrees, program, groups), [(name,) for name in asked]).run()
 
 
 def _texts(levers: Any) -> dict[str, int]:
@@ -79,6 +81,17 @@ def _texts(levers: Any) -> dict[str, int]:
 def test_numbers_are_found_that_change_alone_together_and_that_the_config_leaves_out() -> None:
     """The width and the heads have one divisor of 4 in common; what is twice the width by default gets a number of its own."""
     assert _texts(_found(CONFIG)) == {"inner": 48, "width heads": 4}
+
+
+def test_a_number_that_the_config_does_not_have_frees_others_once_it_is_stated() -> None:
+    """The size of a head is by default the width by the number of heads, so that one cannot change without the other."""
+    found = _found(CONFIG, ["head", "seed"])
+    assert _texts(found) == {"inner": 48, "head": 1, "width": 24, "heads": 4}
+    constant = next(lever for lever in found if not lever.groups)
+    groups = _analysed(CONFIG)[1]
+    assert constant.at(constant.step(groups.widths, groups.widths)) == {("head",): 6}
+    assert _texts(at_full_depth(found, CONFIG, _shapes, groups)) == {"inner": 48, "width": 24, "heads": 4, "head": 1}
+    assert not at_full_depth([constant], CONFIG, _shapes, groups), "alone it narrows nothing"
 
 
 def test_a_number_that_also_decides_how_the_model_computes_is_no_lever() -> None:
