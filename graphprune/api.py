@@ -12,7 +12,7 @@ from graphprune.arithmetic import callers_modes_off
 from graphprune.calibration import Calibration, no_data
 from graphprune.channels.groups import Groups
 from graphprune.collector import collector_paused
-from graphprune.errors import PipelineError, UsageError, unknown
+from graphprune.errors import CaptureError, PipelineError, UsageError, VerificationError, unknown
 from graphprune.ir.program import Inputs, Program, Scope
 from graphprune.ir.twins import named_tensors, unwrapped
 from graphprune.ir.weights import Weights
@@ -135,11 +135,9 @@ def prune(
     asking = next((step.name for step in passes if "calibration" in step.needs), None)
     if asking is not None and data is None:
         raise no_data(f"Pass {asking!r}")
-    captured = capture(model, example_inputs, scopes=scopes, source=source, on_demand=True)
+    captured = _captured(model, example_inputs, verify, scopes=scopes, source=source)
     if captured.weights is not None and ("latency" in targets or data == SYNTHETIC):
         raise UsageError("A latency target and synthetic data need all weights in memory, and this model's are elsewhere.")
-    if verify:
-        check_captured(unwrapped(model), normalise_inputs(example_inputs), captured)
     program = calibrated(captured, data, seed=seed, whole=(model, example_inputs))
     program = program.under(exclude, policy)
     analyses = AnalysisManager()
@@ -154,6 +152,26 @@ def prune(
     steps = [ChannelsPass(exclude=program.exclude, policy=program.policy), *passes]
     result = run_pipeline(program, steps, observers=observers, model=model, analyses=analyses)
     return in_own_class(result, unwrapped(model), normalise_inputs(example_inputs)) if keep_class else result
+
+
+def _captured(model: nn.Module, example_inputs: Any, verify: bool, **how: Any) -> Program:
+    """The model captured, and if it is to be verified, compared with it. Code may do something else where it knows of a trace: then
+    it is not told. Raises VerificationError where that does not help, either."""
+    program = capture(model, example_inputs, on_demand=True, **how)
+    if not verify:
+        return program
+    root, inputs = unwrapped(model), normalise_inputs(example_inputs)
+    try:
+        check_captured(root, inputs, program)
+    except VerificationError as error:
+        try:
+            program = capture(model, example_inputs, on_demand=True, announced=False, **how)
+        except CaptureError:
+            raise error from None
+        if program.scopes:
+            raise
+        check_captured(root, inputs, program)
+    return program
 
 
 def _compensation(name: str) -> Pass:
@@ -204,9 +222,7 @@ def apply_plan(
     plan does not fit the model or contradicts itself, and RewriteError where the model's own code cannot follow it.
     """
     decision = plan if isinstance(plan, Plan) else read_plan(plan)
-    program = capture(model, example_inputs, scopes=decision.scopes, source=source, on_demand=True)
-    if verify:
-        check_captured(unwrapped(model), normalise_inputs(example_inputs), program)
+    program = _captured(model, example_inputs, verify, scopes=decision.scopes, source=source)
     decision.check_fits(program.module)
     passes: list[Pass] = [RewritePass(), *([VerifyPass()] if verify else [])]
     result = run_pipeline(program.with_(plan=decision, policy=decision.policy), passes, observers=observers, model=model)
@@ -226,10 +242,20 @@ def verify(
     inputs = normalise_inputs(example_inputs)
     slim = unwrapped(slim)
     # The original is captured anew even if it is a graph: so it was when it was pruned, and nodes are paired by name.
-    full = capture(original, inputs, scopes=plan.scopes, on_demand=True)
-    small, loads = _graph_of(slim, inputs, full.scopes)
-    plan.check_fits(full.module)
-    return compare(full.module, small, plan, full.inputs, seed=seed, weights=weights, loads=(full.weights, loads))
+    results = []
+    for announced in (True, False):  # as `_captured` does
+        try:
+            full = capture(original, inputs, scopes=plan.scopes, on_demand=True, announced=announced)
+        except CaptureError:
+            if announced:
+                raise
+            break
+        small, loads = _graph_of(slim, inputs, full.scopes)
+        plan.check_fits(full.module)
+        results.append(compare(full.module, small, plan, full.inputs, seed=seed, weights=weights, loads=(full.weights, loads)))
+        if results[-1].passed:
+            return results[-1]
+    return results[0]
 
 
 def _graph_of(slim: nn.Module, inputs: Inputs, scopes: Sequence[Scope]) -> tuple[fx.GraphModule, Weights | None]:

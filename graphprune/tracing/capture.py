@@ -36,6 +36,7 @@ def capture(
     scopes: Sequence[str] | Sequence[ModuleCall] = (),
     source: str = "",
     on_demand: bool = False,
+    announced: bool = True,
 ) -> Program:
     """Capture a model as a program.
 
@@ -47,6 +48,8 @@ def capture(
         submodules that do are found; ``program.scopes`` says which. Given as calls, they are captured as they are called there;
         else as they are called when the model runs on its example inputs.
 
+    announced: tell code that asks (``torch.compiler.is_compiling()``) that it is being traced, which spares it questions that a
+        trace cannot answer.
     on_demand: take a model whose weights are elsewhere (dispatched by accelerate, sharded by FSDP2), too: ``program.weights`` then
         loads them, and what needs them all at once refuses the program.
 
@@ -65,7 +68,7 @@ def capture(
     inputs = normalise_inputs(example_inputs)
     check_inputs(root, inputs)
     with collector_paused():
-        trace = _scoped(root, inputs, scopes) if scopes else _whole(root, inputs)
+        trace = _scoped(root, inputs, scopes) if scopes else _whole(root, inputs, announced)
         tracer = trace.tracer
         follows = _follow_training_mode(trace, root) if tracer.mode.consulted or tracer.questions else {}
         tracer.writer.leave_out_checks()
@@ -130,9 +133,10 @@ class _Trace:
     announced: bool
 
 
-def _whole(root: nn.Module, inputs: Inputs) -> _Trace:
+def _whole(root: nn.Module, inputs: Inputs, announced: bool) -> _Trace:
+    call = ModuleCall("", inputs)
     try:
-        trace = _best_trace(root, (ModuleCall("", inputs),))
+        trace = _best_trace(root, (call,)) if announced else _trace(root, (call,), Mode(False), announced=False)
         return _inside_leaves(root, inputs, trace) or trace
     except TraceError as error:
         try:

@@ -29,6 +29,7 @@ class Untraceable(Exception):
 
 _MOST_NAMES: Final = 10_000  # of targets that are remembered
 _LITERALS: Final = frozenset({int, float, bool, str, type(None), torch.dtype})
+_DTYPES: Final = {int: torch.int64, float: torch.float64, bool: torch.bool, complex: torch.complex128}  # as torch reads classes
 
 
 class _Place(NamedTuple):
@@ -152,6 +153,8 @@ class Writer:
         if isinstance(tree, (tuple, list)):
             items = [self.argument(item) for item in tree]
             return type(tree)(*items) if hasattr(tree, "_fields") else items if isinstance(tree, list) else tuple(items)
+        if isinstance(tree, type):
+            return _DTYPES.get(tree, tree)
         if isinstance(tree, slice):
             return slice(self.argument(tree.start), self.argument(tree.stop), self.argument(tree.step))
         if isinstance(tree, Mode):

@@ -336,3 +336,15 @@ def test_graph_modules_of_other_libraries_need_no_meta() -> None:
     assert not hasattr(features, "meta")
     result = graphprune.prune(features, X, target="channels=50%")
     assert result.report.widths == {"a": (6, 3)}
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [(int, torch.int64), (float, torch.float64), (bool, torch.bool)])
+def test_classes_of_numbers_as_dtypes(kind: Any, dtype: torch.dtype) -> None:
+    """Torch takes them for dtypes; in the code of a graph they would be no Python."""
+
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return torch.zeros(x.shape[0], dtype=kind), x.to(kind)
+
+    program = graphprune.capture(Net(), torch.randn(3, 2))
+    assert [tensor.dtype for tensor in program.module(torch.randn(4, 2))] == [dtype, dtype]

@@ -56,6 +56,16 @@ def test_a_graph_of_another_computation_is_refused(monkeypatch: pytest.MonkeyPat
         graphprune.apply_plan(model, x, result.plan)
 
 
+def test_a_model_that_does_something_else_where_it_knows_of_a_trace_is_not_told() -> None:
+    """As masks of transformers are left out for what is only looked at, and made for what is traced."""
+    model, x = _Net(lambda y: y.sigmoid() if torch.compiler.is_compiling() else y.relu()), torch.randn(3, 4)
+    result = _pruned(model, x)
+    assert result.report.verification.passed and [n.target for n in result.model.graph.nodes if n.op == "call_method"] == ["relu"]
+    assert graphprune.verify(model, result.model, result.plan, x).passed
+    again = graphprune.apply_plan(model, x, result.plan)
+    assert torch.equal(again.model(x), result.model(x))
+
+
 def test_a_model_that_is_not_the_same_twice_is_not_accused() -> None:
     """Of it nothing can be told by running it."""
     assert _pruned(_Net(lambda y: y * (1 + random.random())), torch.randn(3, 4)).report.verification.passed
