@@ -395,11 +395,3 @@ def _all_fields(trace: Trace) -> Iterable[Field]:
         yield from value.fields if node not in inside else (field for field in value.fields if len(axes_of(field)) == 1)
     yield from (factor for term in trace.macs for factor in term.factors if not isinstance(factor, int))
     yield from trace.scalars.values()
-
-
-def first_units(groups: Groups, widths: Ints) -> Kept:
-    """Of every group as many units as it is to be wide, the first ones."""
-    keep = np.ones(groups.unit_count, dtype=bool)
-    for group, width in zip(groups.prunable, widths.tolist(), strict=True):
-        keep[group.units[width:]] = False
-    return Kept(groups, keep)

@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from graphprune.channels.groups import Groups, Ints, first_units
+from graphprune.channels.groups import Groups, Ints
 from graphprune.channels.levers import Levers, Numbers
 from graphprune.errors import CaptureError, GraphpruneError, first_line
 from graphprune.ir.program import Inputs, Program
@@ -20,7 +20,7 @@ from graphprune.quiet import quiet
 from graphprune.streaming.configs import Config, Fit, Path, Search, Shapes, attempt, changed, few_layers
 from graphprune.streaming.folder import architecture, asked_of, build, with_dtypes
 from graphprune.streaming.header import Entry
-from graphprune.streaming.levers import Finder, at_full_depth
+from graphprune.streaming.levers import Finder, at_full_depth, first_units
 from graphprune.streaming.same import difference
 from graphprune.tracing import capture
 

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from graphprune.channels.groups import Groups, Ints, Lengths
+from graphprune.channels.groups import Groups, Ints, Kept, Lengths
 from graphprune.channels.levers import Lever, Numbers
 from graphprune.streaming.configs import Config, Path, Shapes, attempt, changed, numbers
 
@@ -158,6 +158,14 @@ class _Finest:
                 whole = [finer for finer in refused if not (self.groups.widths[moved] % finer).any()]
                 return _Found(Lever(tuple(moved.tolist()), max([steps, *whole]), stated), less, widths)
         return None
+
+
+def first_units(groups: Groups, widths: Ints) -> Kept:
+    """Of every group as many units as it is to be wide, the first ones."""
+    keep = np.ones(groups.unit_count, dtype=bool)
+    for group, width in zip(groups.prunable, widths.tolist(), strict=True):
+        keep[group.units[width:]] = False
+    return Kept(groups, keep)
 
 
 def widths_of(groups: Groups, full: Shapes, shapes: Shapes) -> Ints | None:

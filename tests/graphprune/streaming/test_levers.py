@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import graphprune
-from graphprune.channels.groups import Groups, first_units
+from graphprune.channels.groups import Groups
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.rewrite.rewrite import rewrite
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.streaming.configs import Config, Shapes
-from graphprune.streaming.levers import Finder, at_full_depth, widths_of
+from graphprune.streaming.levers import Finder, at_full_depth, first_units, widths_of
 from graphprune.streaming.same import difference
 
 X = torch.zeros(2, 3, 5)
