@@ -30,7 +30,7 @@ from graphprune.passes.rewrite.rewrite import RewritePass
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.select import selection_pass
 from graphprune.passes.selection.target import read_targets
-from graphprune.passes.verification.captured import check_captured
+from graphprune.passes.verification.captured import check_captured, check_runs
 from graphprune.passes.verification.verify import VerifyPass, compare
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.pipeline.observers import Observer
@@ -151,6 +151,8 @@ def prune(
         program = timed(program, latency, measure=measure, analyses=analyses)
     steps = [ChannelsPass(exclude=program.exclude, policy=program.policy), *passes]
     result = run_pipeline(program, steps, observers=observers, model=model, analyses=analyses)
+    if verify and result.scopes:
+        check_runs(result.model, normalise_inputs(example_inputs))
     return in_own_class(result, unwrapped(model), normalise_inputs(example_inputs)) if keep_class else result
 
 
@@ -226,6 +228,8 @@ def apply_plan(
     decision.check_fits(program.module)
     passes: list[Pass] = [RewritePass(), *([VerifyPass()] if verify else [])]
     result = run_pipeline(program.with_(plan=decision, policy=decision.policy), passes, observers=observers, model=model)
+    if verify and result.scopes:
+        check_runs(result.model, normalise_inputs(example_inputs))
     return in_own_class(result, unwrapped(model), normalise_inputs(example_inputs)) if keep_class else result
 
 

@@ -30,8 +30,8 @@ class Selection(options.Selection):
         typer.Option(
             metavar="TEXT",
             help="Importance of a channel, as of `prune`, if it reads weights one by one: l2, l1, lamp, sp-lamp, bn-scale, "
-            "fpgm, euclidean, cosine, random; with --calibrate also attention, apoz, mean-activation, variance, taylor, fisher, obs. "
-            "Default: l2.",
+            "fpgm, euclidean, cosine, random; with --calibrate also attention, apoz, mean-activation, variance, taylor, fisher "
+            "and obs. Default: l2.",
             rich_help_panel=_HOW,
         ),
     ] = None

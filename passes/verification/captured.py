@@ -49,6 +49,21 @@ def check_captured(model: nn.Module, inputs: Inputs, program: Program) -> None:
             )
 
 
+def check_runs(model: nn.Module, inputs: Inputs) -> None:
+    """Run a model whose scopes are slim on the example inputs, in eval mode: the code around may use what a graph does not have.
+
+    Raises VerificationError where it fails. It ran on them before, when its scopes were captured.
+    """
+    with _in_eval_mode(model), torch.no_grad(), own_randomness():
+        try:
+            _returned(lambda given: model(*given.args, **given.kwargs), inputs)
+        except Exception as error:
+            raise VerificationError(
+                f"{type(model).__name__} does not run around its slim scopes: {typed_line(error)}. Name scopes whose methods and "
+                "attributes the code around does not use (scopes=[...], --scope)."
+            ) from error
+
+
 def _problem(expected: list[Tensor], program: Program) -> str:
     """How what a graph returns on its example inputs is not what is expected, in words; an empty text where it is."""
     try:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import graphprune
-from graphprune.errors import ArtifactError, CaptureError, RewriteError
+from graphprune.errors import ArtifactError, CaptureError, RewriteError, VerificationError
 from graphprune.tracing.scopes import put_back
 from tests.checking import max_error, state_hash
 
@@ -259,6 +259,30 @@ def test_a_scoped_result_is_no_exported_program(model: Detector, tmp_path: Path)
     with pytest.raises(ArtifactError, match="backbone, head"):
         graphprune.save(result, tmp_path / "slim.pt2")
     assert list(tmp_path.iterdir()) == []
+
+
+class _Asked(Head):
+    def levels(self) -> float:
+        return 2.0
+
+
+class _Asking(nn.Module):
+    """Around a scope, code that calls a method of it, and looks at data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = _Asked()
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.head(x) * self.head.levels()
+        return y if y.sum() > 0 else -y
+
+
+def test_a_model_that_does_not_run_around_its_slim_scopes_is_refused() -> None:
+    model, x = _Asking().double().eval(), torch.randn(2, 6, 4, 4, dtype=torch.float64)
+    with pytest.raises(VerificationError, match="_Asking does not run around its slim scopes: AttributeError"):
+        graphprune.prune(model, x, target="channels=50%")
+    assert graphprune.prune(model, x, target="channels=50%", verify=False).report.scopes == ("head",)
 
 
 class _Looking(nn.Module):
