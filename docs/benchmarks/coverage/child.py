@@ -34,7 +34,9 @@ import graphprune
 from graphprune.channels.groups import Groups
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
+from graphprune.passes.verification.captured import check_captured
 from graphprune.pipeline.analysis_manager import AnalysisManager
+from graphprune.tracing import normalise_inputs
 
 _INSTALLED = re.compile(r"[^\s\"'(]*/site-packages/")  # where libraries lie says nothing to others
 HOW: dict[str, Any] = {"target": "channels=50%", "ranking": "local", "criterion": "l2"}
@@ -144,6 +146,7 @@ def prune(model: nn.Module, inputs: Any, row: Row) -> None:
         )
     before = rest()
     with row.stage("proof"):
+        check_captured(model, normalise_inputs(inputs), graphprune.capture(model, inputs))
         proof = graphprune.verify(model, result.model, result.plan, inputs)
     row.add(
         proof_peak_mib=(status("VmHWM") - before) / 1024,
