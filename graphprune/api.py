@@ -151,9 +151,7 @@ def prune(
         program = timed(program, latency, measure=measure, analyses=analyses)
     steps = [ChannelsPass(exclude=program.exclude, policy=program.policy), *passes]
     result = run_pipeline(program, steps, observers=observers, model=model, analyses=analyses)
-    if verify and result.scopes:
-        check_runs(result.model, normalise_inputs(example_inputs))
-    return in_own_class(result, unwrapped(model), normalise_inputs(example_inputs)) if keep_class else result
+    return _finished(result, model, normalise_inputs(example_inputs), verify, keep_class)
 
 
 def _captured(model: nn.Module, example_inputs: Any, verify: bool, **how: Any) -> Program:
@@ -174,6 +172,13 @@ def _captured(model: nn.Module, example_inputs: Any, verify: bool, **how: Any) -
             raise
         check_captured(root, inputs, program)
     return program
+
+
+def _finished(result: PruneResult, model: nn.Module, inputs: Inputs, verify: bool, keep_class: bool) -> PruneResult:
+    """The result as it is handed over: run once if it is to be verified and has scopes, and in the model's class if wanted."""
+    if verify and result.scopes:
+        check_runs(result.model, inputs)
+    return in_own_class(result, unwrapped(model), inputs) if keep_class else result
 
 
 def _compensation(name: str) -> Pass:
@@ -228,9 +233,7 @@ def apply_plan(
     decision.check_fits(program.module)
     passes: list[Pass] = [RewritePass(), *([VerifyPass()] if verify else [])]
     result = run_pipeline(program.with_(plan=decision, policy=decision.policy), passes, observers=observers, model=model)
-    if verify and result.scopes:
-        check_runs(result.model, normalise_inputs(example_inputs))
-    return in_own_class(result, unwrapped(model), normalise_inputs(example_inputs)) if keep_class else result
+    return _finished(result, model, normalise_inputs(example_inputs), verify, keep_class)
 
 
 @callers_modes_off()

@@ -21,7 +21,7 @@ from graphprune.channels.tape import stand_in
 from graphprune.errors import CaptureError, RewriteError, did_you_mean
 from graphprune.ir.graph_module import adopt
 from graphprune.ir.program import Inputs, Scope
-from graphprune.ir.twins import set_mode
+from graphprune.ir.twins import in_mode
 from graphprune.tracing.inputs import ModuleCall
 
 
@@ -40,20 +40,14 @@ def record_calls(root: nn.Module, inputs: Inputs, paths: Collection[str] | None 
 
         return note
 
-    modules = list(root.named_modules())
-    wanted = [(path, module) for path, module in modules if (path if paths is None else path in paths)]
+    wanted = [(path, module) for path, module in root.named_modules() if (path if paths is None else path in paths)]
     hooks = [module.register_forward_pre_hook(noting(path), with_kwargs=True) for path, module in wanted]
-    modes = [(module, module.training) for _, module in modules]
     try:
-        for module, _ in modes:
-            set_mode(module, False)
-        with torch.no_grad():
+        with in_mode(root, False), torch.no_grad():
             root(*inputs.args, **inputs.kwargs)
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes:
-            set_mode(module, mode)
     return calls
 
 

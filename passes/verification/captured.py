@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from graphprune.arithmetic import full_precision
-from graphprune.channels.tape import plain_containers
 from graphprune.errors import VerificationError, typed_line
 from graphprune.ir.program import Inputs, Program, placeholder_values
-from graphprune.ir.twins import named_tensors
-from graphprune.passes.verification.verify import relative_error
+from graphprune.ir.twins import in_mode, named_tensors
+from graphprune.passes.verification.verify import relative_error, tensors_of
 from graphprune.randomness import own_randomness, seed_generators
 from graphprune.verification import TOLERANCE
 
@@ -32,11 +30,11 @@ def check_captured(model: nn.Module, inputs: Inputs, program: Program) -> None:
     if (
         program.scopes
         or program.weights is not None
-        or any(leaf.is_meta for leaf in (*tensors, *_tensors(inputs.args, inputs.kwargs)))
+        or any(leaf.is_meta for leaf in (*tensors, *tensors_of((inputs.args, inputs.kwargs))))
     ):
         return
     run = partial(_returned, lambda given: model(*given.args, **given.kwargs), inputs)
-    with _in_eval_mode(model, program.module), torch.no_grad(), full_precision(), own_randomness():
+    with _undisturbed(model, program.module), torch.no_grad(), full_precision(), own_randomness():
         try:
             expected = run()
         except Exception:  # whatever the model says of these values; the proof of the rewrite draws others, and tells
@@ -54,7 +52,7 @@ def check_runs(model: nn.Module, inputs: Inputs) -> None:
 
     Raises VerificationError where it fails. It ran on them before, when its scopes were captured.
     """
-    with _in_eval_mode(model), torch.no_grad(), own_randomness():
+    with _undisturbed(model), torch.no_grad(), own_randomness():
         try:
             _returned(lambda given: model(*given.args, **given.kwargs), inputs)
         except Exception as error:
@@ -74,30 +72,24 @@ def _problem(expected: list[Tensor], program: Program) -> str:
 
 
 @contextmanager
-def _in_eval_mode(*modules: nn.Module) -> Iterator[None]:
+def _undisturbed(*modules: nn.Module) -> Iterator[None]:
     """Eval mode, and after it the modes and the buffers that the modules had."""
-    modes = [(part, part.training) for module in modules for part in module.modules()]
-    buffers = [(buffer, buffer._version, buffer.clone()) for module in modules for buffer in module.buffers()]
-    try:
-        for part, _ in modes:
-            part.training = False
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
-        for buffer, version, value in buffers:
-            if buffer._version != version:
-                buffer.copy_(value)
+    buffers = {id(buffer): (buffer, buffer.clone()) for module in modules for buffer in module.buffers()}
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(in_mode(module, False))
+        try:
+            yield
+        finally:
+            for buffer, value in buffers.values():
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
 
 
 def _returned(call: Callable[[Inputs], Any], inputs: Inputs) -> list[Tensor]:
     """The tensors that a call returns for copies of the inputs, with draws that are the same each time."""
     seed_generators(0)
-    return _tensors(call(inputs.map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)))
-
-
-def _tensors(*values: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(plain_containers(values)) if isinstance(leaf, Tensor)]
+    return tensors_of(call(inputs.map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)))
 
 
 def _difference(expected: list[Tensor], found: list[Tensor]) -> str:

@@ -186,6 +186,11 @@ def relative_error(reference: Tensor, found: Tensor) -> float:
     return difference / (scale if scale > zero else 1.0)
 
 
+def tensors_of(value: Any) -> list[Tensor]:
+    """The tensors in what something returns, in order, those in output classes included."""
+    return [leaf for leaf in tree_leaves(plain_containers(value)) if isinstance(leaf, Tensor)]
+
+
 def _largest(tensor: Tensor) -> float:
     """The largest magnitude; NaN where there is one."""
     low, high = torch.aminmax(tensor)
@@ -236,7 +241,7 @@ class _Steps(fx.Interpreter):
             result = self.env[node] = self.run_node(node)
         for read in self.user_to_last_uses.get(node, []):
             del self.env[read]
-        return node, [leaf for leaf in tree_leaves(plain_containers(result)) if isinstance(leaf, Tensor)]
+        return node, tensors_of(result)
 
 
 class _Masked(_Steps):

@@ -87,6 +87,13 @@ def test_a_model_is_as_before_afterwards() -> None:
     assert torch.equal(x, before) and not model.calls and model.training and model.a.training and not model.b.training
 
 
+def test_a_model_that_was_made_in_inference_mode_is_compared() -> None:
+    """Its buffers count no versions."""
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)).eval()
+    assert _pruned(model, torch.randn(3, 4)).report.verification.passed
+
+
 def test_draws_and_missing_numbers_are_the_same_in_both() -> None:
     class Noisy(_Net):
         def forward(self, x: Tensor) -> Any:
