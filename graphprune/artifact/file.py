@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import fx
 
-from graphprune.artifact.graph_data import decode_graph, encode_graph
+from graphprune.artifact.graph_data import decode_graph, encode_graph, reads_values
 from graphprune.artifact.inputs_data import decode_inputs, encode_inputs
 from graphprune.artifact.modes import EVAL_ONLY, modes_in
 from graphprune.artifact.module_data import decode_modules, encode_modules
@@ -43,7 +43,7 @@ class Artifact:
 
     module: the model, on the CPU, with the train/eval mode of every module as it was.
     plan: the pruning plan as JSON text, if the file has one.
-    inputs: example inputs of the recorded shapes and dtypes, all zero.
+    inputs: example inputs of the recorded shapes and dtypes: zeros, but for the integers that a graph decides by.
     provenance: where the model came from, free text by key.
     """
 
@@ -63,7 +63,8 @@ def write_artifact(
 ) -> None:
     """Write a graph module as an artifact, atomically.
 
-    plan: JSON text to go with it. inputs: example inputs, of which shapes and dtypes are kept. provenance: free text by key.
+    plan: JSON text to go with it. inputs: example inputs, of which shapes and dtypes are kept, and
+        integers where the graph decides by them. provenance: free text by key.
 
     What is written has been read back in memory first, so that whatever is saved also loads. Raises
     UsageError where the path cannot be written and ArtifactError where the model has a part that is not plain data;
@@ -73,7 +74,7 @@ def write_artifact(
     table = TensorTable()
     try:
         parts = {"modules": encode_modules(module, table), "graph": encode_graph(module.graph), "tensors": table.facts}
-        parts["inputs"] = encode_inputs(inputs or Inputs())
+        parts["inputs"] = encode_inputs(inputs or Inputs(), integers=reads_values(module.graph))
         parts["provenance"] = dict(provenance or {})
         metadata = {name: json.dumps(part, allow_nan=False) for name, part in parts.items()}
         metadata |= {"format": "pt", "graphprune": VERSION, "torch": str(torch.__version__)} | (

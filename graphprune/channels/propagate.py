@@ -19,6 +19,7 @@ from graphprune.channels.borrowed import borrowed
 from graphprune.channels.labels import Field, LabelSpace, Reason, Value, along
 from graphprune.channels.shuffles import Shuffle, find_shuffles
 from graphprune.channels.tape import Operation, Step, Tape, describe, run_error, tape_of
+from graphprune.ir.graph_module import EXAMPLE
 from graphprune.ir.program import Program
 from graphprune.pipeline.policy import Policy
 from graphprune.rules import Call, only_moves, rule_for, tensors_in
@@ -264,10 +265,12 @@ def _holds_value(item: Any) -> bool:
 
 
 def varies(number: fx.Node, values: Mapping[str, Any]) -> bool:
-    """Whether a number that the graph computes depends on an option, or on a tensor size that is no channel count.
+    """Whether what the graph computes may be another in a call: by data, an option, or a tensor size that is no channel count.
 
     A channel count is an axis with labels; the axes of a shape are told apart where the shape is indexed.
     """
+    if EXAMPLE in number.meta or isinstance(values[number.name], Value):
+        return True
     sources = number.all_input_nodes
     index = number.args[1] if len(number.args) > 1 and isinstance(number.args[1], int) else None
     for source in sources:

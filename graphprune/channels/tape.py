@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map
 from graphprune.channels.shape_cache import SHAPES
 from graphprune.errors import CaptureError, typed_line
 from graphprune.extensions import load_extensions
+from graphprune.ir.graph_module import EXAMPLE
 from graphprune.ir.program import Inputs, Program, placeholder_values
 from graphprune.ir.twins import modules_by_path, named_tensors, set_mode, twin
 from graphprune.resizers import can_resize
@@ -96,11 +97,15 @@ def plain_containers(tree: Any) -> Any:
 
 
 class Recording(TorchDispatchMode):
-    """Runs ATen operators on the meta device and writes them into :attr:`operations`."""
+    """Runs ATen operators on the meta device and writes them into :attr:`operations`.
+
+    numbers: stand-ins, by their identity, of what torch makes of Python's numbers among the operands, with that.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[Operation] = []
+        self.numbers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._any_size: dict[Any, bool] = {}
 
     @classmethod
@@ -122,10 +127,18 @@ class Recording(TorchDispatchMode):
             any_size = self._any_size[func] = keeps_sizes(func)
         operands = tensors_in((*args, *kwargs.values()))
         if not all([tensor.is_meta for tensor in operands]):
-            args, kwargs = stand_ins((args, kwargs))  # a constant that the model makes in its forward
+            args, kwargs = tree_map(self._stand_in, (args, kwargs))  # a constant that the model makes in its forward
         output = SHAPES.run(func, args, kwargs, any_size and all([tensor.is_contiguous() for tensor in operands]))
         self.operations.append(Operation(func, args, kwargs, output))
         return output
+
+    def _stand_in(self, leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or leaf.is_meta:
+            return leaf
+        result = stand_in(leaf)
+        if not leaf.dim():
+            self.numbers[id(result)] = result, leaf
+        return result
 
 
 def tape_of(program: Program) -> Tape:
@@ -198,6 +211,8 @@ class _Runner:
         return map_arg(node.args, self.results.__getitem__), map_arg(node.kwargs, self.results.__getitem__)
 
     def _execute(self, node: fx.Node, given: Iterator[Any]) -> Any:
+        if EXAMPLE in node.meta:
+            return node.meta[EXAMPLE]
         if node.op == "placeholder":
             return next(given, *node.args)
         if node.op == "get_attr":
@@ -207,6 +222,8 @@ class _Runner:
             return args[0]
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        if node.target is torch._assert_async:
+            return None  # a check of data
         target: Any = self.modules[str(node.target)] if node.op == "call_module" else node.target
         return target(*args, **kwargs)
 

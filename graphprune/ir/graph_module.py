@@ -117,14 +117,19 @@ class _Operator:
     path: tuple[str, str, str]
 
 
-_Record = tuple[str, str, Any, Any, Any, bool]
-_WHOLE: Final = "is_wrapped"  # fx's mark on calls that another trace keeps whole
+_Record = tuple[str, str, Any, Any, Any, dict[str, Any]]
+WHOLE: Final = "is_wrapped"
+"""fx's mark, in ``node.meta``, on calls that a second trace must keep whole (``torch.fx.wrap``)."""
+EXAMPLE: Final = "example"
+"""In ``node.meta``: the numbers that a node reads from a tensor at the example inputs, for runs without data."""
+_MARKS: Final = (WHOLE, EXAMPLE)
 
 
 def _records(graph: fx.Graph) -> list[_Record]:
-    """Operation, name, target, arguments, keywords and fx's mark of every node."""
+    """Operation, name, target, arguments, keywords and marks of every node."""
     return [
-        (node.op, node.name, _portable(node.target), *_linked(node), bool(node.meta.get(_WHOLE, False))) for node in graph.nodes
+        (node.op, node.name, _portable(node.target), *_linked(node), {key: node.meta[key] for key in _MARKS if key in node.meta})
+        for node in graph.nodes
     ]
 
 
@@ -142,12 +147,11 @@ def _portable(target: Any) -> Any:
 def _unpickled(state: dict[str, Any], records: list[_Record], class_name: str) -> GraphModule:
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
-    for op, name, target, args, kwargs, whole in records:
+    for op, name, target, args, kwargs, marks in records:
         target = attrgetter(".".join(target.path))(torch.ops) if isinstance(target, _Operator) else target
         given: Any = map_aggregate((args, kwargs), lambda item: nodes[item.name] if isinstance(item, _Link) else item)
         nodes[name] = graph.create_node(op, target, given[0], given[1], name)
-        if whole:
-            nodes[name].meta[_WHOLE] = True
+        nodes[name].meta.update(marks)
     root = nn.Module()
     root.__dict__.update(state)
     result = adopt(root, graph, class_name)

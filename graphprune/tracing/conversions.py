@@ -59,10 +59,20 @@ def _extreme(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _int(*args: Any, **kwargs: Any) -> Any:
+    args = tuple(map(_number, args))
     origin = origin_of(args[0]) if len(args) == 1 else None
     if origin is None:
         return int(*args, **kwargs)
     return args[0] if isinstance(args[0], int) else derive(int, args[0])
+
+
+def _float(*args: Any) -> Any:
+    return _remembering(float)(*map(_number, args))
+
+
+def _number(item: Any) -> Any:
+    """A number instead of the tensor that holds it."""
+    return item.item() if isinstance(item, torch.Tensor) else item
 
 
 def _len(item: Any) -> int:
@@ -75,7 +85,7 @@ def _range(*bounds: Any) -> range:
 
 _MATH: Final = (math.sqrt, math.isqrt, math.log, math.log2, math.log10, math.exp, math.pow, math.gcd, math.hypot, math.fabs)
 _TWINS: Final[dict[Any, Callable[..., Any]]] = {
-    int: _int, float: _remembering(float), len: _len, range: _range, min: _extreme(min), max: _extreme(max),
+    int: _int, float: _float, len: _len, range: _range, min: _extreme(min), max: _extreme(max),
     **{function: _remembering(function) for function in _MATH},
 }  # fmt: skip
 _BUILT_IN: Final = {function.__name__ for function in _TWINS if function.__module__ == builtins.__name__}

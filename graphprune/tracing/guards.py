@@ -73,11 +73,21 @@ class Guards:
             found = [self._resolved(number) for number in numbers]
             holds = function if outcome else _NOT[function]
             keys = [_key(number) for number in found]
-            if not any(map(origin_of, found)) or keys[0] == keys[1] or _tells_one_from_many(holds, *found):
+            if (
+                not any(map(origin_of, found))
+                or any(map(_is_of_strides, found))
+                or keys[0] == keys[1]
+                or _tells_one_from_many(holds, *found)
+            ):
                 return
             known = self._checks.get((holds, *keys))
             if known is None or not self._writer.stands(known):
                 self._checks[(holds, *keys)] = self._check(holds, found)
+
+    def note_truth(self, condition: Any, question: str, answer: bool) -> None:
+        """What values have said. condition: a truth, or a tensor that holds one, where they say so again."""
+        check = torch._assert_async if isinstance(condition, torch.Tensor) else torch._assert  # the former does not break a graph
+        self._writer.write_call(check, (condition, _refusal(f"{question} is {answer}")), None)
 
     def note_places(self, tensor: torch.Tensor, axis: int) -> None:
         """An axis that was taken apart, index by index; only what varies between calls for certain is checked."""
@@ -91,17 +101,13 @@ class Guards:
     def _check(self, holds: Callable[..., Any], numbers: list[Any]) -> fx.Node:
         call = self._writer.write_call
         sides = [self._text(number) for number in numbers]
-        place = in_brackets(source_line())
-        message = (
-            f"These inputs take another branch than the example inputs of the capture, where {sides[0]} {_SIGNS[holds]} {sides[1]}"
-            f"{place}. Capture the model with example inputs of this kind for them."
-        )
+        message = _refusal(f"{sides[0]} {_SIGNS[holds]} {sides[1]}")
         return call(torch._assert, (call(holds, tuple(numbers), True), message), None)
 
     def _text(self, number: Any) -> str:
         origin = origin_of(number)
         if origin is None:
-            return repr(number)
+            return number.name if isinstance(number, fx.Node) else repr(number)
         if origin.function == "size":
             tensor, axis = origin.arguments
             return f"{self._writer.name_of(tensor)}.shape[{axis}]"
@@ -109,6 +115,10 @@ class Guards:
         sign = _SIGNS.get(origin.function)
         if sign and len(parts) == 2:
             return f"({parts[0]} {sign} {parts[1]})"
+        if origin.function is operator.getitem:
+            return f"{parts[0]}[{parts[1]}]"
+        if origin.function == "item":
+            return f"{parts[0]}.item()"
         return f"{getattr(origin.function, '__name__', origin.function)}({', '.join(parts)})"
 
     def varies(self, number: Any) -> bool:
@@ -173,6 +183,14 @@ class Guards:
         self._last = next(iter(reversed(self._writer.tape.steps)), None)
 
 
+def _refusal(case: str) -> str:
+    """The message for inputs that are not the case that the example inputs were."""
+    return (
+        f"These inputs take another branch than the example inputs of the capture, where {case}{in_brackets(source_line())}. "
+        "Capture the model with example inputs of this kind for them."
+    )
+
+
 def _tells_one_from_many(holds: Any, left: Any, right: Any) -> bool:
     """Whether a comparison that holds does so for every size from two on."""
     if origin_of(left) is None:
@@ -180,6 +198,12 @@ def _tells_one_from_many(holds: Any, left: Any, right: Any) -> bool:
     if not _is_size(left) or plain(left) < 2 or origin_of(right) is not None:
         return False
     return (holds in (operator.ne, operator.gt, operator.ge) and bool(right <= 1)) or (holds is operator.ge and right == 2)
+
+
+def _is_of_strides(number: Any) -> bool:
+    """Whether strides have a part in a number: they follow the widths, and choose between two ways to one result."""
+    origin = origin_of(number)
+    return origin is not None and (origin.function == "stride" or any(map(_is_of_strides, origin.arguments)))
 
 
 def _simplified(function: Any, left: Any = None, right: Any = None, *_: Any) -> Any:
@@ -243,6 +267,6 @@ def _key(number: Any) -> Any:
     origin = origin_of(number)
     if origin is None:
         return number
-    if origin.function == "size":
-        return "size", id(origin.arguments[0]), origin.arguments[1]
+    if origin.function in ("size", "stride"):
+        return origin.function, id(origin.arguments[0]), origin.arguments[1]
     return origin.function, *map(_key, origin.arguments)

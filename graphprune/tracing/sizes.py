@@ -70,6 +70,12 @@ def size_of(tensor: torch.Tensor, axis: int) -> SizeInt:
     return number
 
 
+def stride_of(tensor: torch.Tensor, axis: int) -> SizeInt:
+    """``tensor.stride(axis)``; axis is not negative."""
+    number: SizeInt = with_origin(SizeInt, tensor.stride(axis), Origin("stride", (tensor, axis)))
+    return number
+
+
 class Shape(tuple[SizeInt, ...]):
     """A ``torch.Size`` (which cannot be derived from) whose ``numel`` remembers the sizes."""
 

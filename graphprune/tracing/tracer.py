@@ -7,10 +7,10 @@ iteration and assertions need nothing of us.
 
 from __future__ import annotations
 
-import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import chain
 from typing import Any, Final
 
 import torch
@@ -18,22 +18,25 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from graphprune.channels.tape import Recording, boundary_of, opaque_refusal, run_opaque, stand_ins
+from graphprune.channels.tape import Operation, Recording, boundary_of, opaque_refusal, run_opaque, stand_ins
 from graphprune.errors import typed_line
 from graphprune.resizers import module_resizer
 from graphprune.rules import tensors_in
-from graphprune.tracing.checks import LOOKS, QUESTIONS, answer_that_passes
+from graphprune.tracing.answers import Answers, is_number
+from graphprune.tracing.checks import LOOKS
 from graphprune.tracing.constants import Constants
 from graphprune.tracing.conversions import Conversions
+from graphprune.tracing.facts import FACTS
 from graphprune.tracing.guards import Guards
 from graphprune.tracing.hints import without_hints, without_scripts
 from graphprune.tracing.inputs import ModuleCall, with_names
 from graphprune.tracing.repeat import Repeat
 from graphprune.tracing.results import Mark, Results
 from graphprune.tracing.shadow import Shadow
-from graphprune.tracing.sizes import NOTING, Shape, shape_of
+from graphprune.tracing.sizes import NOTING
 from graphprune.tracing.targets import opened, spell
 from graphprune.tracing.training import Mode, Question, can_ask_again
+from graphprune.tracing.values import Values
 from graphprune.tracing.writer import Untraceable, Writer
 
 
@@ -56,6 +59,7 @@ class Tracer(TorchFunctionMode):
         self._root = root
         self._still = {f"{path}.{name}".removesuffix(".") for path in still for name, _ in root.get_submodule(path).named_modules()}
         self._taking_bool: set[str] = earlier._taking_bool if earlier else set()  # modules that pass their mode to C functions
+        self._taking_numbers: set[Any] = earlier._taking_numbers if earlier else set()  # C functions that read tensors as numbers
         self._unaware: set[str] = earlier._unaware if earlier else set()  # modules that trace, if at all, without knowing of it
         self._recording = Recording()
         self._results: Results = Results(self._recording, earlier._results if earlier else None)
@@ -63,10 +67,9 @@ class Tracer(TorchFunctionMode):
         self._code: Conversions = earlier._code if earlier else Conversions(self._shadow.root)
         self.writer: Writer = self._new_writer(earlier)
         self._guards = Guards(self.writer)
+        self._values: Values = earlier._values if earlier else Values(self._real, self._operations)
+        self._answers = Answers(self.writer, self._guards, self._values, self._traced)
         self._constants = Constants(self._guards.varies)
-        # Weights without values are loaded to the CPU, where a model may compute otherwise than on other devices.
-        devices = (tensor.device for tensor in self._shadow.real.values() if not tensor.is_meta)
-        self._device = next(devices, torch.device("cpu"))
         self._in_layer = False
         self._unanswered: Exception | None = None  # the last question about values that the running module's code asked
 
@@ -78,7 +81,9 @@ class Tracer(TorchFunctionMode):
 
     def placeholder(self, name: str, value: Any) -> Any:
         """A placeholder for an argument; returns what the model gets for it."""
-        return self.writer.write(self.writer.node("placeholder", name), self._results.of(name, lambda: stand_ins(value)))
+        given = self._results.of(name, lambda: stand_ins(value))
+        self._values.give(given, value)
+        return self.writer.write(self.writer.node("placeholder", name), given)
 
     def options(self, values: Mapping[str, Any]) -> None:
         """Placeholders for arguments that are no tensors: the graph does what these values say, and takes no others."""
@@ -125,9 +130,9 @@ class Tracer(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        own = _OWN.get(func)
+        own = FACTS.get(func)
         if own is not None:
-            return own(self, *args, **kwargs)
+            return own(self.writer, *args, **kwargs)
         body = opened(func)
         if body is not None:
             with self:
@@ -140,7 +145,25 @@ class Tracer(TorchFunctionMode):
             return self._constants.compute(func, args, kwargs)
         if self.mode.plain and self._of_train_mode_alone(func, args, kwargs):
             return args[0]
-        result = self._results.of(func, lambda: self._call(func, args, kwargs))
+        if func in LOOKS and (answer := self._answers.to(func, args, kwargs)) is not None:
+            return answer
+        return self._write(func, *self._run_call(func, args, kwargs))
+
+    def _run_call(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
+        """The arguments of a call as the graph gets them, and its result."""
+        before = self._results.count
+        if func in self._taking_numbers:
+            args, kwargs = self._answers.numbers_in((args, kwargs))
+        try:
+            return args, kwargs, self._results.of(func, lambda: self._call(func, args, kwargs))
+        except RuntimeError:
+            if func in self._taking_numbers or not any(map(is_number, tensors_in((args, kwargs)))):
+                raise
+            self._taking_numbers.add(func)
+            self._results.take_back(before)
+            return self._run_call(func, args, kwargs)
+
+    def _write(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
         if not isinstance(result, torch.Tensor) and not tensors_in((result,)) and func is not torch.Tensor.__setitem__:
             self._recording.take()
             return result
@@ -156,10 +179,21 @@ class Tracer(TorchFunctionMode):
             self._guards.note_places(given[0], given[1] % given[0].dim())
         return self.writer.write(node, result)
 
+    def _traced(self, func: Any, *args: Any, **kwargs: Any) -> Any:
+        """The result of a call, as if the model had made it."""
+        with self:
+            return func(*args, **kwargs)
+
+    def _real(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The parameter, buffer or constant of which a stand-in was made, if it was."""
+        number = self._recording.numbers.get(id(tensor))
+        return self._shadow.real.get(id(tensor)) if number is None else number[1]
+
+    def _operations(self) -> Iterator[Operation]:
+        """What the run has done so far."""
+        return chain((run for step in self.writer.tape.steps for run in step.operations), self._recording.operations)
+
     def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if func in QUESTIONS and (answer := answer_that_passes()) is not None:
-            self.writer.note_check(args)
-            return answer
         given, named = self.writer.operands(args), self.writer.operands(kwargs)
         try:
             return self.writer.apart(func(*given, **named), (given, named))
@@ -189,46 +223,6 @@ class Tracer(TorchFunctionMode):
             for held in family:
                 view = fresh if held is whole else fresh.as_strided(held.shape, held.stride(), held.storage_offset())
                 self._shadow.replace(held, view)
-
-    def shape(self, tensor: torch.Tensor) -> Shape:
-        """``tensor.shape``, of numbers that remember it."""
-        return shape_of(self.writer.operand(tensor))
-
-    def size(self, tensor: torch.Tensor, dim: int | None = None) -> Any:
-        """``tensor.size()`` or ``tensor.size(dim)``."""
-        sizes = self.shape(tensor)
-        return sizes if dim is None else sizes[dim]
-
-    def numel(self, tensor: torch.Tensor) -> Any:
-        """``tensor.numel()``."""
-        return math.prod(self.shape(tensor))
-
-    def dim(self, tensor: torch.Tensor) -> int:
-        """``tensor.dim()`` or ``tensor.ndim``."""
-        return tensor.dim()
-
-    def dtype(self, tensor: torch.Tensor) -> torch.dtype:
-        """``tensor.dtype``."""
-        return tensor.dtype
-
-    def device(self, tensor: torch.Tensor) -> torch.device:
-        """The device on which the model is, as an object of its own: where it is passed on, it is that tensor's device."""
-        device = torch.device(str(self._device))
-        self.writer.note_device(device, tensor)
-        return device
-
-    def get_device(self, tensor: torch.Tensor) -> int:
-        """``tensor.get_device()``."""
-        return -1 if self._device.index is None else self._device.index
-
-    def check(self, condition: Any, message: str = "") -> None:
-        """``torch._assert``; of a tensor's values nothing is known. A check that its comparison has just become says the same."""
-        if isinstance(condition, torch.Tensor):
-            return
-        assert condition, message
-        last = self.writer.last_node()
-        if message and last is not None and last.target is torch._assert:
-            last.args = (last.args[0], message)
 
     # -- modules ---------------------------------------------------------------------------------------------------------
 
@@ -357,22 +351,4 @@ def _is_bare(module: nn.Module) -> bool:
     return not (module._parameters or module._buffers or module._modules)
 
 
-def _is_on(kind: str) -> Callable[[Tracer, torch.Tensor], bool]:
-    """``tensor.is_cuda`` and its like: of the model's own device, for the model is not to see that its tensors have no values."""
-    return lambda tracer, tensor: bool(tracer._device.type == kind)
-
-
 _UNBINDING: Final = (torch.unbind, torch.Tensor.unbind)
-_OWN: Final[Mapping[Any, Callable[..., Any]]] = {
-    torch.Tensor.shape.__get__: Tracer.shape,  # type: ignore[attr-defined]
-    torch.Tensor.size: Tracer.size,
-    torch.Tensor.numel: Tracer.numel,
-    torch.Tensor.nelement: Tracer.numel,
-    torch.Tensor.dim: Tracer.dim,
-    torch.Tensor.ndim.__get__: Tracer.dim,  # type: ignore[attr-defined]
-    torch.Tensor.dtype.__get__: Tracer.dtype,  # type: ignore[attr-defined]
-    torch.Tensor.device.__get__: Tracer.device,
-    torch.Tensor.get_device: Tracer.get_device,
-    torch._assert: Tracer.check,
-    **{getattr(torch.Tensor, f"is_{kind}").__get__: _is_on(kind) for kind in ("cpu", "cuda", "meta", "mps", "xpu")},
-}

@@ -176,7 +176,7 @@ def _called(op: str, target: Any) -> str:
 
 def _arguments(target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[tuple[Any, Any]]:
     """Places and values of a call's arguments, without the message of a check, which has a line of the model in it."""
-    return [*enumerate(args[:1] if target is torch._assert else args), *kwargs.items()]
+    return [*enumerate(args[:1] if target in (torch._assert, torch._assert_async) else args), *kwargs.items()]
 
 
 def _follows(now: Any, then: Any) -> bool:

@@ -14,11 +14,11 @@ from torch import fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from graphprune.channels.tape import Recording, Step, Tape, plain_containers
-from graphprune.ir.graph_module import add_node
+from graphprune.ir.graph_module import EXAMPLE, add_node
 from graphprune.rules import tensors_in
 from graphprune.tracing.results import Mark, Results
 from graphprune.tracing.shadow import Shadow
-from graphprune.tracing.sizes import Origin, Shape, origin_of, plain
+from graphprune.tracing.sizes import Origin, Shape, SizeFloat, SizeInt, origin_of, plain, with_origin
 from graphprune.tracing.source import source_line
 from graphprune.tracing.training import Addition, Change, Mode
 
@@ -59,6 +59,9 @@ class Writer:
         self._results = results
         self._shadow = shadow
         self._names = self._tensor_names()
+        # Weights without values are loaded to the CPU, where a model may compute otherwise than on other devices.
+        devices = (tensor.device for tensor in shadow.real.values() if not tensor.is_meta)
+        self.device = next(devices, torch.device("cpu"))
         self._places: MutableMapping[int, _Place] = {}
         self._held: MutableMapping[fx.Node, Any] = {}
         self._devices: dict[int, tuple[torch.device, torch.Tensor]] = {}
@@ -167,9 +170,11 @@ class Writer:
         return plain(tree) if origin is None else self._once(_key(tree, origin), lambda: self._expression(origin), tree)
 
     def _expression(self, origin: Origin) -> fx.Node:
+        if origin.function == "item":
+            raise Untraceable("a number appears that was read from a tensor in code that does not trace")
         arguments = self.argument(origin.arguments)
-        if origin.function == "size":
-            return self.node("call_method", "size", arguments)
+        if isinstance(origin.function, str):
+            return self.node("call_method", origin.function, arguments)
         return self.node("call_function", origin.function, arguments)
 
     def _node_of(self, tensor: torch.Tensor) -> fx.Node:
@@ -297,6 +302,20 @@ class Writer:
         self.write(node, self.operands(parts))
         return node
 
+    def write_read(self, node: fx.Node, value: Any) -> fx.Node:
+        """Put a node on the tape that reads numbers from a tensor; it goes again unless they are used."""
+        node.meta[EXAMPLE] = value
+        self.write(node, value, bind=False)
+        self._checked.append(node)
+        return node
+
+    def number_read(self, node: fx.Node, value: Any, origin: Origin) -> Any:
+        """The number that a node reads, with its origin."""
+        number = with_origin(SizeFloat if isinstance(value, float) else SizeInt, value, origin)
+        self._made["number", id(number)] = node, number
+        self._numbers[node] = number
+        return number
+
     # -- what is known -------------------------------------------------------------------------------------------------
 
     def maker_of(self, tensor: torch.Tensor) -> fx.Node | None:
@@ -353,4 +372,5 @@ def _name(target: Any) -> str | None:
 
 
 def _key(number: Any, origin: Origin) -> Any:
-    return ("size", id(origin.arguments[0]), origin.arguments[1]) if origin.function == "size" else ("number", id(number))
+    layout = origin.function in ("size", "stride")
+    return (origin.function, id(origin.arguments[0]), origin.arguments[1]) if layout else ("number", id(number))

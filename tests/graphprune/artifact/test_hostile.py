@@ -134,6 +134,11 @@ def example(*shapes: list[int]) -> Callable[[Parts, Any], Any]:
     return lambda parts, _: parts["inputs"].update(args=args)
 
 
+def integers(items: Any, *, dtype: str = "int8") -> Callable[[Parts, Any], Any]:
+    args = [{"tensor": {"shape": [2], "dtype": {"dtype": dtype}, "integers": items}}]
+    return lambda parts, _: parts["inputs"].update(args=args)
+
+
 def cycle(parts: Parts, _: Any) -> None:
     """x.y is the root's body, and body.z is x."""
     blank = {"class": "Module", "training": True, "attributes": {}, "parameters": {}, "buffers": {}}
@@ -242,6 +247,12 @@ HOSTILE: dict[str, tuple[Callable[[Parts, dict[str, torch.Tensor]], Any], str]] 
     "inputs that are absurd together": (example([2**30, 2], [2**30, 2]), "impossible"),
     "absurd input": (example([2**31] * 3), "impossible"),
     "negative input": (example([-1]), "impossible"),
+    "fewer integers than elements": (integers([1]), "other contents"),
+    "integers that are none": (integers([1, 0.5]), "other contents"),
+    "integers that are no list": (integers({"range": [0, 2, 1]}), "integers"),
+    "integers of a fractional input": (integers([1, 2], dtype="float32"), "other contents"),
+    "integers that do not fit": (integers([1, 2**40]), "impossible integer"),
+    "example that is no number": (lambda parts, _: parts["graph"][0].update(example="a"), "an example of a number"),
     "plan is not JSON": (lambda parts, _: parts.update(metadata={"plan": "{"}), "'plan' is not JSON"),
     "provenance is not text": (lambda parts, _: parts.update(provenance={"a": 1}), "provenance"),
     "wrong version": (lambda parts, _: parts.update(metadata={"graphprune": "99"}), "version '99'"),

@@ -211,7 +211,7 @@ REFUSED = {
     adding_a_tensor: "other calls from",
     adding_to_a_vector: "other calls from",
     adding_to_an_attribute: "other calls from",
-    averaging: "does not trace in train mode",
+    averaging: "other calls from",
 }
 
 

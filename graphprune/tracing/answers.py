@@ -1,0 +1,108 @@
+"""Answers to what a model's Python asks about values: ``if mask.any():``, ``int(lengths.max())``, ``lengths.tolist()``.
+
+A question that only a check asks is answered so that it passes (:mod:`graphprune.tracing.checks`). Where integers of the inputs and
+buffers decide alone (:mod:`graphprune.tracing.values`), they say. A truth becomes a check in the graph, as a comparison of sizes
+does: inputs for which it is another raise an error. A number is read in the graph, too, and may be any in another call; what
+Python decides by it is checked.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import torch
+from torch import fx
+from torch.utils._pytree import tree_map
+
+from graphprune.tracing.checks import QUESTIONS, answer_that_passes
+from graphprune.tracing.guards import Guards
+from graphprune.tracing.sizes import Origin, SizeFloat, SizeInt, settle, with_origin
+from graphprune.tracing.values import Values
+from graphprune.tracing.writer import Writer
+
+_NUMBERS: Final[Mapping[Any, Callable[[Any], Any] | None]] = {
+    torch.Tensor.item: None, torch.Tensor.__int__: int, torch.Tensor.__index__: int, torch.Tensor.__float__: float,
+}  # fmt: skip
+"""What reads one number, and what C code of Python makes of it, which is then the same in every call."""
+
+_ANSWERED: Final = QUESTIONS | _NUMBERS.keys() | {torch.Tensor.tolist}
+
+
+class Answers:
+    """Answers the questions of one trace. call: runs a call of torch as the model's own."""
+
+    def __init__(self, writer: Writer, guards: Guards, values: Values, call: Callable[..., torch.Tensor]) -> None:
+        self._writer = writer
+        self._guards = guards
+        self._values = values
+        self._call = call
+
+    def to(self, question: Any, args: Any, kwargs: Any) -> Any:
+        """What a call returns; None where more than what is known has a part in it."""
+        if question in QUESTIONS and (passing := answer_that_passes()) is not None:
+            self._writer.note_check(args)
+            return passing
+        if question not in _ANSWERED:
+            return None
+        reads = torch.Tensor.item if question in _NUMBERS else question
+        answer = self._values.answer(reads, *self._writer.operands((args, kwargs)))
+        kind = _NUMBERS.get(question)
+        if isinstance(answer, bool):
+            self._check(question, args, kwargs, answer)
+            return kind(answer) if kind else answer
+        if isinstance(answer, list):
+            return self._items(self._read("tolist", args[0], answer), answer) if _are_numbers(answer) else None
+        if not isinstance(answer, (int, float)):
+            return None
+        node = self._read("item", args[0], answer)
+        number = self._writer.number_read(node, answer, Origin("item", (*node.args, node)))
+        return kind(settle(number)) if kind else number
+
+    def numbers_in(self, tree: Any) -> Any:
+        """A structure with numbers in place of the tensors that hold one, where the inputs decide them alone."""
+        return tree_map(lambda leaf: self._number_of(leaf) if isinstance(leaf, torch.Tensor) and is_number(leaf) else leaf, tree)
+
+    def _number_of(self, tensor: torch.Tensor) -> Any:
+        number = self.to(torch.Tensor.item, (tensor,), {})
+        return tensor if number is None else number
+
+    def _check(self, question: Any, args: Any, kwargs: Any, answer: bool) -> None:
+        """Have the graph refuse inputs for which the answer is another."""
+        tensor, *others = args
+        if others or kwargs:  # of two tensors
+            name = question.__name__
+            call = self._writer.argument(args), self._writer.argument(kwargs)
+            said = self._writer.write_read(self._writer.node("call_function", getattr(torch, name), *call), answer)
+            holds: Any = said if answer else self._writer.write_call(operator.not_, (said,), True)
+        else:
+            name = "bool"
+            holds = tensor if answer else self._call(torch.logical_not, tensor)
+        self._guards.note_truth(holds, f"{name}({self._writer.name_of(tensor)})", answer)
+
+    def _read(self, method: str, tensor: torch.Tensor, value: Any) -> fx.Node:
+        node = self._writer.node("call_method", method, self._writer.argument((tensor,)))
+        return self._writer.write_read(node, value)
+
+    def _items(self, node: fx.Node, values: list[Any]) -> list[Any]:
+        """The list that a node reads, of numbers that remember their places in it."""
+        found: list[Any] = []
+        for index, value in enumerate(values):
+            place = Origin(operator.getitem, (node, index))
+            if isinstance(value, list):
+                row = self._writer.node("call_function", operator.getitem, place.arguments)
+                found.append(self._items(self._writer.write_read(row, value), value))
+            else:
+                found.append(with_origin(SizeFloat if isinstance(value, float) else SizeInt, value, place))
+        return found
+
+
+def is_number(tensor: torch.Tensor) -> bool:
+    """Whether a tensor may stand for an integer, as among the sizes of a view."""
+    return not tensor.dim() and not tensor.is_floating_point()
+
+
+def _are_numbers(items: list[Any]) -> bool:
+    """Whether a list of lists holds integers and floating-point numbers, and no truths."""
+    return all(_are_numbers(item) if isinstance(item, list) else type(item) in (int, float) for item in items)

@@ -1,0 +1,93 @@
+"""Values that integers of the inputs (masks, lengths) and buffers decide alone: a trace has them at hand.
+
+No parameter has a part in them, so they are the same however the model is pruned. What the tape says of them is run on the data of
+the example inputs. Floating-point inputs are what a model is to judge: a choice by them is another in the next call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves, tree_map
+
+from graphprune.channels.tape import Operation
+from graphprune.rules import tensors_in
+
+
+class Values:
+    """Computes what a trace's stand-ins hold for the example inputs.
+
+    real: gives the tensor of which a stand-in was made, if it was. operations: gives those of the trace so far.
+    """
+
+    def __init__(self, real: Callable[[torch.Tensor], torch.Tensor | None], operations: Callable[[], Iterable[Operation]]) -> None:
+        self._real = real
+        self._operations = operations
+        self._given: dict[int, torch.Tensor] = {}  # inputs by the identity of their stand-ins
+        self._answers: dict[Any, Any] = {}
+        self._kept: list[Any] = []  # identities are not to be used again
+
+    def give(self, stand_ins: Any, values: Any) -> None:
+        """Know what an input holds."""
+        for stand_in, value in zip(tree_leaves(stand_ins), tree_leaves(values), strict=True):
+            if isinstance(value, torch.Tensor) and not (value.is_meta or value.is_floating_point() or value.is_complex()):
+                self._given[id(stand_in)] = value
+                self._kept.append(stand_in)
+
+    def answer(self, question: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """What a call says of its operands' values; None where floating-point inputs or parameters have a part in them."""
+        operands = tensors_in((args, kwargs))
+        key = question, tuple([(id(tensor), tensor._version) for tensor in operands])
+        if key not in self._answers:
+            with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():
+                held = self._held(operands)
+                self._answers[key] = None if held is None else question(*_with(args, held), **_with(kwargs, held))
+            self._kept += operands
+        return self._answers[key]
+
+    def _held(self, wanted: list[torch.Tensor]) -> dict[int, torch.Tensor] | None:
+        """The data of these tensors, by their identity; None where they are not of the inputs alone."""
+        held: dict[int, torch.Tensor] = {}
+        for run in _behind(wanted, list(self._operations())):
+            if torch.Tag.nondeterministic_seeded in run.operator.tags or not self._load(tensors_in((run.args, run.kwargs)), held):
+                return None
+            kwargs = run.kwargs | ({"device": torch.device("cpu")} if "device" in run.kwargs else {})
+            result = run.operator(*_with(run.args, held), **_with(kwargs, held))
+            made = zip(tensors_in((run.output,)), tensors_in((result,)), strict=True)
+            held |= {id(stand_in): value for stand_in, value in made}
+        return held if self._load(wanted, held) else None
+
+    def _load(self, tensors: list[torch.Tensor], held: dict[int, torch.Tensor]) -> bool:
+        """Add those that nothing has computed: copies of inputs and of buffers. False where one of them is no such thing."""
+        for tensor in tensors:
+            if id(tensor) not in held:
+                source = self._given.get(id(tensor), self._real(tensor))
+                if source is None or isinstance(source, nn.Parameter) or source.is_meta:
+                    return False
+                held[id(tensor)] = source.detach().to("cpu", copy=True)
+        return True
+
+
+def _behind(wanted: list[torch.Tensor], operations: list[Operation]) -> list[Operation]:
+    """The operations that tensors come from, in order; among them those that write into memory that these share."""
+    memory = set(map(_memory, wanted))
+    needed = []
+    for run in reversed(operations):
+        operands = tensors_in((run.args, run.kwargs))
+        results = tensors_in((run.output,)) if not run.operator._schema.is_mutable else [*tensors_in((run.output,)), *operands]
+        if not memory.isdisjoint(map(_memory, results)):
+            memory.update(map(_memory, operands))
+            needed.append(run)
+    return needed[::-1]
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _with(tree: Any, held: Mapping[int, torch.Tensor]) -> Any:
+    return tree_map(lambda leaf: held[id(leaf)] if isinstance(leaf, torch.Tensor) else leaf, tree)

@@ -1,0 +1,251 @@
+"""Questions about values: what integer inputs and buffers decide alone is answered, checked in the graph, or stays variable."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+import graphprune
+from tests.checking import max_error, run
+from tests.graphprune.tracing.forwards import double
+
+LENGTHS = torch.tensor([5, 3, 4])
+OTHERS = torch.tensor([2, 6, 3])
+X = double(3, 8, 4)
+EXAMPLE = (X, LENGTHS)
+
+
+class Padded(nn.Module):
+    """Sequences between two layers; the body gets what the first one makes, and their lengths."""
+
+    body: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 6, dtype=torch.float64)
+        self.b = nn.Linear(6, 2, dtype=torch.float64)
+        self.register_buffer("steps", torch.tensor(3))
+        self.register_buffer("ready", torch.tensor(True))
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Any:
+        return self.b(self.body(self.a(x), lengths))
+
+
+def padded(body: Any) -> Any:
+    """A model with this body, in eval mode."""
+    return type("Padded", (Padded,), {"body": body})().eval()
+
+
+def pruned(model: nn.Module) -> Any:
+    """The slim model, proved."""
+    return graphprune.prune(model, EXAMPLE, target="channels=60%").model
+
+
+def cut_to_the_longest(self: Any, y: Any, lengths: Any) -> Any:
+    return y[:, : int(lengths.max())]
+
+
+def cut_to_an_item(self: Any, y: Any, lengths: Any) -> Any:
+    return y[:, : lengths.max().item()]
+
+
+def scaled_by_a_mean(self: Any, y: Any, lengths: Any) -> Any:
+    return y * float(lengths.double().mean())
+
+
+def masked_by_positions(self: Any, y: Any, lengths: Any) -> Any:
+    places = torch.arange(lengths.max().item() + 1)
+    mask = places[None] < lengths[:, None]
+    return y[:, : len(places)] * mask[..., None]
+
+
+def cut_one_by_one(self: Any, y: Any, lengths: Any) -> Any:
+    rows = [F.pad(row[:length], (0, 0, 0, 8 - length)) for row, length in zip(y, lengths.tolist(), strict=True)]
+    return torch.stack(rows)
+
+
+def cut_by_pairs(self: Any, y: Any, lengths: Any) -> Any:
+    bounds = torch.stack([lengths - 1, lengths + 1], 1).tolist()
+    return torch.stack([row[start:end].sum(0) for row, (start, end) in zip(y, bounds, strict=True)])
+
+
+def viewed_by_a_tensor(self: Any, y: Any, lengths: Any) -> Any:
+    half = torch.div(y.size(1), 2, rounding_mode="floor")
+    return y.view(y.size(0), half, 2, -1).sum(2)
+
+
+def resized_to_tensors(self: Any, y: Any, lengths: Any) -> Any:
+    return F.interpolate(y.transpose(1, 2), size=(lengths.max(),)).transpose(1, 2)
+
+
+def written_before(self: Any, y: Any, lengths: Any) -> Any:
+    later = lengths.clone()
+    view = later[1:]
+    view += 1
+    return y[:, : later.max().item()] + later[1].item()
+
+
+VARIABLE = [
+    cut_to_the_longest,
+    cut_to_an_item,
+    scaled_by_a_mean,
+    masked_by_positions,
+    cut_one_by_one,
+    cut_by_pairs,
+    viewed_by_a_tensor,
+    resized_to_tensors,
+    written_before,
+]
+
+
+@pytest.mark.parametrize("body", VARIABLE, ids=lambda body: body.__name__)
+def test_a_number_that_is_read_stays_variable(body: Any) -> None:
+    model = padded(body)
+    assert pruned(model).a.out_features < 6
+    program = graphprune.capture(model, EXAMPLE)
+    assert not program.opaque
+    for lengths in (LENGTHS, OTHERS):
+        assert max_error(run(program.module, (X, lengths)), run(model, (X, lengths))) < 1e-12
+
+
+def where_all_are_long(self: Any, y: Any, lengths: Any) -> Any:
+    return y * 2 if (lengths > 2).all() else y * 3
+
+
+def where_none_is_short(self: Any, y: Any, lengths: Any) -> Any:
+    return y * 2 if not (lengths <= 2).any().item() else y * 3
+
+
+def where_equal(self: Any, y: Any, lengths: Any) -> Any:
+    return y * 3 if torch.equal(lengths.clamp(min=3), lengths + 0) is False else y * 2
+
+
+def where_a_number_is_large(self: Any, y: Any, lengths: Any) -> Any:
+    return y * 2 if lengths.min().item() > 2 else y * 3
+
+
+def as_often_as_there_are(self: Any, y: Any, lengths: Any) -> Any:
+    for _ in range(int(lengths.min())):
+        y = y * 2
+    return y
+
+
+def as_an_index(self: Any, y: Any, lengths: Any) -> Any:
+    return y * [1.0, 2.0, 3.0, 4.0, 5.0, 6.0][lengths.min()]
+
+
+CHECKED = {
+    where_all_are_long: "bool(all_1) is True",
+    where_none_is_short: "bool(any_1) is False",
+    where_equal: "equal(clamp) is True",
+    where_a_number_is_large: "min_1.item() > 2",
+    as_often_as_there_are: "min_1.item() == 3",
+    as_an_index: "min_1.item() == 3",
+}
+
+
+@pytest.mark.parametrize("body", CHECKED, ids=lambda body: body.__name__)
+def test_what_is_decided_by_values_is_checked(body: Any) -> None:
+    model = padded(body)
+    slim = pruned(model)
+    same = torch.tensor([6, 3, 8])
+    program = graphprune.capture(model, EXAMPLE)
+    assert max_error(run(program.module, (X, same)), run(model, (X, same))) < 1e-12
+    assert torch.isfinite(slim(X, same)).all()
+    for module in (program.module, slim):
+        with pytest.raises((AssertionError, RuntimeError), match=r"where .+ \(tracing/test_answers.py:\d+\)") as refusal:
+            module(X, OTHERS)
+        assert CHECKED[body] in str(refusal.value)
+
+
+def test_a_flag_among_the_buffers_is_checked() -> None:
+    slim = pruned(padded(lambda self, y, lengths: y * 2 if self.ready else y * 3))
+    slim(*EXAMPLE)
+    slim.ready.fill_(False)
+    with pytest.raises((AssertionError, RuntimeError), match="another branch"):
+        slim(*EXAMPLE)
+
+
+def test_a_number_among_the_buffers_stays_variable() -> None:
+    slim = pruned(padded(lambda self, y, lengths: y * self.steps.item()))
+    before = slim(X, LENGTHS) - slim.b.bias
+    slim.steps *= 2
+    assert max_error(slim(X, LENGTHS) - slim.b.bias, 2 * before) < 1e-12
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda self, y, lengths: y * 2 if y.sum() > 0 else y * 3,  # data
+        lambda self, y, lengths: y * 2 if self.a.weight.sum() > 0 else y * 3,  # what is pruned
+        lambda self, y, lengths: y * 2 if torch.randint(0, 2, (3,)).any() else y * 3,  # chance
+    ],
+)
+def test_what_more_than_integers_decides_is_not_answered(body: Any) -> None:
+    assert [scope.path for scope in graphprune.capture(padded(body), EXAMPLE).scopes] == ["a", "b"]
+
+
+def test_a_number_that_nothing_uses_leaves_nothing_in_the_graph() -> None:
+    def body(self: Any, y: Any, lengths: Any) -> Any:
+        lengths.max().item()
+        return y
+
+    program = graphprune.capture(padded(body), EXAMPLE)
+    assert [str(node.target) for node in program.module.graph.nodes] == ["x", "lengths", "a", "b", "output"]
+
+
+def test_a_slim_model_that_reads_values_is_saved_pickled_and_pruned_again(tmp_path: Path) -> None:
+    result = graphprune.prune(padded(masked_by_positions), EXAMPLE, target="channels=70%")
+    slim: Any = result.model
+    graphprune.save(result, tmp_path / "slim.safetensors")
+    for copy in (graphprune.load(tmp_path / "slim.safetensors"), pickle.loads(pickle.dumps(slim))):
+        assert torch.equal(copy(X, OTHERS), slim(X, OTHERS))
+        again: Any = graphprune.prune(copy, EXAMPLE, target="channels=50%").model
+        assert again.a.out_features < slim.a.out_features
+        assert again(X, OTHERS).shape == (3, 7, 2)
+
+
+def test_train_mode_reads_the_same_values() -> None:
+    def body(self: Any, y: Any, lengths: Any) -> Any:
+        return F.dropout(y[:, : lengths.max().item()], 0.5, self.training) * (2 if (lengths > 2).all() else 3)
+
+    model = padded(body)
+    program = graphprune.capture(model, EXAMPLE)
+    assert not program.eval_only
+    program.module.train(), model.train()
+    torch.manual_seed(0)
+    expected = model(X, torch.tensor([7, 3, 3]))
+    torch.manual_seed(0)
+    assert torch.equal(program.module(X, torch.tensor([7, 3, 3])), expected)
+
+
+def test_a_truth_does_not_break_a_compiled_graph() -> None:
+    slim = pruned(padded(where_all_are_long))
+    targets: list[Any] = []
+
+    def backend(module: fx.GraphModule, _: Any) -> Any:
+        targets.extend(node.target for node in module.graph.nodes)
+        return module.forward
+
+    compiled: Any = torch.compile(slim, backend=backend, fullgraph=True)
+    assert torch.equal(compiled(*EXAMPLE), slim(*EXAMPLE))
+    assert torch._assert_async in targets
+
+
+def test_strides_follow_other_sizes() -> None:
+    def body(self: Any, y: Any, lengths: Any) -> Any:
+        size, stride = list(y.size()), list(y.stride())
+        size[1] = size[1] * 2 - 1
+        stride[1] = stride[1] // 2
+        return y.as_strided(size, stride)
+
+    model = padded(body)
+    program = graphprune.capture(model, EXAMPLE)
+    longer = double(2, 5, 4), LENGTHS
+    assert max_error(run(program.module, longer), run(model, longer)) < 1e-12
