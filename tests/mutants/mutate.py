@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from inspect import unwrap
 from operator import attrgetter
 from pathlib import Path
 from random import Random
@@ -201,7 +202,9 @@ def install(mutation: Mutation) -> None:
     module = compile(mutated(mutation), str(ROOT / mutation.file), "exec")
     found: Any = attrgetter(mutation.function)(sys.modules[module_name(mutation.file)])
     function: Any = found.fget if isinstance(found, property) else found
-    function.__code__ = _code(module, mutation.function)
+    if hasattr(function, "cache_clear"):
+        function.cache_clear()
+    unwrap(function).__code__ = _code(module, mutation.function)
 
 
 def _code(inside: CodeType, name: str) -> CodeType:

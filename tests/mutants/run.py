@@ -129,7 +129,7 @@ def prepared(items: Iterable[pytest.Item]) -> list[Test]:
         if stage is None:
             continue
         lines: Lines = set()
-        recorder.found = {}
+        recorder.found, recorder.failed = {}, set()
         forget()
         start = time.process_time()
         if STAGES[stage].direct:
@@ -139,7 +139,7 @@ def prepared(items: Iterable[pytest.Item]) -> list[Test]:
             passed = passes(item)
         assert passed is not False, f"{item.nodeid} fails without a mutant"
         analyses = sorted(recorder.found.values(), key=lambda analysis: analysis.seconds)
-        lines |= {line for analysis in analyses for line in analysis.lines}
+        lines |= recorder.failed | {line for analysis in analyses for line in analysis.lines}
         if passed and lines:
             tests.append(Test(item, stage, lines, analyses, time.process_time() - start))
     forget()

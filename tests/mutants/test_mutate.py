@@ -73,7 +73,7 @@ def test_each_stage_finds_tests_and_each_target_a_file() -> None:
 
 
 CHANGED = """
-from graphprune.channels.labels import LabelSpace, Value
+from graphprune.channels.labels import LabelSpace, Value, _long_axes
 from graphprune.passes.analysis.rules import wide
 from tests.mutants.mutate import install, mutations
 
@@ -84,6 +84,9 @@ held = LabelSpace.fresh
 assert list(held(LabelSpace(), 2)) == [0, 1] and Value((2,)).labelled == frozenset()
 choose("graphprune/channels/labels.py", "LabelSpace.fresh", "arithmetic changed", "self.size + count")
 assert list(held(LabelSpace(), 2)) == []
+assert _long_axes((1, 2)) == (1,)
+choose("graphprune/channels/labels.py", "_long_axes", "number shifted", "1")
+assert _long_axes((1, 2)) == (0, 1), "a function that remembers its results"
 choose("passes/analysis/rules/wide.py", "_first_overlap", "number shifted", "1")
 """
 

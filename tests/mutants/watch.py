@@ -66,9 +66,13 @@ class Analysis:
 
 @dataclass
 class Recorder:
-    """Takes the place of ``propagate`` wherever it was imported, and keeps what it was called with."""
+    """Takes the place of ``propagate`` wherever it was imported, and keeps what it was called with.
+
+    failed: lines of analyses that raised an error.
+    """
 
     found: dict[str, Analysis] = field(default_factory=dict)
+    failed: Lines = field(default_factory=set)
     known: dict[str, Analysis] = field(default_factory=dict)
 
     def install(self) -> None:
@@ -80,8 +84,12 @@ class Recorder:
     def __call__(self, program: Program, policy: Policy | None = None) -> Trace:
         """The trace, and a note of how it was made."""
         lines: Lines = set()
-        with lines_run(lines):
-            trace = propagate(program, policy)
+        try:
+            with lines_run(lines):
+                trace = propagate(program, policy)
+        except Exception:
+            self.failed |= lines
+            raise
         program = program if program.tape is not None else program.with_(tape=trace.tape)
         start = time.process_time()
         said = facts(propagate(program, policy))

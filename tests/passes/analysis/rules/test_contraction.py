@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from graphprune.channels.labels import axes_of
+from graphprune.errors import CaptureError
 from tests.passes.analysis.rules.observing import Seen, observe
 
 Function = Callable[..., Any]
@@ -265,6 +266,26 @@ def test_rows_times_the_matrix_of_their_expert() -> None:
         "multiplied with the weights of an expert that is chosen by data"
     }
     assert seen.macs() == 5 * 8 * 16
+
+
+@pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no products of groups")
+def test_products_of_groups_count_features_that_have_no_labels_or_can_shrink() -> None:
+    x, w = torch.randn(5, 8, dtype=torch.bfloat16), torch.randn(3, 8, 16, dtype=torch.bfloat16)
+    seen = observe(lambda x, w: F.grouped_mm(x, w, offs=OFFSETS), x=x, w=w)
+    assert seen.macs() == 5 * 8 * 16 and seen.frozen == {*seen.atoms("w", 0), *seen.atoms("w", 1)}
+    seen = observe(lambda a, w: F.grouped_mm(a, w, offs=OFFSETS), a=x, w=w)
+    (inner,) = [factor for term in seen.trace.macs for factor in term.factors if not isinstance(factor, int) and factor.size == 8]
+    assert all(seen.tied(one, other) for one, other in zip(seen.atoms("a", 1), inner.tolist(), strict=True))
+
+
+def test_products_of_groups_of_two_dtypes_are_refused() -> None:
+    """Those of transformers' operator (here one of its name) are on every device with data; torch's own says so at once."""
+    if not hasattr(torch.ops.transformers, "grouped_mm_fallback"):
+        torch.library.define("transformers::grouped_mm_fallback", "(Tensor input, Tensor weight, Tensor offs) -> Tensor")
+        torch.library.impl("transformers::grouped_mm_fallback", "Meta", lambda a, w, _: a.new_empty(len(a), w.shape[2]))
+    product = torch.ops.transformers.grouped_mm_fallback
+    with pytest.raises(CaptureError, match=r"bfloat16 and float32, and must be of one dtype"):
+        observe(lambda a, w: product(a, w, OFFSETS), a=torch.randn(5, 8).bfloat16(), w=torch.randn(3, 8, 16))
 
 
 @pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch has no products of groups")

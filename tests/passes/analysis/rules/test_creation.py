@@ -62,6 +62,12 @@ def test_rows_and_columns_of_an_identity_go_together() -> None:
         assert all(seen.tied(*pair) for pair in zip(atoms, seen.result_atoms(axis) or [], strict=True))
 
 
+def test_an_identity_of_one_has_no_labels() -> None:
+    seen = observe(lambda t: t + torch.eye(t.shape[0] - 5), t=torch.randn(6))
+    assert seen.result_atoms(1) == seen.atoms("t", 0) and not seen.frozen
+    assert observe(lambda t: torch.eye(t.shape[0] - 5) + t[:1], t=torch.randn(6)).result_atoms(0) is None
+
+
 def test_an_identity_that_is_no_square_fixes_what_it_meets() -> None:
     seen = observe(lambda t: t + torch.eye(t.shape[0] + 1, t.shape[0]), t=torch.randn(6))
     assert seen.frozen >= set(seen.atoms("t", 0))
@@ -77,6 +83,12 @@ def test_an_arange_made_while_tracing_is_data() -> None:
     """It is a constant of the graph, and its values depend on the position."""
     seen = observe(lambda t: t + torch.arange(6), t=torch.randn(6))
     assert set(seen.atoms("t", 0)) & seen.frozen or seen.classes, "it is frozen, or sliced along with its partner"
+
+
+@pytest.mark.parametrize("function", [lambda t: torch.bernoulli(t.sigmoid()), lambda t: torch.normal(t, 1.0)])
+def test_what_numbers_are_drawn_by_stays(function: Callable[[Tensor], Tensor]) -> None:
+    seen = observe(lambda t: function(t), t=torch.randn(3, 6))
+    assert seen.frozen == {*seen.atoms("t", 0), *seen.atoms("t", 1)} and not seen.results[0].fields
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,46 @@ def test_rows_that_are_written_to_stay_and_columns_are_tied(name: str) -> None:
     assert all(seen.tied(left, right) for left, right in zip(seen.atoms("t", 1), seen.atoms("s", 1), strict=True))
 
 
+@pytest.mark.parametrize("axis", [1, -1])
+def test_columns_that_are_written_to_stay_and_rows_are_tied(axis: int) -> None:
+    seen = observe(lambda t, s, i: t.scatter(axis, i.expand(3, -1), s), t=torch.randn(3, 4), s=torch.randn(3, 2), i=INDEX)
+    assert seen.result_atoms(0) == seen.atoms("t", 0) and seen.result_atoms(1) is None
+    assert seen.frozen >= {*seen.atoms("t", 1), *seen.atoms("s", 1)} and not seen.frozen & set(seen.atoms("t", 0))
+    assert all(seen.tied(left, right) for left, right in zip(seen.atoms("t", 0), seen.atoms("s", 0), strict=True))
+
+
+def test_rows_stay_where_as_many_are_written_as_there_are() -> None:
+    seen = observe(lambda t, s, i: t.scatter(0, i, s), t=torch.randn(3, 4), s=torch.randn(3, 4), i=torch.zeros(3, 4).long())
+    assert seen.frozen >= {*seen.atoms("t", 0), *seen.atoms("s", 0)} and not seen.frozen & set(seen.atoms("t", 1))
+
+
+def test_columns_stay_where_what_is_written_cannot_shrink() -> None:
+    seen = observe(lambda x, t, i: t.scatter(0, rows(i, 4), x), x=torch.randn(2, 4), t=torch.randn(3, 4), i=INDEX)
+    assert seen.frozen >= {*seen.atoms("t", 0), *seen.atoms("t", 1)}
+
+
+def test_one_column_that_is_written_to_has_no_labels_and_rows_pass() -> None:
+    seen = observe(lambda t, s, i: t.scatter(1, i.view(3, 1), s), t=torch.randn(3, 1), s=torch.randn(3, 1), i=torch.zeros(3).long())
+    assert seen.result_atoms(0) == seen.atoms("t", 0) and not seen.frozen
+
+
+def test_a_number_that_is_written_to_has_no_labels() -> None:
+    seen = observe(lambda t, s, i: t.scatter(0, i, s), t=torch.randn(()), s=torch.randn(()), i=torch.tensor(0))
+    assert not seen.results[0].fields
+
+
+def test_where_a_narrow_index_writes_it_and_what_it_is_not_as_long_as_stay() -> None:
+    seen = observe(lambda x, t: t.scatter(0, x, 1.0), x=torch.zeros(2, 3).long(), t=torch.randn(3, 4))
+    assert seen.frozen == {*seen.atoms("t", 0), *seen.atoms("t", 1)}
+
+
+@pytest.mark.parametrize("function", [lambda t, s, i: t.index_add(0, i, s), lambda t, s, i: t.index_copy(0, i, s)])
+def test_indices_of_what_is_written_stay(function: Any) -> None:
+    """An index that is a parameter of its own: its entries are no widths."""
+    seen = observe(lambda t, s, i: function(t, s, i.round().long()), t=torch.randn(3, 4), s=torch.randn(2, 4), i=torch.rand(2))
+    assert seen.frozen >= set(seen.atoms("i", 0)) and "used as an index" in seen.reasons(seen.atoms("i", 0))
+
+
 def test_a_narrower_source_fixes_the_columns_too() -> None:
     seen = observe(lambda t, s, i: t.scatter(0, rows(i, 3), s), t=torch.randn(3, 4), s=torch.randn(2, 4), i=INDEX)
     assert seen.frozen >= {atom for name in "ts" for axis in (0, 1) for atom in seen.atoms(name, axis)}

@@ -237,6 +237,14 @@ def test_padding_heads_or_positions_keeps_a_field_to_the_padded_axis(axis: int) 
     assert len(seen.result_atoms(axis) or []) == 5 - (not axis) and seen.result_atoms(1 - axis) is None and not seen.frozen
 
 
+def test_parts_of_one_size_are_kept_so_by_a_policy() -> None:
+    equal = observe(lambda t: t.split(2), policy={"parts": "equal"}, t=torch.randn(6, 3))
+    first, second, third = (equal.result_atoms(0, part) or [] for part in range(3))
+    assert equal.classes == {frozenset(atoms) for atoms in zip(first, second, third, strict=True)}
+    assert not observe(lambda t: t.split(2), t=torch.randn(6, 3)).classes
+    assert not observe(lambda t: t.split(4), policy={"parts": "equal"}, t=torch.randn(6, 3)).classes
+
+
 def test_windows_fix_the_axis_that_they_slide_along() -> None:
     seen = observe(lambda t: t.unfold(1, 2, 1), t=torch.randn(3, 4, 5))
     assert seen.frozen == set(seen.atoms("t", 1))
