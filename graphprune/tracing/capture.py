@@ -239,7 +239,8 @@ def _traced(tracer: Tracer, root: nn.Module, calls: tuple[ModuleCall, ...], anno
             names[name] = prefix + name if holds_tensor(value) else ""
             if names[name]:
                 given[names[name]] = value
-                placeholders[name] = tracer.placeholder(names[name], value)
+                # Integers that a scope is given may be made by the code around it, of activations.
+                placeholders[name] = tracer.placeholder(names[name], value, decides=not call.path)
         if call.path:
             scopes.append(scope_of(root, call, names))
         else:

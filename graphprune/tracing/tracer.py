@@ -79,10 +79,11 @@ class Tracer(TorchFunctionMode):
 
     # -- one run ---------------------------------------------------------------------------------------------------------
 
-    def placeholder(self, name: str, value: Any) -> Any:
-        """A placeholder for an argument; returns what the model gets for it."""
+    def placeholder(self, name: str, value: Any, *, decides: bool) -> Any:
+        """A placeholder for an argument; returns what the model gets for it. decides: whether its integers may answer questions."""
         given = self._results.of(name, lambda: stand_ins(value))
-        self._values.give(given, value)
+        if decides:
+            self._values.give(given, value)
         return self.writer.write(self.writer.node("placeholder", name), given)
 
     def options(self, values: Mapping[str, Any]) -> None:

@@ -191,6 +191,24 @@ def test_what_more_than_integers_decides_is_not_answered(body: Any) -> None:
     assert [scope.path for scope in graphprune.capture(padded(body), EXAMPLE).scopes] == ["a", "b"]
 
 
+def test_integers_that_a_scope_is_given_decide_nothing() -> None:
+    """The code around it may have made them of activations."""
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.part, self.last = nn.Linear(4, 4), padded(where_all_are_long), nn.Linear(2, 2)
+            self.double()
+
+        def forward(self, x: Tensor) -> Any:
+            y = self.first(x)
+            lengths = (y.sum((1, 2)) > float(y.mean())).long() + 3
+            return self.last(self.part(y, lengths))
+
+    program = graphprune.capture(Whole().eval(), X)
+    assert {"part.a", "part.b"} <= {scope.path for scope in program.scopes}
+
+
 def test_a_number_that_nothing_uses_leaves_nothing_in_the_graph() -> None:
     def body(self: Any, y: Any, lengths: Any) -> Any:
         lengths.max().item()
