@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import fx
 
-from graphprune.artifact.graph_data import decode_graph, encode_graph, reads_values
+from graphprune.artifact.graph_data import decode_graph, encode_graph
 from graphprune.artifact.inputs_data import decode_inputs, encode_inputs
 from graphprune.artifact.modes import EVAL_ONLY, modes_in
 from graphprune.artifact.module_data import decode_modules, encode_modules
@@ -31,6 +31,7 @@ from graphprune.artifact.values import shorten
 from graphprune.errors import ArtifactError, first_line, typed_line
 from graphprune.files import atomic_write, check_writable
 from graphprune.ir.program import Inputs
+from graphprune.ir.reads import depends_on_values
 
 VERSION = "1"
 _PARTS = ("graph", "modules", "tensors", "inputs", "provenance")
@@ -74,7 +75,7 @@ def write_artifact(
     table = TensorTable()
     try:
         parts = {"modules": encode_modules(module, table), "graph": encode_graph(module.graph), "tensors": table.facts}
-        parts["inputs"] = encode_inputs(inputs or Inputs(), integers=reads_values(module.graph))
+        parts["inputs"] = encode_inputs(inputs or Inputs(), integers=depends_on_values(module.graph))
         parts["provenance"] = dict(provenance or {})
         metadata = {name: json.dumps(part, allow_nan=False) for name, part in parts.items()}
         metadata |= {"format": "pt", "graphprune": VERSION, "torch": str(torch.__version__)} | (

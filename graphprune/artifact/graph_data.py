@@ -18,9 +18,11 @@ from torch.fx.graph import CodeGen
 from graphprune.artifact import targets
 from graphprune.artifact.values import CONSTANTS, Codec, check_name, field, of_type, shorten
 from graphprune.errors import ArtifactError
-from graphprune.ir.graph_module import EXAMPLE, WHOLE
 
 MAX_NODES = 1_000_000
+
+_WHOLE = "is_wrapped"
+"""fx's mark on calls that a second trace must keep whole (``torch.fx.wrap``)."""
 
 _WRITING = CONSTANTS.extended({fx.Node: ("node", lambda value, _: value.name)}, {})
 
@@ -32,22 +34,16 @@ def encode_graph(graph: fx.Graph) -> list[dict[str, Any]]:
     return [_encode(node) for node in graph.nodes]
 
 
-def reads_values(graph: fx.Graph) -> bool:
-    """Whether what a graph computes, or whether it does, depends on values that it reads from its inputs."""
-    return any(EXAMPLE in node.meta or node.target is torch._assert_async for node in graph.nodes)
-
-
 def _encode(node: fx.Node) -> dict[str, Any]:
     try:
-        example = {"example": CONSTANTS.write(node.meta[EXAMPLE])} if EXAMPLE in node.meta else {}
         return {
             "op": node.op,
             "name": node.name,
             "target": targets.function_name(node.target) if node.op == "call_function" else node.target,
             "args": [_WRITING.write(item) for item in node.args],
             "kwargs": {key: _WRITING.write(item) for key, item in node.kwargs.items()},
-            "whole": bool(node.meta.get(WHOLE, False)),
-        } | example
+            "whole": bool(node.meta.get(_WHOLE, False)),
+        }
     except ArtifactError as error:
         raise ArtifactError(f"the node {node.name} cannot be stored: {error}") from error
 
@@ -88,9 +84,7 @@ class _Builder:
         checked = _CHECKS[op](self, target, args, kwargs)
         node = self.graph.create_node(op, checked, args, kwargs, name=name)
         if field(record, "whole", bool) and op == "call_function":
-            node.meta[WHOLE] = True
-        if "example" in record:
-            node.meta[EXAMPLE] = _numbers(CONSTANTS.read(record["example"]))
+            node.meta[_WHOLE] = True
         self.nodes[name] = node
 
     def _node(self, name: Any) -> fx.Node:
@@ -147,15 +141,6 @@ class _Builder:
         if len(args) != 1 or kwargs or target != "output":
             raise ArtifactError("the output is malformed")
         return target
-
-
-def _numbers(value: Any) -> Any:
-    """A number, or lists of such. Raises ArtifactError for anything else."""
-    if type(value) is list:
-        return [_numbers(item) for item in value]
-    if type(value) not in (int, float, bool):
-        raise ArtifactError(f"an example of a number is {shorten(value)}")
-    return value
 
 
 def _holds_node(value: Any) -> bool:

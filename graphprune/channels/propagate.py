@@ -19,8 +19,8 @@ from graphprune.channels.borrowed import borrowed
 from graphprune.channels.labels import Field, LabelSpace, Reason, Value, along
 from graphprune.channels.shuffles import Shuffle, find_shuffles
 from graphprune.channels.tape import Operation, Step, Tape, describe, run_error, tape_of
-from graphprune.ir.graph_module import EXAMPLE
 from graphprune.ir.program import Program
+from graphprune.ir.reads import reads_numbers
 from graphprune.pipeline.policy import Policy
 from graphprune.rules import Call, only_moves, rule_for, tensors_in
 
@@ -269,7 +269,7 @@ def varies(number: fx.Node, values: Mapping[str, Any]) -> bool:
 
     A channel count is an axis with labels; the axes of a shape are told apart where the shape is indexed.
     """
-    if EXAMPLE in number.meta or isinstance(values[number.name], Value):
+    if reads_numbers(number) or isinstance(values[number.name], Value):
         return True
     sources = number.all_input_nodes
     index = number.args[1] if len(number.args) > 1 and isinstance(number.args[1], int) else None

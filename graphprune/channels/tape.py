@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import chain
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -19,10 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_map
 
 from graphprune.channels.shape_cache import SHAPES
+from graphprune.channels.values import Values
 from graphprune.errors import CaptureError, typed_line
 from graphprune.extensions import load_extensions
-from graphprune.ir.graph_module import EXAMPLE
 from graphprune.ir.program import Inputs, Program, placeholder_values
+from graphprune.ir.reads import question, reads_numbers
 from graphprune.ir.twins import modules_by_path, named_tensors, set_mode, twin
 from graphprune.resizers import can_resize
 from graphprune.rules import keeps_sizes, tensors_in
@@ -76,6 +78,10 @@ class Tape:
         if tensor.dim() == 1 and not tensor.is_floating_point() and not tensor.is_meta:
             self.constants[id(stand_in)] = tensor
 
+    def operations(self) -> Iterator[Operation]:
+        """What all steps ran."""
+        return (run for step in self.steps for run in step.operations)
+
 
 def stand_in(tensor: torch.Tensor) -> torch.Tensor:
     """A meta tensor of the same shape, strides and dtype."""
@@ -99,13 +105,16 @@ def plain_containers(tree: Any) -> Any:
 class Recording(TorchDispatchMode):
     """Runs ATen operators on the meta device and writes them into :attr:`operations`.
 
-    numbers: stand-ins, by their identity, of what torch makes of Python's numbers among the operands, with that.
+    numbers: stand-ins, by their identity, of what torch makes of Python's numbers among the operands, with that. values: tells how
+    large the results are whose sizes values decide.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.operations: list[Operation] = []
-        self.numbers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.numbers: dict[int, torch.Tensor] = {}
+        self.values: Values | None = None
+        self._kept: list[torch.Tensor] = []  # identities are not to be used again
         self._any_size: dict[Any, bool] = {}
 
     @classmethod
@@ -128,7 +137,11 @@ class Recording(TorchDispatchMode):
         operands = tensors_in((*args, *kwargs.values()))
         if not all([tensor.is_meta for tensor in operands]):
             args, kwargs = tree_map(self._stand_in, (args, kwargs))  # a constant that the model makes in its forward
-        output = SHAPES.run(func, args, kwargs, any_size and all([tensor.is_contiguous() for tensor in operands]))
+        sized = None if self.values is None else self.values.sized(func, args, kwargs)
+        if sized is None:
+            output = SHAPES.run(func, args, kwargs, any_size and all([tensor.is_contiguous() for tensor in operands]))
+        else:
+            output = stand_ins(sized)
         self.operations.append(Operation(func, args, kwargs, output))
         return output
 
@@ -137,7 +150,8 @@ class Recording(TorchDispatchMode):
             return leaf
         result = stand_in(leaf)
         if not leaf.dim():
-            self.numbers[id(result)] = result, leaf
+            self.numbers[id(result)] = leaf
+            self._kept.append(result)
         return result
 
 
@@ -158,10 +172,16 @@ def run_graph(program: Program) -> Tape:
     meta = twin(program.module, to_meta)
     for module in meta.modules():
         set_mode(module, False)
+    real: dict[int, torch.Tensor] = {}
     for name, tensor in named_tensors(program.module).items():
         tape.add_tensor(name, tensor, twins[id(tensor)])
-    arguments = [stand_ins(value) for value in placeholder_values(program.module.graph, program.inputs)]
-    with torch.no_grad(), Recording() as recording:
+        real[id(twins[id(tensor)])] = tensor
+    given = placeholder_values(program.module.graph, program.inputs)
+    arguments = [stand_ins(value) for value in given]
+    recording = Recording()
+    recording.values = Values(real, recording.numbers, lambda: chain(tape.operations(), recording.operations))
+    recording.values.give(arguments, given)
+    with torch.no_grad(), recording:
         _Runner(meta, recording, program).run(tape, arguments)
     return tape
 
@@ -211,8 +231,6 @@ class _Runner:
         return map_arg(node.args, self.results.__getitem__), map_arg(node.kwargs, self.results.__getitem__)
 
     def _execute(self, node: fx.Node, given: Iterator[Any]) -> Any:
-        if EXAMPLE in node.meta:
-            return node.meta[EXAMPLE]
         if node.op == "placeholder":
             return next(given, *node.args)
         if node.op == "get_attr":
@@ -224,8 +242,18 @@ class _Runner:
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         if node.target is torch._assert_async:
             return None  # a check of data
+        if reads_numbers(node):
+            return self._number(question(node), args, kwargs)
         target: Any = self.modules[str(node.target)] if node.op == "call_module" else node.target
         return target(*args, **kwargs)
+
+    def _number(self, read: Any, args: Any, kwargs: Any) -> Any:
+        """What a node reads from tensors that the inputs decide."""
+        assert self.recording.values is not None
+        number = self.recording.values.answer(read, args, kwargs)
+        if number is None:
+            raise RuntimeError("it reads values that more than integers of the inputs and buffers decides")
+        return number
 
 
 def opaque_refusal(path: str, reason: str) -> str:

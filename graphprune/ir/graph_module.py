@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import sys
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Final, cast
@@ -117,19 +119,22 @@ class _Operator:
     path: tuple[str, str, str]
 
 
-_Record = tuple[str, str, Any, Any, Any, dict[str, Any]]
-WHOLE: Final = "is_wrapped"
-"""fx's mark, in ``node.meta``, on calls that a second trace must keep whole (``torch.fx.wrap``)."""
-EXAMPLE: Final = "example"
-"""In ``node.meta``: the numbers that a node reads from a tensor at the example inputs, for runs without data."""
-_MARKS: Final = (WHOLE, EXAMPLE)
+@dataclass(frozen=True)
+class _Function:
+    """A function that was made within another (``F.max_pool2d``), which does not pickle, by its module and name there."""
+
+    module: str
+    name: str
+
+
+_Record = tuple[str, str, Any, Any, Any, bool]
+_WHOLE: Final = "is_wrapped"  # fx's mark on calls that another trace keeps whole
 
 
 def _records(graph: fx.Graph) -> list[_Record]:
-    """Operation, name, target, arguments, keywords and marks of every node."""
+    """Operation, name, target, arguments, keywords and fx's mark of every node."""
     return [
-        (node.op, node.name, _portable(node.target), *_linked(node), {key: node.meta[key] for key in _MARKS if key in node.meta})
-        for node in graph.nodes
+        (node.op, node.name, _portable(node.target), *_linked(node), bool(node.meta.get(_WHOLE, False))) for node in graph.nodes
     ]
 
 
@@ -139,19 +144,29 @@ def _linked(node: fx.Node) -> tuple[Any, Any]:
 
 
 def _portable(target: Any) -> Any:
+    module, name = getattr(target, "__module__", ""), getattr(target, "__name__", "")
+    if "<locals>" in getattr(target, "__qualname__", "") and getattr(sys.modules.get(module), name, None) is target:
+        return _Function(module, name)
     if not isinstance(target, OpOverload):
         return target
     return _Operator((target.namespace, target._schema.name.partition("::")[2], target._schema.overload_name or "default"))
 
 
+def _found(target: Any) -> Any:
+    if isinstance(target, _Function):
+        return getattr(importlib.import_module(target.module), target.name)
+    return attrgetter(".".join(target.path))(torch.ops) if isinstance(target, _Operator) else target
+
+
 def _unpickled(state: dict[str, Any], records: list[_Record], class_name: str) -> GraphModule:
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
-    for op, name, target, args, kwargs, marks in records:
-        target = attrgetter(".".join(target.path))(torch.ops) if isinstance(target, _Operator) else target
+    for op, name, target, args, kwargs, whole in records:
+        target = _found(target)
         given: Any = map_aggregate((args, kwargs), lambda item: nodes[item.name] if isinstance(item, _Link) else item)
         nodes[name] = graph.create_node(op, target, given[0], given[1], name)
-        nodes[name].meta.update(marks)
+        if whole:
+            nodes[name].meta[_WHOLE] = True
     root = nn.Module()
     root.__dict__.update(state)
     result = adopt(root, graph, class_name)

@@ -1,7 +1,7 @@
 """Answers to what a model's Python asks about values: ``if mask.any():``, ``int(lengths.max())``, ``lengths.tolist()``.
 
 A question that only a check asks is answered so that it passes (:mod:`graphprune.tracing.checks`). Where integers of the inputs and
-buffers decide alone (:mod:`graphprune.tracing.values`), they say. A truth becomes a check in the graph, as a comparison of sizes
+buffers decide alone (:mod:`graphprune.channels.values`), they say. A truth becomes a check in the graph, as a comparison of sizes
 does: inputs for which it is another raise an error. A number is read in the graph, too, and may be any in another call; what
 Python decides by it is checked.
 """
@@ -16,10 +16,10 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_map
 
+from graphprune.channels.values import Values
 from graphprune.tracing.checks import QUESTIONS, answer_that_passes
 from graphprune.tracing.guards import Guards
 from graphprune.tracing.sizes import Origin, SizeFloat, SizeInt, settle, with_origin
-from graphprune.tracing.values import Values
 from graphprune.tracing.writer import Writer
 
 _NUMBERS: Final[Mapping[Any, Callable[[Any], Any] | None]] = {

@@ -18,7 +18,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from graphprune.channels.tape import Operation, Recording, boundary_of, opaque_refusal, run_opaque, stand_ins
+from graphprune.channels.tape import Recording, boundary_of, opaque_refusal, run_opaque, stand_ins
+from graphprune.channels.values import Values
 from graphprune.errors import typed_line
 from graphprune.resizers import module_resizer
 from graphprune.rules import tensors_in
@@ -36,7 +37,6 @@ from graphprune.tracing.shadow import Shadow
 from graphprune.tracing.sizes import NOTING
 from graphprune.tracing.targets import opened, spell
 from graphprune.tracing.training import Mode, Question, can_ask_again
-from graphprune.tracing.values import Values
 from graphprune.tracing.writer import Untraceable, Writer
 
 
@@ -67,7 +67,8 @@ class Tracer(TorchFunctionMode):
         self._code: Conversions = earlier._code if earlier else Conversions(self._shadow.root)
         self.writer: Writer = self._new_writer(earlier)
         self._guards = Guards(self.writer)
-        self._values: Values = earlier._values if earlier else Values(self._real, self._operations)
+        self._values: Values = earlier._values if earlier else self._new_values()
+        self._recording.values = self._values
         self._answers = Answers(self.writer, self._guards, self._values, self._traced)
         self._constants = Constants(self._guards.varies)
         self._in_layer = False
@@ -76,6 +77,10 @@ class Tracer(TorchFunctionMode):
     def _new_writer(self, earlier: Tracer | None) -> Writer:
         parts = (self._recording, self._results, self._shadow)
         return Repeat(*parts, earlier.writer) if earlier else Writer(*parts)
+
+    def _new_values(self) -> Values:
+        tape, recording = self.writer.tape, self._recording
+        return Values(self._shadow.real, recording.numbers, lambda: chain(tape.operations(), recording.operations))
 
     # -- one run ---------------------------------------------------------------------------------------------------------
 
@@ -184,15 +189,6 @@ class Tracer(TorchFunctionMode):
         """The result of a call, as if the model had made it."""
         with self:
             return func(*args, **kwargs)
-
-    def _real(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """The parameter, buffer or constant of which a stand-in was made, if it was."""
-        number = self._recording.numbers.get(id(tensor))
-        return self._shadow.real.get(id(tensor)) if number is None else number[1]
-
-    def _operations(self) -> Iterator[Operation]:
-        """What the run has done so far."""
-        return chain((run for step in self.writer.tape.steps for run in step.operations), self._recording.operations)
 
     def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
         given, named = self.writer.operands(args), self.writer.operands(kwargs)

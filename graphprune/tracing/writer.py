@@ -14,7 +14,7 @@ from torch import fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from graphprune.channels.tape import Recording, Step, Tape, plain_containers
-from graphprune.ir.graph_module import EXAMPLE, add_node
+from graphprune.ir.graph_module import add_node
 from graphprune.rules import tensors_in
 from graphprune.tracing.results import Mark, Results
 from graphprune.tracing.shadow import Shadow
@@ -304,7 +304,6 @@ class Writer:
 
     def write_read(self, node: fx.Node, value: Any) -> fx.Node:
         """Put a node on the tape that reads numbers from a tensor; it goes again unless they are used."""
-        node.meta[EXAMPLE] = value
         self.write(node, value, bind=False)
         self._checked.append(node)
         return node

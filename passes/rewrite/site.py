@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from graphprune.channels.groups import Kept
 from graphprune.channels.labels import Shape, Value
 from graphprune.channels.propagate import Trace
-from graphprune.ir.graph_module import EXAMPLE
+from graphprune.ir.reads import reads_numbers
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,7 @@ class Rewriting:
             old = self.old_value(node)
             if isinstance(old, Value):
                 self._new[node] = torch.empty(self.kept.shape(old), device="meta")
-            elif EXAMPLE in node.meta:
-                self._new[node] = node.meta[EXAMPLE]
-            elif node.target == "stride":  # follows the layout by itself, which stand-ins do not have
+            elif reads_numbers(node) or node.target == "stride":  # of data, or of a layout, which stand-ins do not have
                 self._new[node] = old
             elif node.op in ("call_function", "call_method"):
                 args, kwargs = self.evaluate(node.args), self.evaluate(node.kwargs)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 import torch
 
 from graphprune.channels.labels import Field, Value, axes_of
 from graphprune.passes.analysis.rules.wide import settled
 from graphprune.rules import Call, rule
+
+_MASKS: Final = (torch.bool, torch.uint8)
 
 
 @rule("embedding")
@@ -65,26 +69,33 @@ def _permutes(index: Field, field: Field, axis: int) -> bool:
 
 @rule("index")
 def index(call: Call) -> None:
-    """``x[i, j, :, ...]``: indexed axes must stay; the result's index axes stand where the first one was (or in front)."""
-    value, indices = call.value(call.args[0]), call.args[1]
-    why = call.reason("indexed by data")
-    for tensor in indices:
-        if tensor is not None:
-            for field in call.value(tensor).fields:
-                call.space.freeze(field, why)
-    indexed = [axis for axis, tensor in enumerate(indices) if tensor is not None]
-    boolean = any(t is not None and t.dtype.is_floating_point is False and t.element_size() == 1 for t in indices)
-    fields = [call.space.restrict(f, [a for a in axes_of(f) if a not in indexed], why) for f in value.fields]
-    kept = [field for field in fields if field is not None]
-    if boolean:
-        for field in kept:
+    """``x[i, j, :, ...]``: indexed axes must stay; the result's index axes stand where the first one was (or in front).
+
+    A mask indexes as many axes as it has, and makes one of them.
+    """
+    value, why = call.value(call.args[0]), call.reason("indexed by data")
+    indexed: list[int] = []
+    axis = width = 0
+    for tensor in call.args[1]:
+        if tensor is None:
+            axis += 1
+            continue
+        for field in call.value(tensor).fields:
             call.space.freeze(field, why)
-        call.set(())
-        return
-    width = np.broadcast_shapes(*(tuple(t.shape) for t in indices if t is not None))
+        axes, made = (tensor.dim(), 1) if tensor.dtype in _MASKS else (1, tensor.dim())
+        indexed += range(axis, axis + axes)
+        axis, width = axis + axes, max(width, made)
+    fields = [call.space.restrict(f, [a for a in axes_of(f) if a not in indexed], why) for f in value.fields]
     adjacent = indexed == list(range(indexed[0], indexed[-1] + 1))
     lead = indexed[0] if adjacent else 0
-    call.set([_replace_axes(field, indexed, lead, len(width)) for field in kept])
+    call.set([_replace_axes(field, indexed, lead, width) for field in fields if field is not None])
+
+
+@rule("nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount", "repeat_interleave")
+def selected(call: Call) -> None:
+    """Places of elements, or elements, that data choose: how many is for them to say."""
+    call.freeze_inputs("indexed by data")
+    call.set(())
 
 
 def _replace_axes(field: Field, indexed: list[int], lead: int, width: int) -> Field:

@@ -252,7 +252,6 @@ HOSTILE: dict[str, tuple[Callable[[Parts, dict[str, torch.Tensor]], Any], str]] 
     "integers that are no list": (integers({"range": [0, 2, 1]}), "integers"),
     "integers of a fractional input": (integers([1, 2], dtype="float32"), "other contents"),
     "integers that do not fit": (integers([1, 2**40]), "impossible integer"),
-    "example that is no number": (lambda parts, _: parts["graph"][0].update(example="a"), "an example of a number"),
     "plan is not JSON": (lambda parts, _: parts.update(metadata={"plan": "{"}), "'plan' is not JSON"),
     "provenance is not text": (lambda parts, _: parts.update(provenance={"a": 1}), "provenance"),
     "wrong version": (lambda parts, _: parts.update(metadata={"graphprune": "99"}), "version '99'"),

@@ -161,14 +161,17 @@ def test_the_module_tree_is_taken_over_with_modes_and_hooks() -> None:
 
 
 class Noisy(nn.Module):
-    """Asks for the mode in its own code, calls an operator by its overload, and refers to nodes inside of containers."""
+    """Asks for the mode in its own code, and calls an operator by its overload and a function that was made within another one.
+
+    Its graph refers to nodes inside of containers.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.a = nn.Linear(3, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = nn.functional.dropout(self.a(x), 0.5, self.training)
+        y = nn.functional.dropout(nn.functional.max_pool1d(self.a(x), 1), 0.5, self.training)
         return torch.cat([torch.ops.aten.add.Tensor(y, 1), y[:, : x.shape[1] - 1]], dim=1)
 
 

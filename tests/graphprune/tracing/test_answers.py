@@ -91,7 +91,33 @@ def written_before(self: Any, y: Any, lengths: Any) -> Any:
     return y[:, : later.max().item()] + later[1].item()
 
 
+def those_of_a_mask(self: Any, y: Any, lengths: Any) -> Any:
+    return y[torch.arange(8) < lengths[:, None]]
+
+
+def sequences_of_a_mask(self: Any, y: Any, lengths: Any) -> Any:
+    return y[lengths > 2].sum((0, 1)) * y[(lengths > 2).nonzero()[:, 0], 1]
+
+
+def numbers_of_a_mask(self: Any, y: Any, lengths: Any) -> Any:
+    return y + torch.masked_select(lengths, lengths > 2).sum()
+
+
+def repeated_by_lengths(self: Any, y: Any, lengths: Any) -> Any:
+    return y.sum(1).repeat_interleave(lengths, 0)
+
+
+def those_of_each_length(self: Any, y: Any, lengths: Any) -> Any:
+    found, places, counts = torch.unique(lengths, return_inverse=True, return_counts=True)
+    return y[places] * (len(found) + counts.sum() + torch.bincount(lengths).sum())
+
+
 VARIABLE = [
+    repeated_by_lengths,
+    those_of_each_length,
+    those_of_a_mask,
+    sequences_of_a_mask,
+    numbers_of_a_mask,
     cut_to_the_longest,
     cut_to_an_item,
     scaled_by_a_mean,
@@ -218,15 +244,16 @@ def test_a_number_that_nothing_uses_leaves_nothing_in_the_graph() -> None:
     assert [str(node.target) for node in program.module.graph.nodes] == ["x", "lengths", "a", "b", "output"]
 
 
-def test_a_slim_model_that_reads_values_is_saved_pickled_and_pruned_again(tmp_path: Path) -> None:
-    result = graphprune.prune(padded(masked_by_positions), EXAMPLE, target="channels=70%")
+@pytest.mark.parametrize("body", [masked_by_positions, cut_by_pairs, those_of_a_mask, sequences_of_a_mask, those_of_each_length])
+def test_a_slim_model_that_reads_values_is_saved_pickled_and_pruned_again(body: Any, tmp_path: Path) -> None:
+    result = graphprune.prune(padded(body), EXAMPLE, target="channels=70%")
     slim: Any = result.model
     graphprune.save(result, tmp_path / "slim.safetensors")
     for copy in (graphprune.load(tmp_path / "slim.safetensors"), pickle.loads(pickle.dumps(slim))):
         assert torch.equal(copy(X, OTHERS), slim(X, OTHERS))
         again: Any = graphprune.prune(copy, EXAMPLE, target="channels=50%").model
         assert again.a.out_features < slim.a.out_features
-        assert again(X, OTHERS).shape == (3, 7, 2)
+        assert again(X, OTHERS).shape == slim(X, OTHERS).shape
 
 
 def test_train_mode_reads_the_same_values() -> None:

@@ -95,6 +95,36 @@ def test_gathering_positions_keeps_heads_whole() -> None:
     assert not seen.frozen & set(atoms) and seen.result_atoms(0) is not None
 
 
+MASK = torch.tensor([True, False, True])
+
+
+def test_a_mask_makes_one_axis_of_those_that_it_has() -> None:
+    seen = observe(lambda t, m: t[m], t=torch.randn(3, 4, 5), m=MASK)
+    assert seen.frozen >= set(seen.atoms("t", 0)) and [seen.result_atoms(axis) for axis in range(3)] == [
+        None,
+        seen.atoms("t", 1),
+        seen.atoms("t", 2),
+    ]
+    seen = observe(lambda t, m: t[m], t=torch.randn(3, 4, 5), m=MASK.view(3, 1).repeat(1, 4))
+    assert seen.frozen >= {*seen.atoms("t", 0), *seen.atoms("t", 1)} and not seen.frozen & set(seen.atoms("t", 2))
+    assert [seen.result_atoms(axis) for axis in range(2)] == [None, seen.atoms("t", 2)]
+
+
+def test_a_mask_behind_other_axes_and_beside_indices() -> None:
+    seen = observe(lambda t, m: t[:, m], t=torch.randn(4, 3, 5), m=MASK)
+    assert [seen.result_atoms(axis) for axis in range(3)] == [seen.atoms("t", 0), None, seen.atoms("t", 2)]
+    seen = observe(lambda t, m, i: t[i, :, m], t=torch.randn(4, 6, 3, 5), m=MASK, i=INDEX)
+    assert [seen.result_atoms(axis) for axis in range(3)] == [None, seen.atoms("t", 1), seen.atoms("t", 3)]
+    seen = observe(lambda t, m, i: t[:, m, i], t=torch.randn(5, 3, 4), m=MASK, i=INDEX.view(1, 2).repeat(7, 1))
+    assert [seen.result_atoms(axis) for axis in range(3)] == [seen.atoms("t", 0), None, None]
+
+
+@pytest.mark.parametrize("function", [lambda t, m: m.nonzero() + t, lambda t, m: torch.masked_select(m, m > 0) + t])
+def test_what_places_are_asked_of_stays(function: Callable[..., Any]) -> None:
+    seen = observe(lambda t, m: function(t, m), t=torch.randn(1), m=torch.tensor([2, 0, 3, 1]))
+    assert seen.frozen >= set(seen.atoms("m", 0)) and seen.reasons(seen.atoms("m", 0)) == {"indexed by data"}
+
+
 def _masked(t: Tensor, mask: Tensor, number: float = 0.5) -> Tensor:
     t = t.clone()
     t[mask] = number

@@ -7,25 +7,52 @@ the example inputs. Floating-point inputs are what a model is to judge: a choice
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
-from graphprune.channels.tape import Operation
 from graphprune.rules import tensors_in
+
+if TYPE_CHECKING:
+    from graphprune.channels.tape import Operation
+
+_MASKS: Final = (torch.bool, torch.uint8)
+_SHAPED: Final[Mapping[Any, Callable[..., list[torch.Tensor]]]] = {
+    **dict.fromkeys(
+        (
+            torch.ops.aten.nonzero.default,
+            torch.ops.aten._unique2.default,
+            torch.ops.aten.unique_dim.default,
+            torch.ops.aten.unique_consecutive.default,
+            torch.ops.aten.bincount.default,
+            torch.ops.aten.repeat_interleave.Tensor,
+        ),
+        lambda x, *_, **__: [x],
+    ),
+    torch.ops.aten.masked_select.default: lambda x, mask: [mask],
+    torch.ops.aten.index.Tensor: lambda x, indices: [item for item in indices if item is not None and item.dtype in _MASKS],
+}
+"""Operators whose results have sizes that values decide: those operands."""
 
 
 class Values:
     """Computes what a trace's stand-ins hold for the example inputs.
 
-    real: gives the tensor of which a stand-in was made, if it was. operations: gives those of the trace so far.
+    real: parameters, buffers and constants by the identity of their stand-ins. numbers: so those of Python. operations: gives all
+    of the trace so far.
     """
 
-    def __init__(self, real: Callable[[torch.Tensor], torch.Tensor | None], operations: Callable[[], Iterable[Operation]]) -> None:
+    def __init__(
+        self,
+        real: Mapping[int, torch.Tensor],
+        numbers: Mapping[int, torch.Tensor],
+        operations: Callable[[], Iterable[Operation]],
+    ) -> None:
         self._real = real
+        self._numbers = numbers
         self._operations = operations
         self._given: dict[int, torch.Tensor] = {}  # inputs by the identity of their stand-ins
         self._answers: dict[Any, Any] = {}
@@ -49,6 +76,21 @@ class Values:
             self._kept += operands
         return self._answers[key]
 
+    def sized(self, operator: Any, args: Any, kwargs: Any) -> Any:
+        """Real results of an operator whose sizes are decided by values, with zeros for operands that are not known.
+
+        None for other operators, and where the values that decide are not known.
+        """
+        deciding = _SHAPED[operator](*args, **kwargs) if operator in _SHAPED else []
+        if not deciding:
+            return None
+        with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():
+            held = self._held(deciding)
+            if held is None:
+                return None
+            blank = {id(item): torch.zeros(item.shape, dtype=item.dtype) for item in tensors_in((args, kwargs))}
+            return operator(*_with(args, blank | held), **_with(kwargs, blank | held))
+
     def _held(self, wanted: list[torch.Tensor]) -> dict[int, torch.Tensor] | None:
         """The data of these tensors, by their identity; None where they are not of the inputs alone."""
         held: dict[int, torch.Tensor] = {}
@@ -65,7 +107,8 @@ class Values:
         """Add those that nothing has computed: copies of inputs and of buffers. False where one of them is no such thing."""
         for tensor in tensors:
             if id(tensor) not in held:
-                source = self._given.get(id(tensor), self._real(tensor))
+                known = (self._given, self._numbers, self._real)
+                source = next((place[id(tensor)] for place in known if id(tensor) in place), None)
                 if source is None or isinstance(source, nn.Parameter) or source.is_meta:
                     return False
                 held[id(tensor)] = source.detach().to("cpu", copy=True)
