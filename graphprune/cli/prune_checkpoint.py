@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from graphprune.cli.output import Output, Task
     from graphprune.ir.program import Inputs
-    from graphprune.streaming import CheckpointReport, Fit
+    from graphprune.streaming import CheckpointReport
 
 _HOW = "How to prune"
 
@@ -191,7 +191,7 @@ def _print(report: CheckpointReport, inputs: str, out: Path, output: Output) -> 
     if report.compensation:
         output.say(tables.compensation_line(report.compensation))
     if report.config is not None:
-        output.say(_config_line(report.config))
+        output.say(report.config.describe() + ("" if report.config.config is not None else " Its graph comes from plan.json."))
     if not report.shards:
         output.say(f"Plan written to {out / 'plan.json'}. Run the command again without --plan-only to write the weights.")
         return
@@ -200,17 +200,6 @@ def _print(report: CheckpointReport, inputs: str, out: Path, output: Output) -> 
     if report.config is not None and report.config.config is not None:
         load = f' Load it with: from_pretrained("{out}")'
     output.say(f"Written to {out}: {len(report.shards)} files of weights{resumed}.{load}")
-
-
-def _config_line(fit: Fit) -> str:
-    if fit.config is None:
-        return (
-            f"No config of this architecture makes the slim model ({fit.reason}), so from_pretrained cannot load it: its graph "
-            "comes from plan.json."
-        )
-    changes = ", ".join(f"{name} {'unset' if old is None else old} -> {new}" for name, (old, new) in fit.changes.items())
-    changes = changes or "nothing to change"
-    return f"config.json: {changes}. Its model runs the same operators on the same shapes as the slim graph."
 
 
 def _data(report: CheckpointReport, out: Path, plan: Path | None) -> dict[str, Any]:

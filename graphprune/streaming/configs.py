@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import combinations
 from typing import Any, Final, TypeAlias, cast
@@ -26,11 +26,21 @@ _FEW: Final = 2  # layers, in a search that can do with few
 @dataclass(frozen=True)
 class Fit:
     """A config that makes the slim model, or why there is none. changes: by the path in the config, old and new number; the old one
-    is None where it was left to the model's class."""
+    is None where it was left to the model's class. stated: every number of the config that is another then, also what its class
+    derives; lists as a whole."""
 
     config: Config | None
     changes: Mapping[str, tuple[int | None, int]]
     reason: str = ""
+    stated: Mapping[str, int | list[int]] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """In a sentence or two."""
+        if self.config is None:
+            return f"No config of this architecture makes the slim model ({self.reason}), so from_pretrained cannot load it."
+        changes = ", ".join(f"{name} {'unset' if old is None else old} -> {new}" for name, (old, new) in self.changes.items())
+        changes = changes or "nothing to change"
+        return f"config.json: {changes}. Its model runs the same operators on the same shapes as the slim graph."
 
 
 class Search:
@@ -144,6 +154,22 @@ def few_layers(config: Config, shapes: Callable[[Config], Shapes]) -> dict[Path,
             if found is not None and len(found) < len(full) and all(full.get(name) == shape for name, shape in found.items()):
                 return {path: _FEW}
     return {}
+
+
+def others(new: Config, old: Any, where: str = "") -> dict[str, int | list[int]]:
+    """The numbers of a config that are not those of another, by their dotted names; lists of numbers as a whole.
+
+    >>> others({"width": 4, "depths": [1, 3], "vision": {"width": 8}}, {"width": 4, "depths": [1, 4], "vision": {}})
+    {'depths': [1, 3], 'vision.width': 8}
+    """
+    found: dict[str, int | list[int]] = {}
+    for key, value in new.items():
+        before = old.get(key) if isinstance(old, Mapping) else None
+        if isinstance(value, Mapping):
+            found |= others(dict(value), before, f"{where}{key}.")
+        elif value != before and (type(value) is int or (isinstance(value, list) and all(type(one) is int for one in value))):
+            found[f"{where}{key}"] = value
+    return found
 
 
 def numbers(config: Any, path: Path = ()) -> Iterator[tuple[Path, int]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
@@ -39,6 +41,17 @@ def read_config(folder: str | Path) -> Config:
         raise UsageError(f"{path} is no config that names an architecture. Give the model as package.module:factory.") from error
     architecture(name)
     return dict(config)
+
+
+def config_of(model: nn.Module) -> Config:
+    """The config of a model in memory, as a folder of it would have it. Raises UsageError where no config makes its class."""
+    cls = type(model)
+    known: Any = getattr(sys.modules.get("transformers"), cls.__name__, None)
+    if known is not cls:
+        raise UsageError(f"{cls.__name__} is no model of transformers, which would have a config that states widths.")
+    config: Any = model.config
+    found: Config = json.loads(config.to_json_string(use_diff=False))
+    return {**found, "architectures": [cls.__name__], "attn_implementation": config._attn_implementation}
 
 
 def architecture(name: Any) -> Any:
@@ -87,10 +100,11 @@ class _Unallocated(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def build(config: Config, most: int = _MOST, watch: Callable[[Any], Any] = lambda made: made) -> nn.Module:
+def build(config: Config, most: int = _MOST, watch: Callable[[Any], Any] = lambda made: made, *, cached: bool = False) -> nn.Module:
     """The model of a config in eval mode: parameters on the meta device, buffers with their values.
 
-    most: parameters, in number. watch: gives back the object of the config that its class gets, or another for it.
+    most: parameters, in number. watch: gives back the object of the config that its class gets, or another for it. cached: whether
+    the model returns caches where its config says so; they are no results that a slim model must have.
     Raises UsageError where the config does not suit its architecture.
     """
     from accelerate import init_empty_weights
@@ -105,7 +119,8 @@ def build(config: Config, most: int = _MOST, watch: Callable[[Any], Any] = lambd
         raise UsageError(
             f"{cls.__name__} cannot be built from its {CONFIG} ({reason}). Get the one that belongs to the weights."
         ) from error
-    model.config.use_cache = False  # a cache is no result that the slim model must have
+    if not cached:
+        model.config.use_cache = False
     return cast(nn.Module, model)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import graphprune
 from graphprune.errors import RewriteError
+from graphprune.own_class.attributes import set_attributes
 from tests.graphprune.own_class.keeping import IMAGE, pruned, reasons
 
 
@@ -335,3 +336,16 @@ def test_the_code_of_a_scope_reads_its_own_attributes() -> None:
 
     slim = pruned(Whole(), torch.ones(2, 5, 6)).model
     assert (slim.heads, slim.net.heads) == (3, 1)
+
+
+def test_what_a_config_leaves_to_its_class_can_be_stated() -> None:
+    """In what a module holds alone: an attribute of the module itself that is no number stays so."""
+    config = Config()
+    config.__dict__["inner"] = None
+    model: Any = Configured(Config())
+    model.config, model.nothing = config, None
+    set_attributes(model, {"": {"config.inner": 6, "config.heads": 2, "config.size": 8}}, Configured(Config()))
+    assert vars(config) == {**vars(Config()), "inner": 6, "heads": 2, "size": 8}
+    for name, value in (("nothing", 3), ("config.inner", [1]), ("config.missing.size", 3)):
+        with pytest.raises(RewriteError, match="has no width"):
+            set_attributes(model, {"": {name: value}}, Configured(Config()))
