@@ -319,6 +319,13 @@ def _graph_of(slim: nn.Module, inputs: Inputs, scopes: Sequence[Scope]) -> tuple
     return program.module, program.weights
 
 
+def _unused(model: nn.Module, plan: Plan) -> tuple[str, ...]:
+    """Tensors of a model that its graph does not have under any of their names."""
+    tensors = named_tensors(model)
+    used = {id(tensors[name]) for name in plan.model if name in tensors}
+    return tuple(name for name, tensor in tensors.items() if id(tensor) not in used)
+
+
 def _result(done: Program, plan: Plan, model: nn.Module | None) -> PruneResult:
     assert done.record is not None and done.original is not None
     scopes = tuple(scope.path for scope in done.scopes)
@@ -333,7 +340,7 @@ def _result(done: Program, plan: Plan, model: nn.Module | None) -> PruneResult:
 
         agreed(plan.model_dump_json(), "what to remove")
         slim = found.place(done.module, done.weights)
-    unused = tuple(name for name in named_tensors(model) if name not in plan.model) if model is not None and not scopes else ()
+    unused = _unused(model, plan) if model is not None and not scopes else ()
     record = done.record
     report = Report(
         record.before,

@@ -18,7 +18,7 @@ Shapes: TypeAlias = Mapping[str, Shape]
 Path: TypeAlias = tuple[str | int, ...]
 Config: TypeAlias = dict[str, Any]
 
-_MOST: Final = 400  # models that are built in a search
+MOST: Final = 400  #: Models that are built in a search.
 _SMALL: Final = 2  # numbers below are flags and counts that no width stands behind
 _FEW: Final = 2  # layers, in a search that can do with few
 
@@ -47,13 +47,16 @@ class Search:
     """A search for the config of a slim model.
 
     shapes: of the state of a model built from a config; raises where the config is none. agrees: why a model built from a config is
-    not the slim one although its shapes are, or an empty text.
+    not the slim one although its shapes are, or an empty text. most: models that are built.
     """
 
-    def __init__(self, config: Config, shapes: Callable[[Config], Shapes], agrees: Callable[[Config], str]) -> None:
+    def __init__(
+        self, config: Config, shapes: Callable[[Config], Shapes], agrees: Callable[[Config], str], most: int = MOST
+    ) -> None:
         self.config = config
         self._shapes = shapes
         self._agrees = agrees
+        self._most = most
         self._built: dict[tuple[tuple[Path, int], ...], Shapes | None] = {}
         self._best: tuple[int, str] | None = None
         self._short: dict[Path, int] = {}
@@ -82,7 +85,7 @@ class Search:
 
     def _shapes_with(self, changes: Mapping[Path, int]) -> Shapes | None:
         key = tuple(sorted(changes.items(), key=str))
-        if key not in self._built and len(self._built) < _MOST:
+        if key not in self._built and len(self._built) < self._most:
             self._built[key] = attempt(self._shapes, changed(self.config, {**changes, **self._short}))
         return self._built.get(key)
 

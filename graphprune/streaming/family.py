@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from graphprune.channels.groups import Groups, Ints
 from graphprune.channels.levers import Levers, Numbers
-from graphprune.errors import CaptureError, GraphpruneError, first_line
+from graphprune.errors import CaptureError, GraphpruneError, UsageError, first_line
 from graphprune.ir.program import Inputs, Program
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.rewrite.rewrite import rewrite
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.quiet import quiet
-from graphprune.streaming.configs import Config, Fit, Path, Search, Shapes, attempt, changed, few_layers, others
+from graphprune.streaming.configs import MOST, Config, Fit, Path, Search, Shapes, attempt, changed, few_layers, others
 from graphprune.streaming.folder import architecture, asked_of, build, with_dtypes
 from graphprune.streaming.header import Entry
 from graphprune.streaming.levers import Finder, at_full_depth, first_units
@@ -41,6 +41,14 @@ class Family:
         self._class = cls.config_class
         self.explicit = {**self._made(config), "architectures": config["architectures"]}
 
+    @cached_property
+    def _bare(self) -> bool:
+        """Whether shapes can be had of models without any values."""
+        try:
+            return build(self.explicit, bare=True).state_dict().keys() == build(self.explicit).state_dict().keys()
+        except UsageError:
+            return False
+
     def _made(self, config: Config) -> Config:
         """What the class of configs makes of one, in full."""
         with quiet():
@@ -48,11 +56,11 @@ class Family:
 
     def shapes(self, candidate: Config) -> Shapes:
         """The shapes of the state of a config's model. Raises UsageError where there is no such model."""
-        return {name: tuple(value.shape) for name, value in build(candidate).state_dict().items()}
+        return {name: tuple(value.shape) for name, value in build(candidate, bare=self._bare).state_dict().items()}
 
     def untied(self, candidate: Config) -> Shapes:
         """The same of tied tensors under the first of their names only."""
-        state = build(candidate).state_dict(keep_vars=True)
+        state = build(candidate, bare=self._bare).state_dict(keep_vars=True)
         first = {id(tensor): name for name, tensor in reversed(state.items())}
         return {name: tuple(tensor.shape) for name, tensor in state.items() if first[id(tensor)] == name}
 
@@ -104,11 +112,11 @@ class Family:
             return None
         return None if program.scopes else program
 
-    def fit(self, slim: Program, state: Mapping[str, Entry | Tensor], numbers: Numbers | None = None) -> Fit:
+    def fit(self, slim: Program, state: Mapping[str, Entry | Tensor], numbers: Numbers | None = None, most: int = MOST) -> Fit:
         """The config from which transformers builds the slim model, or the reason why none does.
 
         slim: the slim graph, for the same inputs. state: what the plan leaves of the model's tensors. numbers: at which levers are,
-        where the widths are theirs.
+        where the widths are theirs. most: models that a search builds.
         """
         dtypes = {name: entry.dtype for name, entry in state.items()}
 
@@ -119,7 +127,10 @@ class Family:
                 return first_line(error)
             return difference(slim.with_(tape=None), other.with_(tape=None), state)
 
-        search, wanted = Search(self.explicit, self.shapes, agrees), {name: tuple(entry.shape) for name, entry in state.items()}
+        search, wanted = (
+            Search(self.explicit, self.shapes, agrees, most),
+            {name: tuple(entry.shape) for name, entry in state.items()},
+        )
         fit = Fit(None, {}) if numbers is None else search.check(numbers, wanted)
         fit = fit if fit.config is not None else search.run(wanted)
         if fit.config is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Final
 
 from torch import Tensor, nn
 
@@ -11,8 +12,11 @@ from graphprune.errors import UsageError
 from graphprune.ir.program import Inputs, Program
 from graphprune.ir.twins import named_tensors, unwrapped
 from graphprune.result import PruneResult
+from graphprune.streaming.configs import MOST
 from graphprune.streaming.family import Family, numbers_at
 from graphprune.streaming.folder import config_of
+
+_FEW: Final = 100  # models that are built to see whether a config states widths by chance
 
 
 def family_of(model: nn.Module, inputs: Inputs) -> Family:
@@ -36,7 +40,8 @@ def fitted(result: PruneResult, program: Program, model: nn.Module, family: Fami
     report = result.report
     numbers = numbers_at(program.levers, report.groups, report.widths)
     slim = program.with_(module=result.graph, tape=None)
-    return replace(result, config=family.fit(slim, _state(unwrapped(model), result.graph), numbers))
+    state = _state(unwrapped(model), result.graph)
+    return replace(result, config=family.fit(slim, state, numbers, most=MOST if numbers else _FEW))
 
 
 def _state(model: nn.Module, slim: nn.Module) -> dict[str, Tensor]:
