@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphprune.cli import options
-from graphprune.errors import UsageError
+from graphprune.errors import CaptureError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -131,10 +133,11 @@ def command(
         with output.task("Analysing", total=1.0) as task:
             shared: dict[str, Any] = {"seed": seed, "verify": not no_verify, "proof_bytes": int(proof_memory * 1e9)}
             shared |= {"config": config, "progress": _Shown(task)}
-            if from_plan is None:
-                report = prune_checkpoint(built, inputs, checkpoint, out, **given, **shared)
-            else:
-                report = apply_plan_to_checkpoint(built, inputs, checkpoint, out, from_plan, **shared)
+            with _guessed(inputs) if shape is None else nullcontext():
+                if from_plan is None:
+                    report = prune_checkpoint(built, inputs, checkpoint, out, **given, **shared)
+                else:
+                    report = apply_plan_to_checkpoint(built, inputs, checkpoint, out, from_plan, **shared)
         if rank == 0:
             if plan is not None:
                 report.plan.save(plan)
@@ -163,6 +166,17 @@ def _open(checkpoint: Path, model: str | None, shape: str | None, seed: int) -> 
     config = read_config(opened.folder)
     built = build_for(config, opened)
     return built, given or usual_inputs(built), config
+
+
+@contextmanager
+def _guessed(inputs: Inputs) -> Iterator[None]:
+    """Say with a failure of capture which inputs were taken, since they were not given."""
+    try:
+        yield
+    except CaptureError as error:
+        raise CaptureError(
+            f"{error} No inputs were named, and {inputs.describe()} was taken; if the model needs others, give them with --input."
+        ) from error
 
 
 class _Shown:
@@ -199,7 +213,8 @@ def _print(report: CheckpointReport, inputs: str, out: Path, output: Output) -> 
     load = ""
     if report.config is not None and report.config.config is not None:
         load = f' Load it with: from_pretrained("{out}")'
-    output.say(f"Written to {out}: {len(report.shards)} files of weights{resumed}.{load}")
+    files = "1 file" if len(report.shards) == 1 else f"{len(report.shards)} files"
+    output.say(f"Written to {out}: {files} of weights{resumed}.{load}")
 
 
 def _data(report: CheckpointReport, out: Path, plan: Path | None) -> dict[str, Any]:

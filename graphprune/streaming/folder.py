@@ -169,13 +169,14 @@ def with_dtypes(model: nn.Module, wanted: Mapping[str, torch.dtype]) -> nn.Modul
 
 
 def usual_inputs(model: nn.Module) -> Inputs:
-    """Example inputs of a model of text, or of images of the size that its config states.
+    """Example inputs of a model of text, and of its decoder where it has one, or of images of the size that its config states.
 
     Raises UsageError where the model takes neither ``input_ids`` nor ``pixel_values`` of a size that is known.
     """
     taken = inspect.signature(model.forward).parameters
     if "input_ids" in taken:
-        return Inputs((), {"input_ids": torch.zeros(_TEXT, dtype=torch.int64)})
+        texts = [name for name in ("input_ids", "decoder_input_ids") if name in taken]
+        return Inputs((), {name: torch.zeros(_TEXT, dtype=torch.int64) for name in texts})
     channels, size = (getattr(getattr(model, "config", None), name, None) for name in ("num_channels", "image_size"))
     sides = (size, size) if isinstance(size, int) else size
     if "pixel_values" not in taken or not isinstance(channels, int) or not sides:
