@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import fx, nn
 
@@ -28,6 +28,7 @@ from graphprune.passes.rewrite.fold_constants import FoldConstantsPass
 from graphprune.passes.rewrite.recalibrate import RecalibratePass
 from graphprune.passes.rewrite.rewrite import RewritePass
 from graphprune.passes.scoring.score import ScorePass
+from graphprune.passes.selection.levers import is_stating
 from graphprune.passes.selection.select import selection_pass
 from graphprune.passes.selection.target import read_targets
 from graphprune.passes.verification.captured import check_captured, check_runs
@@ -44,6 +45,9 @@ from graphprune.result import PruneResult, Report
 from graphprune.surveys.profiling import profile_program
 from graphprune.tracing import capture, joined, normalise_inputs, put_back
 from graphprune.verification import Verification
+
+if TYPE_CHECKING:
+    from graphprune.streaming.family import Family
 
 #: What ``compensate`` may be.
 COMPENSATIONS: Mapping[str, Callable[[], Pass]] = {"least-squares": CompensatePass, "constants": FoldConstantsPass}
@@ -71,7 +75,8 @@ def prune(
     normalise: str = "max",
     share: str = "none",
     select: str = "select",
-    ranking: str = "global",
+    ranking: str | None = None,
+    widths: str = "any",
     round_to: int | Literal["auto"] = 1,
     min_channels: int = 1,
     max_ratio: float = 1.0,
@@ -101,7 +106,10 @@ def prune(
         for data made from batch-norm statistics. A :class:`Calibration` says more.
     select: the selection pass: ``select``, which removes in one order of all units (its ranking is an option of its own),
         ``knapsack``, ``greedy`` or ``threshold``.
-    ranking, round_to, min_channels, max_ratio: see :class:`~graphprune.passes.selection.select.SelectPass`.
+    ranking, round_to, min_channels, max_ratio: see :class:`~graphprune.passes.selection.select.SelectPass`. The ranking is
+        ``global`` by default, and ``local`` with ``widths="config"``.
+    widths: ``any``, or ``config``: only such as a config can state, for a model of transformers. With ``keep_class`` the slim model
+        has this config, so that ``from_pretrained`` loads what its ``save_pretrained`` writes.
     latency: for a target on it, the model's table (:func:`~graphprune.surveys.profiling.profile`), or the file of one; by default
         it is measured first, which takes minutes. What is chosen by its predictions is timed here and put right until it is within
         1 % of the target. measure: False for the predictions alone, as for a table of another machine.
@@ -123,7 +131,10 @@ def prune(
     >>> result.model.get_submodule("0").out_features
     16
     """
-    targets = read_targets(target)
+    targets, stating = read_targets(target), is_stating(widths)
+    if stating and select != "select":
+        raise UsageError(f'The pass {select!r} takes any widths; widths="config" goes with select="select". Leave out one of them.')
+    ranking = ranking or ("local" if stating else "global")
     passes: list[Pass] = [
         ScorePass(criterion=criterion, reduction=reduction, normalise=normalise, share=share, seed=seed),
         selection_pass(select, ranking, {"round_to": round_to, "min_channels": min_channels, "max_ratio": max_ratio, **targets}),
@@ -143,6 +154,11 @@ def prune(
     analyses = AnalysisManager()
     if keep_class:
         program = within_own_code(unwrapped(model), normalise_inputs(example_inputs), program, analyses)
+    family = _family(model, example_inputs, stating, keep_class)
+    if stating and family is not None:
+        from graphprune.streaming.loaded import bound  # which imports this module
+
+        program = bound(program, analyses.get(program, ChannelGroups), family)
     if "latency" in targets and latency is None:
         device = next((parameter.device.type for parameter in model.parameters()), "cpu")
         groups = analyses.get(program, ChannelGroups)
@@ -151,7 +167,7 @@ def prune(
         program = timed(program, latency, measure=measure, analyses=analyses)
     steps = [ChannelsPass(exclude=program.exclude, policy=program.policy), *passes]
     result = run_pipeline(program, steps, observers=observers, model=model, analyses=analyses)
-    return _finished(result, model, normalise_inputs(example_inputs), verify, keep_class)
+    return _finished(result, program, model, normalise_inputs(example_inputs), verify, keep_class, family)
 
 
 def _captured(model: nn.Module, example_inputs: Any, verify: bool, **how: Any) -> Program:
@@ -174,11 +190,34 @@ def _captured(model: nn.Module, example_inputs: Any, verify: bool, **how: Any) -
     return program
 
 
-def _finished(result: PruneResult, model: nn.Module, inputs: Inputs, verify: bool, keep_class: bool) -> PruneResult:
-    """The result as it is handed over: run once if it is to be verified and has scopes, and in the model's class if wanted."""
+def _finished(
+    result: PruneResult, program: Program, model: nn.Module, inputs: Inputs, verify: bool, keep_class: bool, family: Family | None
+) -> PruneResult:
+    """The result as it is handed over: run once if it is to be verified and has scopes, and in the model's class if wanted.
+
+    program: that was pruned. family: what configs make of the model's class.
+    """
     if verify and result.scopes:
         check_runs(result.model, inputs)
+    if family is not None and not result.scopes:
+        from graphprune.streaming.loaded import fitted  # which imports this module
+
+        result = fitted(result, program, model, family)
     return in_own_class(result, unwrapped(model), inputs) if keep_class else result
+
+
+def _family(model: nn.Module, example_inputs: Any, stating: bool, keep_class: bool) -> Family | None:
+    """What configs make of a model's class, if that is asked for: where it must be, raises UsageError if they make nothing."""
+    if not (stating or keep_class):
+        return None
+    from graphprune.streaming.loaded import family_of  # which imports this module
+
+    try:
+        return family_of(model, normalise_inputs(example_inputs))
+    except UsageError:
+        if stating:
+            raise
+        return None
 
 
 def _compensation(name: str) -> Pass:
@@ -232,8 +271,10 @@ def apply_plan(
     program = _captured(model, example_inputs, verify, scopes=decision.scopes, source=source)
     decision.check_fits(program.module)
     passes: list[Pass] = [RewritePass(), *([VerifyPass()] if verify else [])]
-    result = run_pipeline(program.with_(plan=decision, policy=decision.policy), passes, observers=observers, model=model)
-    return _finished(result, model, normalise_inputs(example_inputs), verify, keep_class)
+    program = program.with_(plan=decision, policy=decision.policy)
+    result = run_pipeline(program, passes, observers=observers, model=model)
+    family = _family(model, example_inputs, False, keep_class)
+    return _finished(result, program, model, normalise_inputs(example_inputs), verify, keep_class, family)
 
 
 @callers_modes_off()
@@ -278,6 +319,13 @@ def _graph_of(slim: nn.Module, inputs: Inputs, scopes: Sequence[Scope]) -> tuple
     return program.module, program.weights
 
 
+def _unused(model: nn.Module, plan: Plan) -> tuple[str, ...]:
+    """Tensors of a model that its graph does not have under any of their names."""
+    tensors = named_tensors(model)
+    used = {id(tensors[name]) for name in plan.model if name in tensors}
+    return tuple(name for name, tensor in tensors.items() if id(tensor) not in used)
+
+
 def _result(done: Program, plan: Plan, model: nn.Module | None) -> PruneResult:
     assert done.record is not None and done.original is not None
     scopes = tuple(scope.path for scope in done.scopes)
@@ -292,7 +340,7 @@ def _result(done: Program, plan: Plan, model: nn.Module | None) -> PruneResult:
 
         agreed(plan.model_dump_json(), "what to remove")
         slim = found.place(done.module, done.weights)
-    unused = tuple(name for name in named_tensors(model) if name not in plan.model) if model is not None and not scopes else ()
+    unused = _unused(model, plan) if model is not None and not scopes else ()
     record = done.record
     report = Report(
         record.before,

@@ -104,7 +104,10 @@ def default_loss(output: Any, target: Any) -> Tensor:
     if first is None and hasattr(output, "logits"):
         first = output.logits
     if target is None or first is None:
-        raise UsageError("The criterion needs a loss, and the calibration data have no targets. Give batches of (inputs, target).")
+        raise UsageError(
+            "The criterion needs a loss, and the calibration data have no targets. Give batches of (inputs, target). Where the "
+            "model computes its own loss (start_positions), have its targets among the example inputs, too."
+        )
     if target.is_floating_point():
         if first.shape != target.shape:
             raise UsageError(

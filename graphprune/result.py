@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import fx, nn
 
@@ -19,6 +19,9 @@ from graphprune.plans.plan import Plan
 from graphprune.plots import plot_widths
 from graphprune.text import columns, cost_rows, verification_line
 from graphprune.verification import Verification
+
+if TYPE_CHECKING:
+    from graphprune.streaming.configs import Fit
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ class PruneResult:
 
     model: the slim model. graph: the pruned graph: the model itself, or that of its scopes. scopes: where these belong, empty
     for a model that was pruned as a whole. keeps_class: the model is of the original's class, and shares its layers with the graph.
-    attributes: what modules of that model were told of their new widths, by path and name.
+    attributes: what modules of that model were told of their new widths, by path and name. config: of a model of transformers that
+    keeps its class, or whose widths were to be such as its config can state: the config that states them, or why none does.
     """
 
     model: nn.Module
@@ -72,6 +76,7 @@ class PruneResult:
     scopes: tuple[Scope, ...] = ()
     keeps_class: bool = False
     attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    config: Fit | None = None
 
     @property
     def groups(self) -> Groups:
@@ -96,6 +101,7 @@ class PruneResult:
                 f"{type(self.model).__name__}, pruned{where}: {cut} of {len(report.widths)} groups are narrower.",
                 columns([("", "original", "slim", "remains"), *cost_rows(report.before, report.after)]),
                 verification_line(report.verification) if report.verification else "Not verified.",
+                *([] if self.config is None else [self.config.describe()]),
             ]
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphprune.cli import options
-from graphprune.errors import UsageError
+from graphprune.errors import CaptureError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from graphprune.cli.output import Output, Task
     from graphprune.ir.program import Inputs
-    from graphprune.streaming import CheckpointReport, Fit
+    from graphprune.streaming import CheckpointReport
 
 _HOW = "How to prune"
 
@@ -131,10 +133,11 @@ def command(
         with output.task("Analysing", total=1.0) as task:
             shared: dict[str, Any] = {"seed": seed, "verify": not no_verify, "proof_bytes": int(proof_memory * 1e9)}
             shared |= {"config": config, "progress": _Shown(task)}
-            if from_plan is None:
-                report = prune_checkpoint(built, inputs, checkpoint, out, **given, **shared)
-            else:
-                report = apply_plan_to_checkpoint(built, inputs, checkpoint, out, from_plan, **shared)
+            with _guessed(inputs) if shape is None else nullcontext():
+                if from_plan is None:
+                    report = prune_checkpoint(built, inputs, checkpoint, out, **given, **shared)
+                else:
+                    report = apply_plan_to_checkpoint(built, inputs, checkpoint, out, from_plan, **shared)
         if rank == 0:
             if plan is not None:
                 report.plan.save(plan)
@@ -165,6 +168,17 @@ def _open(checkpoint: Path, model: str | None, shape: str | None, seed: int) -> 
     return built, given or usual_inputs(built), config
 
 
+@contextmanager
+def _guessed(inputs: Inputs) -> Iterator[None]:
+    """Say with a failure of capture which inputs were taken, since they were not given."""
+    try:
+        yield
+    except CaptureError as error:
+        raise CaptureError(
+            f"{error} No inputs were named, and {inputs.describe()} was taken; if the model needs others, give them with --input."
+        ) from error
+
+
 class _Shown:
     """Shows on a task of total 1 how far scoring or writing is."""
 
@@ -191,7 +205,7 @@ def _print(report: CheckpointReport, inputs: str, out: Path, output: Output) -> 
     if report.compensation:
         output.say(tables.compensation_line(report.compensation))
     if report.config is not None:
-        output.say(_config_line(report.config))
+        output.say(report.config.describe() + ("" if report.config.config is not None else " Its graph comes from plan.json."))
     if not report.shards:
         output.say(f"Plan written to {out / 'plan.json'}. Run the command again without --plan-only to write the weights.")
         return
@@ -199,18 +213,8 @@ def _print(report: CheckpointReport, inputs: str, out: Path, output: Output) -> 
     load = ""
     if report.config is not None and report.config.config is not None:
         load = f' Load it with: from_pretrained("{out}")'
-    output.say(f"Written to {out}: {len(report.shards)} files of weights{resumed}.{load}")
-
-
-def _config_line(fit: Fit) -> str:
-    if fit.config is None:
-        return (
-            f"No config of this architecture makes the slim model ({fit.reason}), so from_pretrained cannot load it: its graph "
-            "comes from plan.json."
-        )
-    changes = ", ".join(f"{name} {'unset' if old is None else old} -> {new}" for name, (old, new) in fit.changes.items())
-    changes = changes or "nothing to change"
-    return f"config.json: {changes}. Its model runs the same operators on the same shapes as the slim graph."
+    files = "1 file" if len(report.shards) == 1 else f"{len(report.shards)} files"
+    output.say(f"Written to {out}: {files} of weights{resumed}.{load}")
 
 
 def _data(report: CheckpointReport, out: Path, plan: Path | None) -> dict[str, Any]:

@@ -104,11 +104,14 @@ def set_attributes(model: nn.Module, attributes: Mapping[str, Mapping[str, Any]]
         for name, new in values.items():
             holder, last = _holder(model.get_submodule(path), name), name.rpartition(".")[2]
             old: Any = _state(holder).get(last)
-            if last in _INTERNAL or not _is_width(old) or isinstance(old, int) is not isinstance(new, int) or not _is_width(new):
+            held = hasattr(holder, "__dict__") and holder is not model.get_submodule(path)
+            blank = old is None and isinstance(new, int) and held  # left to a config's class
+            alike = _is_width(old) and isinstance(old, int) is isinstance(new, int)
+            if last in _INTERNAL or not (blank or alike) or not _is_width(new):
                 raise RewriteError(f"{path or type(model).__name__} has no width {name!r}.")
             if holder is _holder(original.get_submodule(path), name):
                 raise RewriteError(f"{path or type(model).__name__} has its width {name!r} in what is not copied with the model.")
-            kind: Any = type(old)
+            kind: Any = int if blank else type(old)
             _state(holder)[last] = kind(new)
 
 

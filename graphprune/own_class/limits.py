@@ -301,6 +301,8 @@ def _choices(before: fx.Node, node: fx.Node, groups: Groups, linked: UnionFind[i
         # Ties at a second view of the same channels could be of other positions. Whether there are as many, the run will show.
         if ends or reads_one_of(node, follow):
             found[tied_at(node)] = "tied" if len(ends) > 1 else "free"
+    elif is_changed(node) and computes(node) and reads_one_of(node, follow):
+        found[tied_at(node)] = "free"  # a number, such as a batch of all heads by the number of heads, that may come out the same
     return found
 
 

@@ -61,6 +61,9 @@ def in_own_class(result: PruneResult, model: nn.Module, inputs: Inputs, *, check
     """
     try:
         attributes = stated(model, result.graph, result.plan.policy)
+        if result.config is not None and result.config.stated:
+            own_config = {f"config.{name}": value for name, value in result.config.stated.items()}
+            attributes[""] = {**attributes.get("", {}), **own_config}
         own = seated(model, result.graph, attributes)
         difference = _differs(own, inputs, result) if check else ""
     except (CaptureError, Stated) as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import combinations
 from typing import Any, Final, TypeAlias, cast
@@ -18,7 +18,7 @@ Shapes: TypeAlias = Mapping[str, Shape]
 Path: TypeAlias = tuple[str | int, ...]
 Config: TypeAlias = dict[str, Any]
 
-_MOST: Final = 400  # models that are built in a search
+MOST: Final = 400  #: Models that are built in a search.
 _SMALL: Final = 2  # numbers below are flags and counts that no width stands behind
 _FEW: Final = 2  # layers, in a search that can do with few
 
@@ -26,24 +26,37 @@ _FEW: Final = 2  # layers, in a search that can do with few
 @dataclass(frozen=True)
 class Fit:
     """A config that makes the slim model, or why there is none. changes: by the path in the config, old and new number; the old one
-    is None where it was left to the model's class."""
+    is None where it was left to the model's class. stated: every number of the config that is another then, also what its class
+    derives; lists as a whole."""
 
     config: Config | None
     changes: Mapping[str, tuple[int | None, int]]
     reason: str = ""
+    stated: Mapping[str, int | list[int]] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """In a sentence or two."""
+        if self.config is None:
+            return f"No config of this architecture makes the slim model ({self.reason}), so from_pretrained cannot load it."
+        changes = ", ".join(f"{name} {'unset' if old is None else old} -> {new}" for name, (old, new) in self.changes.items())
+        changes = changes or "nothing to change"
+        return f"config.json: {changes}. Its model runs the same operators on the same shapes as the slim graph."
 
 
 class Search:
     """A search for the config of a slim model.
 
     shapes: of the state of a model built from a config; raises where the config is none. agrees: why a model built from a config is
-    not the slim one although its shapes are, or an empty text.
+    not the slim one although its shapes are, or an empty text. most: models that are built.
     """
 
-    def __init__(self, config: Config, shapes: Callable[[Config], Shapes], agrees: Callable[[Config], str]) -> None:
+    def __init__(
+        self, config: Config, shapes: Callable[[Config], Shapes], agrees: Callable[[Config], str], most: int = MOST
+    ) -> None:
         self.config = config
         self._shapes = shapes
         self._agrees = agrees
+        self._most = most
         self._built: dict[tuple[tuple[Path, int], ...], Shapes | None] = {}
         self._best: tuple[int, str] | None = None
         self._short: dict[Path, int] = {}
@@ -72,7 +85,7 @@ class Search:
 
     def _shapes_with(self, changes: Mapping[Path, int]) -> Shapes | None:
         key = tuple(sorted(changes.items(), key=str))
-        if key not in self._built and len(self._built) < _MOST:
+        if key not in self._built and len(self._built) < self._most:
             self._built[key] = attempt(self._shapes, changed(self.config, {**changes, **self._short}))
         return self._built.get(key)
 
@@ -144,6 +157,22 @@ def few_layers(config: Config, shapes: Callable[[Config], Shapes]) -> dict[Path,
             if found is not None and len(found) < len(full) and all(full.get(name) == shape for name, shape in found.items()):
                 return {path: _FEW}
     return {}
+
+
+def others(new: Config, old: Any, where: str = "") -> dict[str, int | list[int]]:
+    """The numbers of a config that are not those of another, by their dotted names; lists of numbers as a whole.
+
+    >>> others({"width": 4, "depths": [1, 3], "vision": {"width": 8}}, {"width": 4, "depths": [1, 4], "vision": {}})
+    {'depths': [1, 3], 'vision.width': 8}
+    """
+    found: dict[str, int | list[int]] = {}
+    for key, value in new.items():
+        before = old.get(key) if isinstance(old, Mapping) else None
+        if isinstance(value, Mapping):
+            found |= others(dict(value), before, f"{where}{key}.")
+        elif value != before and (type(value) is int or (isinstance(value, list) and all(type(one) is int for one in value))):
+            found[f"{where}{key}"] = value
+    return found
 
 
 def numbers(config: Any, path: Path = ()) -> Iterator[tuple[Path, int]]:

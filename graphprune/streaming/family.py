@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from graphprune.channels.groups import Groups, Ints
 from graphprune.channels.levers import Levers, Numbers
-from graphprune.errors import CaptureError, GraphpruneError, first_line
+from graphprune.errors import CaptureError, GraphpruneError, UsageError, first_line
 from graphprune.ir.program import Inputs, Program
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.rewrite.rewrite import rewrite
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.quiet import quiet
-from graphprune.streaming.configs import Config, Fit, Path, Search, Shapes, attempt, changed, few_layers
+from graphprune.streaming.configs import MOST, Config, Fit, Path, Search, Shapes, attempt, changed, few_layers, others
 from graphprune.streaming.folder import architecture, asked_of, build, with_dtypes
 from graphprune.streaming.header import Entry
 from graphprune.streaming.levers import Finder, at_full_depth, first_units
@@ -26,29 +27,47 @@ from graphprune.tracing import capture
 
 
 class Family:
-    """The models that configs of one architecture build, beside the one that a config builds now."""
+    """The models that configs of one architecture build, beside the one that a config builds now.
 
-    def __init__(self, config: Config, inputs: Inputs) -> None:
+    cached: whether they return caches where their config says so; without, they never do.
+    """
+
+    def __init__(self, config: Config, inputs: Inputs, *, cached: bool = False) -> None:
         self._given = config
         self._inputs = inputs
-        cls = architecture(config["architectures"][0])
+        self._cached = cached
+        self.name = str(config["architectures"][0])
+        cls = architecture(self.name)
+        self._class = cls.config_class
+        self.explicit = {**self._made(config), "architectures": config["architectures"]}
+
+    @cached_property
+    def _bare(self) -> bool:
+        """Whether shapes can be had of models without any values."""
+        try:
+            return build(self.explicit, bare=True).state_dict().keys() == build(self.explicit).state_dict().keys()
+        except UsageError:
+            return False
+
+    def _made(self, config: Config) -> Config:
+        """What the class of configs makes of one, in full."""
         with quiet():
-            explicit: Config = json.loads(cls.config_class.from_dict(config).to_json_string(use_diff=False))
-        self.explicit = {**explicit, "architectures": config["architectures"]}
+            return dict(json.loads(self._class.from_dict(config).to_json_string(use_diff=False)))
 
     def shapes(self, candidate: Config) -> Shapes:
         """The shapes of the state of a config's model. Raises UsageError where there is no such model."""
-        return {name: tuple(value.shape) for name, value in build(candidate).state_dict().items()}
+        return {name: tuple(value.shape) for name, value in build(candidate, bare=self._bare).state_dict().items()}
 
     def untied(self, candidate: Config) -> Shapes:
         """The same of tied tensors under the first of their names only."""
-        state = build(candidate).state_dict(keep_vars=True)
+        state = build(candidate, bare=self._bare).state_dict(keep_vars=True)
         first = {id(tensor): name for name, tensor in reversed(state.items())}
         return {name: tuple(tensor.shape) for name, tensor in state.items() if first[id(tensor)] == name}
 
     def program(self, candidate: Config, dtypes: Mapping[str, torch.dtype]) -> Program:
         """The model of a config with some dtypes, captured. Raises a GraphpruneError where it does not run on the inputs."""
-        return capture(with_dtypes(build(self.written(candidate)), dtypes), self._inputs)
+        model = build(self.written(candidate), cached=self._cached)
+        return capture(with_dtypes(model, dtypes), self._inputs)
 
     def written(self, changed: Config) -> Config:
         """A config as it goes into the file: what the original says, with what its class added made explicit."""
@@ -62,6 +81,9 @@ class Family:
         short = changed(self.explicit, few_layers(self.explicit, self.shapes))
         choices = {key: choice for key, choice in policy.items() if "@" not in key}
         program = self._whole(short)
+        if program is None:  # its last layer may be one that no other takes the place of
+            short = self.explicit
+            program = self._whole(short)
         if program is None:
             return Levers((), lambda stated: True)
         program = program.under(policy=choices)
@@ -90,10 +112,11 @@ class Family:
             return None
         return None if program.scopes else program
 
-    def fit(self, slim: Program, state: Mapping[str, Entry]) -> Fit:
+    def fit(self, slim: Program, state: Mapping[str, Entry | Tensor], numbers: Numbers | None = None, most: int = MOST) -> Fit:
         """The config from which transformers builds the slim model, or the reason why none does.
 
-        slim: the slim graph, for the same inputs. state: what the plan leaves of the model's tensors.
+        slim: the slim graph, for the same inputs. state: what the plan leaves of the model's tensors. numbers: at which levers are,
+        where the widths are theirs. most: models that a search builds.
         """
         dtypes = {name: entry.dtype for name, entry in state.items()}
 
@@ -104,15 +127,21 @@ class Family:
                 return first_line(error)
             return difference(slim.with_(tape=None), other.with_(tape=None), state)
 
-        search, wanted = Search(self.explicit, self.shapes, agrees), {name: entry.shape for name, entry in state.items()}
-        fit = Fit(None, {}) if slim.levers is None else search.check(_stated(slim, slim.levers), wanted)
+        search, wanted = (
+            Search(self.explicit, self.shapes, agrees, most),
+            {name: tuple(entry.shape) for name, entry in state.items()},
+        )
+        fit = Fit(None, {}) if numbers is None else search.check(numbers, wanted)
         fit = fit if fit.config is not None else search.run(wanted)
-        return fit if fit.config is None else Fit(self.written(fit.config), fit.changes)
+        if fit.config is None:
+            return fit
+        return Fit(self.written(fit.config), fit.changes, stated=others(self._made(fit.config), self._made(self._given)))
 
 
-def _stated(slim: Program, levers: Levers) -> Numbers:
-    """The numbers that state the widths of a model that was cut by levers."""
-    assert slim.record is not None
-    groups, widths = slim.record.groups, slim.record.widths
+def numbers_at(levers: Levers | None, groups: Groups, widths: Mapping[str, tuple[int, int]]) -> Numbers | None:
+    """The numbers that state the widths of a model that was cut by levers, if it was.
+
+    widths: units of each group, before and after.
+    """
     kept = np.array([widths[group.name][1] for group in groups.prunable], dtype=np.int64)
-    return levers.at(levers.steps(kept, groups.widths))
+    return None if levers is None else levers.at(levers.steps(kept, groups.widths))

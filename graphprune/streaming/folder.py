@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
@@ -39,6 +41,17 @@ def read_config(folder: str | Path) -> Config:
         raise UsageError(f"{path} is no config that names an architecture. Give the model as package.module:factory.") from error
     architecture(name)
     return dict(config)
+
+
+def config_of(model: nn.Module) -> Config:
+    """The config of a model in memory, as a folder of it would have it. Raises UsageError where no config makes its class."""
+    cls = type(model)
+    known: Any = getattr(sys.modules.get("transformers"), cls.__name__, None)
+    if known is not cls:
+        raise UsageError(f"{cls.__name__} is no model of transformers, which would have a config that states widths.")
+    config: Any = model.config
+    found: Config = json.loads(config.to_json_string(use_diff=False))
+    return {**found, "architectures": [cls.__name__], "attn_implementation": config._attn_implementation}
 
 
 def architecture(name: Any) -> Any:
@@ -87,17 +100,22 @@ class _Unallocated(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def build(config: Config, most: int = _MOST, watch: Callable[[Any], Any] = lambda made: made) -> nn.Module:
+def build(
+    config: Config, most: int = _MOST, watch: Callable[[Any], Any] = lambda made: made, *, cached: bool = False, bare: bool = False
+) -> nn.Module:
     """The model of a config in eval mode: parameters on the meta device, buffers with their values.
 
-    most: parameters, in number. watch: gives back the object of the config that its class gets, or another for it.
+    most: parameters, in number. watch: gives back the object of the config that its class gets, or another for it. cached: whether
+    the model returns caches where its config says so; they are no results that a slim model must have. bare: buffers have no values
+    either, which takes half the time; some classes cannot be built so.
     Raises UsageError where the config does not suit its architecture.
     """
     from accelerate import init_empty_weights
 
     cls = architecture(config["architectures"][0])
     try:
-        with quiet(), init_empty_weights(include_buffers=False), _Unallocated(), _at_most(most):
+        empty = torch.device("meta") if bare else init_empty_weights(include_buffers=False)
+        with quiet(), empty, _Unallocated(), _at_most(most):
             model = cls(watch(cls.config_class.from_dict(config))).eval()
         model.tie_weights()  # each registration made a tensor of its own
     except Exception as error:  # whatever a class of models says of numbers that do not go together
@@ -105,7 +123,8 @@ def build(config: Config, most: int = _MOST, watch: Callable[[Any], Any] = lambd
         raise UsageError(
             f"{cls.__name__} cannot be built from its {CONFIG} ({reason}). Get the one that belongs to the weights."
         ) from error
-    model.config.use_cache = False  # a cache is no result that the slim model must have
+    if not cached:
+        model.config.use_cache = False
     return cast(nn.Module, model)
 
 
@@ -150,13 +169,14 @@ def with_dtypes(model: nn.Module, wanted: Mapping[str, torch.dtype]) -> nn.Modul
 
 
 def usual_inputs(model: nn.Module) -> Inputs:
-    """Example inputs of a model of text, or of images of the size that its config states.
+    """Example inputs of a model of text, and of its decoder where it has one, or of images of the size that its config states.
 
     Raises UsageError where the model takes neither ``input_ids`` nor ``pixel_values`` of a size that is known.
     """
     taken = inspect.signature(model.forward).parameters
     if "input_ids" in taken:
-        return Inputs((), {"input_ids": torch.zeros(_TEXT, dtype=torch.int64)})
+        texts = [name for name in ("input_ids", "decoder_input_ids") if name in taken]
+        return Inputs((), {name: torch.zeros(_TEXT, dtype=torch.int64) for name in texts})
     channels, size = (getattr(getattr(model, "config", None), name, None) for name in ("num_channels", "image_size"))
     sides = (size, size) if isinstance(size, int) else size
     if "pixel_values" not in taken or not isinstance(channels, int) or not sides:

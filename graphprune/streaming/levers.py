@@ -7,7 +7,7 @@ its tensors have the shapes, and it runs the same operators on them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
 from math import gcd
@@ -19,7 +19,7 @@ from graphprune.channels.groups import Groups, Ints, Kept, Lengths
 from graphprune.channels.levers import Lever, Numbers
 from graphprune.streaming.configs import Config, Path, Shapes, attempt, changed, numbers
 
-_TOGETHER: Final = 3  # numbers of one lever, at most
+_TOGETHER: Final = 3  # numbers, or lists of them, of one lever, at most
 _MOST: Final = 400  # models that are built in a search
 
 Agrees = Callable[[Config, Ints], str]
@@ -36,20 +36,30 @@ class Finder:
     def __init__(
         self, short: Config, shapes: Callable[[Config], Shapes], groups: Groups, agrees: Agrees, asked: Sequence[Path] = ()
     ) -> None:
-        self._config = short
+        self._config = self._given = short
         self._asked = asked
         self._shapes = shapes
         self._groups = groups
         self._agrees = agrees
         self._full = shapes(short)
-        self._left = _MOST
-        self._covered = groups.widths < 2  # a group of one unit has nothing to move
 
     def run(self) -> list[Lever]:
-        """The levers of the groups, of which none moves one of another."""
+        """The levers of the groups, of which none moves one of another.
+
+        What the class has values for is stated where it decides shapes, if more groups can be moved with it than without.
+        """
+        found = self._run(fixed=True)
+        if self._covered.all() or all(lever.groups for lever in found):
+            return found
+        moved, others = self._covered.sum(), self._run(fixed=False)
+        return others if self._covered.sum() > moved else found
+
+    def _run(self, *, fixed: bool) -> list[Lever]:
+        self._config, self._left = self._given, _MOST
+        self._covered = self._groups.widths < 2  # a group of one unit has nothing to move
         if self._covered.all():
             return []
-        found = list(self._unstated())
+        found = list(self._unstated(fixed=fixed))
         for paths in self._candidates():
             if self._covered.all() or not self._left:
                 break
@@ -59,22 +69,28 @@ class Finder:
 
     def _candidates(self) -> Iterator[tuple[Path, ...]]:
         """Numbers that may be a lever: first of those that decide shapes, then with others that decide which tensors there are, and
-        last with those that no shape shows, as numbers of heads, where there are as many units."""
+        last with those that no shape shows, as numbers of heads, where there are as many units. A list of numbers is also one."""
         values = dict(numbers(self._config))
-        by_trial: dict[str, list[Path]] = {"shapes": [], "tensors": [], "": []}
-        for path, value in values.items():
-            by_trial[self._trial(path, value)].append(path)
-        pool: list[Path] = []
-        for paths in by_trial.values():
+        trials = {some: self._trials(some, values) for some in [*((path,) for path in values), *_lists(values)]}
+        hopeless = self._hopeless(trials)
+        by_kind: dict[str, list[tuple[Path, ...]]] = {"shapes": [], "tensors": [], "": []}
+        for some, found in trials.items():
+            if hopeless.isdisjoint(some):
+                by_kind[self._decided(found)].append(some)
+        pool: list[tuple[Path, ...]] = []
+        for kind, each in by_kind.items():
             sizes = set(self._groups.widths[~self._covered].tolist())
-            more = [path for path in paths if paths is not by_trial[""] or values[path] in sizes]
+            more = [some for some in each if kind or not sizes.isdisjoint(values[path] for path in some)]
             pool += more
-            yield from (some for some in _some_of(pool) if not set(more).isdisjoint(some))
+            for together in _some_of(pool):
+                paths = tuple(dict.fromkeys(chain(*together)))
+                if not set(more).isdisjoint(together) and len(paths) == sum(map(len, together)):
+                    yield paths
 
-    def _unstated(self) -> Iterator[Lever]:
+    def _unstated(self, *, fixed: bool) -> Iterator[Lever]:
         """Levers of numbers that the config leaves to its class; from then on it states them as the class has it.
 
-        Numbers that are no lever by themselves are stated, too, where they decide shapes: others may be free of them then.
+        fixed: also state those that are no lever by themselves, where they decide shapes: others may be free of them then.
         """
         lengths = {length for shape in self._full.values() for length in shape if length > 1}
         lengths |= {member.multiplicity for group in self._groups.prunable for member in group.members if member.multiplicity > 1}
@@ -84,16 +100,35 @@ class Finder:
                 if self._attempt({path: length}) == self._full:
                     stated = changed(self._config, {path: length})
                     if not self._agrees(stated, self._groups.widths):
-                        self._config = stated
-                        yield from self._lever((path,)) or [Lever((), 1, {path: length})]
+                        before, self._config = self._config, stated
+                        lever = self._lever((path,)) or ([Lever((), 1, {path: length})] if fixed else [])
+                        self._config = stated if lever else before
+                        yield from lever
                     break
 
-    def _trial(self, path: Path, value: int) -> str:
-        """What a number decides by itself: shapes, or whether there is such a model; which tensors there are; or nothing."""
-        found = [self._attempt({path: other}) for other in sorted({value - 1, value // 2} - {0})]
+    def _trials(self, paths: tuple[Path, ...], values: Numbers) -> list[Shapes | None]:
+        """The shapes with one less of some numbers, and with half of them."""
+        less = {tuple(values[path] - 1 for path in paths), tuple(values[path] // 2 for path in paths)}
+        return [self._attempt(dict(zip(paths, some, strict=True))) for some in sorted(less) if all(some)]
+
+    def _decided(self, found: Sequence[Shapes | None]) -> str:
+        """What numbers decide by themselves, as trials show: shapes, or whether there is such a model; which tensors there are; or
+        nothing."""
         if any(shapes is None or (shapes != self._full and shapes.keys() == self._full.keys()) for shapes in found):
             return "shapes"
         return "tensors" if any(shapes != self._full for shapes in found) else ""
+
+    def _hopeless(self, trials: Mapping[tuple[Path, ...], Sequence[Shapes | None]]) -> set[Path]:
+        """Numbers that change a length which has to stay, and which no other number changes: nothing would make up for it."""
+        single = {paths[0]: found for paths, found in trials.items() if len(paths) == 1}
+        if any(found and not any(found) for found in single.values()):
+            return set()  # what a number does that none is tried of is not known
+        moving, by_axis = _moving(self._groups), dict[tuple[str, int], set[Path]]()
+        for path, found in single.items():
+            for shapes in found:
+                for axis in set() if shapes is None else _changed(self._full, shapes) - moving:
+                    by_axis.setdefault(axis, set()).add(path)
+        return {path for paths in by_axis.values() if len(paths) == 1 for path in paths}
 
     def _lever(self, paths: Sequence[Path]) -> list[Lever]:
         """The lever of these numbers, in the finest steps that their class takes; none where they are no lever."""
@@ -208,6 +243,27 @@ def _equations(groups: Groups, full: Shapes, shapes: Shapes) -> list[_Equation] 
     return [(_slopes(lengths, row), length - int(lengths.constants[row])) for row, length in wanted.items()]
 
 
+def _moving(groups: Groups) -> set[tuple[str, int]]:
+    """Axes, by tensor and number, whose length depends on the widths of groups."""
+    lengths = groups.distinct_lengths
+    return {(name, axis) for name, axis, vector in groups.axes if _slopes(lengths, int(lengths.of[vector]))}
+
+
+def _changed(full: Shapes, shapes: Shapes) -> set[tuple[str, int]]:
+    """Axes of tensors of both that have another length."""
+    both = {name: (shape, full[name]) for name, shape in shapes.items() if name in full and len(shape) == len(full[name])}
+    return {(name, axis) for name, (new, old) in both.items() for axis in range(len(new)) if new[axis] != old[axis]}
+
+
+def _lists(paths: Iterable[Path]) -> list[tuple[Path, ...]]:
+    """The numbers of each list of several."""
+    found: dict[Path, list[Path]] = {}
+    for path in paths:
+        if isinstance(path[-1], int):
+            found.setdefault(path[:-1], []).append(path)
+    return [tuple(some) for some in found.values() if len(some) > 1]
+
+
 def _slopes(lengths: Lengths, row: int) -> dict[int, int]:
     terms = slice(*lengths.slopes.indptr[row : row + 2].tolist())
     return dict(zip(lengths.slopes.indices[terms].tolist(), lengths.slopes.data[terms].tolist(), strict=True))
@@ -220,9 +276,9 @@ def _moved(widths: Ints, full: Ints, steps: int) -> Ints | None:
     return moved if moved.size and alike.all() else None
 
 
-def _some_of(paths: Sequence[Path]) -> Iterator[tuple[Path, ...]]:
+def _some_of(each: Sequence[tuple[Path, ...]]) -> Iterator[tuple[tuple[Path, ...], ...]]:
     """As many of them as a lever may have, the fewest first."""
-    return chain.from_iterable(combinations(paths, together) for together in range(1, _TOGETHER + 1))
+    return chain.from_iterable(combinations(each, together) for together in range(1, _TOGETHER + 1))
 
 
 def _finest_first(whole: int) -> Iterator[int]:

@@ -21,6 +21,7 @@ from graphprune.passes.rewrite.compensate import CompensatePass
 from graphprune.passes.rewrite.rewrite import RewritePass
 from graphprune.passes.scoring.expression import parse_criterion
 from graphprune.passes.scoring.score import ScorePass, check_streams
+from graphprune.passes.selection.levers import is_stating
 from graphprune.passes.selection.select import selection_pass
 from graphprune.passes.selection.target import read_targets
 from graphprune.pipeline.observers import Observer
@@ -32,7 +33,7 @@ from graphprune.runs.ranks import rank, ranks, shared
 from graphprune.sources import load_calibration
 from graphprune.streaming.checkpoint import open_checkpoint
 from graphprune.streaming.configs import Config, Fit
-from graphprune.streaming.family import Family
+from graphprune.streaming.family import Family, numbers_at
 from graphprune.streaming.header import Entry
 from graphprune.streaming.levers_pass import LeversPass
 from graphprune.streaming.proof import Proof, prove
@@ -40,7 +41,6 @@ from graphprune.streaming.weights import Matched, match, weights_of
 from graphprune.streaming.writing import Progress, Writing, digest, plan_of, silent
 from graphprune.tracing import capture, normalise_inputs
 
-_WIDTHS: Final = ("config", "any")
 _UNPROVED: Final = Proof(None, note="verify=False")
 
 
@@ -136,7 +136,7 @@ def prune_checkpoint(
     remedies = _compensation(compensate)
     inputs = normalise_inputs(example_inputs)
     asking = [f"Criterion {criterion!r}" for term in parse_criterion(criterion) if term.needs]
-    stating = _is_stating(widths) and select == "select"
+    stating = is_stating(widths) and select == "select"
     measured = _calibration([*asking, *(f"Pass {one.name!r}" for one in remedies)], data, inputs)
     job = _Job(model, inputs, match(model, open_checkpoint(checkpoint)), Path(out), _family(config, inputs))
     text = format_pipeline([*passes, *remedies], defaults=True)
@@ -237,7 +237,8 @@ class _Job:
         entries = self.matched.slim(plan)
         state = self.matched.slim_state(plan)
         tensors = _check_shapes(done, state)
-        fit = None if self.family is None else self.family.fit(done, state)
+        numbers = numbers_at(done.levers, done.record.groups, done.record.widths)
+        fit = None if self.family is None else self.family.fit(done, state, numbers)
         others = done.weights if done.compensation and done.weights is not None else {}
         writing = Writing(self.folder, self.matched, plan, entries, progress, others)
         resumed = writing.run(request, fit, weights=weights) if rank() == 0 else 0
@@ -266,13 +267,6 @@ def _targets(target: str | Mapping[str, float | str]) -> dict[str, float | str]:
 
 def _family(config: Config | None, inputs: Inputs) -> Family | None:
     return None if config is None else Family(config, inputs)
-
-
-def _is_stating(widths: str) -> bool:
-    """Whether widths are to be such as a config can state. Raises UsageError for what says neither that nor the contrary."""
-    if widths not in _WIDTHS:
-        raise UsageError(f"widths={widths!r} is not known; choose from {', '.join(_WIDTHS)}.")
-    return widths == "config"
 
 
 def _compensation(name: str | None) -> list[Pass]:

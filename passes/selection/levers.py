@@ -10,8 +10,17 @@ import numpy as np
 
 from graphprune.channels.groups import Ints
 from graphprune.channels.levers import Levers
+from graphprune.errors import UsageError
 
+_WIDTHS: Final = ("config", "any")
 _NEAR: Final = 64  # steps up of one lever that are tried for numbers that go together
+
+
+def is_stating(widths: str) -> bool:
+    """Whether widths are to be such as a config can state. Raises UsageError for what says neither that nor the contrary."""
+    if widths not in _WIDTHS:
+        raise UsageError(f"widths={widths!r} is not known; choose from {', '.join(_WIDTHS)}.")
+    return widths == "config"
 
 
 class Lattice:

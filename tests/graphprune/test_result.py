@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -86,3 +87,20 @@ def test_groups_print_as_how_many_there_are() -> None:
     model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
     groups = graphprune.channel_groups(graphprune.capture(model, torch.zeros(1, 8)))
     assert repr(groups) == f"Groups: 1 can be pruned (0 of 32 units), {len(groups.frozen)} stay."
+
+
+def test_a_tensor_that_is_used_under_another_name_is_not_called_unused() -> None:
+    """As T5's shared embedding, which its encoder has, too."""
+
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared, self.spare = nn.Embedding(10, 8), nn.Parameter(torch.zeros(2))
+            self.encoder = nn.Sequential(nn.Embedding(10, 8), nn.Linear(8, 6), nn.Linear(6, 2))
+            self.encoder[0].weight = self.shared.weight
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.encoder(x)
+
+    result = graphprune.prune(Shared(), torch.zeros(1, 3, dtype=torch.int64), target="channels=50%")
+    assert result.report.unused == ("spare",)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import graphprune
 from graphprune.errors import RewriteError
+from graphprune.own_class.attributes import set_attributes
 from tests.graphprune.own_class.keeping import IMAGE, pruned, reasons
 
 
@@ -335,3 +336,51 @@ def test_the_code_of_a_scope_reads_its_own_attributes() -> None:
 
     slim = pruned(Whole(), torch.ones(2, 5, 6)).model
     assert (slim.heads, slim.net.heads) == (3, 1)
+
+
+def test_what_a_config_leaves_to_its_class_can_be_stated() -> None:
+    """In what a module holds alone: an attribute of the module itself that is no number stays so."""
+    config = Config()
+    config.__dict__["inner"] = None
+    model: Any = Configured(Config())
+    model.config, model.nothing = config, None
+    set_attributes(model, {"": {"config.inner": 6, "config.heads": 2, "config.size": 8}}, Configured(Config()))
+    assert vars(config) == {**vars(Config()), "inner": 6, "heads": 2, "size": 8}
+    for name, value in (("nothing", 3), ("config.inner", [1]), ("config.missing.size", 3)):
+        with pytest.raises(RewriteError, match="has no width"):
+            set_attributes(model, {"": {name: value}}, Configured(Config()))
+
+
+class Repeated(nn.Module):
+    """Attention with heads in the batch, as DeBERTa's: the code finds the batch from that and the number of heads."""
+
+    def __init__(self, divisor: int = 0) -> None:
+        super().__init__()
+        self.heads, self.divisor = 4, divisor
+        self.q, self.k, self.out, self.bias = nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(16, 6), nn.Parameter(torch.randn(5, 6))
+        self.mlp = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6))
+
+    def split(self, x: Tensor) -> Any:
+        x = x.view(x.size(0), x.size(1), self.heads, -1)
+        return x.permute(0, 2, 1, 3).contiguous().view(-1, x.size(1), x.size(-1))
+
+    def forward(self, x: Tensor) -> Any:
+        q, k = self.split(self.q(x)), self.split(self.k(x))
+        places = self.split(self.k(self.bias).unsqueeze(0))
+        if self.divisor:
+            return self.attend(q, k + places.repeat(q.size(0) // 4, 1, 1))
+        return self.attend(q, k + places.repeat(q.size(0) // self.heads, 1, 1))
+
+    def attend(self, q: Tensor, k: Tensor) -> Any:
+        x = (q @ k.transpose(-1, -2)).softmax(-1) @ k
+        x = x.view(-1, self.heads, x.size(-2), x.size(-1)).permute(0, 2, 1, 3).flatten(2)
+        return self.mlp(self.out(x))
+
+
+def test_a_number_that_code_computes_by_an_attribute_comes_out_the_same() -> None:
+    """A batch of all heads by the number of heads is the batch. Code that states the number of heads keeps them all."""
+    result = pruned(Repeated(), torch.randn(2, 5, 6))
+    other = torch.randn(3, 5, 6)
+    assert result.model.heads == 2 and torch.equal(result.model(other), result.graph(other))
+    kept = pruned(Repeated(divisor=4), torch.randn(2, 5, 6))
+    assert kept.model.heads == 4 and any("states this width in repeat" in reason for reason in reasons(kept))

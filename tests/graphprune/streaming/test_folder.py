@@ -172,6 +172,28 @@ def test_a_model_of_images_is_given_images_of_the_size_of_its_config() -> None:
         usual_inputs(torch.nn.Linear(2, 2))
 
 
+def test_an_encoder_with_a_decoder_is_given_tokens_for_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """T5 asks for them. What stays of the slim folder generates."""
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0, "vocab_size": 96}
+    _saved(transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes)), tmp_path / "full")
+    assert main(["prune-checkpoint", str(tmp_path / "full"), "--target", "params=80%", "-o", str(tmp_path / "slim")]) == 0
+    assert "config.json: " in capsys.readouterr().out
+    slim = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "slim")
+    assert slim.generate(torch.ones(2, 5, dtype=torch.int64), max_new_tokens=4, min_new_tokens=4).shape == (2, 5)
+
+
+def test_a_model_that_needs_other_inputs_than_were_taken_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """CLIP takes texts, and images with them."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24, "projection_dim": 8}
+    towers = {"text_config": sizes | {"vocab_size": 96}, "vision_config": sizes | {"image_size": 16, "patch_size": 8}}
+    _saved(transformers.CLIPModel(transformers.CLIPConfig(**towers, projection_dim=8)), tmp_path / "full")
+    where = ["prune-checkpoint", str(tmp_path / "full"), "--target", "params=90%", "-o", str(tmp_path / "slim")]
+    assert main(where) == 2
+    assert "input_ids=int64[2x16] was taken; if the model needs others, give them with --input" in capsys.readouterr().err
+    assert main([*where, "--input", "input_ids=2x10:int64,pixel_values=2x3x16x16"]) == 0
+    assert "vision_config.intermediate_size" in capsys.readouterr().out
+
+
 def test_a_folder_of_unknown_code_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["EvilModel"], "auto_map": {"AutoModel": "evil.EvilModel"}}))
     with pytest.raises(UsageError, match="code of checkpoints is not run"):

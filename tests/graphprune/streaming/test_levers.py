@@ -128,3 +128,103 @@ def test_widths_are_read_from_shapes_or_there_are_none() -> None:
     assert widths_of(groups, full, {**full, "head.weight": (3, 24)}) is None, "an axis that no width moves"
     assert widths_of(groups, full, {**full, "stem.bias": (12,)}) is None, "axes of one group that disagree"
     assert widths_of(groups, full, _shapes(CONFIG | {"width": 48})) is None, "wider than it is"
+
+
+class _Stage(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError("heads do not divide the width")
+        self.heads = heads
+        self.qkv, self.out, self.wider = nn.Linear(width, 3 * width), nn.Linear(width, width), nn.Linear(width, 2 * width)
+
+    def forward(self, x: Tensor) -> Any:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.wider(x + self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
+
+
+class _Stages(nn.Module):
+    """As Swin: each stage has twice the width of the one before, and a number of heads in a list."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.stem = nn.Linear(5, config["width"])
+        self.stages = nn.Sequential(*(_Stage(config["width"] * 2**index, heads) for index, heads in enumerate(config["heads"])))
+        self.head = nn.Linear(config["width"] * 2 ** len(config["heads"]), config["classes"])
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.stages(self.stem(x)))
+
+
+class _Pooled(nn.Module):
+    """As DeBERTa: the pooler has a number of its own, and tokens of another width than the model's would be projected."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width, self.heads = config["width"], config["heads"]
+        if width % self.heads:
+            raise ValueError("heads do not divide the width")
+        tokens = config["tokens"] or width
+        self.stem = nn.Linear(5, tokens)
+        self.project = nn.Linear(tokens, width) if tokens != width else nn.Identity()
+        self.qkv, self.pooler, self.head = (
+            nn.Linear(width, 3 * width),
+            nn.Linear(width, config["pooled"]),
+            nn.Linear(config["pooled"], 2),
+        )
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.project(self.stem(x))
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        scale = torch.tensor(q.shape[-1] * 3.0).sqrt()
+        x = x + (((q / scale) @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        return self.head(x + self.pooler(x).tanh())
+
+
+def _search(cls: type[Any], config: Config, built: list[Config]) -> dict[str, int]:
+    """The levers of a class; what was built in the search is added to a list."""
+
+    def shapes(candidate: Config) -> Shapes:
+        built.append(candidate)
+        return {name: tuple(tensor.shape) for name, tensor in cls(candidate).state_dict().items()}
+
+    program = graphprune.capture(cls(config).eval(), X)
+    groups = AnalysisManager().get(program, ChannelGroups())
+
+    def agrees(candidate: Config, widths: Any) -> str:
+        slim = program.with_(module=rewrite(program.module, groups, first_units(groups, widths)))
+        return difference(slim, graphprune.capture(cls(candidate).eval(), X).with_(tape=None), shapes(config))
+
+    return {
+        " ".join(".".join(map(str, path)) for path in lever.numbers): lever.steps
+        for lever in Finder(config, shapes, groups, agrees).run()
+    }
+
+
+def test_a_list_of_numbers_is_changed_as_one() -> None:
+    """The heads of all stages go with the width, however many stages there are."""
+    config = {"width": 8, "heads": [2, 4, 8, 16], "classes": 3}
+    assert _search(_Stages, config, []) == {"width heads.0 heads.1 heads.2 heads.3": 2}
+
+
+def test_numbers_are_left_to_the_class_where_others_are_less_free_once_they_are_stated() -> None:
+    """Four numbers would have to change together if the width of tokens were stated. The scale is a tensor made of a number."""
+    config = {"width": 24, "heads": 4, "tokens": None, "pooled": 24}
+    assert _search(_Pooled, config, []) == {"width pooled heads": 4}
+
+
+def test_numbers_that_change_what_has_to_stay_are_tried_once() -> None:
+    """Of sizes of the input, or of what the model returns; and nothing is left to try then."""
+
+    class Wide(_Stages):
+        def __init__(self, config: Config) -> None:
+            super().__init__(config)
+            self.tops = nn.ModuleList(nn.Linear(config["width"] * 4, config[name]) for name in "abcdefgh")
+
+        def forward(self, x: Tensor) -> Any:
+            x = self.stages(self.stem(x))  # the width reaches the output
+            return x, [top(x) for top in self.tops]
+
+    built: list[Config] = []
+    assert _search(Wide, {"width": 8, "heads": [2, 4], "classes": 3, **dict.fromkeys("abcdefgh", 5)}, built) == {}
+    assert len(built) < 60
