@@ -29,16 +29,21 @@ _UNFINISHED: Final = ".tmp"
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, a quota, a limit on the size of files
 
 
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise UsageError where a file of this name could not be written; made to be called before anything is computed."""
+def check_writable(path: str | os.PathLike[str], *, folder: bool = False) -> None:
+    """Raise UsageError where a file of this name could not be written; made to be called before anything is computed.
+
+    folder: a new folder is meant, which replaces nothing but an empty one.
+    """
     target = Path(path)
-    folder = target.parent
-    if not folder.is_dir():
-        raise UsageError(f"Cannot write {target}: the folder {folder} does not exist. Create it or choose another path.")
-    if target.is_dir():
+    home = target.parent
+    if not home.is_dir():
+        raise UsageError(f"Cannot write {target}: the folder {home} does not exist. Create it or choose another path.")
+    if folder and target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UsageError(f"Cannot write the folder {target}: it exists. Remove it, or choose another path.")
+    if target.is_dir() and not folder:
         raise UsageError(f"Cannot write {target}: it is a folder. Add a file name.")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise UsageError(f"Cannot write {target}: the folder {folder} is not writable. Choose another path.")
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise UsageError(f"Cannot write {target}: the folder {home} is not writable. Choose another path.")
     if target.exists() and not os.access(target, os.W_OK):
         raise UsageError(f"Cannot write {target}: the file exists and is read-only. Choose another path.")
 

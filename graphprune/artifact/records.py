@@ -58,11 +58,16 @@ def find_record(text: str) -> type[Record]:
     for name in names:
         if check_name(name, "the field").startswith("_") or name in vars(Record):
             raise ArtifactError(f"the output class {kind} has a field {shorten(name)}, which no record can have")
+    return make_record(kind, names)
+
+
+def make_record(kind: str, names: list[str]) -> type[Record]:
+    """A class of records with these fields, which torch's tools can take apart."""
+
+    def parts(record: Record) -> tuple[list[Any], list[str]]:
+        return list(dict.values(record)), list(dict.keys(record))
+
     made = make_dataclass(kind, [(name, Any, None) for name in names], bases=(Record,), eq=False, repr=False)
     made.__module__ = __name__
-    pytree.register_pytree_node(made, _parts, lambda values, context: made(**dict(zip(context, values, strict=True))))
+    pytree.register_pytree_node(made, parts, lambda values, context: made(**dict(zip(context, values, strict=True))))
     return made
-
-
-def _parts(record: Record) -> tuple[list[Any], list[str]]:
-    return list(dict.values(record)), list(dict.keys(record))

@@ -92,15 +92,15 @@ def writing(outputs: Sequence[Path | None], inputs: Sequence[Path]) -> Iterator[
         yield
 
 
-def check_outputs(outputs: Sequence[Path | None], inputs: Sequence[Path]) -> None:
-    """Check, before anything is computed, that files can be written and are neither inputs nor one another.
+def check_outputs(outputs: Sequence[Path | None], inputs: Sequence[Path], *, folder: bool = False) -> None:
+    """Check, before anything is computed, that files (or a folder) can be written and are neither inputs nor one another.
 
     Raises UsageError.
     """
     seen: dict[Path, str] = {path.resolve(): "is an input of this command" for path in inputs}
     for path in outputs:
         if path is not None:
-            check_writable(path)
+            check_writable(path, folder=folder)
             if path.resolve() in seen:
                 raise UsageError(f"Cannot write {path}: it {seen[path.resolve()]}. Choose another path.")
             seen[path.resolve()] = "is to hold another result"

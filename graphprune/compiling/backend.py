@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from warnings import warn
@@ -29,6 +30,7 @@ _SELECTION: Final = (
     *("criterion", "reduction", "normalise", "select", "ranking", "round_to", "min_channels", "max_ratio"),
     *("exclude", "policy", "seed"),
 )
+_DROPOUT: Final = {"dropout": "allow"}  # graphs of train mode have it inside
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Backend:
         :func:`graphprune.prune`. selection: options of that function for targets, such as ``criterion``.
     inner: what compiles the slim graph: the name of a Dynamo backend, or a callable.
     model: the model that the plan is for; needed only where Dynamo compiles parts that occur in it several times.
+    mode: one of ``torch.compile`` for the inner backend ``inductor``, such as ``reduce-overhead``.
     verify: prove each rewrite of a graph in eval mode against the masked original. Graphs with random operators or running
         statistics, those of train mode, have no such proof.
 
@@ -72,19 +75,20 @@ class Backend:
     inner: str | Callable[..., Any] = "inductor"
     model: nn.Module | None = field(default=None, repr=False)
     verify: bool = True
+    mode: str | None = None
     selection: Mapping[str, Any] = field(default_factory=dict)
     decided: list[_Decision] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if (self.plan is None) == (self.target is None):
-            raise UsageError("The backend takes a plan or a target. Give one of options={'plan': ...} and options={'target': ...}.")
         strange = sorted(self.selection.keys() - set(_SELECTION))
         if strange or (self.selection and self.plan is not None):
             name = strange[0] if strange else min(self.selection)
             raise UsageError(
-                f"The backend has no option {name!r}{'' if strange else ' beside a plan'}. Options are plan, target, inner, model "
-                f"and verify; with a target also {', '.join(_SELECTION)}."
+                f"The backend has no option {name!r}{'' if strange else ' beside a plan'}. Options are plan, target, inner, mode, "
+                f"model and verify; with a target also {', '.join(_SELECTION)}."
             )
+        if (self.plan is None) == (self.target is None):
+            raise UsageError("The backend takes a plan or a target. Give one of options={'plan': ...} and options={'target': ...}.")
         if isinstance(self.plan, (str, Path)):
             object.__setattr__(self, "plan", read_plan(self.plan))
         if self.model is not None:
@@ -104,9 +108,9 @@ class Backend:
         """The plans that were carried out so far."""
         return tuple(decision.plan for decision in self.decided)
 
-    def __call__(self, module: fx.GraphModule, arguments: Sequence[Any]) -> Compiled:
+    def __call__(self, module: fx.GraphModule, arguments: Sequence[Any], *, mode: str | None = None) -> Compiled:
         """Compile a graph of Dynamo. What cannot be pruned is compiled as it is, with a warning that says why."""
-        inner = _inner(self.inner)
+        inner = _inner(self.inner, mode or self.mode)
         try:
             result = self._pruned(module, arguments)
         except (CaptureError, CheckError, PlanError) as error:
@@ -142,13 +146,14 @@ class Backend:
     def _selected(self, lifted: Lifted) -> PruneResult:
         assert self.target is not None
         verify = self.verify and not _of_train_mode(lifted)
-        return prune(lifted.module, lifted.inputs, target=self.target, verify=verify, source="torch.compile", **self.selection)
+        options = {**self.selection, "policy": _DROPOUT | dict(self.selection.get("policy") or {})}
+        return prune(lifted.module, lifted.inputs, target=self.target, verify=verify, source="torch.compile", **options)
 
     def _applied(self, module: fx.GraphModule, lifted: Lifted, plan: Plan, *, whole: bool) -> PruneResult:
         """A plan carried out, as far as it lies within the graph. whole: it is for the model, not for this graph."""
         names = names_in_plan(plan, lifted.module, self.model if whole else None)
         analyses = AnalysisManager()
-        program = capture(lifted.module, lifted.inputs, source="torch.compile").with_(policy=plan.policy)
+        program = capture(lifted.module, lifted.inputs, source="torch.compile").with_(policy={**plan.policy, **_DROPOUT})
         part, refused = part_of_plan(plan, program.module, analyses.get(program, ChannelGroups), names)
         if refused:
             name, reason = next(iter(refused.items()))
@@ -225,9 +230,14 @@ def _static(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor if tensor in context.tensor_to_context else mode.from_tensor(tensor, static_shapes=True) for tensor in tensors]
 
 
-def _inner(inner: str | Callable[..., Any]) -> Compiled:
+def _inner(inner: str | Callable[..., Any], mode: str | None) -> Compiled:
     found: Compiled = torch._dynamo.lookup_backend(inner)
-    return found
+    if mode in (None, "default"):
+        return found
+    modes: Mapping[str, Mapping[str, Any]] = torch._inductor.list_mode_options()
+    if inner != "inductor" or mode not in modes:
+        raise UsageError(f"mode={mode!r} is none of the inner backend {inner!r}. Modes of 'inductor': {', '.join(modes)}.")
+    return partial(found, config_patches=dict(modes[mode]))
 
 
 def _described(module: fx.GraphModule) -> str:
@@ -254,11 +264,16 @@ def _say(text: str) -> None:
 _BACKENDS: list[tuple[Mapping[str, Any], Backend]] = []
 
 
-def compile_backend(module: fx.GraphModule, arguments: Sequence[Any], *, options: Mapping[str, Any] | None = None) -> Compiled:
+def compile_backend(
+    module: fx.GraphModule, arguments: Sequence[Any], *, options: Mapping[str, Any] | None = None, mode: str | None = None
+) -> Compiled:
     """The backend ``"graphprune"`` of ``torch.compile``: ``torch.compile(model, backend="graphprune", options={"target": ...})``.
 
-    options: those of :class:`Backend`, with the options of a selection beside them. Raises UsageError as that does.
+    options: those of :class:`Backend`, with the options of a selection beside them. mode: torch.compile takes options or a mode, so
+    it is one of the options. Raises UsageError as that does.
     """
+    if mode is not None:
+        raise UsageError("torch.compile takes no mode beside options, which the backend needs. Write options={'mode': ..., ...}.")
     given = {} if options is None else options
     backend = next((backend for known, backend in _BACKENDS if known is given), None)
     if backend is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from timeit import Timer
@@ -14,8 +15,10 @@ from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from graphprune.arithmetic import full_precision
-from graphprune.errors import VerificationError
+from graphprune.channels.tape import plain_containers
+from graphprune.errors import UsageError, VerificationError, first_line
 from graphprune.ir.program import Inputs
+from graphprune.ir.twins import undisturbed
 from graphprune.latency.batch import batch_of, with_batch
 from graphprune.verification import TOLERANCE
 
@@ -30,7 +33,8 @@ TURN: Final = 0.02
 class Job:
     """What is to be written.
 
-    module: in eval mode. inputs: example inputs. dynamic: the leading size may be any. plan: JSON text to go with it.
+    module: in eval mode. inputs: example inputs. dynamic: the leading size may be any. plan: JSON text to go with it. axes: others
+    that may be, by the input's name.
     """
 
     module: fx.GraphModule
@@ -38,6 +42,12 @@ class Job:
     path: Path
     dynamic: bool
     plan: str | None
+    axes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def by_name(self) -> dict[str, Any]:
+        """The example inputs by the names that the graph has for them."""
+        names = [str(node.target) for node in self.module.graph.find_nodes(op="placeholder")]
+        return dict(zip(names, self.inputs.args, strict=False)) | dict(self.inputs.kwargs)
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,8 @@ class Exported:
 
     batches: leading sizes that it was run at; none where it was not run, or at the sizes of the example alone. error: the largest
     error relative to the largest output. ms, eager_ms: milliseconds of a call at the example inputs, of what was written and of the
-    model under PyTorch. note: a sentence to add.
+    model under PyTorch. note: a sentence to add. larger: inputs that it was run at, too, of twice the size on the axes that may
+    have any.
     """
 
     batches: tuple[int, ...] = ()
@@ -54,11 +65,13 @@ class Exported:
     ms: float | None = None
     eager_ms: float | None = None
     note: str = ""
+    larger: str = ""
 
     def __str__(self) -> str:
         parts = [self.note] if self.note else []
         if self.error is not None:
             at = f" at batches {', '.join(map(str, self.batches))}" if self.batches else ""
+            at += f" and at {self.larger}" if self.larger else ""
             parts.append(f"It was run{at}: largest relative error {self.error:.1e}")
         if self.ms is not None and self.eager_ms is not None:
             parts.append(f"A call takes {self.ms:.3g} ms, and {self.eager_ms:.3g} ms in PyTorch")
@@ -73,13 +86,20 @@ class Ran:
     ms: float
 
 
-def check(job: Job, run: Callable[[Sequence[Inputs]], Ran]) -> Exported:
-    """Run what was written at several batches and compare it with the model. Raises VerificationError where it differs."""
+def check(job: Job, run: Callable[[Sequence[Inputs]], Ran], *, keeps_state: bool = True) -> Exported:
+    """Run what was written at several batches and compare it with the model.
+
+    keeps_state: what was written remembers from call to call what the model does, in its buffers. Raises VerificationError where it
+    differs, and UsageError where the model does not take larger sizes.
+    """
     cases = _cases(job)
+    larger = cases[-1].describe() if any(job.axes.values()) else ""
+    if larger:
+        _check_takes(job.module, cases[-1])
     ran = run(cases)
     worst, tolerance = 0.0, TOLERANCE[torch.float64]
     for given, found in zip(cases, ran.outputs, strict=True):
-        with full_precision():
+        with full_precision(), nullcontext() if keeps_state else undisturbed(job.module):
             wanted = tensors_of(job.module(*given.args, **given.kwargs))
         if [tensor.shape for tensor in wanted] != [tensor.shape for tensor in found]:
             raise VerificationError(
@@ -92,9 +112,19 @@ def check(job: Job, run: Callable[[Sequence[Inputs]], Ran]) -> Exported:
         raise VerificationError(
             f"{job.path} is not written: its outputs are off by {worst:.1e} (relative; tolerance {tolerance:.0e})."
         )
-    batches = tuple(sorted(batch_of(given) for given in cases)) if job.dynamic else ()
+    batches = tuple(sorted({batch_of(given) for given in cases})) if job.dynamic else ()
     first = cases[0]
-    return Exported(batches, worst, ran.ms, milliseconds(lambda: job.module(*first.args, **first.kwargs)))
+    with undisturbed(job.module):
+        eager = milliseconds(lambda: job.module(*first.args, **first.kwargs))
+    return Exported(batches, worst, ran.ms, eager, larger=larger)
+
+
+def _check_takes(module: fx.GraphModule, given: Inputs) -> None:
+    try:
+        with undisturbed(module):
+            module(*given.args, **given.kwargs)
+    except Exception as error:  # whatever the model says of sizes
+        raise UsageError(f"The model does not take {given.describe()}: {first_line(error)}. Leave out axes (--dynamic).") from error
 
 
 def run_here(call: Callable[[Inputs], Any]) -> Callable[[Sequence[Inputs]], Ran]:
@@ -102,10 +132,20 @@ def run_here(call: Callable[[Inputs], Any]) -> Callable[[Sequence[Inputs]], Ran]
 
     def run(cases: Sequence[Inputs]) -> Ran:
         with full_precision():
-            outputs = [tensors_of(call(given)) for given in cases]
+            outputs = [tensors_of(_ran(call, given)) for given in cases]
         return Ran(outputs, milliseconds(lambda: call(cases[0])))
 
     return run
+
+
+def _ran(call: Callable[[Inputs], Any], given: Inputs) -> Any:
+    try:
+        return call(given)
+    except Exception as error:  # runtimes raise many kinds, and programs of torch.export check their sizes
+        raise VerificationError(
+            f"It is not written: it does not run at {given.describe()} ({first_line(error)}). "
+            "An example of other sizes may help: what is 1 within the model for it stays 1."
+        ) from error
 
 
 def milliseconds(call: Callable[[], Any]) -> float:
@@ -123,7 +163,7 @@ def milliseconds(call: Callable[[], Any]) -> float:
 
 def tensors_of(result: Any) -> list[Tensor]:
     """The tensors of a result, in order."""
-    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+    return [leaf for leaf in tree_leaves(plain_containers(result)) if isinstance(leaf, Tensor)]
 
 
 def _cases(job: Job) -> list[Inputs]:
@@ -137,7 +177,18 @@ def _cases(job: Job) -> list[Inputs]:
     if not job.dynamic:
         return [job.inputs.map(drawn)]
     batch = batch_of(job.inputs)
-    return [with_batch(job.inputs, size).map(drawn) for size in (batch, batch + 1, 1)]
+    cases = [with_batch(job.inputs, size).map(drawn) for size in (batch, batch + 1, 1)]
+    return [*cases, _doubled(job).map(drawn)] if any(job.axes.values()) else cases
+
+
+def _doubled(job: Job) -> Inputs:
+    """The example inputs with twice the size of every axis that may have any: what was equal or a multiple, is."""
+    values = dict(job.by_name())
+    for name, axes in job.axes.items():
+        for axis in axes:
+            values[name] = torch.cat([values[name]] * 2, axis)
+    args = tuple(values.values())[: len(job.inputs.args)]
+    return Inputs(args, {name: values[name] for name in job.inputs.kwargs})
 
 
 def _error(reference: Tensor, tensor: Tensor) -> float:

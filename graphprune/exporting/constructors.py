@@ -7,6 +7,7 @@ does: what it makes has the same attributes, and tensors of the same names, shap
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
@@ -31,7 +32,7 @@ _SIGNATURES: Final[Mapping[type[nn.Module], tuple[str, ...]]] = {
 def call_of(layer: nn.Module) -> str:
     """The call that makes this layer, whatever the values of its tensors. Raises ArtifactError where there is none."""
     kind = type(layer)
-    home = "nn" if getattr(nn, kind.__name__, None) is kind else kind.__module__
+    home = _home(kind)
     for positional, named in _guesses(layer):
         if _makes(layer, positional, named):
             for name in list(named):  # of (1, 1) and 1 the default is one
@@ -40,6 +41,15 @@ def call_of(layer: nn.Module) -> str:
             arguments = [*map(repr, positional), *(f"{name}={value!r}" for name, value in named.items())]
             return f"{home}.{kind.__name__}({', '.join(arguments)})"
     raise ArtifactError(f"no call of {kind.__name__} makes a layer with these settings")
+
+
+def _home(kind: type[nn.Module]) -> str:
+    """The shortest path that a class has: modules may be hidden by functions of their names, as torchvision's stochastic_depth."""
+    if getattr(nn, kind.__name__, None) is kind:
+        return "nn"
+    parts = kind.__module__.split(".")
+    homes = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+    return next(home for home in homes if getattr(sys.modules[home], kind.__name__, None) is kind)
 
 
 def _guesses(layer: nn.Module) -> Iterator[tuple[list[Any], dict[str, Any]]]:
@@ -79,17 +89,20 @@ def _makes(layer: nn.Module, positional: list[Any], named: dict[str, Any]) -> bo
     try:
         with torch.device("meta"), warnings.catch_warnings(action="ignore"):
             made = type(layer)(*positional, **named)
-        return _described(made) == _described(layer) and _tensors(made) == _tensors(layer)
+        return _described(made, made) == _described(layer, made) and _tensors(made) == _tensors(layer)
     except Exception:  # arguments that are not its own, or settings that do not compare
         return False
 
 
-def _described(layer: nn.Module) -> list[Any]:
-    return [(name, type(one), _settings(one)) for name, one in layer.named_modules()]
+def _described(layer: nn.Module, made: nn.Module) -> list[Any]:
+    others = dict(made.named_modules())
+    return [(name, type(one), _settings(one, others[name])) for name, one in layer.named_modules()]
 
 
-def _settings(layer: nn.Module) -> dict[str, Any]:
-    return {name: value for name, value in layer.__dict__.items() if name not in _OWN and name not in _DERIVED}
+def _settings(layer: nn.Module, made: nn.Module) -> dict[str, Any]:
+    """Attributes that the layer's class reads. Others are notes of somebody else: transformers marks what it has initialised."""
+    known = {*made.__dict__, *dir(type(layer))} - _OWN
+    return {name: value for name, value in layer.__dict__.items() if name in known and name not in _DERIVED}
 
 
 def _tensors(layer: nn.Module) -> dict[str, tuple[type, torch.Size, torch.dtype, bool]]:

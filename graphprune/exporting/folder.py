@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from graphprune.artifact.graph_data import decode_graph, encode_graph
 from graphprune.artifact.module_data import decode_modules, encode_modules
 from graphprune.artifact.tensors import TensorTable, restore
-from graphprune.errors import ArtifactError, UsageError
+from graphprune.errors import ArtifactError
 from graphprune.exporting.checking import Exported, Job, Ran, check
 from graphprune.exporting.fresh import run_fresh
 from graphprune.exporting.source_code import source_of
@@ -29,11 +29,8 @@ from graphprune.ir.program import Inputs
 def write_folder(job: Job) -> Exported:
     """Write ``module.py``, ``model.safetensors``, ``README.md`` and, where there is one, ``plan.json``.
 
-    Holds what an artifact holds. Raises UsageError for a folder that is not empty, and ArtifactError for a layer or a function that
-    cannot be written.
+    Holds what an artifact holds. Raises ArtifactError for a layer or a function that cannot be written.
     """
-    if job.path.exists():
-        raise UsageError(f"Cannot write {job.path}: it exists. Remove it, or choose another path.")
     try:
         module = _plain(job.module)
         source = source_of(module, _on_cpu(job.inputs))

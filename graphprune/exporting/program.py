@@ -27,10 +27,11 @@ def write_program(job: Job) -> Exported:
 
 def exported(job: Job) -> ExportedProgram:
     """The model as a program. Raises UsageError where torch.export cannot follow it."""
-    batch = Dim.DYNAMIC  # of any range that the model takes; a size that it fixes is an error
-    sizes = job.inputs.map(lambda leaf: {0: batch} if isinstance(leaf, Tensor) else None)
-    names = [str(node.target) for node in job.module.graph.nodes if node.op == "placeholder"]
-    shapes = dict(zip(names, sizes.args, strict=False)) | dict(sizes.kwargs)
+    free = Dim.DYNAMIC  # of any range that the model takes; a size that it fixes is an error
+    shapes = {
+        name: {axis: free for axis in (0, *job.axes.get(name, ()))} if isinstance(value, Tensor) else None
+        for name, value in job.by_name().items()
+    }
     args, kwargs = job.inputs.args, dict(job.inputs.kwargs)
     try:
         with quiet():
@@ -39,4 +40,6 @@ def exported(job: Job) -> ExportedProgram:
         remedy = (
             "Try --static (dynamic=False), for the sizes of the example alone." if job.dynamic else "Write a .safetensors file."
         )
+        if job.axes:
+            remedy = f"Leave out axes (--dynamic), or {remedy[0].lower()}{remedy[1:]}"
         raise UsageError(f"torch.export cannot follow this model: {first_line(error)}. {remedy}") from error

@@ -11,21 +11,23 @@ import ast
 import inspect
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, fx, nn
 
+from graphprune.artifact.records import Record, is_record, make_record
 from graphprune.artifact.targets import function_name
 from graphprune.errors import ArtifactError
 from graphprune.exporting.constructors import call_of
 from graphprune.ir.program import Inputs, placeholder_values
 from graphprune.ir.train_mode import add_in_train_mode
-from graphprune.ir.twins import modules_by_path, named_tensors
+from graphprune.ir.twins import modules_by_path, named_tensors, undisturbed
 
 _CONTAINERS: Final = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _FUNCTIONAL: Final = ("torch.nn.functional", "torch._C._nn")
-_TAKEN: Final = ("F", "Path", "load", "load_file", "nn", "torch")
+_TAKEN: Final = ("Any", "F", "Path", "Record", "load", "load_file", "make_dataclass", "make_record", "nn", "pytree", "torch")
 _LETTERS: Final = "yzuvwpqrst"
 _CONSTANTS: Final[Mapping[str, str]] = {
     "inf": "from math import inf",
@@ -35,6 +37,14 @@ _CONSTANTS: Final[Mapping[str, str]] = {
 }
 _OWN: Final = {add_in_train_mode: inspect.getsource(add_in_train_mode).replace("@fx.has_side_effect\n", "")}
 """Functions of graphprune that a graph may call: the source holds them."""
+
+
+_RECORDS: Final = {
+    "from dataclasses import make_dataclass",
+    "from typing import Any",
+    "from torch.utils import _pytree as pytree",
+}
+"""What the class of records, which the source then holds, needs."""
 
 
 def source_of(module: fx.GraphModule, inputs: Inputs) -> str:
@@ -206,6 +216,8 @@ class _Forward(ast.NodeTransformer):
             elif value in _OWN:
                 self.helpers.append(_OWN[value])
                 self._names[name] = value.__name__
+            elif is_record(value):
+                self._spell_record(name, value)
             elif callable(value):
                 self._names[name] = full = function_name(value)
                 self.imports.add(f"import {full.rpartition('.')[0]}")
@@ -213,6 +225,15 @@ class _Forward(ast.NodeTransformer):
         for node in self._root.graph.find_nodes(op="get_attr"):
             self._names[node.name] = _place(self._root, node.target)
         self._unused = {node.name for node in self._root.graph.nodes if not node.users}
+
+    def _spell_record(self, name: str, kind: type[Any]) -> None:
+        """An output class, made in the source: its own code is not known there."""
+        if not self.imports >= _RECORDS:
+            self.imports |= _RECORDS
+            self.helpers += [inspect.getsource(Record), inspect.getsource(make_record)]
+        self._names[name] = kind.__name__
+        made = f"{kind.__name__} = make_record({kind.__name__!r}, {[part.name for part in fields(kind)]!r})\n"
+        self.helpers += [] if made in self.helpers else [made]
 
     def visit_Assign(self, statement: ast.Assign) -> Any:
         """Drops what frees memory, what is spelled at its use, and what assigns a name to itself."""
@@ -295,7 +316,8 @@ class _Kinds(fx.Interpreter):
 def _variables(root: fx.GraphModule, inputs: Inputs, taken: set[str]) -> dict[str, str]:
     """Names of the variables by node: letters for tensors, each of them again when its tensor is no longer needed."""
     kinds = _Kinds(root)
-    kinds.run(*placeholder_values(root.graph, inputs))
+    with undisturbed(root):
+        kinds.run(*placeholder_values(root.graph, inputs))
     nodes = list(root.graph.nodes)
     last = {given: node for node in nodes for given in node.all_input_nodes}
     taken |= {node.name for node in nodes} | {str(node.target) for node in nodes}

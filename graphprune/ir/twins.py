@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Final
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -37,7 +37,18 @@ def twin(module: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> 
             state[store] = {key: None if tensor is None else new(tensor) for key, tensor in state[store].items()}
         state["_non_persistent_buffers_set"] = set(state["_non_persistent_buffers_set"])
         state["_modules"] = {key: None if child is None else copies[child] for key, child in state["_modules"].items()}
+        call_copies(state)
     return copies[module]
+
+
+def call_copies(state: dict[str, Any]) -> None:
+    """Have the copy of a compiled module (``torch.compile(module)``) run the copy of what is in it. state: its attributes.
+
+    As it is made, it holds a call of the original, compiled.
+    """
+    inner = state["_modules"].get("_orig_mod")
+    if inner is not None and "forward" in state:
+        state["forward"] = lambda *args, **kwargs: inner(*args, **kwargs)
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -98,6 +109,21 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for module, mode in before:
             set_mode(module, mode)
+
+
+@contextmanager
+def undisturbed(*modules: nn.Module) -> Iterator[None]:
+    """Eval mode, and after it the modes and the buffers that the modules had."""
+    buffers = {id(buffer): (buffer, buffer.clone()) for module in modules for buffer in module.buffers()}
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(in_mode(module, False))
+        try:
+            yield
+        finally:
+            for buffer, value in buffers.values():
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
 
 
 def restore_modes(module: nn.Module, like: nn.Module) -> None:

@@ -19,15 +19,26 @@ _LARGEST: Final = 4096
 
 def batch_of(inputs: Inputs) -> int:
     """The leading size that all tensors of the inputs share. Raises UsageError where there is none to change."""
+    size = _shared(inputs)
+    if size is None:
+        raise UsageError(
+            f"A batch is the leading size that all inputs share, and {inputs.describe()} has none. Take the sizes as they are: "
+            "without --batch, or for an export --static (dynamic=False)."
+        )
+    return size
+
+
+def _shared(inputs: Inputs) -> int | None:
     top = [*inputs.args, *inputs.kwargs.values()]
     tensors = [item for item in top if isinstance(item, torch.Tensor)]
     nested = sum(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(top)) - len(tensors)
     sizes = {tensor.shape[0] if tensor.dim() else 0 for tensor in tensors}
-    if nested or len(sizes) != 1 or 0 in sizes:
-        raise UsageError(
-            f"--batch sets the leading size that all inputs share, and {inputs.describe()} has none. Give the sizes with --input."
-        )
-    return int(sizes.pop())
+    return None if nested or len(sizes) != 1 or 0 in sizes else int(sizes.pop())
+
+
+def has_batch(inputs: Inputs) -> bool:
+    """Whether all tensors of the inputs share a leading size."""
+    return _shared(inputs) is not None
 
 
 def with_batch(inputs: Inputs, batch: int) -> Inputs:

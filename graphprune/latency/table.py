@@ -143,10 +143,12 @@ class LatencyTable(Saved, BaseModel, what="latency table", remedy="Measure again
         found = _first_difference(model, self.model) or _first_difference(
             {group.name: group.size for group in groups.prunable}, self.groups
         )
+        remedy = "Measure this model here with `graphprune profile`"
         if not found and environment is not None:
             found = environment.difference(self.environment)
+            remedy += ", or meet the target by this table alone (--no-measure, measure=False)"
         if found:
-            raise LatencyError(f"The latency table does not fit: {found}. Measure this model here with `graphprune profile`.")
+            raise LatencyError(f"The latency table does not fit: {found}. {remedy}.")
 
     def check_continues(self, other: LatencyTable) -> None:
         """Raise LatencyError unless a run that would write the other (empty) table can go on from this one."""

@@ -16,7 +16,7 @@ from graphprune.arithmetic import full_precision
 from graphprune.channels.tape import plain_containers
 from graphprune.errors import ArtifactError, CaptureError, RewriteError, first_line, typed_line
 from graphprune.ir.program import Inputs
-from graphprune.ir.twins import in_mode, modules_by_path, named_tensors
+from graphprune.ir.twins import modules_by_path, named_tensors, undisturbed
 from graphprune.own_class.attributes import Attributes, Stated, set_attributes, stated
 from graphprune.own_class.calls import first_difference
 from graphprune.own_class.restated import restate
@@ -83,7 +83,7 @@ def _differs(own: nn.Module, inputs: Inputs, result: PruneResult) -> str:
 
 
 def _outputs(model: nn.Module, inputs: Inputs) -> list[Any]:
-    with in_mode(model, False), torch.no_grad(), full_precision(), own_randomness():
+    with undisturbed(model), torch.no_grad(), full_precision(), own_randomness():
         seed_generators(0)  # whichever draws in eval mode draws the same
         return tree_leaves(plain_containers(model(*inputs.args, **inputs.kwargs)))
 

@@ -15,6 +15,7 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "norm_groups": ("within", "whole"),
     "statistics": ("allow", "freeze"),
     "softmax": ("freeze", "allow"),
+    "dropout": ("freeze", "allow"),
     "parts": ("free", "equal"),
     "sizes": ("free", "tied"),
 }
@@ -36,6 +37,9 @@ class Policy:
     statistics: a statistic over prunable channels (layer norm, channel mean) is taken over the kept ones (``allow``),
         or its channels are frozen (``freeze``).
     softmax: the axis of a softmax stays (``freeze``), or channels on it are weighed against the kept ones only (``allow``).
+    dropout: channels that are dropped at random when the graph itself runs stay (``freeze``), since fewer of them are other draws,
+        or may go (``allow``), which cannot be proved. A captured model has no dropout of train mode in its graph; those that
+        :class:`~graphprune.Backend` compiles have, and are allowed it.
     parts: what is split into parts of one size loses channels of each part by themselves (``free``), or as many of each, so
         that the parts stay of one size (``equal``).
     sizes: where a view takes a size from another tensor (the ``c`` of what a block was given, for what its heads make), the two
@@ -50,6 +54,7 @@ class Policy:
     norm_groups: str = "within"
     statistics: str = "allow"
     softmax: str = "freeze"
+    dropout: str = "freeze"
     parts: str = "free"
     sizes: str = "free"
     sites: Mapping[str, str] = field(default_factory=dict)

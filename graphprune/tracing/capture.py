@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from graphprune.arithmetic import callers_modes_off
 from graphprune.artifact.modes import noted_modes
@@ -65,9 +66,10 @@ def capture(
     load_extensions("graphprune.rules")
     placement = _placement(root := _checked(model), on_demand)
     root = root if placement is None else placement.plain
+    _check_plain(root)
     inputs = normalise_inputs(example_inputs)
     check_inputs(root, inputs)
-    with collector_paused():
+    with collector_paused(), torch.compiler.set_stance("force_eager"):  # what the model compiles within is code like any other
         trace = _scoped(root, inputs, scopes) if scopes else _whole(root, inputs, announced)
         tracer = trace.tracer
         follows = _follow_training_mode(trace, root) if tracer.mode.consulted or tracer.questions else {}
@@ -105,6 +107,17 @@ def _placement(model: nn.Module, wanted: bool) -> Placement | None:
             "Only prune, apply_plan and verify take it so; load the whole model."
         )
     return found
+
+
+def _check_plain(root: nn.Module) -> None:
+    """Raise CaptureError for weights that are no plain tensors: quantised ones, of which no slices can be scored or cut."""
+    for name, tensor in named_tensors(root).items():
+        if is_traceable_wrapper_subclass(tensor) or tensor.is_quantized:
+            kind = tensor.dtype if tensor.is_quantized else type(tensor).__name__
+            raise CaptureError(
+                f"{name} of {type(root).__name__} is no plain tensor but of {kind}. Prune the model first, and quantise the slim "
+                "one."
+            )
 
 
 def _checked(model: Any) -> nn.Module:

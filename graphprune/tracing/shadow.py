@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from graphprune.channels.tape import stand_in
-from graphprune.ir.twins import named_tensors
+from graphprune.ir.twins import call_copies, named_tensors
 from graphprune.tracing.sizes import literal
 
 _INTERNAL: Final = frozenset(nn.Module().__dict__) | {"_compiled_call_impl"}
@@ -106,6 +106,7 @@ class Shadow:
         children = state["_modules"] = {}
         for name, child in source._modules.items():
             children[name] = None if child is None else self._copy(child, f"{path}.{name}" if path else name)
+        call_copies(state)
         return result
 
     def _of_copy(self, hook: Any) -> Any:

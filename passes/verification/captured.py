@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from graphprune.arithmetic import full_precision
 from graphprune.errors import VerificationError, typed_line
 from graphprune.ir.program import Inputs, Program, placeholder_values
-from graphprune.ir.twins import in_mode, named_tensors
+from graphprune.ir.twins import named_tensors, undisturbed
 from graphprune.passes.verification.verify import relative_error, tensors_of
 from graphprune.randomness import own_randomness, seed_generators
 from graphprune.verification import TOLERANCE
@@ -34,7 +33,7 @@ def check_captured(model: nn.Module, inputs: Inputs, program: Program) -> None:
     ):
         return
     run = partial(_returned, lambda given: model(*given.args, **given.kwargs), inputs)
-    with _undisturbed(model, program.module), torch.no_grad(), full_precision(), own_randomness():
+    with undisturbed(model, program.module), torch.no_grad(), full_precision(), own_randomness():
         try:
             expected = run()
         except Exception:  # whatever the model says of these values; the proof of the rewrite draws others, and tells
@@ -52,7 +51,7 @@ def check_runs(model: nn.Module, inputs: Inputs) -> None:
 
     Raises VerificationError where it fails. It ran on them before, when its scopes were captured.
     """
-    with _undisturbed(model), torch.no_grad(), own_randomness():
+    with undisturbed(model), torch.no_grad(), own_randomness():
         try:
             _returned(lambda given: model(*given.args, **given.kwargs), inputs)
         except Exception as error:
@@ -69,21 +68,6 @@ def _problem(expected: list[Tensor], program: Program) -> str:
     except Exception as error:
         return f"it fails with {typed_line(error)}"
     return _difference(expected, found)
-
-
-@contextmanager
-def _undisturbed(*modules: nn.Module) -> Iterator[None]:
-    """Eval mode, and after it the modes and the buffers that the modules had."""
-    buffers = {id(buffer): (buffer, buffer.clone()) for module in modules for buffer in module.buffers()}
-    with ExitStack() as stack:
-        for module in modules:
-            stack.enter_context(in_mode(module, False))
-        try:
-            yield
-        finally:
-            for buffer, value in buffers.values():
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
 
 
 def _returned(call: Callable[[Inputs], Any], inputs: Inputs) -> list[Tensor]:

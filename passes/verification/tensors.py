@@ -108,6 +108,8 @@ def _with_tensors(module: nn.Module, values: Mapping[str, Tensor]) -> nn.Module:
         value = values.get(names.get(id(tensor), ""))
         if value is None:
             return tensor
-        return nn.Parameter(value, requires_grad=False) if isinstance(tensor, nn.Parameter) else value.detach()
+        if isinstance(tensor, nn.Parameter):
+            return nn.Parameter(value, requires_grad=False)
+        return value.detach().clone()  # a call may change it: in this copy alone
 
     return twin(module, replacement).eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from graphprune.channels.labels import along
+from graphprune.passes.analysis.rules.elementwise import pointwise
 from graphprune.rules import Call, rule
 
 
@@ -55,10 +56,18 @@ def positional(call: Call) -> None:
     "normal",
     "uniform",
     "exponential",
-    "bernoulli",
     "multinomial",
 )
 def drawn(call: Call) -> None:
     """Which number is drawn depends on how many are drawn before it: as values that depend on the position."""
     call.freeze_inputs("the numbers of what is drawn by it")
     call.set(())
+
+
+@rule("bernoulli")
+def dropped(call: Call) -> None:
+    """Zeros and ones, as dropout draws them: as :func:`drawn`, or by policy ``dropout`` as many as there are channels."""
+    if call.choose("dropout") == "allow":
+        pointwise(call)
+    else:
+        drawn(call)

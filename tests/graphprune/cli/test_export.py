@@ -45,3 +45,21 @@ def test_unknown_endings_and_inputs_are_refused(cli: Cli, folder: Path) -> None:
         ran = cli("export", SOURCE, "--input", "1x1x8x8", "-o", out)
         assert ran.code == 2 and says in ran.err
     assert list(folder.iterdir()) == []
+
+
+def test_other_axes_than_the_batch_may_have_any_size(cli: Cli, folder: Path) -> None:
+    source = "torchvision:mobilenet_v3_small(num_classes=4, width_mult=0.25)"
+    assert "float32[2x3x128x128]" in cli("export", source, "--input", "1x3x64x64", "-o", "m.pt2", "--dynamic", "x:2,3").out
+    assert torch.export.load("m.pt2").module()(torch.randn(3, 3, 40, 56)).shape == (3, 4)
+    ran = cli("export", source, "--input", "1x3x32x32", "-o", "small.pt2", "--dynamic", "x:2,3")
+    assert ran.code == 1 and "An example of other sizes may help" in ran.err and not Path("small.pt2").exists()
+    for options, says in ((("--dynamic", "x:a"), "Write it as x:2,3"), (("--dynamic", "x:2", "--static"), "Give one of them")):
+        ran = cli("export", source, "--input", "1x3x32x32", "-o", "m.pt2", *options)
+        assert ran.code == 2 and says in ran.err
+
+
+def test_a_folder_that_exists_stays(cli: Cli, folder: Path) -> None:
+    Path("cnn").mkdir()
+    Path("cnn/mine.py").touch()
+    ran = cli("export", SOURCE, "--input", "1x1x8x8", "-o", "cnn", "--format", "fx-folder")
+    assert ran.code == 2 and "Cannot write the folder cnn: it exists." in ran.err

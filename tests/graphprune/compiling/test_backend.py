@@ -349,3 +349,57 @@ def test_transformers_by_a_target(make: Callable[[], nn.Module], inputs: Callabl
             given = inputs(batch)
             torch.testing.assert_close(compiled(*given), by_hand.model(*given), rtol=1e-9, atol=1e-9)
     assert len(backend.plans) == 1
+
+
+class _Dropping(nn.Module):
+    """Dropout as people write it, and in an attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.dropout, self.qkv, self.out = nn.Linear(8, 24), nn.Dropout(0.2), nn.Linear(24, 96), nn.Linear(32, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.dropout(self.first(x).relu())
+        x = nn.functional.dropout(x, 0.1, self.training, inplace=True)
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 4, 8).permute(2, 0, 3, 1, 4)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=0.1 if self.training else 0.0)
+        return self.out(y.transpose(1, 2).reshape(*x.shape[:2], 32))  # type: ignore[no-any-return]
+
+
+def test_dropout_keeps_no_channels_from_going_in_train_mode() -> None:
+    """What train mode decided holds in eval mode, and is the plan applied by hand there."""
+    model, x = _model(_Dropping).train(), _input(2, 5, 8)
+    backend = graphprune.Backend(target="macs=50%", inner="eager", selection={"ranking": "local"})
+    compiled = torch.compile(model, backend=backend)
+    compiled(x).sum().backward()
+    (plan,) = backend.plans
+    assert len(plan.kept["first.weight"][0]) < 24 and len(plan.kept["qkv.weight"][0]) < 96
+    model.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), graphprune.apply_plan(model, x, plan).model.eval()(x))
+    torch._dynamo.reset()
+    given = graphprune.prune(model, x, target="macs=50%", ranking="local").plan
+    again = graphprune.Backend(plan=given, inner="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.compile(model.train(), backend=again)(x)
+    assert again.plans[0].kept == given.kept
+
+
+def test_a_mode_is_that_of_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+
+    def inductor(module: fx.GraphModule, examples: Any, **options: Any) -> Any:
+        given.append(options)
+        return module.forward
+
+    monkeypatch.setattr(torch._dynamo, "lookup_backend", lambda name: inductor)
+    model, x = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2)), torch.randn(2, 4)
+    for own, mode in ((None, "max-autotune"), ("max-autotune", None)):
+        torch._dynamo.reset()
+        torch.compile(model, backend=graphprune.Backend(target="macs=50%", mode=own), mode=mode)(x)
+    assert given[0] == given[1] and given[0]["config_patches"]["max_autotune"]
+    with pytest.raises(UsageError, match="is none of the inner backend"):
+        graphprune.Backend(target="macs=50%", inner="eager", mode="max-autotune")(fx.GraphModule(nn.Module(), fx.Graph()), [])
+    with pytest.raises(UsageError, match="Write options="):
+        graphprune.compile_backend(fx.GraphModule(nn.Module(), fx.Graph()), [], mode="max-autotune")

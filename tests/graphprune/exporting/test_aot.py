@@ -53,9 +53,10 @@ def test_a_package_runs_at_any_batch_in_a_fresh_process(tmp_path: Path) -> None:
 
 def test_it_says_that_it_needs_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     program = graphprune.capture(nn.Linear(4, 2), torch.zeros(1, 4))
-    with pytest.raises(UsageError, match=r"needs a C\+\+ compiler"):
+    # Not by monkeypatch, which takes what is nested in a configuration away afterwards.
+    settings = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with settings, pytest.raises(UsageError, match=r"needs a C\+\+ compiler"):
         export_model(program.module, program.inputs, tmp_path / "m.pt2", format="aot")
     assert list(tmp_path.iterdir()) == []
 

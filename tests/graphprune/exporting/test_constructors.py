@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torchvision.ops import StochasticDepth
 
@@ -25,7 +26,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "nn.MultiheadAttention(8, 2, batch_first=True)": lambda: nn.MultiheadAttention(8, 2, batch_first=True),
     "nn.Embedding(9, 4, padding_idx=1)": lambda: nn.Embedding(9, 4, padding_idx=1),
     "nn.ReLU(inplace=True)": lambda: nn.ReLU(inplace=True),
-    "torchvision.ops.stochastic_depth.StochasticDepth(0.2, 'row')": lambda: StochasticDepth(0.2, "row"),
+    "torchvision.ops.StochasticDepth(0.2, 'row')": lambda: StochasticDepth(0.2, "row"),
 }
 
 
@@ -40,3 +41,15 @@ def test_a_layer_that_no_call_makes_is_refused() -> None:
     layer.weight = nn.Parameter(torch.zeros(3, 4))
     with pytest.raises(ArtifactError, match="no call of Linear"):
         call_of(layer)
+
+
+def test_a_path_leads_to_the_class_though_a_function_hides_its_module() -> None:
+    """``torchvision.ops.stochastic_depth`` is a module and, as an attribute, a function."""
+    made = eval(call_of(StochasticDepth(0.2, "row")), {"torchvision": torchvision})
+    assert type(made) is StochasticDepth
+
+
+def test_what_others_note_on_a_layer_does_not_matter() -> None:
+    layer = nn.Linear(3, 2)
+    layer._is_initialised = True  # type: ignore[assignment]
+    assert call_of(layer) == "nn.Linear(3, 2)"

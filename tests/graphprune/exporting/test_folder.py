@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,14 +127,6 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         _imported(tmp_path / "net").load()
 
 
-def test_a_path_that_exists_is_left_alone(tmp_path: Path) -> None:
-    program = graphprune.capture(nn.Linear(4, 2), torch.zeros(1, 4))
-    (tmp_path / "net").mkdir()
-    with pytest.raises(UsageError, match=r"exists|is a folder"):
-        export_model(program.module, program.inputs, tmp_path / "net", format="fx-folder")
-    assert list((tmp_path / "net").iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("source", "said"),
     [
@@ -164,3 +157,37 @@ def test_a_layer_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"as Python source: .*Odd"):
         export_model(program.module, Inputs((torch.zeros(2, 4),)), tmp_path / "net", format="fx-folder")
     assert list(tmp_path.iterdir()) == []
+
+
+@dataclass
+class Scores:
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class Naming(nn.Module):
+    """Returns a class of its own, as models of transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Scores:
+        return Scores(logits=self.outer(self.inner(x).relu()))
+
+
+def test_a_class_of_results_is_written_with_the_names_of_its_fields(tmp_path: Path) -> None:
+    wanted, found = _written(tmp_path / "net", ready(Naming()))
+    with torch.no_grad():
+        result = found(X)
+        assert torch.equal(result.logits, wanted(X).logits) and result.loss is None
+        assert result["logits"] is result[0] is result.logits and type(result).__name__ == "Scores"
+        assert len(torch.utils._pytree.tree_leaves(result)) == 1
+    assert "graphprune" not in (tmp_path / "net" / "module.py").read_text().replace("written by graphprune", "")
+
+
+def test_a_folder_that_exists_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()  # but for an empty one
+    _written(tmp_path / "net", ready(Naming()))
+    with pytest.raises(UsageError, match=r"it exists\. Remove it, or choose another path"):
+        _written(tmp_path / "net", ready(Naming()))

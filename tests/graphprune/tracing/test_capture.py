@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.testing._internal.two_tensor import TwoTensor
 
 import graphprune
 from graphprune.channels.tape import describe
@@ -348,3 +349,31 @@ def test_classes_of_numbers_as_dtypes(kind: Any, dtype: torch.dtype) -> None:
 
     program = graphprune.capture(Net(), torch.randn(3, 2))
     assert [tensor.dtype for tensor in program.module(torch.randn(4, 2))] == [dtype, dtype]
+
+
+def test_what_a_model_compiles_inside_of_it_is_traced_as_its_code() -> None:
+    """Dynamo has no part in a trace: it would compile what traces."""
+    inner = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8))
+
+    def forbidden(module: fx.GraphModule, examples: Any) -> Any:
+        raise AssertionError("compiled")
+
+    class Compiling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part, self.head = torch.compile(inner, backend=forbidden), nn.Linear(8, 2)
+            self.scaled = torch.compile(lambda x: x * 2, backend=forbidden)
+
+        def forward(self, x: torch.Tensor) -> Any:
+            return self.head(self.scaled(self.part(x)))
+
+    program = graphprune.capture(Compiling(), torch.zeros(2, 4))
+    assert [node.op for node in program.module.graph.nodes].count("call_module") == 4
+
+
+def test_quantised_weights_are_refused() -> None:
+    """Of such tensors no slices can be scored or cut."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    model[0].weight = nn.Parameter(TwoTensor(torch.ones(8, 4), torch.ones(8, 4)))
+    with pytest.raises(CaptureError, match=r"0\.weight of Sequential is no plain tensor but of TwoTensor.*quantise the slim one"):
+        graphprune.prune(model, torch.zeros(2, 4))

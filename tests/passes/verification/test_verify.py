@@ -349,3 +349,33 @@ def test_results_in_a_class_of_their_own_are_compared() -> None:
     call.kwargs = {"first": call.kwargs["second"], "second": call.kwargs["first"]}
     result.graph.recompile()
     assert "output" in graphprune.verify(model, result.graph, result.plan, x).failure
+
+
+class _Remembering(nn.Module):
+    """Changes its buffers in eval mode, too."""
+
+    calls: Tensor
+    least: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 4)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("least", torch.ones(4, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.least.mul_(0.5)
+        return self.last(self.first(x * self.least).relu()) * self.calls  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("keep_class", [False, True])
+def test_a_model_that_changes_its_buffers_is_proved_and_stays_as_it_is(keep_class: bool) -> None:
+    """The proof runs both models, each with buffers of its own."""
+    model, x = _Remembering().double(), torch.randn(2, 4, dtype=torch.float64)
+    before = state_hash(model)
+    result = graphprune.prune(model, x, target="channels=50%", keep_class=keep_class)
+    assert result.report.verification is not None and result.report.verification.error < 1e-10
+    assert state_hash(model) == before
+    assert result.model.get_buffer("calls") == 0
+    assert torch.equal(result.model.get_buffer("least"), torch.ones(4, dtype=torch.float64))
