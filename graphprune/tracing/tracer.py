@@ -35,6 +35,7 @@ from graphprune.tracing.results import Mark, Results
 from graphprune.tracing.shadow import Shadow
 from graphprune.tracing.sizes import NOTING
 from graphprune.tracing.targets import opened, spell
+from graphprune.tracing.tensor_types import typed
 from graphprune.tracing.training import Mode, Question, can_ask_again
 from graphprune.tracing.values import Values
 from graphprune.tracing.writer import Untraceable, Writer
@@ -134,7 +135,7 @@ class Tracer(TorchFunctionMode):
         own = FACTS.get(func)
         if own is not None:
             return own(self.writer, *args, **kwargs)
-        body = opened(func)
+        body = typed if func is torch.Tensor.type else opened(func)
         if body is not None:
             with self:
                 return body(*args, **kwargs)
