@@ -81,7 +81,7 @@ def of_program(program: Program) -> str:
     parts = [table(("", ""), [pair for pair in facts.items() if pair[1]])]
     notes = [*program.opaque.items(), *program.eval_only.items()]
     if notes:
-        parts.append(folded("Not traced into, or in eval behaviour", ("module", "why"), notes))
+        parts.append(folded("Not traced into, or not as the original when trained", ("module", "why"), notes))
     return block(f"Program of {program.source or 'a model'}", parts)
 
 

@@ -33,7 +33,8 @@ class Report:
     the reason. unused: tensors of the model that its forward does not use; the slim model does not carry them.
     scopes: the submodules that were pruned in place, where the model as a whole does not trace; costs are theirs.
     compensation: what a compensation did, for every layer that it looked at. eval_only: modules whose own code
-    keeps its behaviour of eval mode when the slim model is trained, with the reason.
+    the slim model does not follow when it is trained, with the reason: it keeps its behaviour of eval mode, or its gradients are
+    others. Empty where the model keeps its class.
     """
 
     before: Costs

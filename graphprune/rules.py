@@ -122,6 +122,9 @@ class Recorder(Protocol):
     def is_read(self, tensor: torch.Tensor) -> bool:
         """Whether anything reads a part of the running node's value."""
 
+    def calls(self, name: str) -> bool:
+        """Whether the running node is a call of the operator of this name."""
+
     def has_open_bounds(self) -> bool:
         """Whether the running node computes its numbers from sizes that vary between calls."""
 
@@ -233,6 +236,11 @@ class Call:
     def is_read(self, index: int) -> bool:
         """Whether anything reads an output; one that is no part of the graph node's value counts as read."""
         return self.recorder.is_read(self.outputs[index])
+
+    @property
+    def is_node(self) -> bool:
+        """Whether the graph node calls this operator, rather than something that runs it."""
+        return self.recorder.calls(self.name.partition("::")[2])
 
     @property
     def open_bounds(self) -> bool:

@@ -119,7 +119,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         it with these parts, or layers, and all weights of the file is returned, and the model itself is not changed. Not used for
         other files.
 
-    What keeps its behaviour of eval mode in train mode, and why, is in ``meta["eval_only"]`` of the graph module, as in
+    What is not as the original when trained, and why, is in ``meta["eval_only"]`` of the graph module, as in
     ``report.eval_only`` of the pruning.
 
     Raises ArtifactError for a file that is damaged, hostile, no artifact, or does not go with the model.

@@ -236,6 +236,11 @@ class _Propagation:
         at = next((index for index, part in enumerate(parts) if part is tensor), None)
         return at is None or any(user.target is not operator.getitem or user.args[1] == at for user in self.node.users)
 
+    def calls(self, name: str) -> bool:
+        """Whether the running node is a call of the operator of this name."""
+        assert self.node is not None
+        return str(getattr(self.node.target, "__name__", self.node.target)).partition(".")[0] == name
+
     def has_open_bounds(self) -> bool:
         """Whether the running node computes its numbers from sizes that vary between calls."""
         if self.open_bounds is None:

@@ -113,7 +113,7 @@ def eval_only_table(reasons: Mapping[str, str]) -> Table:
     for name, reason in reasons.items():
         together[reason].append(name)
     rows = {listed(names): reason for reason, names in together.items()}
-    return notes_table("In eval behaviour also when trained", rows, "module", "reason")
+    return notes_table("Not as the original when trained", rows, "module", "reason")
 
 
 def folded(name: str) -> Text:

@@ -126,7 +126,8 @@ class Program:
         values are read from, if it has none of its own.
     verification: the proof of the last rewrite.
     eval_only: modules whose own code keeps its behaviour of eval mode in train mode, with the reason: it does more there than
-        the graph can follow. Layers in them follow. A name that is no path is the model's class.
+        the graph can follow, or says that it has no gradients or others. Layers in them follow. A name that is no path is the
+        model's class.
     compensation: how far each consumer of removed channels was off before and after its weights made up for them.
     """
 

@@ -73,7 +73,8 @@ def in_own_class(result: PruneResult, model: nn.Module, inputs: Inputs, *, check
             f"The code of {type(model).__name__} cannot follow this plan: {difference.rstrip('.')}. "
             "Leave out keep_class, or have `prune` choose with it."
         )
-    return replace(result, model=own, keeps_class=True, attributes=attributes)
+    report = replace(result.report, eval_only={})  # its own code runs in every mode
+    return replace(result, model=own, report=report, keeps_class=True, attributes=attributes)
 
 
 def _differs(own: nn.Module, inputs: Inputs, result: PruneResult) -> str:

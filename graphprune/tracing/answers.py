@@ -99,8 +99,8 @@ class Answers:
 
 
 def is_number(tensor: torch.Tensor) -> bool:
-    """Whether a tensor may stand for an integer, as among the sizes of a view."""
-    return not tensor.dim() and not tensor.is_floating_point()
+    """Whether a tensor may stand for a number, as among the sizes of a view, or as what a new tensor is filled with."""
+    return not tensor.dim() and not tensor.is_complex()
 
 
 def _are_numbers(items: list[Any]) -> bool:

@@ -92,7 +92,7 @@ def capture(
         trace.scopes,
         tracer.writer.tape,
         None if placement is None else placement.weights(module),
-        eval_only={**noted_modes(root), **follows},
+        eval_only={**noted_modes(root), **_gradients(tracer), **follows},
     )
     tracer.writer.name_tensors(program.tensors)
     return program
@@ -276,6 +276,16 @@ def _trace_error(root: nn.Module, call: ModuleCall, tracer: Tracer, error: Excep
         "Its control flow depends on tensor values; capture the part that does not, or pass a torch.export program.",
         where,
     )
+
+
+def _gradients(tracer: Tracer) -> dict[str, str]:
+    """What the model's code says about gradients and the graph does not, besides the modules that run as they are."""
+    as_they_are = tuple(f"{path}." for path in tracer.opaque)
+    return {
+        path: reason
+        for path, reason in tracer.gradients.found(tracer.writer.tape).items()
+        if not f"{path}.".startswith(as_they_are)
+    }
 
 
 def _follow_training_mode(trace: _Trace, root: nn.Module) -> dict[str, str]:

@@ -28,6 +28,7 @@ from graphprune.tracing.checks import LOOKS
 from graphprune.tracing.constants import Constants
 from graphprune.tracing.conversions import Conversions
 from graphprune.tracing.facts import FACTS
+from graphprune.tracing.gradients import Gradients
 from graphprune.tracing.guards import Guards
 from graphprune.tracing.hints import without_hints, without_scripts
 from graphprune.tracing.inputs import ModuleCall, with_names
@@ -36,6 +37,7 @@ from graphprune.tracing.results import Mark, Results
 from graphprune.tracing.shadow import Shadow
 from graphprune.tracing.sizes import NOTING
 from graphprune.tracing.targets import opened, spell
+from graphprune.tracing.tensor_types import typed
 from graphprune.tracing.training import Mode, Question, can_ask_again
 from graphprune.tracing.writer import Untraceable, Writer
 
@@ -71,6 +73,7 @@ class Tracer(TorchFunctionMode):
         self._recording.values = self._values
         self._answers = Answers(self.writer, self._guards, self._values, self._traced)
         self._constants = Constants(self._guards.varies)
+        self.gradients = Gradients(root)
         self._in_layer = False
         self._unanswered: Exception | None = None  # the last question about values that the running module's code asked
 
@@ -120,7 +123,7 @@ class Tracer(TorchFunctionMode):
         """What is called within is traced."""
         around = (torch.no_grad(), _compiling(announced), self._code.remembered(), without_hints(), without_scripts())
         with ExitStack() as within:
-            for mode in (*around, self._recording, self, _noting(self._guards)):
+            for mode in (*around, self._recording, self, _noting(self._guards), self.gradients.watched()):
                 within.enter_context(mode)
             yield
 
@@ -139,7 +142,7 @@ class Tracer(TorchFunctionMode):
         own = FACTS.get(func)
         if own is not None:
             return own(self.writer, *args, **kwargs)
-        body = opened(func)
+        body = typed if func is torch.Tensor.type else opened(func)
         if body is not None:
             with self:
                 return body(*args, **kwargs)
@@ -183,6 +186,7 @@ class Tracer(TorchFunctionMode):
         if func in _UNBINDING:
             given = self.writer.operands((*args, *kwargs.values(), 0))
             self._guards.note_places(given[0], given[1] % given[0].dim())
+        self.gradients.note_call(self.writer.module, node)
         return self.writer.write(node, result)
 
     def _traced(self, func: Any, *args: Any, **kwargs: Any) -> Any:
@@ -292,6 +296,7 @@ class Tracer(TorchFunctionMode):
             with torch._C.DisableTorchFunction():
                 result = self._results.of(path, lambda: self._call(module._call_impl, args, kwargs))
                 node = self.writer.node("call_module", path, self.writer.argument(args), self.writer.argument(kwargs))
+                self.gradients.note_call(self.writer.module, node)
                 return self.writer.write(node, result)
         except Exception:
             self.failed = path

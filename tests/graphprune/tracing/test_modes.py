@@ -196,6 +196,20 @@ def test_tensors_look_as_if_they_were_where_the_model_is() -> None:
     check(net(forward, **layers()), X, Y)
 
 
+def test_types_are_those_of_the_model_and_conversions_to_them_dtypes() -> None:
+    """YOLOX's head names the type of what it gets, and casts its grids to it; older code gives classes of tensors."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        y = self.a(x)
+        assert y.type() == "torch.DoubleTensor"
+        kind: Any = torch.DoubleTensor
+        grid = torch.arange(6).type(y.type()) + torch.zeros(x.shape[0], 1).type(kind)
+        return self.b(y + grid * 0 + (y > 0).type(dtype=torch.float64)).type("torch.FloatTensor").type(torch.float64)
+
+    found, _ = check(net(forward, **layers()), X, Y)
+    assert not found.program.opaque
+
+
 def test_autocast_is_refused() -> None:
     """A graph cannot say it, and without it other numbers come out: around such a block only scopes are captured."""
 

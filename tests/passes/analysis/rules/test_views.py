@@ -266,6 +266,12 @@ def test_strides_that_are_given_freeze(function: Callable[[Tensor], Any]) -> Non
     assert seen.frozen == set(seen.atoms("t", 0) + seen.atoms("t", 1))
 
 
+def test_strides_that_torch_gives_a_result_let_labels_pass() -> None:
+    """An average over all places of a tensor whose channels lie side by side is given the strides of one place."""
+    seen = observe(lambda t: F.adaptive_avg_pool1d(t.transpose(1, 2), 1), t=torch.randn(2, 5, 4))
+    assert seen.result_atoms(1) == seen.atoms("t", 2) and not seen.frozen & set(seen.atoms("t", 2))
+
+
 def test_an_operator_without_a_rule_freezes_and_is_named() -> None:
     seen = observe(lambda t: torch.linalg.inv(t), t=torch.randn(3, 3))
     assert seen.frozen == set(seen.atoms("t", 0) + seen.atoms("t", 1))
