@@ -116,8 +116,15 @@ def _passes_on(module: nn.Module) -> bool:
 
 def _encode_attributes(module: nn.Module) -> dict[str, Any]:
     skipped = _INTERNAL | (_DERIVED if isinstance(module, nn.RNNBase) else frozenset())
+    # torch.jit leaves "__overloads__" behind.
     settings = {key: value for key, value in module.__dict__.items() if key not in skipped and not key.startswith("__")}
-    return {key: _encode_attribute(key, value) for key, value in settings.items()}  # torch.jit leaves "__overloads__" behind
+    settings = {key: value for key, value in settings.items() if not _is_label(module, key, value)}
+    return {key: _encode_attribute(key, value) for key, value in settings.items()}
+
+
+def _is_label(module: nn.Module, key: str, value: Any) -> bool:
+    """Whether an attribute is data in the place of a method, as a library's own ``type`` is: no code can have called it."""
+    return callable(getattr(type(module), key, None)) and not callable(value)
 
 
 def _encode_attribute(key: str, value: Any) -> Any:

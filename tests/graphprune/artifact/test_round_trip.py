@@ -389,3 +389,22 @@ def test_a_model_that_keeps_its_class_returns_its_own_output_class(tmp_path: Pat
     own = graphprune.load(tmp_path / "a.safetensors", Returns())
     assert isinstance(own, Returns) and isinstance(own(x), Output)
     assert isinstance(result.model, Returns) and torch.equal(own.best(x), result.model.best(x))
+
+
+def test_a_label_in_the_place_of_a_method_is_left_out(tmp_path: Path) -> None:
+    """Ultralytics gives each layer a ``type`` of its own, which is no part of what the layer does."""
+    model: Any = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Upsample(scale_factor=2), nn.Conv2d(8, 2, 1)).eval()
+    model[1].type, model[1].i = "torch.nn.modules.upsampling.Upsample", 1
+    x = torch.randn(1, 3, 4, 4)
+    result = graphprune.prune(model, x, target="channels=50%")
+    graphprune.save(result, tmp_path / "slim.safetensors")
+    slim: Any = graphprune.load(tmp_path / "slim.safetensors")
+    assert torch.equal(slim(x), result.model(x))
+    assert "type" not in vars(slim.get_submodule("1")) and slim.get_submodule("1").i == 1
+
+
+def test_a_function_in_the_place_of_a_method_is_refused(tmp_path: Path) -> None:
+    model: Any = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Upsample(scale_factor=2), nn.Conv2d(8, 2, 1)).eval()
+    model[1].extra_repr = torch.relu
+    with pytest.raises(ArtifactError, match="would hide a part of Upsample"):
+        graphprune.save(graphprune.prune(model, torch.randn(1, 3, 4, 4), target="channels=50%"), tmp_path / "slim.safetensors")
