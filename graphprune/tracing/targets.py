@@ -70,12 +70,20 @@ _PYTHON_METHODS: Final = {method: name for name, method in vars(torch.Tensor).it
 _OPENED: Final = {F.multi_head_attention_forward: {"has_torch_function": lambda _: False}}
 
 
+# Calls that take sizes from another tensor: sizes that go along with a width can follow it, a tensor's shape as a whole cannot.
+_IN_SIZES: Final[dict[Any, Callable[..., Any]]] = {
+    torch.Tensor.expand_as: lambda tensor, other: tensor.expand(other.shape),
+    torch.Tensor.view_as: lambda tensor, other: tensor.view(other.shape),
+    torch.Tensor.reshape_as: lambda tensor, other: tensor.reshape(other.shape),
+}
+
+
 @cache
 def opened(func: Any) -> Callable[..., Any] | None:
     """The body of a function that is traced through: the same code, which does not announce itself; None for all others."""
     changes = _OPENED.get(func)
     if changes is None:
-        return None
+        return _IN_SIZES.get(func)
     body = FunctionType(func.__code__, func.__globals__ | changes, func.__name__, func.__defaults__)
     body.__kwdefaults__ = func.__kwdefaults__
     return body

@@ -161,3 +161,24 @@ def rows_and_numbers_from_the_end() -> Case:
         return self.b(y) + z.sum((1, 2))[:, None, None, None]
 
     return Case(net(forward, a=conv(3, 9), b=conv(9, 2)), image(), {"a": 2}, zeros=False)
+
+
+@case
+def expanded_as_another() -> Case:
+    """A shape that is another layer's says how long an axis is, and not what goes together with it."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        y, z = self.a(x), self.z(x)
+        return self.b(self.gate(x).sigmoid().expand_as(z) * y) + self.c(z)
+
+    parts = {"a": conv(3, 6), "z": conv(3, 6), "gate": conv(3, 1), "b": conv(6, 2), "c": conv(6, 2)}
+    return Case(net(forward, **parts), image(), {"a": 6, "z": 6})
+
+
+@case
+def one_row_expanded_as_another() -> Case:
+    def forward(self: Any, x: Tensor) -> Any:
+        y, z = self.a(x), self.z(x)
+        return self.b(y.mean((2, 3), keepdim=True).expand_as(z) * y) + self.c(z.reshape_as(y))
+
+    return Case(net(forward, a=conv(3, 6), z=conv(3, 6), b=conv(6, 2), c=conv(6, 2)), image(), {"a": 6, "z": 6})
