@@ -43,8 +43,7 @@ def as_strided(call: Call) -> None:
     Where the model asks for it, sizes and strides are those of the original's widths.
     """
     source = call.value(call.args[0])
-    size, stride = tuple(call.args[1]), tuple(call.args[2])
-    moved = size != source.shape or any(n > 1 and a != b for n, a, b in zip(size, stride, source.stride, strict=False))
+    moved = (tuple(call.args[1]), tuple(call.args[2])) != (source.shape, tuple(source.stride))
     if moved or call.arg("storage_offset") or call.is_node:
         call.freeze_inputs("viewed through other strides")
         call.set(())
