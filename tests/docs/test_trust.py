@@ -48,6 +48,12 @@ def test_a_failure_counts_against_its_check_until_it_is_mended(bench: dict[str, 
     assert row.endswith(f"| 4 networks, {failures} failures |")
 
 
+def test_the_largest_checkpoint_has_a_row_with_its_peak(bench: dict[str, Any]) -> None:
+    runs = {"killed": {"peak": 3 * 10**8}, "resumed": {"peak": 2 * 10**8}}
+    row = bench["streamed_row"]({"checkpoint_bytes": 5 * 10**9, "limit_bytes": 10**9, "slim_bytes": 2 * 10**9} | runs)
+    assert "may have 1.00 GB" in row and row.endswith("| 5.00 GB cut to 2.00 GB, peak 0.30 GB |")
+
+
 def test_every_check_of_random_networks_has_a_row(bench: dict[str, Any]) -> None:
     assert {step.run.__name__ for step in CHECKS} == {check for _, check, _, _ in bench["CHECKS"]}
 

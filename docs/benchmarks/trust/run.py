@@ -7,8 +7,10 @@ Five runs, each with a record beside this file. *zoo*: the small structures of `
 are killed, interrupted, and short of room or memory (``tests/failure``). *fuzz*: random networks (``python -m tests.fuzz``) for so
 many minutes, added to those of the record. *mutants*: so many wrong rules (``python -m tests.mutants``) that are not
 in the record yet; those that make no difference stand in ``equivalent.json``, with the reasons. *hostile*: so many damaged and
-hostile files (``python -m tests.hostile``), counted on. Then ``README.md`` is written from the records; with ``--minutes 0``,
-``--mutants 0``, ``--files 0``, ``--no-zoo`` or ``--no-failures`` from what was run before. ``--afresh`` forgets the records.
+hostile files (``python -m tests.hostile``), counted on. *checkpoint*, only if asked for (``--checkpoint``): one that is larger than
+the memory of the process that prunes it (``docs/benchmarks/large/stream.py``, 10 GB of disk). Then ``README.md`` is written from
+the records; with ``--minutes 0``, ``--mutants 0``, ``--files 0``, ``--no-zoo`` or ``--no-failures`` from what was run before.
+``--afresh`` forgets the records.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 EQUIVALENT = HERE / "equivalent.json"
+STREAMED = HERE.parent / "large" / "stream.json"
 ZOO, FAILURES, FUZZ, MUTANTS, HOSTILE = (HERE / f"{name}.json" for name in ("zoo", "failures", "fuzz", "mutants", "hostile"))
 
 
@@ -139,6 +142,14 @@ def files_row(hostile: dict[str, Any]) -> str:
     return f"| A file from a stranger is read or refused in a sentence | hostile: {how} | {found} |"
 
 
+def streamed_row(streamed: dict[str, Any]) -> str:
+    """The row of the largest checkpoint that was pruned tensor by tensor."""
+    size, limit, slim = (streamed[f"{name}_bytes"] / 1e9 for name in ("checkpoint", "limit", "slim"))
+    how = f"`large/stream.py`: killed once, by a process that may have {limit:.2f} GB; logits of a small twin compared"
+    peak = max(streamed[run]["peak"] for run in ("killed", "resumed")) / 1e9
+    return f"| A checkpoint may be larger than the memory | {how} | {size:.2f} GB cut to {slim:.2f} GB, peak {peak:.2f} GB |"
+
+
 def rows(zoo: dict[str, Any], survived: dict[str, Any], fuzz: dict[str, Any], mutants: dict[str, str]) -> list[str]:
     """The table: promise, test and figure of each."""
     counts = totals(fuzz)
@@ -156,8 +167,8 @@ def rows(zoo: dict[str, Any], survived: dict[str, Any], fuzz: dict[str, Any], mu
     same = len(load(EQUIVALENT).keys() & mutants.keys())
     found = f"{caught} of {len(mutants) - same} caught; {same} more make no difference"
     made.append(f"| A wrong rule does not pass | mutants: rules changed on purpose | {found} |")
-    hostile = load(HOSTILE)
-    return [*made, files_row(hostile)] if hostile else made
+    hostile, streamed = load(HOSTILE), load(STREAMED)
+    return [*made, *([files_row(hostile)] if hostile else []), *([streamed_row(streamed)] if streamed else [])]
 
 
 def totals(fuzz: dict[str, Any]) -> Counter[str]:
@@ -255,6 +266,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--no-zoo", action="store_true")
     parser.add_argument("--no-failures", action="store_true")
+    parser.add_argument("--checkpoint", action="store_true")
     parser.add_argument("--afresh", action="store_true")
     arguments = parser.parse_args()
     if arguments.afresh:
@@ -270,6 +282,8 @@ def main() -> None:
         child("tests.mutants", "--sample", str(len(load(MUTANTS)) + arguments.mutants), "--record", str(MUTANTS))
     if arguments.files:
         child("tests.hostile", "--files", str(arguments.files), "--record", str(HOSTILE))
+    if arguments.checkpoint:
+        subprocess.run([sys.executable, str(STREAMED.with_suffix(".py"))], check=True)
     (HERE / "README.md").write_text(page())
 
 
