@@ -170,6 +170,7 @@ class Tracer(TorchFunctionMode):
                 raise
             self._taking_numbers.add(func)
             self._results.take_back(before)
+            self._recording.take()  # what it ran before it failed
             return self._run_call(func, args, kwargs)
 
     def _write(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
