@@ -38,6 +38,14 @@ _SHAPED: Final[Mapping[Any, Callable[..., list[torch.Tensor]]]] = {
 """Operators whose results have sizes that values decide: those operands."""
 
 
+_FILLED: Final = frozenset(
+    getattr(torch.ops.aten, f"{prefix}{kind}{suffix}").default
+    for kind in ("zeros", "ones", "full", "empty")
+    for prefix, suffix in (("new_", ""), ("", "_like"))
+)
+"""Operators that read of a tensor how large it is, and not what it holds."""
+
+
 class Values:
     """Computes what a trace's stand-ins hold for the example inputs.
 
@@ -91,14 +99,24 @@ class Values:
             blank = {id(item): torch.zeros(item.shape, dtype=item.dtype) for item in tensors_in((args, kwargs))}
             return operator(*_with(args, blank | held), **_with(kwargs, blank | held))
 
+    def are_of_sizes(self, tensors: list[torch.Tensor]) -> bool:
+        """Whether tensors were computed of sizes, numbers, parameters and buffers alone, and not of what inputs hold."""
+        runs = _behind(tensors, list(self._operations()))
+        made = {id(tensor) for run in runs for tensor in tensors_in((run.output,))}
+        read = [*tensors, *(tensor for run in runs for tensor in _read(run))]
+        return all(id(tensor) in made or id(tensor) in self._real or id(tensor) in self._numbers for tensor in read)
+
     def _held(self, wanted: list[torch.Tensor]) -> dict[int, torch.Tensor] | None:
         """The data of these tensors, by their identity; None where they are not of the inputs alone."""
         held: dict[int, torch.Tensor] = {}
         for run in _behind(wanted, list(self._operations())):
-            if torch.Tag.nondeterministic_seeded in run.operator.tags or not self._load(tensors_in((run.args, run.kwargs)), held):
+            if torch.Tag.nondeterministic_seeded in run.operator.tags or not self._load(_read(run), held):
                 return None
+            given = held
+            if run.operator in _FILLED and id(like := run.args[0]) not in held:
+                given = held | {id(like): torch.empty(like.shape, dtype=like.dtype)}
             kwargs = run.kwargs | ({"device": torch.device("cpu")} if "device" in run.kwargs else {})
-            result = run.operator(*_with(run.args, held), **_with(kwargs, held))
+            result = run.operator(*_with(run.args, given), **_with(kwargs, given))
             made = zip(tensors_in((run.output,)), tensors_in((result,)), strict=True)
             held |= {id(stand_in): value for stand_in, value in made}
         return held if self._load(wanted, held) else None
@@ -120,12 +138,17 @@ def _behind(wanted: list[torch.Tensor], operations: list[Operation]) -> list[Ope
     memory = set(map(_memory, wanted))
     needed = []
     for run in reversed(operations):
-        operands = tensors_in((run.args, run.kwargs))
+        operands = _read(run)
         results = tensors_in((run.output,)) if not run.operator._schema.is_mutable else [*tensors_in((run.output,)), *operands]
         if not memory.isdisjoint(map(_memory, results)):
             memory.update(map(_memory, operands))
             needed.append(run)
     return needed[::-1]
+
+
+def _read(run: Operation) -> list[torch.Tensor]:
+    """The tensors whose values an operation reads."""
+    return [] if run.operator in _FILLED else tensors_in((run.args, run.kwargs))
 
 
 def _memory(tensor: torch.Tensor) -> int:

@@ -21,6 +21,7 @@ from graphprune.ir.graph_module import adopt
 from graphprune.ir.program import Inputs, Program, Scope, names_of
 from graphprune.ir.twins import named_tensors, set_mode, unwrapped
 from graphprune.placement import Placement, placement_of
+from graphprune.tracing.earlier_calls import inputs_of_other_sizes
 from graphprune.tracing.inputs import ModuleCall, check_inputs, holds_tensor, normalise_inputs, options_of, with_names
 from graphprune.tracing.rehearsal import rehearse
 from graphprune.tracing.scopes import find_scopes, named_scopes, outside, record_calls, scope_of
@@ -145,6 +146,11 @@ class _Trace:
     scopes: tuple[Scope, ...]
     announced: bool
 
+    @property
+    def cost(self) -> tuple[int, int]:
+        """What is the less the better."""
+        return len(self.tracer.opaque), self.tracer.checks
+
 
 def _whole(root: nn.Module, inputs: Inputs, announced: bool) -> _Trace:
     call = ModuleCall("", inputs)
@@ -207,6 +213,28 @@ def _traces(root: nn.Module, call: ModuleCall) -> bool:
 
 
 def _best_trace(root: nn.Module, calls: tuple[ModuleCall, ...]) -> _Trace:
+    """The trace that leaves the fewest modules opaque, and then the one that checks the fewest sizes."""
+    found = _least_opaque(root, calls)
+    if not found.tracer.compares_what_it_keeps:
+        return found
+    others = [ModuleCall(call.path, inputs) for call in calls for inputs in inputs_of_other_sizes(call.inputs)]
+    traces = (_trace_after(other, root, calls, found.announced) for other in others)
+    better = (trace for trace in traces if trace is not None and trace.cost < found.cost)
+    return next(better, found)
+
+
+def _trace_after(other: ModuleCall, root: nn.Module, calls: tuple[ModuleCall, ...], announced: bool) -> _Trace | None:
+    """A trace after another call; None where the model does not take that one, or keeps what was computed of its values."""
+    try:
+        before = _trace(root, (other,), Mode(False), announced=announced).tracer
+        trace = None if before.keeps_values else _trace(root, calls, Mode(False), announced=announced, after=before)
+    except CaptureError:
+        return None
+    before.release()
+    return trace
+
+
+def _least_opaque(root: nn.Module, calls: tuple[ModuleCall, ...]) -> _Trace:
     """The trace of a model that knows of it, or of one that does not where that one leaves fewer modules opaque."""
     try:
         knowing = _trace(root, calls, Mode(False), announced=True)
@@ -232,8 +260,9 @@ def _trace(
     announced: bool,
     earlier: Tracer | None = None,
     still: Iterable[str] = (),
+    after: Tracer | None = None,
 ) -> _Trace:
-    tracer = Tracer(root, mode, earlier, still)
+    tracer = Tracer(root, mode, earlier, still, after)
     try:
         return _traced(tracer, root, calls, announced)
     except Differs:

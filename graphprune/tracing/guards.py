@@ -6,7 +6,8 @@ the example. What cannot come out differently needs none: comparisons of a size 
 those that were checked before.
 
 As in torch.export, a size of two or more stands for any size: comparisons that tell one from many (``n > 1``, ``n != 1``) are
-not checked for it. They select shortcuts and broadcasts, where the general code does the same.
+not checked for it. They select shortcuts and broadcasts, where the general code does the same. Nor are comparisons with sizes of
+an earlier call: they tell whether what the model has kept of it will do.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import fx
 from graphprune.channels.tape import Operation, Step
 from graphprune.rules import keeps_sizes, tensors_in
 from graphprune.tracing.sizes import Origin, origin_of, plain, size_of, with_origin
-from graphprune.tracing.source import in_brackets, source_line
+from graphprune.tracing.source import in_brackets, source_line, writes_attributes
 
 if TYPE_CHECKING:
     from graphprune.tracing.writer import Writer
@@ -52,10 +53,16 @@ _SIZED: Final[dict[Any, int]] = {torch.zeros: 0, torch.ones: 0, torch.reshape: 1
 
 
 class Guards:
-    """Writes the checks of one trace."""
+    """Writes the checks of one trace.
 
-    def __init__(self, writer: Writer) -> None:
+    after: the writer of a call that came before, whose sizes are not checked. of_writers: whether code that writes attributes has
+    compared a size with a number.
+    """
+
+    def __init__(self, writer: Writer, after: Writer | None = None) -> None:
+        self.of_writers = False
         self._writer = writer
+        self._after = after
         self._checks: MutableMapping[Any, fx.Node] = {}
         self._makers: dict[int, Operation] = {}  # the operation behind a tensor, by identity
         self._known: dict[tuple[int, int], tuple[torch.Tensor, Any]] = {}  # the sizes of tensors, resolved; they stay alive
@@ -70,6 +77,8 @@ class Guards:
     def note(self, function: Callable[..., Any], numbers: tuple[Any, ...], outcome: bool) -> None:
         """A comparison that the model's Python made, and what came out."""
         with torch._C.DisableTorchFunction():
+            if self._after is not None and any(map(self._is_of_another_call, numbers)):
+                return
             found = [self._resolved(number) for number in numbers]
             holds = function if outcome else _NOT[function]
             keys = [_key(number) for number in found]
@@ -83,6 +92,20 @@ class Guards:
             known = self._checks.get((holds, *keys))
             if known is None or not self._writer.stands(known):
                 self._checks[(holds, *keys)] = self._check(holds, found)
+                self.of_writers |= not all(map(origin_of, found)) and writes_attributes()
+
+    @property
+    def count(self) -> int:
+        """How many checks there are."""
+        return len(self._checks)
+
+    def _is_of_another_call(self, number: Any) -> bool:
+        origin = origin_of(number)
+        if origin is None:
+            return False
+        if origin.function == "size":
+            return self._after is not None and self._after.maker_of(origin.arguments[0]) is not None
+        return any(map(self._is_of_another_call, origin.arguments))
 
     def note_truth(self, condition: Any, question: str, answer: bool) -> None:
         """What values have said. condition: a truth, or a tensor that holds one, where they say so again."""

@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from types import MethodType
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch import nn
 
 from graphprune.channels.tape import stand_in
 from graphprune.ir.twins import call_copies, named_tensors
-from graphprune.tracing.sizes import literal
+from graphprune.tracing.sizes import literal, plain
 
 _INTERNAL: Final = frozenset(nn.Module().__dict__) | {"_compiled_call_impl"}
 _HOOKS: Final = tuple(key for key in nn.Module().__dict__ if "forward" in key)
 _PLAIN: Final = frozenset({bool, int, str, type(None)})
 _CONTAINERS: Final = (dict, list, set, OrderedDict, defaultdict)
 
+Left: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""Attributes of modules by their paths, as calls of the model have left them."""
+
 
 class Shadow:
     """A meta copy of a module tree that reports every call of one of its modules.
 
     call: gets the module, its path, and the arguments of the call, and returns its result. earlier: another copy of the same
-    model, whose stand-ins are used.
+    model, whose stand-ins are used. left: attributes that are not as in the model, by the paths of their modules.
     It is made where it is first asked for. Modules that appear twice stay one module, tied tensors one tensor. Lists and dicts that
     modules keep as attributes are copied, and those in them, so that a model that writes caches in its forward leaves nothing of
     the trace behind. Hooks that are methods of a module are those of its copy.
     """
 
-    def __init__(self, root: nn.Module, call: Callable[..., Any], mode: Any, earlier: Shadow | None = None) -> None:
+    def __init__(
+        self, root: nn.Module, call: Callable[..., Any], mode: Any, earlier: Shadow | None = None, left: Left | None = None
+    ) -> None:
         self.real: dict[int, torch.Tensor] = dict(earlier.real) if earlier else {}  # by identity of the stand-in
+        self.left: Left = left or (earlier.left if earlier else {})
         self._source = root
         self._call = call
         self._mode = mode
@@ -81,6 +87,26 @@ class Shadow:
         self._kept.append((tensor, self._stand_ins.get(id(tensor))))  # identities are not to be used again
         self._stand_ins[id(tensor)] = by
 
+    def left_behind(self) -> Left:
+        """The attributes that calls of this copy have changed, for another copy."""
+        found = {}
+        for path, module in self._source.named_modules():
+            copy = self._modules.get(id(module), module)
+            now = {key: value for key, value in copy.__dict__.items() if key not in _INTERNAL and key != "training"}
+            found[path] = {key: value for key, value in now.items() if not self._is_copy(value, module.__dict__.get(key, self))}
+        return {path: changed for path, changed in found.items() if changed}
+
+    def _is_copy(self, value: Any, original: Any) -> bool:
+        """Whether an attribute, with all that is in it, is what the copy has been given."""
+        if isinstance(original, torch.Tensor):
+            return value is self._stand_ins.get(id(original))
+        if type(value) is type(original) and type(value) in (*_CONTAINERS, tuple):
+            if len(value) != len(original) or isinstance(value, set):
+                return bool(value == original)
+            keys = list(original) if isinstance(original, dict) else range(len(original))
+            return all(self._is_copy(value.get(key) if isinstance(value, dict) else value[key], original[key]) for key in keys)
+        return value is original or (type(original) in (int, float, str) and bool(plain(value) == original))
+
     def release(self) -> None:
         """Let go of the modules: they refer to themselves, and would wait for the collector of cycles by the thousand."""
         for module in self._modules.values():
@@ -96,6 +122,7 @@ class Shadow:
         for key, value in source.__dict__.items():
             if key not in _INTERNAL and type(value) not in _PLAIN:
                 state[key] = self._attribute(value)
+        state.update(self.left.get(path, {}))
         state.update([(key, state[key].copy()) for key in _HOOKS])
         self._hooks += [state[key] for key in _HOOKS if state[key]]
         state["training"] = self._mode

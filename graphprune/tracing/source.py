@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from dis import get_instructions
+from functools import lru_cache
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Final
@@ -11,6 +13,7 @@ from typing import Final
 import torch
 
 _ELSEWHERE: Final = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parent.parent}{os.sep}", "<")
+_MOST_CODES: Final = 1_000  # that are remembered
 _ENTRIES: Final = {
     (str(Path(__file__).with_name(f"{module}.py")), name)
     for module, names in {"tracer": ("run", "placeholder", "finish"), "rehearsal": ("answer",)}.items()
@@ -20,14 +23,30 @@ _ENTRIES: Final = {
 
 def source_line() -> str:
     """The line of the model that is running, or empty where no line of its own is."""
+    frame = _frame_of_model()
+    return "" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def writes_attributes() -> bool:
+    """Whether the function of the model that is running keeps something in attributes, or in what these hold."""
+    frame = _frame_of_model()
+    return frame is not None and _writes(frame.f_code)
+
+
+def _frame_of_model() -> FrameType | None:
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         if is_of_model(frame.f_code):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            return frame
         if is_trace_entry(frame.f_code):
-            return ""
+            return None
         frame = frame.f_back
-    return ""
+    return None
+
+
+@lru_cache(_MOST_CODES)
+def _writes(code: CodeType) -> bool:
+    return any(step.opname in ("STORE_ATTR", "STORE_SUBSCR") for step in get_instructions(code))
 
 
 def is_of_model(code: CodeType) -> bool:

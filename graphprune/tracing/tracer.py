@@ -34,7 +34,7 @@ from graphprune.tracing.hints import without_hints, without_scripts
 from graphprune.tracing.inputs import ModuleCall, with_names
 from graphprune.tracing.repeat import Repeat
 from graphprune.tracing.results import Mark, Results
-from graphprune.tracing.shadow import Shadow
+from graphprune.tracing.shadow import Left, Shadow
 from graphprune.tracing.sizes import NOTING
 from graphprune.tracing.targets import opened, spell
 from graphprune.tracing.tensor_types import typed
@@ -47,12 +47,20 @@ class Tracer(TorchFunctionMode):
 
     mode: what ``self.training`` is for the model; its ``consulted`` says whether the whole must run in the other mode too, after
     the calls of modules in :attr:`questions`. earlier: a finished run of the model in eval mode, which this one repeats in train
-    mode. still: paths of modules that are in eval mode all the same, with all that is in them.
+    mode. still: paths of modules that are in eval mode all the same, with all that is in them. after: a run of other inputs, after
+    which this one comes.
     writer: has the graph and the tape. opaque: modules that do not trace, with the reason. failed: the innermost module that a
     run has failed in.
     """
 
-    def __init__(self, root: nn.Module, mode: Mode, earlier: Tracer | None = None, still: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        mode: Mode,
+        earlier: Tracer | None = None,
+        still: Iterable[str] = (),
+        after: Tracer | None = None,
+    ) -> None:
         super().__init__()
         self.opaque: dict[str, str] = {}
         self.failed = ""
@@ -65,10 +73,12 @@ class Tracer(TorchFunctionMode):
         self._unaware: set[str] = earlier._unaware if earlier else set()  # modules that trace, if at all, without knowing of it
         self._recording = Recording()
         self._results: Results = Results(self._recording, earlier._results if earlier else None)
-        self._shadow: Shadow = Shadow(root, self._call_module, mode, earlier._shadow if earlier else None)
+        before = earlier or after
+        left = after.left_behind() if after else {}
+        self._shadow: Shadow = Shadow(root, self._call_module, mode, before._shadow if before else None, left)
         self._code: Conversions = earlier._code if earlier else Conversions(self._shadow.root)
         self.writer: Writer = self._new_writer(earlier)
-        self._guards = Guards(self.writer)
+        self._guards = Guards(self.writer, after.writer if after else None)
         self._values: Values = earlier._values if earlier else self._new_values()
         self._recording.values = self._values
         self._answers = Answers(self.writer, self._guards, self._values, self._traced)
@@ -130,6 +140,26 @@ class Tracer(TorchFunctionMode):
     def finish(self, result: Any) -> None:
         """Write the output node."""
         self.writer.finish(result)
+
+    def left_behind(self) -> Left:
+        """What the run has changed in the model."""
+        return self._shadow.left_behind()
+
+    @property
+    def keeps_values(self) -> bool:
+        """Whether what the run has changed in the model was computed of values that it was given, as a state is."""
+        kept = [list(attributes.values()) for attributes in self.left_behind().values()]
+        return not self._values.are_of_sizes(tensors_in(kept))
+
+    @property
+    def checks(self) -> int:
+        """How many sizes and comparisons of sizes the graph checks."""
+        return self._guards.count
+
+    @property
+    def compares_what_it_keeps(self) -> bool:
+        """Whether code that writes attributes has compared a size with a number, as it does to use again what it has kept."""
+        return self._guards.of_writers
 
     def release(self) -> None:
         """Let go of the copy of the model that has run."""

@@ -166,7 +166,14 @@ def as_an_index(self: Any, y: Any, lengths: Any) -> Any:
     return y * [1.0, 2.0, 3.0, 4.0, 5.0, 6.0][lengths.min()]
 
 
+def where_a_mask_of_ones_is_full(self: Any, y: Any, lengths: Any) -> Any:
+    """The mask that code makes where it is given none; the activations give it its size alone."""
+    mask = torch.ones_like(y[:, 0, 0]).bool() & (lengths > 2)
+    return y * 2 if mask.all() else y * 3
+
+
 CHECKED = {
+    where_a_mask_of_ones_is_full: "bool(all_1) is True",
     where_all_are_long: "bool(all_1) is True",
     where_none_is_short: "bool(any_1) is False",
     where_equal: "equal(clamp) is True",
@@ -209,6 +216,7 @@ def test_a_number_among_the_buffers_stays_variable() -> None:
     "body",
     [
         lambda self, y, lengths: y * 2 if y.sum() > 0 else y * 3,  # data
+        lambda self, y, lengths: y * 2 if (y.new_ones(3) + y.sum()).sum() > 0 else y * 3,  # data after its size
         lambda self, y, lengths: y * 2 if self.a.weight.sum() > 0 else y * 3,  # what is pruned
         lambda self, y, lengths: y * 2 if torch.randint(0, 2, (3,)).any() else y * 3,  # chance
     ],
