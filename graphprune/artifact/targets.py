@@ -55,7 +55,10 @@ _OPERATORS = words(
     "pos pow rshift setitem sub truediv truth xor iadd iand ifloordiv ilshift imatmul imod imul ior ipow irshift isub itruediv ixor"
 )
 _BUILTINS = words("getattr len int float bool complex abs min max sum round pow divmod tuple list range slice all any")
-_TORCH_EXTRAS = words("_assert _assert_async sym_int sym_float sym_max sym_min sym_not sym_sqrt sym_ite is_tensor")
+_TORCH_EXTRAS = words(
+    "_assert _assert_async sym_int sym_float sym_max sym_min sym_not sym_sqrt sym_ite is_tensor _pack_padded_sequence "
+    "_pad_packed_sequence"
+)
 _ATEN_PRIVATE = words(
     "_unsafe_view _to_copy _softmax _log_softmax _native_batch_norm_legit _native_batch_norm_legit_no_training "
     "_adaptive_avg_pool2d _adaptive_avg_pool3d _assert_async _assert_scalar _assert_tensor_metadata _conj _reshape_alias"

@@ -19,6 +19,7 @@ from torch.fx.node import map_arg
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map
 
+from graphprune.channels.packed import with_batch_sizes
 from graphprune.channels.shape_cache import SHAPES
 from graphprune.channels.values import Values
 from graphprune.errors import CaptureError, typed_line
@@ -105,7 +106,7 @@ def plain_containers(tree: Any) -> Any:
 class Recording(TorchDispatchMode):
     """Runs ATen operators on the meta device and writes them into :attr:`operations`.
 
-    numbers: stand-ins, by their identity, of what torch makes of Python's numbers among the operands, with that. values: tells how
+    numbers: stand-ins, by their identity, of what torch makes of numbers and lists of Python, with that. values: tells how
     large the results are whose sizes values decide.
     """
 
@@ -137,11 +138,16 @@ class Recording(TorchDispatchMode):
         operands = tensors_in((*args, *kwargs.values()))
         if not all([tensor.is_meta for tensor in operands]):
             args, kwargs = tree_map(self._stand_in, (args, kwargs))  # a constant that the model makes in its forward
+        return self._run(func, args, kwargs, any_size and all([tensor.is_contiguous() for tensor in operands]))
+
+    def record(self, operator: Any, *args: Any) -> Any:
+        """Write an operator down that torch would take apart."""
+        with _disable_current_modes():
+            return self._run(operator, args, {}, False)
+
+    def _run(self, func: Any, args: Any, kwargs: dict[str, Any], any_size: bool) -> Any:
         sized = None if self.values is None else self.values.sized(func, args, kwargs)
-        if sized is None:
-            output = SHAPES.run(func, args, kwargs, any_size and all([tensor.is_contiguous() for tensor in operands]))
-        else:
-            output = stand_ins(sized)
+        output = SHAPES.run(func, args, kwargs, any_size) if sized is None else stand_ins(sized)
         self.operations.append(Operation(func, args, kwargs, output))
         return output
 
@@ -149,9 +155,8 @@ class Recording(TorchDispatchMode):
         if not isinstance(leaf, torch.Tensor) or leaf.is_meta:
             return leaf
         result = stand_in(leaf)
-        if not leaf.dim():
-            self.numbers[id(result)] = leaf
-            self._kept.append(result)
+        self.numbers[id(result)] = leaf
+        self._kept.append(result)
         return result
 
 
@@ -245,6 +250,7 @@ class _Runner:
         if reads_numbers(node):
             return self._number(question(node), args, kwargs)
         target: Any = self.modules[str(node.target)] if node.op == "call_module" else node.target
+        target, args = with_batch_sizes(self.recording, target, args)
         return target(*args, **kwargs)
 
     def _number(self, read: Any, args: Any, kwargs: Any) -> Any:

@@ -32,6 +32,8 @@ _SHAPED: Final[Mapping[Any, Callable[..., list[torch.Tensor]]]] = {
         ),
         lambda x, *_, **__: [x],
     ),
+    torch.ops.aten._pack_padded_sequence.default: lambda x, lengths, *_: [lengths],
+    torch.ops.aten._pad_packed_sequence.default: lambda x, sizes, *_: [sizes],
     torch.ops.aten.masked_select.default: lambda x, mask: [mask],
     torch.ops.aten.index.Tensor: lambda x, indices: [item for item in indices if item is not None and item.dtype in _MASKS],
 }
@@ -44,6 +46,9 @@ _FILLED: Final = frozenset(
     for prefix, suffix in (("new_", ""), ("", "_like"))
 )
 """Operators that read of a tensor how large it is, and not what it holds."""
+
+_PACKED: Final = frozenset({torch.ops.aten._pack_padded_sequence.default, torch.ops.aten._pad_packed_sequence.default})
+"""Operators whose second result says no more than their second operand does."""
 
 
 class Values:
@@ -102,7 +107,7 @@ class Values:
     def are_of_sizes(self, tensors: list[torch.Tensor]) -> bool:
         """Whether tensors were computed of sizes, numbers, parameters and buffers alone, and not of what inputs hold."""
         runs = _behind(tensors, list(self._operations()))
-        made = {id(tensor) for run in runs for tensor in tensors_in((run.output,))}
+        made = {id(tensor) for run in runs for tensor in _told(run, run.output)}
         read = [*tensors, *(tensor for run in runs for tensor in _read(run))]
         return all(id(tensor) in made or id(tensor) in self._real or id(tensor) in self._numbers for tensor in read)
 
@@ -113,11 +118,11 @@ class Values:
             if torch.Tag.nondeterministic_seeded in run.operator.tags or not self._load(_read(run), held):
                 return None
             given = held
-            if run.operator in _FILLED and id(like := run.args[0]) not in held:
+            if run.operator in _FILLED | _PACKED and id(like := run.args[0]) not in held:
                 given = held | {id(like): torch.empty(like.shape, dtype=like.dtype)}
             kwargs = run.kwargs | ({"device": torch.device("cpu")} if "device" in run.kwargs else {})
             result = run.operator(*_with(run.args, given), **_with(kwargs, given))
-            made = zip(tensors_in((run.output,)), tensors_in((result,)), strict=True)
+            made = zip(_told(run, run.output), _told(run, result), strict=True)
             held |= {id(stand_in): value for stand_in, value in made}
         return held if self._load(wanted, held) else None
 
@@ -139,7 +144,7 @@ def _behind(wanted: list[torch.Tensor], operations: list[Operation]) -> list[Ope
     needed = []
     for run in reversed(operations):
         operands = _read(run)
-        results = tensors_in((run.output,)) if not run.operator._schema.is_mutable else [*tensors_in((run.output,)), *operands]
+        results = _told(run, run.output) if not run.operator._schema.is_mutable else [*tensors_in((run.output,)), *operands]
         if not memory.isdisjoint(map(_memory, results)):
             memory.update(map(_memory, operands))
             needed.append(run)
@@ -147,8 +152,13 @@ def _behind(wanted: list[torch.Tensor], operations: list[Operation]) -> list[Ope
 
 
 def _read(run: Operation) -> list[torch.Tensor]:
-    """The tensors whose values an operation reads."""
-    return [] if run.operator in _FILLED else tensors_in((run.args, run.kwargs))
+    """The tensors whose values an operation reads, for what it :func:`tells <_told>`."""
+    return [] if run.operator in _FILLED else [run.args[1]] if run.operator in _PACKED else tensors_in((run.args, run.kwargs))
+
+
+def _told(run: Operation, output: Any) -> list[torch.Tensor]:
+    """The results that these decide."""
+    return [output[1]] if run.operator in _PACKED else tensors_in((output,))
 
 
 def _memory(tensor: torch.Tensor) -> int:

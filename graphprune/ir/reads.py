@@ -10,7 +10,8 @@ from torch import fx
 
 _READS: Final[frozenset[Any]] = frozenset({"item", "tolist", torch.equal, torch.allclose})
 _NAMES: Final = ("nonzero", "masked_select", "unique", "unique_consecutive", "_unique2", "bincount", "repeat_interleave")
-_SHAPED: Final[frozenset[Any]] = frozenset(_NAMES).union([getattr(torch, name) for name in _NAMES])
+_PACKS: Final = (torch._pack_padded_sequence, torch._pad_packed_sequence)
+_SHAPED: Final[frozenset[Any]] = frozenset(_NAMES).union(_PACKS, [getattr(torch, name) for name in _NAMES])
 
 
 def reads_numbers(node: fx.Node) -> bool:

@@ -31,6 +31,7 @@ _MOST_CODES: Final = 10_000  # whose names are remembered
 _BUILTINS: Final = vars(builtins)
 _CACHE: Final = type(lru_cache(len))
 _FOREIGN: Final = sys.stdlib_module_names | {"torch", "numpy", "graphprune"}
+_COUNTING: Final = "torch.nn.modules.rnn"  # layers whose own code makes an int of how many sequences there are
 
 
 def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -184,7 +185,8 @@ def _code_of(root: nn.Module) -> list[tuple[Any, Mapping[str, Any]]]:
     names = {"forward", "__call__", "__getitem__"}
     while pending:
         item = pending.pop()
-        if id(item) in seen or (item.__module__ or "").partition(".")[0] in _FOREIGN:
+        module = item.__module__ or ""
+        if id(item) in seen or (module.partition(".")[0] in _FOREIGN and module != _COUNTING):
             continue
         if isinstance(item, type):
             seen[id(item)] = item, vars(item)

@@ -18,6 +18,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
+from graphprune.channels.packed import with_batch_sizes
 from graphprune.channels.tape import Recording, boundary_of, opaque_refusal, run_opaque, stand_ins
 from graphprune.channels.values import Values
 from graphprune.errors import typed_line
@@ -228,6 +229,7 @@ class Tracer(TorchFunctionMode):
     def _call(self, func: Any, args: Any, kwargs: Any) -> Any:
         given, named = self.writer.operands(args), self.writer.operands(kwargs)
         try:
+            func, given = with_batch_sizes(self._recording, func, given)
             return self.writer.apart(func(*given, **named), (given, named))
         except Exception as error:
             self._unanswered = error if func in LOOKS else self._unanswered

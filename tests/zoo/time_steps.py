@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tests.zoo.case import Case, case, conv, image, net, vector
 
@@ -52,6 +53,38 @@ def gated_recurrence() -> Case:
 def plain_recurrence() -> Case:
     model = _recurrent(nn.RNN(7, 6, nonlinearity="relu", bidirectional=True, batch_first=True), 12)
     return Case(model, vector(3, 5), {"a": 7, "layer.weight_ih_l0": 6}, macs=False)
+
+
+def _sequences(batch: int) -> tuple[Tensor, Tensor]:
+    """Padded sequences, and their lengths, in no order."""
+    return torch.randn(batch, 5, 5, dtype=torch.float64), torch.arange(batch) * 2 % 5 + 1
+
+
+@case
+def memory_over_packed_sequences() -> Case:
+    """Each step runs over the sequences that go on; what is padded is no zero."""
+
+    def forward(self: Any, x: Tensor, lengths: Tensor) -> Any:
+        packed = pack_padded_sequence(F.relu(self.a(x)), lengths.cpu(), batch_first=True, enforce_sorted=False)
+        y, lengths = pad_packed_sequence(self.layer(packed)[0], batch_first=True, padding_value=-1.5, total_length=x.shape[1])
+        return self.head(y), lengths
+
+    layer = nn.LSTM(7, 6, num_layers=2, bidirectional=True, batch_first=True)
+    model = net(forward, a=nn.Linear(5, 7), layer=layer, head=nn.Linear(12, 2))
+    return Case(model, _sequences, {"a": 7, "layer.weight_ih_l0": 6}, macs=False)
+
+
+@case
+def last_states_of_packed_sequences() -> Case:
+    """The lengths are in order, and the sequences are in the second axis."""
+
+    def forward(self: Any, x: Tensor, lengths: Tensor) -> Any:
+        order = lengths.argsort(descending=True)
+        packed = pack_padded_sequence(self.a(x)[order].transpose(0, 1), lengths[order])
+        return self.head(self.layer(packed, x.new_ones(1, x.shape[0], self.width))[1][-1])
+
+    model = net(forward, a=nn.Linear(5, 7), layer=nn.GRU(7, 6), head=nn.Linear(6, 2), width=6)
+    return Case(model, _sequences, {"a": 7, "layer.weight_ih_l0": 6}, macs=False)
 
 
 @case

@@ -98,6 +98,29 @@ def selected(call: Call) -> None:
     call.set(())
 
 
+@rule("_pack_padded_sequence")
+def pack(call: Call) -> None:
+    """Rows of sequences one after another, as many as their lengths say: behind the first two axes all pass."""
+    _repacked(call, 2, 1)
+
+
+@rule("_pad_packed_sequence")
+def unpack(call: Call) -> None:
+    """The sequences again, and their lengths."""
+    _repacked(call, 1, 2)
+
+
+def _repacked(call: Call, old: int, new: int) -> None:
+    """Other axes in front, in which data say what stands where."""
+    why = call.reason("indexed by data")
+    for field in call.value(call.args[1]).fields:
+        call.space.freeze(field, why)
+    value = call.value(call.args[0])
+    fields = [call.space.restrict(field, [axis for axis in axes_of(field) if axis >= old], why) for field in value.fields]
+    call.set([field.reshape((1,) * new + field.shape[old:]) for field in fields if field is not None])
+    call.set([], 1)
+
+
 def _replace_axes(field: Field, indexed: list[int], lead: int, width: int) -> Field:
     rest = [size for axis, size in enumerate(field.shape) if axis not in indexed]
     return field.reshape([*rest[:lead], *[1] * width, *rest[lead:]])

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import graphprune
 from tests.checking import max_error, run
@@ -112,6 +113,14 @@ def those_of_each_length(self: Any, y: Any, lengths: Any) -> Any:
     return y[places] * (len(found) + counts.sum() + torch.bincount(lengths).sum())
 
 
+def packed_and_padded(self: Any, y: Any, lengths: Any) -> Any:
+    return pad_packed_sequence(pack_padded_sequence(y, lengths, batch_first=True, enforce_sorted=False), batch_first=True)[0]
+
+
+def packed_by_a_list(self: Any, y: Any, lengths: Any) -> Any:
+    return pack_padded_sequence(y, lengths.sort(descending=True).values.tolist(), batch_first=True).data
+
+
 VARIABLE = [
     repeated_by_lengths,
     those_of_each_length,
@@ -119,6 +128,8 @@ VARIABLE = [
     sequences_of_a_mask,
     numbers_of_a_mask,
     cut_to_the_longest,
+    packed_and_padded,
+    packed_by_a_list,
     cut_to_an_item,
     scaled_by_a_mean,
     masked_by_positions,
@@ -218,6 +229,7 @@ def test_a_number_among_the_buffers_stays_variable() -> None:
         lambda self, y, lengths: y * 2 if y.sum() > 0 else y * 3,  # data
         lambda self, y, lengths: y * 2 if (y.new_ones(3) + y.sum()).sum() > 0 else y * 3,  # data after its size
         lambda self, y, lengths: y * 2 if self.a.weight.sum() > 0 else y * 3,  # what is pruned
+        lambda self, y, lengths: pack_padded_sequence(y, y.sum((1, 2)).argsort() + 1, batch_first=True, enforce_sorted=False).data,
         lambda self, y, lengths: y * 2 if torch.randint(0, 2, (3,)).any() else y * 3,  # chance
     ],
 )
