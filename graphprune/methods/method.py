@@ -17,7 +17,7 @@ from graphprune.calibration import Calibration
 from graphprune.claims import claimed_folder
 from graphprune.errors import UsageError
 from graphprune.ir.program import names_of
-from graphprune.ir.twins import unwrapped
+from graphprune.ir.twins import digest, unwrapped
 from graphprune.plans.plan import Plan, fingerprint
 from graphprune.randomness import own_randomness
 from graphprune.result import PruneResult
@@ -215,10 +215,12 @@ class Method(Generic[Chosen]):
 
     def _about(self, task: Task, options: Chosen) -> dict[str, str]:
         shapes = "\n".join(f"{name} {text}" for name, text in fingerprint(task.model).items())
+        weights = {"weights": digest(task.model)} if getattr(options, "trained", False) else {}  # else the run makes its own
         return {
             "method": self.name,
             "options": options.model_dump_json(),
             "model": hashlib.sha256(shapes.encode()).hexdigest()[:16],
+            **weights,
             "seed": str(task.seed),
             "settings": f"exclude={list(task.exclude)} policy={dict(task.policy)} scopes={list(task.scopes)} masks={task.masks} "
             f"recalibrate={task.recalibrate and task.data is not None}{' keep_class' if task.keep_class else ''}",

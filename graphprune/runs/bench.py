@@ -17,7 +17,7 @@ from graphprune.api import run_pipeline
 from graphprune.channels.filters import coupled_axes, find_filters
 from graphprune.channels.groups import Groups, Ints
 from graphprune.costs.cost import CostModel, Costs
-from graphprune.errors import DivergedError, TargetError, UsageError
+from graphprune.errors import CheckError, DivergedError, TargetError, UsageError
 from graphprune.files import write_whole
 from graphprune.ir.program import Program
 from graphprune.latency.environment import environment_of
@@ -296,7 +296,16 @@ class Bench:
         ranks.together()
 
     def _judged(self, model: nn.Module) -> float:
-        return ranks.shared(float(self.task.loop.evaluate(model)))
+        found = self.task.loop.evaluate(model)
+        try:
+            accuracy = float(found)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UsageError(
+                f"evaluate returned {type(found).__name__}, and decisions go by one number: return it, as float, higher is better."
+            ) from error
+        if isnan(accuracy) and not self.rounds:  # not on record, so that the same run goes on once evaluate is mended
+            raise CheckError("evaluate returned NaN for the model that the run begins with.")
+        return ranks.shared(accuracy)
 
     def _run(self, stage: Stage, passes: Sequence[Pass], table: LatencyTable | None) -> Program:
         task = self.task

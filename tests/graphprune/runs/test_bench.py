@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from graphprune.errors import DivergedError, RunError, UsageError
+from graphprune.errors import CheckError, DivergedError, RunError, UsageError
 from graphprune.methods import MethodResult, adaptive, iterative
 from graphprune.runs import Round, bench
 from graphprune.runs.history import Silent
@@ -103,6 +105,79 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(tmp_path: Path) -> No
     with pytest.raises(RunError, match="has options"):
         _run(DigitsLoop(3, count=300), tmp_path, target="macs=40%")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_a_run_that_began_with_other_weights_is_refused(tmp_path: Path) -> None:
+    """It would end with what the old weights became. Weights that the run itself trains may begin anywhere."""
+    loop = DigitsLoop(2, count=100)
+    how: dict[str, Any] = {"train": loop.train, "evaluate": loop.evaluate, "epochs": 1}
+    torch.manual_seed(0)
+    first, second = Residual(), Residual()
+    result = iterative(first, torch.zeros(INPUT), folder=tmp_path / "trained", **how)
+    with pytest.raises(RunError, match="has weights"):
+        iterative(second, torch.zeros(INPUT), folder=tmp_path / "trained", **how)
+    _same(iterative(copy.deepcopy(first), torch.zeros(INPUT), folder=tmp_path / "trained", **how), result)
+    result = iterative(first, torch.zeros(INPUT), folder=tmp_path / "not", trained=False, **how)
+    _same(iterative(second, torch.zeros(INPUT), folder=tmp_path / "not", trained=False, **how), result)
+
+
+class Returning(DigitsLoop):
+    """A loop that returns what it is told to."""
+
+    state: Any = None
+    accuracies: Any = (0.5,)
+
+    def train(self, model: nn.Module, epochs: range, state: Any, /, **extras: nn.Module) -> Any:
+        super().train(model, epochs, None)
+        return self.state
+
+    def evaluate(self, model: nn.Module, /) -> Any:
+        return self.accuracies.pop(0) if len(self.accuracies) > 1 else self.accuracies[0]
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ({"best": np.float64(0.5)}, r"it holds numpy.*float\(value\) for a number of numpy"),
+        (Residual(), "it holds"),
+        ({"schedule": lambda epoch: 0.9**epoch}, "pickle"),
+    ],
+)
+def test_a_state_that_could_not_be_read_back_is_refused_when_it_is_returned(state: Any, says: str, tmp_path: Path) -> None:
+    """It would end the run at the next step, as a damaged file; a run whose loop is mended goes on."""
+    loop = Returning(2, count=100)
+    loop.state = state
+    with pytest.raises(UsageError, match=f"cannot keep what train returned: .*{says}"):
+        _run(loop, tmp_path)
+    loop.state = {"best": 0.5}
+    assert _run(loop, tmp_path).accuracy == 0.5
+
+
+@pytest.mark.parametrize("value", [{"accuracy": 0.5}, (0.5, 1), None, torch.ones(2)])
+def test_an_evaluation_that_is_no_number_is_refused(value: Any, tmp_path: Path) -> None:
+    loop = Returning(2, count=100)
+    loop.accuracies = [value]
+    with pytest.raises(UsageError, match=f"evaluate returned {type(value).__name__}.*return it, as float, higher is better"):
+        _run(loop, tmp_path)
+    loop.accuracies = [torch.tensor(0.5)]
+    assert _run(loop, tmp_path).accuracy == 0.5
+
+
+def test_an_evaluation_that_is_not_a_number_ends_the_run_or_is_rolled_back(tmp_path: Path) -> None:
+    loop = Returning(2, count=100)
+    loop.accuracies = [math.nan]
+    with pytest.raises(CheckError, match="NaN for the model that the run begins with"):
+        _run(loop, tmp_path / "first")
+    loop.accuracies = [0.5]
+    assert _run(loop, tmp_path / "first").accuracy == 0.5  # evaluate is mended
+    loop.accuracies = [0.5, math.nan]
+    with pytest.raises(CheckError, match=r"NaN for the model of round 1 \(accepted\)"):
+        _run(loop, tmp_path / "second")
+    loop.accuracies = [0.5, math.nan, 0.5]
+    how: dict[str, Any] = {"train": loop.train, "evaluate": loop.evaluate, "data": loop.data, "epochs": 1}
+    found = adaptive(Residual(), torch.zeros(INPUT), tolerance=1.0, max_rounds=2, step_share=0.2, **how)
+    assert [row.status for row in found.rounds] == ["dense", "rolled back", "accepted"]
+    assert found.rounds[1].accuracy is None and found.rounds[1].note == "evaluate returned NaN"
 
 
 def test_only_the_snapshots_that_are_needed_stay(tmp_path: Path) -> None:
