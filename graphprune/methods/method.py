@@ -76,7 +76,7 @@ class MethodResult:
     dense: nn.Module
 
     def __repr__(self) -> str:
-        """The rounds in a table, then the slim model as its result shows itself."""
+        """The rounds in a table, what there is to say of them, then the slim model as its result shows itself."""
         rows = [
             (
                 f"round {row.number} ({row.status})",
@@ -86,7 +86,8 @@ class MethodResult:
             )
             for row in self.rounds
         ]
-        return f"{columns([('', 'accuracy', 'parameters', 'MACs'), *rows])}\n{self.pruned!r}"
+        notes = [f"round {row.number}: {row.note}" for row in self.rounds if row.note]
+        return "\n".join([columns([("", "accuracy", "parameters", "MACs"), *rows]), *notes, repr(self.pruned)])
 
     @property
     def model(self) -> nn.Module:

@@ -89,7 +89,7 @@ def note(
             stage.latency,
             widths=bench.widths(stage),
             values=values or {},
-            note=text or stage.diverged,
+            note=text or stage.diverged or stage.lost,
         )
     )
 

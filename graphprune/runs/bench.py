@@ -50,7 +50,7 @@ from graphprune.runs.store import Store
 from graphprune.runs.task import Task
 from graphprune.surveys.profiling import profile_program
 from graphprune.tracing import capture, normalise_inputs
-from graphprune.training.optimiser_state import slice_state
+from graphprune.training.optimiser_state import in_short, slice_state
 from graphprune.training.penalties import Penalty
 
 _SAVE_EVERY: Final = 20.0  # seconds between two savings of a training that goes on
@@ -171,7 +171,8 @@ class Bench:
         self.store.drop(f"{name}-partial")
         if known["diverged"]:
             return replace(stage, diverged=known["diverged"]), []
-        done = replace(stage, snapshot=self.store.known(name), epochs=stage.epochs + len(epochs), diverged="")
+        lost = "" if fresh else stage.lost
+        done = replace(stage, snapshot=self.store.known(name), epochs=stage.epochs + len(epochs), diverged="", lost=lost)
         return done, known["accuracies"]
 
     def evaluate(self, stage: Stage) -> float:
@@ -224,7 +225,8 @@ class Bench:
             self.store.write(name, {"weights": found.model.state_dict(), "training": training})
             known = {"costs": asdict(found.report.after), "dropped": dropped, "samples": samples}
             self._record("cut", stage.snapshot.name, known)
-        return Stage(whole, self.store.known(name), Costs(**known["costs"]), stage.epochs, stage.samples + known["samples"])
+        costs, samples = Costs(**known["costs"]), stage.samples + known["samples"]
+        return Stage(whole, self.store.known(name), costs, stage.epochs, samples, lost=in_short(known["dropped"]))
 
     def prune(self, stage: Stage, passes: Sequence[Pass], *, table: LatencyTable | None = None) -> Stage:
         """:meth:`choose` and :meth:`cut`: the stage itself where there is nothing to remove."""

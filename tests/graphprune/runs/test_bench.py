@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from graphprune.errors import CheckError, DivergedError, RunError, UsageError
 from graphprune.methods import MethodResult, adaptive, iterative
@@ -151,6 +152,27 @@ def test_a_state_that_could_not_be_read_back_is_refused_when_it_is_returned(stat
         _run(loop, tmp_path)
     loop.state = {"best": 0.5}
     assert _run(loop, tmp_path).accuracy == 0.5
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_round_says_what_of_the_optimiser_did_not_go_on(named: bool) -> None:
+    """A sorted order without names cannot be told; with names, only factored moments are lost."""
+
+    class Factored(DigitsLoop):
+        def train(self, model: nn.Module, epochs: range, state: Any, /, **extras: nn.Module) -> Any:
+            given = sorted(model.named_parameters())
+            optimiser = torch.optim.Adafactor(given if named else [parameter for _, parameter in given])
+            optimiser.load_state_dict(state or optimiser.state_dict())
+            functional.cross_entropy(model(self.x), self.y).backward()
+            optimiser.step()
+            return optimiser.state_dict()
+
+    result = _run(Factored(3, count=100), None)
+    note = result.rounds[1].note
+    assert ("starts afresh: its row_var has the shape" in note and "more, in the journal" in note) is named
+    assert ("The training starts from a fresh state: the optimiser's parameters cannot be told apart" in note) is not named
+    assert f"round 1: {note}" in repr(result)
+    assert all(row.note == "" for row in _run(DigitsLoop(3, count=100), None).rounds)
 
 
 @pytest.mark.parametrize("value", [{"accuracy": 0.5}, (0.5, 1), None, torch.ones(2)])
