@@ -195,7 +195,6 @@ class Bench:
         number, known = self._journal.number, self._recall("choose", key)
         if known is None:
             self.task.watch.working(what, number)
-            seed_everything(derived(self.task.seed, number))
             try:
                 plan = self._run(stage, passes, table).plan
                 assert plan is not None, "the last pass selects"
@@ -288,8 +287,10 @@ class Bench:
     # -- how ------------------------------------------------------------------------------------------------------------
 
     def _recall(self, step: str, key: str) -> Mapping[str, Any] | None:
-        known = self._journal.recall(step, key)
-        if known is not None:
+        number, known = self._journal.number, self._journal.recall(step, key)
+        if known is None:
+            seed_everything(derived(self.task.seed, number))  # what a step draws is the same in whatever process it is done
+        else:
             check_result(step, known)
         return known
 
@@ -302,9 +303,8 @@ class Bench:
         try:
             accuracy = float(found)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise UsageError(
-                f"evaluate returned {type(found).__name__}, and decisions go by one number: return it, as float, higher is better."
-            ) from error
+            kind = type(found).__name__
+            raise UsageError(f"evaluate returned {kind}. Return one number to decide by, as float, higher is better.") from error
         if isnan(accuracy) and not self.rounds:  # not on record, so that the same run goes on once evaluate is mended
             raise CheckError("evaluate returned NaN for the model that the run begins with.")
         return ranks.shared(accuracy)

@@ -45,7 +45,7 @@ def slice_state(state: Any, plan: Plan, before: nn.Module, after: nn.Module) -> 
 
 
 def in_short(notes: Sequence[str]) -> str:
-    """The last of the notes of :func:`slice_state`, which speaks of the whole state where one does, and how many others there are."""
+    """The last of the notes of :func:`slice_state`, which speaks of the whole state where one does, and how many more there are."""
     more = f" And {len(notes) - 1} more, in the journal." if len(notes) > 1 else ""
     return f"{notes[-1]}{more}" if notes else ""
 

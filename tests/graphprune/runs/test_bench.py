@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,33 @@ def test_a_run_interrupted_everywhere_ends_the_same(
         assert kills < 20
     assert kills > 1
     _same(done, whole)
+
+
+def test_data_that_are_drawn_at_random_are_drawn_again_where_a_run_ends_within_a_cut(tmp_path: Path) -> None:
+    """A loader that shuffles goes by torch's generator, and so do the statistics of batch norms after the cut."""
+    loop = DigitsLoop(3, count=300)
+    images = torch.utils.data.TensorDataset(loop.x, loop.y)
+
+    class Loader:
+        def __init__(self, at: int) -> None:
+            self.left = at
+
+        def __iter__(self) -> Any:
+            self.left -= 1
+            if not self.left:
+                raise Killed
+            yield from islice(torch.utils.data.DataLoader(images, batch_size=32, shuffle=True), 2)
+
+    def run(folder: Path, at: int) -> MethodResult:
+        torch.manual_seed(5)
+        how: dict[str, Any] = {"train": loop.train, "evaluate": loop.evaluate, "data": Loader(at), "folder": folder, "epochs": 3}
+        return iterative(Residual(), torch.zeros(INPUT), target="macs=50%", trained=False, criterion="l2", **how)
+
+    whole = run(tmp_path / "whole", 99)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", 1)
+    torch.manual_seed(6)
+    _same(run(tmp_path / "killed", 99), whole)
 
 
 def test_a_finished_run_is_read_and_not_done_again(tmp_path: Path) -> None:
@@ -179,7 +207,7 @@ def test_a_round_says_what_of_the_optimiser_did_not_go_on(named: bool) -> None:
 def test_an_evaluation_that_is_no_number_is_refused(value: Any, tmp_path: Path) -> None:
     loop = Returning(2, count=100)
     loop.accuracies = [value]
-    with pytest.raises(UsageError, match=f"evaluate returned {type(value).__name__}.*return it, as float, higher is better"):
+    with pytest.raises(UsageError, match=f"evaluate returned {type(value).__name__}. Return one number"):
         _run(loop, tmp_path)
     loop.accuracies = [torch.tensor(0.5)]
     assert _run(loop, tmp_path).accuracy == 0.5
