@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import sys
 
 
@@ -19,6 +20,8 @@ def main() -> int:
     except KeyboardInterrupt:
         sys.stderr.write("graphprune: interrupted.\n")
         code = 130
+    if code == 130:  # who is in a hurry presses Ctrl-C twice, and the interpreter takes a moment to end
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         _end(code)
     return code

@@ -20,6 +20,7 @@ from graphprune.ir.program import Inputs
 
 Loss: TypeAlias = Callable[[Any, Any], Tensor]
 
+_IGNORED: Final = -100  # the target that a cross-entropy leaves out
 _TARGETS: Final = ("labels", "target", "targets")  # keywords of a batch that are no input but what the loss compares with
 
 
@@ -108,6 +109,11 @@ def default_loss(output: Any, target: Any) -> Tensor:
             "The criterion needs a loss, and the calibration data have no targets. Give batches of (inputs, target). Where the "
             "model computes its own loss (start_positions), have its targets among the example inputs, too."
         )
+    if not isinstance(target, Tensor):
+        raise UsageError(
+            f"The targets are {type(target).__name__}, which no usual loss compares with. Give them as one tensor, or "
+            "Calibration(batches, loss=function)."
+        )
     if target.is_floating_point():
         if first.shape != target.shape:
             raise UsageError(
@@ -120,6 +126,12 @@ def default_loss(output: Any, target: Any) -> Tensor:
             f"The output {list(first.shape)} and the targets {list(target.shape)} do not fit a cross-entropy. "
             "Where the model computes its own loss, have the targets among the example inputs, too; "
             "or give Calibration(batches, loss=function)."
+        )
+    wrong = target[(target != _IGNORED) & ((target < 0) | (target >= first.shape[1]))]
+    if wrong.numel():  # a GPU would not go on after it
+        raise UsageError(
+            f"The target {int(wrong[0])} is none of the {first.shape[1]} classes of the output. Where it stands for what does not "
+            f"count, make it {_IGNORED}, or give Calibration(batches, loss=function)."
         )
     return F.cross_entropy(first, target)
 

@@ -129,8 +129,10 @@ class PassContractError(GraphpruneError):
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, to go into a sentence: cut to a readable length, without a full stop. Its type where it
-    has no text."""
+    has no text. Of an error that torch brings from another process or thread, that of the error there."""
     lines = str(error).strip().splitlines()
+    if len(lines) > 2 and lines[1].startswith("Original Traceback"):
+        lines = [line for line in lines[2:] if not line.startswith(" ")] or lines
     line = lines[0].rstrip(".: ") if lines else type(error).__name__
     return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 3]}..."
 
@@ -142,7 +144,7 @@ def typed_line(error: BaseException) -> str:
     ("KeyError: 'conv1'", 'AssertionError')
     """
     kind, line = type(error).__name__, first_line(error)
-    return line if line == kind else f"{kind}: {line}"
+    return line if line == kind or line.startswith(f"{kind}:") else f"{kind}: {line}"
 
 
 def first_problem(error: ValidationError, whole: str = "the top level") -> tuple[str, str]:

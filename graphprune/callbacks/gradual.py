@@ -20,7 +20,8 @@ class GradualPruning:
     :func:`graphprune.schedule.share_done`: ``cubic`` or ``linear``.
 
     A unit that was taken out can come back at a later cut, if its weights say so by then. Nothing has to be saved for a training
-    that goes on from a checkpoint: the masks are part of the state of ``masks``.
+    that goes on from a checkpoint: the masks, and how many cuts were made, are part of the state of ``masks``. Load it after this
+    was made, or the cut that it holds is made once more.
 
     Raises UsageError for options that no cut could follow, and TargetError where the masks cannot reach the target.
 
@@ -66,7 +67,7 @@ class GradualPruning:
         self._how = (select, ranking)
         self._cuts, self._begin, self._end, self._schedule = cuts, begin, end, schedule
         self._whole = float(masks.costs.measures()[self._target.kind](masks.groups.widths))
-        self._done = 0
+        self._before, self._known = int(masks.cuts), 0  # cuts of another schedule; those of this one, as last looked up
         self._plan(cuts)  # what cannot be done is refused before anything is trained
 
     def step(self, done: float) -> bool:
@@ -80,10 +81,14 @@ class GradualPruning:
             )
         way = (done - self._begin) / (self._end - self._begin)
         due = max(0, min(self._cuts, int(way * self._cuts + 1e-9)))
-        if due <= self._done:
+        if due == self._known:
+            return False
+        self._known = int(self.masks.cuts) - self._before  # a checkpoint may have been loaded
+        if due <= self._known:
             return False
         self.masks.set(self._plan(due))
-        self._done = due
+        self.masks.cuts.fill_(self._before + due)
+        self._known = due
         return True
 
     def remains(self, cut: int) -> float:

@@ -89,7 +89,12 @@ def conduct(recipe: Recipe, extras: Extras, output: Output) -> None:
     with _explained(folder):
         with watching(output, recipe.options.expected_rounds()) as view:
             opened.trainer.watch = view.batch
-            watches = [_Keeper(recipe, folder), view, _Warner(opened.data.classes, output), *_logs(extras, folder)]
+            watches = [
+                _Keeper(recipe, folder),
+                view,
+                _Warner(opened.data.classes, recipe.options.trained, output),
+                *_logs(extras, folder),
+            ]
             result = _run(recipe, opened, policy, Several(watches) if ranks.rank() == 0 else Silent())
         _finish(recipe, opened, result, extras, output)
     ranks.leave()
@@ -161,17 +166,19 @@ class _Keeper(Silent):
 
 
 class _Warner(Silent):
-    """Says so where a model that should come trained knows no more than chance."""
+    """Says so where a model that comes trained, or was trained first, knows no more than chance."""
 
-    def __init__(self, classes: int, output: Output) -> None:
+    def __init__(self, classes: int, comes: bool, output: Output) -> None:
         self._chance, self._output = 1 / classes, output
+        self._remedy = (
+            "Give --weights, or have it trained first with --set trained=false" if comes else "Train it for more --epochs"
+        )
 
     def round(self, row: Round, *, repeated: bool) -> None:
         """Look at the dense model."""
         if row.status == "dense" and row.accuracy is not None and row.accuracy < 1.5 * self._chance and not self._output.quiet:
             self._output.errors.print(
-                "graphprune: warning: the model is hardly better than chance. Give --weights, or have it trained first with "
-                "--set trained=false.",
+                f"graphprune: warning: the model is hardly better than chance. {self._remedy}.",
                 soft_wrap=True,
             )
 

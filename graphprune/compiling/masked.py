@@ -12,6 +12,7 @@ own the model.)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from graphprune.channels.groups import Group, Groups, Kept
 from graphprune.costs.cost import CostModel
 from graphprune.errors import UsageError
 from graphprune.ir.program import Program
-from graphprune.ir.twins import named_tensors
+from graphprune.ir.twins import named_tensors, set_mode
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
 from graphprune.passes.analysis.filters import Filters
@@ -45,11 +46,22 @@ class Masked(nn.Module):
     optimiser.
 
     module: the captured graph, on the model's tensors. mask: a buffer of shape (units,), all ones at first; what is not prunable
-    stays at 1. groups: what the units are. stays: prunable groups that have no masks, with the reason.
+    stays at 1. cuts: how many of a schedule (:class:`graphprune.callbacks.GradualPruning`) were made, a buffer as well, since it
+    belongs into checkpoints. groups: what the units are. stays: prunable groups that have no masks, with the reason.
     """
+
+    def __new__(cls, program: Program) -> Masked:
+        """An instance of a class of its own, whose forward has the model's signature: frameworks read it off the class."""
+
+        def forward(self: Masked, *args: Any, **kwargs: Any) -> Any:
+            return Masked.forward(self, *args, **kwargs)
+
+        forward.__signature__ = signature(type(program.module).forward)  # type: ignore[attr-defined]
+        return super().__new__(type(cls.__name__, (cls,), {"__module__": cls.__module__, "forward": forward}))
 
     def __init__(self, program: Program) -> None:
         super().__init__()
+        self._captured = program
         self._analyses = analyses = AnalysisManager()
         groups = analyses.get(program, ChannelGroups)
         silent = read_by_weights(groups, analyses.get(program, Filters))
@@ -62,6 +74,8 @@ class Masked(nn.Module):
         device = next((tensor.device for tensor in program.tensors.values()), torch.device("cpu"))
         self.mask: Tensor
         self.register_buffer("mask", torch.ones(self.groups.unit_count, device=device))
+        self.cuts: Tensor
+        self.register_buffer("cuts", torch.zeros((), dtype=torch.int64, device=device))
         self._readers: dict[str, list[tuple[str, list[int]]]] = {}
         readers = reading_axes(self._program, self.groups, analyses.get(self._program, Filters))
         for number, (name, axis, units) in enumerate(readers):
@@ -73,6 +87,10 @@ class Masked(nn.Module):
         """What the model returns, each unit as much as its mask says."""
         weights = {name: self._weight(name) * self.mask_along(name) for name in self._readers}
         return functional_call(self.module, weights, args, kwargs)
+
+    def __reduce__(self) -> Any:
+        """Copied and pickled as the graph and its masks: what is known of a graph goes by its nodes, of which a copy has others."""
+        return _again, (self._captured.with_(module=self.module), self.mask, self.cuts, self.training)
 
     def mask_along(self, name: str) -> Tensor:
         """What a weight is multiplied by: a tensor that broadcasts to its shape, of its dtype. Only weights that read have one."""
@@ -212,6 +230,14 @@ def masked(
     found = Masked(program)
     if plan is not None:
         found.set(plan)
+    return found
+
+
+def _again(program: Program, mask: Tensor, cuts: Tensor, training: bool) -> Masked:
+    found = Masked(program)
+    found.mask.copy_(mask)
+    found.cuts.copy_(cuts)
+    set_mode(found, training)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
@@ -90,6 +91,16 @@ def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
                 if tensor is not None:
                     found[f"{path}.{name}" if path else name] = tensor
     return parameters | buffers
+
+
+def digest(module: nn.Module) -> str:
+    """A short text that is another one for other values of the state."""
+    found = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        found.update(name.encode())
+        if isinstance(value, torch.Tensor):
+            found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]
 
 
 def set_mode(module: nn.Module, training: bool) -> None:

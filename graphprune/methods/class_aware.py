@@ -14,7 +14,7 @@ from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.threshold import ThresholdPass
 from graphprune.runs.bench import Bench
 from graphprune.runs.stage import Stage
-from graphprune.training.penalties import L1, Orthogonality, Penalty, Sum
+from graphprune.training.penalties import L1, Orthogonality, Penalty, Sum, convolution_weights
 
 
 class ClassAwareOptions(Options):
@@ -25,7 +25,7 @@ class ClassAwareOptions(Options):
     at_most: float = Field(0.1, gt=0, le=1, description="Share of all units that goes in one round at most.")
     samples: int = Field(10, ge=1, description="Of each class, for the score.")
     l1: float = Field(1e-4, ge=0, description="Strength of the L1 penalty on all parameters.")
-    orthogonality: float = Field(0.01, ge=0, description="Strength of the orthogonality penalty on convolutions.")
+    orthogonality: float = Field(0.01, ge=0, description="Strength of the orthogonality penalty on convolutions, if there are any.")
     orth_padding: int = Field(1, ge=1, le=2, description="Padding of its self-convolution: 1 as the authors have it, 2 as OCNN.")
     regularise_epochs: int | None = Field(
         None, ge=0, description="Epochs with the penalties before the first cut; default: the whole schedule."
@@ -51,7 +51,7 @@ def class_aware(bench: Bench, options: ClassAwareOptions) -> Stage:
     steps.need_data(bench, "class-aware")
     dense, trained = steps.dense(bench, options)
     teacher = steps.teacher_of(bench, options, dense)
-    penalty = Sum((L1(options.l1), Orthogonality(options.orthogonality, padding=options.orth_padding)))
+    penalty = _penalty(bench, options)
     first = options.last(options.regularise_epochs)
     stage, accuracy, base = dense, trained, trained
     bench.show("scores before regularisation", bench.scores(dense, _score(options)))
@@ -64,6 +64,14 @@ def class_aware(bench: Bench, options: ClassAwareOptions) -> Stage:
         bench.show("scores after regularisation", bench.scores(stage, _score(options)))
     stage = _rounds(bench, options, stage, base - options.tolerance, penalty, teacher)
     return steps.final(bench, stage, options.last(options.final_epochs), teacher)
+
+
+def _penalty(bench: Bench, options: ClassAwareOptions) -> Penalty:
+    """L1, and the other where there are convolutions for it."""
+    found: list[Penalty] = [L1(options.l1)]
+    if options.orthogonality and convolution_weights(bench.task.model):
+        found.append(Orthogonality(options.orthogonality, padding=options.orth_padding))
+    return Sum(tuple(found))
 
 
 def _rounds(bench: Bench, options: ClassAwareOptions, stage: Stage, floor: float, penalty: Penalty, teacher: Stage | None) -> Stage:
@@ -84,7 +92,7 @@ def _rounds(bench: Bench, options: ClassAwareOptions, stage: Stage, floor: float
             return stage
         tried, _ = steps.tuned(bench, tried, tune, teacher, penalty=penalty)
         accuracy = None if tried.diverged else bench.evaluate(tried)
-        if accuracy is None or accuracy < floor:
+        if accuracy is None or not accuracy >= floor:  # NaN is no accuracy
             steps.note(bench, tried, "rolled back", accuracy)
             return stage
         steps.note(bench, tried, "accepted", accuracy)

@@ -17,7 +17,7 @@ from graphprune.calibration import Calibration
 from graphprune.claims import claimed_folder
 from graphprune.errors import UsageError
 from graphprune.ir.program import names_of
-from graphprune.ir.twins import unwrapped
+from graphprune.ir.twins import digest, unwrapped
 from graphprune.plans.plan import Plan, fingerprint
 from graphprune.randomness import own_randomness
 from graphprune.result import PruneResult
@@ -76,7 +76,7 @@ class MethodResult:
     dense: nn.Module
 
     def __repr__(self) -> str:
-        """The rounds in a table, then the slim model as its result shows itself."""
+        """The rounds in a table, what there is to say of them, then the slim model as its result shows itself."""
         rows = [
             (
                 f"round {row.number} ({row.status})",
@@ -86,7 +86,8 @@ class MethodResult:
             )
             for row in self.rounds
         ]
-        return f"{columns([('', 'accuracy', 'parameters', 'MACs'), *rows])}\n{self.pruned!r}"
+        notes = [f"round {row.number}: {row.note}" for row in self.rounds if row.note]
+        return "\n".join([columns([("", "accuracy", "parameters", "MACs"), *rows]), *notes, repr(self.pruned)])
 
     @property
     def model(self) -> nn.Module:
@@ -215,10 +216,12 @@ class Method(Generic[Chosen]):
 
     def _about(self, task: Task, options: Chosen) -> dict[str, str]:
         shapes = "\n".join(f"{name} {text}" for name, text in fingerprint(task.model).items())
+        weights = {"weights": digest(task.model)} if getattr(options, "trained", False) else {}  # else the run makes its own
         return {
             "method": self.name,
             "options": options.model_dump_json(),
             "model": hashlib.sha256(shapes.encode()).hexdigest()[:16],
+            **weights,
             "seed": str(task.seed),
             "settings": f"exclude={list(task.exclude)} policy={dict(task.policy)} scopes={list(task.scopes)} masks={task.masks} "
             f"recalibrate={task.recalibrate and task.data is not None}{' keep_class' if task.keep_class else ''}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from inspect import signature
+from math import isnan
 from typing import Any
 
 from graphprune.errors import CheckError, UsageError
@@ -69,7 +70,11 @@ def note(
     values: dict[str, float] | None = None,
     text: str = "",
 ) -> None:
-    """A row for a stage."""
+    """A row for a stage. Raises CheckError where nothing could be compared with its accuracy, unless it was taken back."""
+    if accuracy is not None and isnan(accuracy):
+        if status != "rolled back":
+            raise CheckError(f"evaluate returned NaN for the model of round {len(bench.rounds)} ({status}).")
+        accuracy, text = None, text or "evaluate returned NaN"
     bench.first = bench.first or stage
     bench.note(
         Round(
@@ -84,7 +89,7 @@ def note(
             stage.latency,
             widths=bench.widths(stage),
             values=values or {},
-            note=text or stage.diverged,
+            note=text or stage.diverged or stage.lost,
         )
     )
 

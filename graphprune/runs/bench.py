@@ -17,7 +17,7 @@ from graphprune.api import run_pipeline
 from graphprune.channels.filters import coupled_axes, find_filters
 from graphprune.channels.groups import Groups, Ints
 from graphprune.costs.cost import CostModel, Costs
-from graphprune.errors import DivergedError, TargetError, UsageError
+from graphprune.errors import CheckError, DivergedError, TargetError, UsageError
 from graphprune.files import write_whole
 from graphprune.ir.program import Program
 from graphprune.latency.environment import environment_of
@@ -50,7 +50,7 @@ from graphprune.runs.store import Store
 from graphprune.runs.task import Task
 from graphprune.surveys.profiling import profile_program
 from graphprune.tracing import capture, normalise_inputs
-from graphprune.training.optimiser_state import slice_state
+from graphprune.training.optimiser_state import in_short, slice_state
 from graphprune.training.penalties import Penalty
 
 _SAVE_EVERY: Final = 20.0  # seconds between two savings of a training that goes on
@@ -171,7 +171,8 @@ class Bench:
         self.store.drop(f"{name}-partial")
         if known["diverged"]:
             return replace(stage, diverged=known["diverged"]), []
-        done = replace(stage, snapshot=self.store.known(name), epochs=stage.epochs + len(epochs), diverged="")
+        lost = "" if fresh else stage.lost
+        done = replace(stage, snapshot=self.store.known(name), epochs=stage.epochs + len(epochs), diverged="", lost=lost)
         return done, known["accuracies"]
 
     def evaluate(self, stage: Stage) -> float:
@@ -194,7 +195,6 @@ class Bench:
         number, known = self._journal.number, self._recall("choose", key)
         if known is None:
             self.task.watch.working(what, number)
-            seed_everything(derived(self.task.seed, number))
             try:
                 plan = self._run(stage, passes, table).plan
                 assert plan is not None, "the last pass selects"
@@ -224,7 +224,8 @@ class Bench:
             self.store.write(name, {"weights": found.model.state_dict(), "training": training})
             known = {"costs": asdict(found.report.after), "dropped": dropped, "samples": samples}
             self._record("cut", stage.snapshot.name, known)
-        return Stage(whole, self.store.known(name), Costs(**known["costs"]), stage.epochs, stage.samples + known["samples"])
+        costs, samples = Costs(**known["costs"]), stage.samples + known["samples"]
+        return Stage(whole, self.store.known(name), costs, stage.epochs, samples, lost=in_short(known["dropped"]))
 
     def prune(self, stage: Stage, passes: Sequence[Pass], *, table: LatencyTable | None = None) -> Stage:
         """:meth:`choose` and :meth:`cut`: the stage itself where there is nothing to remove."""
@@ -286,8 +287,10 @@ class Bench:
     # -- how ------------------------------------------------------------------------------------------------------------
 
     def _recall(self, step: str, key: str) -> Mapping[str, Any] | None:
-        known = self._journal.recall(step, key)
-        if known is not None:
+        number, known = self._journal.number, self._journal.recall(step, key)
+        if known is None:
+            seed_everything(derived(self.task.seed, number))  # what a step draws is the same in whatever process it is done
+        else:
             check_result(step, known)
         return known
 
@@ -296,7 +299,15 @@ class Bench:
         ranks.together()
 
     def _judged(self, model: nn.Module) -> float:
-        return ranks.shared(float(self.task.loop.evaluate(model)))
+        found = self.task.loop.evaluate(model)
+        try:
+            accuracy = float(found)
+        except (TypeError, ValueError, RuntimeError) as error:
+            kind = type(found).__name__
+            raise UsageError(f"evaluate returned {kind}. Return one number to decide by, as float, higher is better.") from error
+        if isnan(accuracy) and not self.rounds:  # not on record, so that the same run goes on once evaluate is mended
+            raise CheckError("evaluate returned NaN for the model that the run begins with.")
+        return ranks.shared(accuracy)
 
     def _run(self, stage: Stage, passes: Sequence[Pass], table: LatencyTable | None) -> Program:
         task = self.task

@@ -17,7 +17,8 @@ class Stage:
     costs: at the example inputs. epochs: trained so far on the way here, counting all. samples: that batch-norm statistics were
     estimated on after cuts, counting every one. latency: milliseconds, as those of the original
     times the measured shares of all cuts; None where a cut was not measured. diverged: why training stopped where
-    the loss became infinite or NaN; the weights are then those from before.
+    the loss became infinite or NaN; the weights are then those from before. lost: what of the training's state did not go on over
+    the last cut, in sentences.
     """
 
     plan: Plan | None
@@ -27,3 +28,4 @@ class Stage:
     samples: int = 0
     latency: float | None = None
     diverged: str = ""
+    lost: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from graphprune.errors import RunError, first_line
+from graphprune.errors import RunError, UsageError, first_line
 from graphprune.files import check_archive, explained, write_whole
 
 _KINDS: Final = {"weights": dict, "done": int, "accuracies": list}  # of the parts of a content
@@ -69,9 +70,18 @@ class Store:
             self.drop(name)
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
-        """Store a content under a name until :meth:`drop`; in a file, atomically. Raises UsageError where there is no room."""
+        """Store a content under a name until :meth:`drop`; in a file, atomically.
+
+        Raises UsageError where there is no room, or the content is none that could be read back.
+        """
         stream = io.BytesIO()  # in memory first: torch aborts the process on a full disk
-        torch.save(dict(content), stream)
+        try:
+            torch.save(dict(content), stream)
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise UsageError(_not_kept(content, first_line(error))) from error
+        stream.seek(0)
+        if code := torch.serialization.get_unsafe_globals_in_checkpoint(stream):
+            raise UsageError(_not_kept(content, f"it holds {', '.join(sorted(code)[:3])}, which are read by running code"))
         if self._folder is None:
             self._kept[name] = stream.getvalue()
         elif self._write:
@@ -101,6 +111,14 @@ class Store:
     def _path(self, name: str) -> Path:
         assert self._folder is not None
         return self._folder / f"{name}.pt"
+
+
+def _not_kept(content: Mapping[str, Any], why: str) -> str:
+    what = "the state of the model" if content.get("training") is None else "what train returned"
+    return (
+        f"The run cannot keep {what}: {why}. It takes numbers, texts and tensors, in dicts and lists: the state_dict() of an "
+        "optimiser, float(value) for a number of numpy."
+    )
 
 
 def _content(source: Path | io.BytesIO) -> Mapping[str, Any]:

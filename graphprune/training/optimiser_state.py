@@ -44,6 +44,12 @@ def slice_state(state: Any, plan: Plan, before: nn.Module, after: nn.Module) -> 
     return result, slicer.notes
 
 
+def in_short(notes: Sequence[str]) -> str:
+    """The last of the notes of :func:`slice_state`, which speaks of the whole state where one does, and how many more there are."""
+    more = f" And {len(notes) - 1} more, in the journal." if len(notes) > 1 else ""
+    return f"{notes[-1]}{more}" if notes else ""
+
+
 class _Unknown(Exception):
     """Why an optimiser's state cannot be carried over as a whole."""
 
@@ -193,8 +199,9 @@ class _Optimiser:
         return found
 
     def _shape(self, key: _Key) -> torch.Size | None:
-        """The shape of a parameter, as its state shows it."""
-        return next((value.shape for value in self.entries.get(key, {}).values() if _is_array(value)), None)
+        """The shape of a parameter, as its state shows it; None where it shows none, or several (factored moments)."""
+        shapes = {value.shape for value in self.entries.get(key, {}).values() if _is_array(value)}
+        return shapes.pop() if len(shapes) == 1 else None
 
 
 def _is_array(value: Any) -> bool:

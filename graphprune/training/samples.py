@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from graphprune.errors import UsageError
 from graphprune.training.preparation import PREPARATIONS, Preparation
 
+_CORES: Final = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 _FITS: Final = 4 * 2**30  # bytes of arrays that are moved to a device as a whole
 
 
@@ -98,7 +100,8 @@ def array_samples(x: Tensor, y: np.ndarray[Any, Any], preparation: Preparation, 
 class DatasetSamples:
     """Samples of map-style data sets, which yield pairs of a tensor and a class number.
 
-    augmented, plain: the same samples for training and for judging. labels: int64, shape (samples,). workers: processes that read.
+    augmented, plain: the same samples for training and for judging. labels: int64, shape (samples,). workers: processes that
+    read, no more of them than there are cores.
     """
 
     augmented: Dataset[Any]
@@ -118,7 +121,7 @@ class DatasetSamples:
         loader = DataLoader(
             self.plain if seed is None else self.augmented,
             batch_sampler=[part.tolist() for part in order.split(size)],
-            num_workers=self.workers,
+            num_workers=min(self.workers, _CORES),
             pin_memory=device.type == "cuda",
             generator=torch.Generator().manual_seed(seed or 0),
         )
@@ -143,6 +146,7 @@ def labels_of(dataset: Any, name: str) -> np.ndarray[Any, Any]:
         raise UsageError(f"{name} does not yield pairs of an input and a class number: {error}.") from error
     if labels.ndim != 1 or labels.dtype.kind not in "ui" or len(labels) != len(dataset) or not len(labels) or labels.min() < 0:
         raise UsageError(
-            f"The labels of {name} are {labels.dtype}{list(labels.shape)}. Give one class number, from 0, for each sample."
+            f"The labels of {name} are {labels.dtype}{list(labels.shape)}. Give one class number, from 0, for each sample. "
+            "For another task than classification, call graphprune.methods with a loop of your own."
         )
     return labels.astype(np.int64)

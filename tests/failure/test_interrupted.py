@@ -69,3 +69,23 @@ runpy.run_module("graphprune", run_name="__main__")
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "graphprune: interrupted.\n")
+
+
+def test_a_second_interruption_while_the_process_ends_says_nothing_more() -> None:
+    code = """
+import atexit, os, signal, sys, time
+
+import graphprune.cli
+from graphprune.__main__ import main
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.1)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+atexit.register(interrupt)
+graphprune.cli.main = lambda: 130
+sys.exit(main())
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (ran.returncode, ran.stderr) == (130, "")

@@ -155,6 +155,12 @@ def test_a_loss_without_targets_or_with_unfit_ones_is_refused() -> None:
         default_loss(torch.randn(6, 3), torch.zeros(5, dtype=torch.int64))
     with pytest.raises(UsageError, match=r"do not fit a mean squared error.*classes as integers"):
         default_loss(torch.randn(6, 3), torch.zeros(6))
+    with pytest.raises(UsageError, match=r"targets are dict, .*Calibration\(batches, loss=function\)"):
+        default_loss(torch.randn(6, 3), {"classes": torch.zeros(6)})
+    for label in (255, -1):
+        with pytest.raises(UsageError, match=rf"target {label} is none of the 3 classes.*make it -100"):
+            default_loss(torch.randn(2, 3, 4), torch.tensor([[0, 1, 2, label]] * 2))
+    assert torch.isfinite(default_loss(torch.randn(2, 3, 4), torch.tensor([[0, 1, 2, -100]] * 2)))
 
 
 def test_a_watcher_is_told_of_samples_that_were_used() -> None:

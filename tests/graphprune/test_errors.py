@@ -28,6 +28,12 @@ def test_what_another_library_says_goes_into_a_sentence() -> None:
     assert typed_line(ValueError("no such size.\nHere.")) == "ValueError: no such size"
 
 
+def test_what_a_process_that_reads_data_says_is_the_error_there() -> None:
+    told = "Caught OSError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File ...\n    x()\n"
+    error = OSError(f"{told}OSError: broken file 17.png\nmore")
+    assert first_line(error) == typed_line(error) == "OSError: broken file 17.png"
+
+
 def test_what_another_library_says_is_cut() -> None:
     """It may quote a whole file, in words that are short."""
     assert first_line(ValueError("short\nand more")) == "short"

@@ -51,6 +51,27 @@ def test_a_training_that_goes_on_takes_the_cut_where_it_stands() -> None:
     assert torch.equal(masks.mask, other.mask)
 
 
+def test_a_training_that_goes_on_from_a_checkpoint_does_not_cut_again_before_the_next_cut_is_due() -> None:
+    """The weights are others by then, and so would the units be: the training would end with another model."""
+    masks, other = _masks(), _masks()
+    first, second = (GradualPruning(found, "channels=50%", cuts=4, end=1.0) for found in (masks, other))
+    assert first.step(0.3)
+    other.load_state_dict(masks.state_dict())
+    with torch.no_grad():
+        other.module.get_parameter("0.weight").copy_(masks.module.get_parameter("0.weight").flip(0))
+    assert not second.step(0.4) and torch.equal(masks.mask, other.mask)
+    assert second.step(0.5) and not second.step(0.5)
+    other.load_state_dict(masks.state_dict())
+    assert not second.step(0.4) and second.step(0.5)  # and back to it
+
+
+def test_another_schedule_on_the_same_masks_makes_its_own_cuts() -> None:
+    masks = _masks()
+    GradualPruning(masks, "channels=50%", cuts=4).step(1.0)
+    assert GradualPruning(masks, "channels=25%", cuts=4).step(1.0)
+    assert int(masks.mask[masks.groups.prunable[0].units].sum()) == 16
+
+
 def test_the_least_important_units_close_and_the_rewrite_computes_the_same() -> None:
     masks = _masks()
     with torch.no_grad():

@@ -209,7 +209,13 @@ def test_an_interruption_says_how_to_go_on_and_the_same_command_does(
 def test_a_model_that_comes_untrained_is_warned_about(trained: bool, cli: Cli) -> None:
     options = ("--set", f"trained={str(trained).lower()}", "--set", "rounds=1", "--epochs", "1", "--plot", "none")
     ran = cli(*RUN, *options, "-o", "run")
-    assert ran.code == 0 and ("the model is hardly better than chance" in ran.err) is trained
+    assert ran.code == 0 and ("the model is hardly better than chance. Give --weights" in ran.err) is trained
+
+
+def test_a_training_that_teaches_nothing_is_warned_about(cli: Cli) -> None:
+    options = ("--set", "trained=false", "--set", "rounds=1", "--set", "training.lr=1e-9", "--epochs", "1", "--plot", "none")
+    ran = cli(*RUN, *options, "-o", "run")
+    assert ran.code == 0 and "the model is hardly better than chance. Train it for more --epochs." in ran.err
 
 
 def test_a_model_that_no_artifact_holds_is_kept_as_weights(done: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import pickle
+from collections.abc import Callable, Iterator
+from inspect import signature
 from typing import Any
 
 import pytest
@@ -131,6 +134,40 @@ def test_masks_are_saved_with_the_model() -> None:
     assert not torch.equal(other(X), masks(X))
     other.load_state_dict(masks.state_dict())
     assert torch.equal(other(X), masks(X))
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda masks: pickle.loads(pickle.dumps(masks))])
+def test_a_copy_has_the_masks_and_is_rewritten_as_the_first(again: Callable[[nn.Module], Any]) -> None:
+    """As averages of weights copy it; what is known of the graph goes by its nodes, of which the copy has others."""
+    masks = graphprune.masked(_small(), X)
+    masks.module.get_parameter("first.weight").requires_grad_(False)
+    masks.set(masks.run(HALF).plan)  # type: ignore[arg-type]
+    other = again(masks.eval())
+    assert not other.training and not other.module.first.weight.requires_grad and other.module.second.weight.requires_grad
+    assert torch.equal(other(X), masks(X))
+    slim = other.rewrite()
+    assert slim.plan.kept == masks.rewrite().plan.kept
+    torch.testing.assert_close(slim.model(X), masks(X), rtol=1e-9, atol=1e-9)
+    other.set({"first": [1.0] * 8})
+    assert not torch.equal(other(X), masks(X))
+
+
+def test_masks_have_the_signature_of_the_model() -> None:
+    """Training frameworks read off the class which arguments are labels, and off the module which columns of the data it takes."""
+
+    class Labelled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = _small()
+
+        def forward(self, pixels: Tensor, labels: Tensor | None = None) -> Any:
+            scores = self.inner(pixels)
+            return scores if labels is None else (torch.nn.functional.cross_entropy(scores, labels), scores)
+
+    masks = graphprune.masked(Labelled(), {"pixels": X, "labels": torch.arange(4)})
+    assert list(signature(type(masks).forward).parameters) == ["self", "pixels", "labels"]
+    assert list(signature(masks.forward).parameters) == ["pixels", "labels"]
+    assert list(signature(graphprune.masked(_small(), X).forward).parameters) == ["x"]
 
 
 def test_a_plan_given_at_first_is_what_the_masks_say() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from math import nan
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from graphprune.errors import UsageError
 from graphprune.methods import MethodResult, class_aware
@@ -47,9 +49,18 @@ def test_a_round_removes_its_share_at_most_and_the_stream_stays_whole() -> None:
     assert inner[-1] < 6
 
 
-def test_a_round_that_loses_too_much_is_taken_back() -> None:
+def test_a_model_without_convolutions_has_the_other_penalty_alone() -> None:
+    loop = DigitsLoop(1, count=200, rate=1e-3)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    how: dict[str, Any] = {"train": loop.train, "evaluate": loop.evaluate, "data": loop.data, "epochs": 1}
+    rows = class_aware(model, torch.zeros(INPUT), tolerance=1.0, tune_epochs=1, max_rounds=2, **how).rounds
+    assert [row.status for row in rows[:2]] == ["dense", "accepted"]
+
+
+@pytest.mark.parametrize("last", [0.7, nan])
+def test_a_round_that_loses_too_much_is_taken_back(last: float) -> None:
     class Falling(DigitsLoop):
-        accuracies = iter([0.9, 0.9, 0.7])
+        accuracies = iter([0.9, 0.9, last])
 
         def evaluate(self, model: torch.nn.Module, /) -> float:
             return next(self.accuracies, 0.9)

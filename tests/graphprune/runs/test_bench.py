@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import json
+import math
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
-from graphprune.errors import DivergedError, RunError, UsageError
+from graphprune.errors import CheckError, DivergedError, RunError, UsageError
 from graphprune.methods import MethodResult, adaptive, iterative
 from graphprune.runs import Round, bench
 from graphprune.runs.history import Silent
@@ -81,6 +85,33 @@ def test_a_run_interrupted_everywhere_ends_the_same(
     _same(done, whole)
 
 
+def test_data_that_are_drawn_at_random_are_drawn_again_where_a_run_ends_within_a_cut(tmp_path: Path) -> None:
+    """A loader that shuffles goes by torch's generator, and so do the statistics of batch norms after the cut."""
+    loop = DigitsLoop(3, count=300)
+    images = torch.utils.data.TensorDataset(loop.x, loop.y)
+
+    class Loader:
+        def __init__(self, at: int) -> None:
+            self.left = at
+
+        def __iter__(self) -> Any:
+            self.left -= 1
+            if not self.left:
+                raise Killed
+            yield from islice(torch.utils.data.DataLoader(images, batch_size=32, shuffle=True), 2)
+
+    def run(folder: Path, at: int) -> MethodResult:
+        torch.manual_seed(5)
+        how: dict[str, Any] = {"train": loop.train, "evaluate": loop.evaluate, "data": Loader(at), "folder": folder, "epochs": 3}
+        return iterative(Residual(), torch.zeros(INPUT), target="macs=50%", trained=False, criterion="l2", **how)
+
+    whole = run(tmp_path / "whole", 99)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", 1)
+    torch.manual_seed(6)
+    _same(run(tmp_path / "killed", 99), whole)
+
+
 def test_a_finished_run_is_read_and_not_done_again(tmp_path: Path) -> None:
     first = _run(DigitsLoop(3, count=300), tmp_path)
     loop = DigitsLoop(3, count=300)
@@ -103,6 +134,100 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(tmp_path: Path) -> No
     with pytest.raises(RunError, match="has options"):
         _run(DigitsLoop(3, count=300), tmp_path, target="macs=40%")
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_a_run_that_began_with_other_weights_is_refused(tmp_path: Path) -> None:
+    """It would end with what the old weights became. Weights that the run itself trains may begin anywhere."""
+    loop = DigitsLoop(2, count=100)
+    how: dict[str, Any] = {"train": loop.train, "evaluate": loop.evaluate, "epochs": 1}
+    torch.manual_seed(0)
+    first, second = Residual(), Residual()
+    result = iterative(first, torch.zeros(INPUT), folder=tmp_path / "trained", **how)
+    with pytest.raises(RunError, match="has weights"):
+        iterative(second, torch.zeros(INPUT), folder=tmp_path / "trained", **how)
+    _same(iterative(copy.deepcopy(first), torch.zeros(INPUT), folder=tmp_path / "trained", **how), result)
+    result = iterative(first, torch.zeros(INPUT), folder=tmp_path / "not", trained=False, **how)
+    _same(iterative(second, torch.zeros(INPUT), folder=tmp_path / "not", trained=False, **how), result)
+
+
+class Returning(DigitsLoop):
+    """A loop that returns what it is told to."""
+
+    state: Any = None
+    accuracies: Any = (0.5,)
+
+    def train(self, model: nn.Module, epochs: range, state: Any, /, **extras: nn.Module) -> Any:
+        super().train(model, epochs, None)
+        return self.state
+
+    def evaluate(self, model: nn.Module, /) -> Any:
+        return self.accuracies.pop(0) if len(self.accuracies) > 1 else self.accuracies[0]
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ({"best": np.float64(0.5)}, r"it holds numpy.*float\(value\) for a number of numpy"),
+        (Residual(), "it holds"),
+        ({"schedule": lambda epoch: 0.9**epoch}, "pickle"),
+    ],
+)
+def test_a_state_that_could_not_be_read_back_is_refused_when_it_is_returned(state: Any, says: str, tmp_path: Path) -> None:
+    """It would end the run at the next step, as a damaged file; a run whose loop is mended goes on."""
+    loop = Returning(2, count=100)
+    loop.state = state
+    with pytest.raises(UsageError, match=f"cannot keep what train returned: .*{says}"):
+        _run(loop, tmp_path)
+    loop.state = {"best": 0.5}
+    assert _run(loop, tmp_path).accuracy == 0.5
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_round_says_what_of_the_optimiser_did_not_go_on(named: bool) -> None:
+    """A sorted order without names cannot be told; with names, only factored moments are lost."""
+
+    class Factored(DigitsLoop):
+        def train(self, model: nn.Module, epochs: range, state: Any, /, **extras: nn.Module) -> Any:
+            given = sorted(model.named_parameters())
+            optimiser = torch.optim.Adafactor(given if named else [parameter for _, parameter in given])
+            optimiser.load_state_dict(state or optimiser.state_dict())
+            functional.cross_entropy(model(self.x), self.y).backward()
+            optimiser.step()
+            return optimiser.state_dict()
+
+    result = _run(Factored(3, count=100), None)
+    note = result.rounds[1].note
+    assert ("starts afresh: its row_var has the shape" in note and "more, in the journal" in note) is named
+    assert ("The training starts from a fresh state: the optimiser's parameters cannot be told apart" in note) is not named
+    assert f"round 1: {note}" in repr(result)
+    assert all(row.note == "" for row in _run(DigitsLoop(3, count=100), None).rounds)
+
+
+@pytest.mark.parametrize("value", [{"accuracy": 0.5}, (0.5, 1), None, torch.ones(2)])
+def test_an_evaluation_that_is_no_number_is_refused(value: Any, tmp_path: Path) -> None:
+    loop = Returning(2, count=100)
+    loop.accuracies = [value]
+    with pytest.raises(UsageError, match=f"evaluate returned {type(value).__name__}. Return one number"):
+        _run(loop, tmp_path)
+    loop.accuracies = [torch.tensor(0.5)]
+    assert _run(loop, tmp_path).accuracy == 0.5
+
+
+def test_an_evaluation_that_is_not_a_number_ends_the_run_or_is_rolled_back(tmp_path: Path) -> None:
+    loop = Returning(2, count=100)
+    loop.accuracies = [math.nan]
+    with pytest.raises(CheckError, match="NaN for the model that the run begins with"):
+        _run(loop, tmp_path / "first")
+    loop.accuracies = [0.5]
+    assert _run(loop, tmp_path / "first").accuracy == 0.5  # evaluate is mended
+    loop.accuracies = [0.5, math.nan]
+    with pytest.raises(CheckError, match=r"NaN for the model of round 1 \(accepted\)"):
+        _run(loop, tmp_path / "second")
+    loop.accuracies = [0.5, math.nan, 0.5]
+    how: dict[str, Any] = {"train": loop.train, "evaluate": loop.evaluate, "data": loop.data, "epochs": 1}
+    found = adaptive(Residual(), torch.zeros(INPUT), tolerance=1.0, max_rounds=2, step_share=0.2, **how)
+    assert [row.status for row in found.rounds] == ["dense", "rolled back", "accepted"]
+    assert found.rounds[1].accuracy is None and found.rounds[1].note == "evaluate returned NaN"
 
 
 def test_only_the_snapshots_that_are_needed_stay(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from graphprune.errors import UsageError
+from graphprune.training import samples
 from graphprune.training.data import TrainingData, load_training_data, split
 from graphprune.training.preparation import Preparation, preparation
 from graphprune.training.samples import ArraySamples, DatasetSamples, Samples
@@ -200,6 +202,23 @@ def test_workers_read_the_same_samples_in_the_same_order(tmp_path: Path) -> None
     alone, shared = (load_training_data(str(tmp_path / "one"), prepare=Preparation(size=16), workers=count) for count in (0, 2))
     assert torch.equal(_all(alone.train)[0], _all(shared.train)[0])
     assert torch.equal(_all(shared.train, seed=1)[0], _all(shared.train, seed=1)[0]), "augmentation in workers is seeded"
+
+
+def test_no_more_processes_read_than_there_are_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch warns of more; what they read is the same."""
+    monkeypatch.setattr(samples, "_CORES", 0)
+    part = DatasetSamples(_Here(), _Here(), np.zeros(4, dtype=np.int64), workers=4)
+    assert _all(part)[0].flatten().tolist() == [os.getpid()] * 4
+
+
+class _Here(TensorDataset):
+    """Samples that say in which process they were read."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64))
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return torch.tensor([os.getpid()]), self.tensors[1][index]
 
 
 def test_a_callable_returns_data_sets_or_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
