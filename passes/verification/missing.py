@@ -236,15 +236,20 @@ def _count(x: Tensor, dims: list[int], keepdim: bool) -> Tensor:
     return counted
 
 
-@_handles("sum", "linalg_vector_norm")
+@_handles("sum", "nansum", "norm", "linalg_vector_norm")
 def _sum(func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     if not x.is_floating_point():
         return func(x, *args, **kwargs)
-    position = 1 if func._schema.name == "aten::linalg_vector_norm" else 0
+    position = 1 if func._schema.name.endswith("norm") else 0  # a norm's exponent comes first
     dims = _dims(x, args[position] if len(args) > position else kwargs.get("dim"))
     keepdim = bool(args[position + 1] if len(args) > position + 1 else kwargs.get("keepdim", False))
     result = func(present(x), *args, **kwargs)
     return result.masked_fill(_count(x, dims, keepdim) == 0, torch.nan)
+
+
+@_handles("count_nonzero")
+def _counted(func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    return func(present(x), *args, **kwargs)
 
 
 @_handles("mean")
