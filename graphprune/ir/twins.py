@@ -16,8 +16,8 @@ _OF_EVERY_MODULE: Final = frozenset(nn.Module().__dict__)
 def twin(module: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
     """A copy of a module tree that shares everything but its tensors; each becomes ``replace(tensor)``, tied ones once.
 
-    Plain tensor attributes are replaced like parameters and buffers. Modules that appear twice stay one module. Methods that modules
-    keep as attributes are those of the copies.
+    Plain tensor attributes are replaced like parameters and buffers. Modules that appear twice stay one module. Methods that
+    modules keep as attributes are those of the copies.
     """
     tensors: dict[int, torch.Tensor] = {}
 

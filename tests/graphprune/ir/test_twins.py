@@ -71,3 +71,21 @@ def test_modes_and_persistence_follow_the_namesake() -> None:
     restore_modes(module, like)
     assert [child.training for child in module.modules()] == [child.training for child in like.modules()]
     assert module.state_dict().keys() == like.state_dict().keys()
+
+
+class _Chosen(nn.Linear):
+    """Keeps one of its methods as an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.chosen = self.doubled
+
+    def doubled(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * self(x)
+
+
+def test_methods_that_modules_keep_are_those_of_the_twin() -> None:
+    model = _Chosen()
+    copy = twin(model, torch.zeros_like)
+    assert copy.chosen(torch.ones(1, 2)).abs().sum() == 0
+    assert model.chosen.__self__ is model
