@@ -138,7 +138,8 @@ def weight_norm_as_a_whole() -> Case:
     def forward(self: Any, x: Tensor) -> Any:
         return self.c(F.relu(self.b(F.relu(self.a(x)))))
 
-    model = net(forward, a=conv(3, 6), b=parametrizations.weight_norm(conv(6, 5), dim=None), c=conv(5, 2))
+    b = parametrizations.weight_norm(conv(6, 5), dim=None)  # type: ignore[arg-type]
+    model = net(forward, a=conv(3, 6), b=b, c=conv(5, 2))
     return Case(model, image(), {"a": 6, "b.parametrizations.weight.original1": 5})
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from typing import Any
 
 import torch
 from torch import nn
@@ -81,11 +82,12 @@ class _Chosen(nn.Linear):
         self.chosen = self.doubled
 
     def doubled(self, x: torch.Tensor) -> torch.Tensor:
-        return 2 * self(x)
+        result: torch.Tensor = 2 * self(x)
+        return result
 
 
 def test_methods_that_modules_keep_are_those_of_the_twin() -> None:
-    model = _Chosen()
-    copy = twin(model, torch.zeros_like)
+    model: Any = _Chosen()
+    copy: Any = twin(model, torch.zeros_like)
     assert copy.chosen(torch.ones(1, 2)).abs().sum() == 0
     assert model.chosen.__self__ is model

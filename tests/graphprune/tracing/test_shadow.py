@@ -61,13 +61,15 @@ class Chosen(nn.Module):
         self.chosen, self.listed, self.named = self.doubled, [self.doubled], {"doubled": self.doubled, "inner": self.inner.forward}
 
     def doubled(self, x: torch.Tensor) -> torch.Tensor:
-        return 2 * self.inner(x)
+        result: torch.Tensor = 2 * self.inner(x)
+        return result
 
 
 def test_methods_that_modules_keep_are_those_of_the_copies() -> None:
-    model = nn.Sequential(Chosen())
+    model: Any = nn.Sequential(Chosen())
     shadow, _ = shadow_of(model)
-    copy: Any = shadow.root[0]  # type: ignore[index]
+    root: Any = shadow.root
+    copy = root[0]
     assert copy.chosen.__self__ is copy and copy.listed[0].__self__ is copy and copy.named["doubled"].__self__ is copy
     assert copy.named["inner"].__self__ is copy.inner
     assert model[0].chosen.__self__ is model[0] and model[0].listed[0].__self__ is model[0]
