@@ -93,6 +93,15 @@ def _torch() -> Table:
     return table | {name: vars(torch)[name] for name in _TORCH_EXTRAS if name in vars(torch)}
 
 
+def _torch_module(home: str) -> Table:
+    """Functions of ``torch.fft`` and its like that are ATen operators."""
+    return {name: value for name, value in vars(_library(home)).items() if name[0] != "_" and _is_aten(value)}
+
+
+def _is_aten(value: Any) -> bool:
+    return isinstance(value, BuiltinFunctionType) and value.__name__ not in _DENIED and hasattr(torch.ops.aten, value.__name__)
+
+
 def _functional() -> Table:
     names = {name: value for name, value in vars(nn.functional).items() if not name.startswith("_")}
     homes = ("torch", "torch._C._nn", "torch.nn.functional")
@@ -124,6 +133,7 @@ def _picked(module: str, names: str) -> Table:
 _TABLES: Mapping[str, Callable[[], Table]] = {
     "torch": _torch,
     "torch.nn.functional": _functional,
+    **{home: partial(_torch_module, home) for home in ("torch.fft", "torch.linalg", "torch.special")},
     "operator": lambda: {name: vars(operator)[name] for name in _OPERATORS},
     "builtins": lambda: {name: vars(builtins)[name] for name in _BUILTINS},
     "math": lambda: {name: value for name, value in vars(math).items() if isinstance(value, BuiltinFunctionType)},

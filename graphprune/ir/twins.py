@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from types import MethodType
 from typing import Any, Final
 
 import torch
@@ -16,7 +17,8 @@ _OF_EVERY_MODULE: Final = frozenset(nn.Module().__dict__)
 def twin(module: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
     """A copy of a module tree that shares everything but its tensors; each becomes ``replace(tensor)``, tied ones once.
 
-    Plain tensor attributes are replaced like parameters and buffers. Modules that appear twice stay one module.
+    Plain tensor attributes are replaced like parameters and buffers. Modules that appear twice stay one module. Methods that
+    modules keep as attributes are those of the copies.
     """
     tensors: dict[int, torch.Tensor] = {}
 
@@ -28,18 +30,25 @@ def twin(module: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> 
 
     # GraphModule.__new__ would make a class without forward.
     copies: dict[nn.Module, nn.Module] = {source: object.__new__(type(source)) for source in modules_by_path(module).values()}
+    by_identity = {id(source): copy for source, copy in copies.items()}
     for source, copy in copies.items():
         state = copy.__dict__
         state.update(source.__dict__)
         for key, value in source.__dict__.items():
-            if key not in _OF_EVERY_MODULE and isinstance(value, torch.Tensor):
-                state[key] = new(value)
+            if key not in _OF_EVERY_MODULE:
+                state[key] = new(value) if isinstance(value, torch.Tensor) else of_copy(value, by_identity)
         for store in ("_parameters", "_buffers"):
             state[store] = {key: None if tensor is None else new(tensor) for key, tensor in state[store].items()}
         state["_non_persistent_buffers_set"] = set(state["_non_persistent_buffers_set"])
         state["_modules"] = {key: None if child is None else copies[child] for key, child in state["_modules"].items()}
         call_copies(state)
     return copies[module]
+
+
+def of_copy(value: Any, copies: Mapping[int, nn.Module]) -> Any:
+    """A method of a module as that of its copy; anything else as it is. copies: by identity of the original."""
+    owner = copies.get(id(value.__self__)) if isinstance(value, MethodType) else None
+    return value if owner is None else MethodType(value.__func__, owner)
 
 
 def call_copies(state: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """``int(n)``, ``len(x)``, ``min(n, m)``, ``math.sqrt(n)`` and their like, of sizes: C code that gives plain numbers.
 
+So is ``torch.from_numpy``, whose data are a constant of the graph.
+
 While a model is traced, calls of these names in its own functions, and in what they call by name, are calls of twins that
 keep the origin of their result. Only calls: as a class (``isinstance``, a dtype) ``int`` stays what it is.
 """
@@ -85,9 +87,11 @@ def _range(*bounds: Any) -> range:
 
 
 _MATH: Final = (math.sqrt, math.isqrt, math.log, math.log2, math.log10, math.exp, math.pow, math.gcd, math.hypot, math.fabs)
+_FROM_NUMPY: Final = torch.from_numpy  # which no mode hears of
 _TWINS: Final[dict[Any, Callable[..., Any]]] = {
     int: _int, float: _float, len: _len, range: _range, min: _extreme(min), max: _extreme(max),
     **{function: _remembering(function) for function in _MATH},
+    _FROM_NUMPY: torch.as_tensor,
 }  # fmt: skip
 _BUILT_IN: Final = {function.__name__ for function in _TWINS if function.__module__ == builtins.__name__}
 _NAMES: Final = {id(function): f"_{function.__name__} of sizes" for function in _TWINS}
@@ -115,6 +119,7 @@ class Conversions:
         """Have that code run within."""
         _BUILTINS.update(zip(_NAMES.values(), _TWINS.values(), strict=True))
         vars(math).update({function.__name__: _TWINS[function] for function in _MATH})
+        vars(torch).update(from_numpy=_TWINS[_FROM_NUMPY])
         try:
             for function, (_, new) in self._codes.items():
                 function.__code__ = new
@@ -127,6 +132,7 @@ class Conversions:
             for function, (code, _) in self._codes.items():
                 function.__code__ = code
             vars(math).update({function.__name__: function for function in _MATH})
+            vars(torch).update(from_numpy=_FROM_NUMPY)
             for name in _NAMES.values():
                 del _BUILTINS[name]
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from graphprune.channels.tape import stand_in
-from graphprune.ir.twins import call_copies, named_tensors
+from graphprune.ir.twins import call_copies, named_tensors, of_copy
 from graphprune.tracing.sizes import literal, plain
 
 _INTERNAL: Final = frozenset(nn.Module().__dict__) | {"_compiled_call_impl"}
@@ -31,7 +31,7 @@ class Shadow:
     model, whose stand-ins are used. left: attributes that are not as in the model, by the paths of their modules.
     It is made where it is first asked for. Modules that appear twice stay one module, tied tensors one tensor. Lists and dicts that
     modules keep as attributes are copied, and those in them, so that a model that writes caches in its forward leaves nothing of
-    the trace behind. Hooks that are methods of a module are those of its copy.
+    the trace behind. Hooks and attributes that are methods of a module are those of its copy.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Shadow:
         self._mode = mode
         self._stand_ins: dict[int, torch.Tensor] = dict(earlier._stand_ins) if earlier else {}  # by identity of the real tensor
         self._modules: dict[int, nn.Module] = {}
-        self._hooks: list[dict[int, Any]] = []  # of the copies that have any
+        self._methods: list[Any] = []  # what the copies have that may hold methods of modules: dicts and lists
         self._kept: list[Any] = []
         self._containers: dict[int, Any] = {}  # copies by identity of the original
 
@@ -56,8 +56,9 @@ class Shadow:
     def part(self, path: str) -> nn.Module:
         """The copy of a submodule."""
         result = self._copy(self._source.get_submodule(path), path)
-        for hooks in self._hooks:
-            hooks.update([(key, self._of_copy(hook)) for key, hook in hooks.items()])
+        for holder in self._methods:
+            for key, value in list(_entries(holder)):
+                holder[key] = of_copy(value, self._modules)
         return result
 
     @property
@@ -105,6 +106,8 @@ class Shadow:
                 return bool(value == original)
             keys = list(original) if isinstance(original, dict) else range(len(original))
             return all(self._is_copy(value.get(key) if isinstance(value, dict) else value[key], original[key]) for key in keys)
+        if isinstance(original, MethodType):
+            return isinstance(value, MethodType) and value.__func__ is original.__func__
         return value is original or (type(original) in (int, float, str) and bool(plain(value) == original))
 
     def release(self) -> None:
@@ -123,8 +126,10 @@ class Shadow:
             if key not in _INTERNAL and type(value) not in _PLAIN:
                 state[key] = self._attribute(value)
         state.update(self.left.get(path, {}))
+        self._note_methods(state)
         state.update([(key, state[key].copy()) for key in _HOOKS])
-        self._hooks += [state[key] for key in _HOOKS if state[key]]
+        for key in _HOOKS:
+            self._note_methods(state[key])
         state["training"] = self._mode
         state["_compiled_call_impl"] = lambda *args, **kwargs: self._call(result, path, args, kwargs)
         for store in ("_parameters", "_buffers"):
@@ -136,9 +141,9 @@ class Shadow:
         call_copies(state)
         return result
 
-    def _of_copy(self, hook: Any) -> Any:
-        owner = self._modules.get(id(hook.__self__)) if isinstance(hook, MethodType) else None
-        return hook if owner is None else MethodType(hook.__func__, owner)
+    def _note_methods(self, holder: Any) -> None:
+        if any(type(value) is MethodType for _, value in _entries(holder)):
+            self._methods.append(holder)
 
     def _attribute(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -148,8 +153,13 @@ class Shadow:
         known = self._containers.get(id(value))
         if known is None:
             known = self._containers[id(value)] = value.copy()
-            keys = () if isinstance(value, set) else list(known) if isinstance(value, dict) else range(len(known))
-            for key in keys:
-                if not isinstance(known[key], torch.Tensor):
-                    known[key] = self._attribute(known[key])
+            for key, item in list(_entries(known)):
+                if not isinstance(item, torch.Tensor):
+                    known[key] = self._attribute(item)
+            self._note_methods(known)
         return known
+
+
+def _entries(holder: Any) -> Iterable[tuple[Any, Any]]:
+    """Places and values of a dict or list; none of a set."""
+    return holder.items() if isinstance(holder, dict) else () if isinstance(holder, set) else enumerate(holder)

@@ -9,6 +9,7 @@ from functools import lru_cache
 from itertools import count
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
 from torch import fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
@@ -64,6 +65,7 @@ class Writer:
         self.device = next(devices, torch.device("cpu"))
         self._places: MutableMapping[int, _Place] = {}
         self._held: MutableMapping[fx.Node, Any] = {}
+        self._arrays: dict[int, tuple[np.ndarray[Any, Any], torch.Tensor]] = {}
         self._devices: dict[int, tuple[torch.device, torch.Tensor]] = {}
         self._made: MutableMapping[Any, tuple[fx.Node, Any]] = {}
         self._numbers: MutableMapping[fx.Node, Any] = {}
@@ -128,9 +130,18 @@ class Writer:
             return {key: self.operands(item) for key, item in tree.items()}
         if isinstance(tree, torch.Tensor):
             return self.operand(tree)
+        if kind is np.ndarray:
+            return self.operand(self._of_array(tree))
         if kind is Mode:
             return tree.plain
         return torch.Size(map(plain, tree)) if kind is Shape else plain(tree)
+
+    def _of_array(self, array: np.ndarray[Any, Any]) -> torch.Tensor:
+        """A constant with the data of an array, which a call reads as an index."""
+        if id(array) not in self._arrays:
+            with _disable_current_modes(), torch._C.DisableTorchFunction():
+                self._arrays[id(array)] = array, torch.tensor(array)
+        return self._arrays[id(array)][1]
 
     def operand(self, tensor: torch.Tensor) -> torch.Tensor:
         """A tensor as the call gets it."""
@@ -156,6 +167,8 @@ class Writer:
         if isinstance(tree, (tuple, list)):
             items = [self.argument(item) for item in tree]
             return type(tree)(*items) if hasattr(tree, "_fields") else items if isinstance(tree, list) else tuple(items)
+        if isinstance(tree, np.ndarray):
+            return self._node_of(self._of_array(tree))
         if isinstance(tree, type):
             return _DTYPES.get(tree, tree)
         if isinstance(tree, slice):

@@ -81,8 +81,9 @@ def _can_shrink(groups: Groups, field: Field) -> bool:
 
 
 def _removable(groups: Groups) -> int:
-    """How many atoms belong to prunable groups."""
-    return int(np.count_nonzero(groups.group_of[groups.unit_of] != FROZEN))
+    """How many atoms belong to groups that have a unit to spare."""
+    spare = [index for index, group in enumerate(groups.prunable) if group.size > 1]
+    return int(np.count_nonzero(np.isin(groups.group_of[groups.unit_of], spare)))
 
 
 def make_policy(named: Mapping[str, str], sites: Mapping[str, str]) -> Policy:

@@ -92,6 +92,8 @@ class _Finder:
         for name in names:
             if len(found) > 1:
                 yield Consumer(node, name, obstacle="one call contracts several times")
+            elif self.tensors[name].is_complex():
+                yield Consumer(node, name, obstacle="its weights are complex numbers")
             elif not self.private(name):
                 others = ", ".join(sorted(self.readers[name] - {node.name}))
                 yield Consumer(node, name, obstacle=f"{name} is also used by {others}")

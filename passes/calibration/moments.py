@@ -35,7 +35,8 @@ class Moments(Statistic):
 class _Moments(Observer):
     def see(self, tap: Tap, activation: Tensor) -> None:
         """Add the sums of a batch; keys are (node, axis, name) with the names ``sums``, ``nonzero``, ``counts`` and ``max``."""
-        found = activation_attention(activation if activation.is_floating_point() else activation.float())
+        magnitudes = activation.abs() if activation.is_complex() else activation
+        found = activation_attention(magnitudes if magnitudes.is_floating_point() else magnitudes.float())
         place = tap.node, tap.axis
         self.totals.add((*place, "sums"), torch.stack([found.sum, found.abs_sum, found.square_sum, found.fourth_sum]))
         self.totals.add((*place, "nonzero"), found.nonzero)

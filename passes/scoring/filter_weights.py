@@ -37,12 +37,13 @@ class FilterWeights:
         return list(found.values())
 
     def weight(self, found: Filter) -> Tensor:
-        """The weight itself, in its own dtype: a parameter, or what the graph computes from parameters."""
-        if not found.weight:
-            return self.context.program.values[found.tensor].detach()
+        """The weight itself, in its own dtype: a parameter, or what the graph computes from parameters.
+
+        Real and imaginary parts of a complex one are on an axis at the end.
+        """
         with torch.no_grad():
-            value: Tensor = self._compute(found.weight)
-        return value
+            value: Tensor = self._compute(found.weight) if found.weight else self.context.program.values[found.tensor].detach()
+        return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
 
     @cached_property
     def _places(self) -> dict[str, int]:

@@ -19,7 +19,7 @@ def slice_powers(context: ScoringContext, power: int) -> Iterator[tuple[Ints, Fl
     largest = max((context.program.tensors[name].numel() for name in context.axes), default=0)
     scratch: Tensor | None = None  # used again and again: fresh memory costs as much as what is done in it
     for parameter, axes in context.members():
-        weight = parameter.detach()
+        weight = parameter.detach().abs() if parameter.is_complex() else parameter.detach()
         dtype = torch.float32 if weight.dtype in (torch.float16, torch.bfloat16) else weight.dtype
         if weight.dim() < 2:
             powers = torch.empty_like(weight, dtype=dtype)  # its sums are itself

@@ -44,9 +44,16 @@ class MissingData(TorchDispatchMode):
         return handler(func, *args, **(kwargs or {}))
 
 
+def has_gaps(tensor: Tensor) -> bool:
+    """Whether elements of a tensor can be missing: those of integers and truths cannot."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
 def present(tensor: Tensor) -> Tensor:
     """Missing elements read as zero."""
-    return tensor.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf) if tensor.is_floating_point() else tensor
+    if tensor.is_floating_point():
+        return tensor.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+    return tensor.masked_fill(tensor.isnan(), 0) if tensor.is_complex() else tensor
 
 
 def _absent(tensor: Tensor, dims: Sequence[int]) -> Tensor:
@@ -148,7 +155,7 @@ def _trilinear(func: Any, a: Tensor, b: Tensor, c: Tensor, *expanded: Any, **kwa
 @_handles("constant_pad_nd")
 def _pad(func: Any, x: Tensor, amounts: Sequence[int], value: Any = 0) -> Any:
     """Padding of what does not exist does not exist: what is missing all along a padded axis."""
-    if not x.is_floating_point():
+    if not has_gaps(x):
         return func(x, amounts, value)
     for pair in range(len(amounts) // 2):
         if any(amounts[2 * pair : 2 * pair + 2]):
@@ -172,7 +179,13 @@ def _per_channel(func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 @_handles("tril", "triu")
 def _triangle(func: Any, x: Tensor, *args: Any) -> Tensor:
     result: Tensor = func(present(x), *args)
-    return result.masked_fill(_absent(x, [-2, -1]).unsqueeze(-1).unsqueeze(-1), torch.nan) if x.is_floating_point() else result
+    return result.masked_fill(_absent(x, [-2, -1]).unsqueeze(-1).unsqueeze(-1), torch.nan) if has_gaps(x) else result
+
+
+@_handles("view_as_real")
+def _parts(func: Any, x: Tensor) -> Any:
+    """Of a complex number that is missing both parts are."""
+    return func(x.masked_fill_(x.isnan(), complex(torch.nan, torch.nan)))  # in place: it is a view
 
 
 # -- what puts numbers in the place of others ----------------------------------------------------------------------------
@@ -181,10 +194,10 @@ def _triangle(func: Any, x: Tensor, *args: Any) -> Tensor:
 @_handles("where", "masked_fill", "masked_fill_", "fill", "fill_", "zero_", "copy_", "nan_to_num", "fmax", "fmin", "index_put_")
 def _replaced(func: Any, *args: Any, **kwargs: Any) -> Any:
     """What does not exist is not replaced, and replaces nothing: it stays missing."""
-    floats = [t for t in args if isinstance(t, Tensor) and t.is_floating_point()]
+    floats = [t for t in args if isinstance(t, Tensor) and has_gaps(t)]
     missing = [t.isnan() for t in floats]  # before it is written to
     result = func(*args, **kwargs)
-    if not result.is_floating_point():
+    if not has_gaps(result):
         return result
     for gone in missing:
         if gone.any():
@@ -201,7 +214,7 @@ def _replaced(func: Any, *args: Any, **kwargs: Any) -> Any:
 )
 def _scattered(func: Any, x: Tensor, dim: int, index: Tensor, source: Any, *rest: Any, **kwargs: Any) -> Tensor:
     """What is missing all along the axis that is scattered into or from is missing all along the result's, written to or not."""
-    gone = [_absent(one, [dim]) for one in (x, source) if isinstance(one, Tensor) and one.dim() and one.is_floating_point()]
+    gone = [_absent(one, [dim]) for one in (x, source) if isinstance(one, Tensor) and one.dim() and has_gaps(one)]
     result: Tensor = func(x, dim, index, source, *rest, **kwargs)
     for missing in [one.unsqueeze(dim) for one in gone]:
         if missing.any() and all(n in (1, size) for n, size in zip(missing.shape, result.shape, strict=True)):
@@ -236,15 +249,20 @@ def _count(x: Tensor, dims: list[int], keepdim: bool) -> Tensor:
     return counted
 
 
-@_handles("sum", "linalg_vector_norm")
+@_handles("sum", "nansum", "norm", "linalg_vector_norm")
 def _sum(func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    if not x.is_floating_point():
+    if not has_gaps(x):
         return func(x, *args, **kwargs)
-    position = 1 if func._schema.name == "aten::linalg_vector_norm" else 0
+    position = 1 if func._schema.name.endswith("norm") else 0  # a norm's exponent comes first
     dims = _dims(x, args[position] if len(args) > position else kwargs.get("dim"))
     keepdim = bool(args[position + 1] if len(args) > position + 1 else kwargs.get("keepdim", False))
     result = func(present(x), *args, **kwargs)
     return result.masked_fill(_count(x, dims, keepdim) == 0, torch.nan)
+
+
+@_handles("count_nonzero")
+def _counted(func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    return func(present(x), *args, **kwargs)
 
 
 @_handles("mean")

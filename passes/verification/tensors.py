@@ -9,10 +9,14 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from graphprune.ir.twins import named_tensors, twin
+from graphprune.passes.verification.missing import has_gaps
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor if dtype is None or not tensor.is_floating_point() else tensor.detach().to(dtype)
+def in_precision(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A tensor in this dtype, or in the complex one of its precision."""
+    if dtype is None or not has_gaps(tensor):
+        return tensor
+    return tensor.detach().to(dtype.to_complex() if tensor.is_complex() else dtype)
 
 
 class Informative(Mapping[str, Tensor]):
@@ -27,7 +31,7 @@ class Informative(Mapping[str, Tensor]):
         self.random: set[str] = set()
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = _cast(self._tensors[name], self._dtype)
+        tensor = in_precision(self._tensors[name], self._dtype)
         result = _informative(tensor, torch.Generator().manual_seed(self._seeds[name]))
         if result is not tensor:
             self.random.add(name)
@@ -59,6 +63,10 @@ class Made(Mapping[str, Tensor]):
 
 def _informative(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """The tensor, or random values where it is constant: means of zero and scales of one or 1e-6 hide errors."""
+    if tensor.is_complex():
+        parts = torch.view_as_real(tensor.detach())
+        drawn = _informative(parts, generator)
+        return tensor if drawn is parts else torch.view_as_complex(drawn)
     if not tensor.is_floating_point() or tensor.numel() < 2:
         return tensor
     low, high = tensor.detach().aminmax()
@@ -73,7 +81,7 @@ def _informative(tensor: Tensor, generator: torch.Generator) -> Tensor:
 
 def masked(tensor: Tensor, axes: Mapping[int, list[int]]) -> Tensor:
     """Full size, removed slices missing (NaN)."""
-    if not axes or not tensor.is_floating_point():
+    if not axes or not has_gaps(tensor):
         return tensor
     result = tensor.detach().clone()
     for axis, indices in axes.items():

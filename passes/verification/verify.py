@@ -21,8 +21,8 @@ from graphprune.ir.program import Inputs, Program, placeholder_values
 from graphprune.ir.twins import named_tensors
 from graphprune.ir.weights import Weights
 from graphprune.passes.calibration.loading import loaded
-from graphprune.passes.verification.missing import MissingData
-from graphprune.passes.verification.tensors import Informative, Made, masked, model_with, sliced
+from graphprune.passes.verification.missing import MissingData, has_gaps
+from graphprune.passes.verification.tensors import Informative, Made, in_precision, masked, model_with, sliced
 from graphprune.pipeline.analysis_manager import AnalysisView
 from graphprune.pipeline.pass_base import Pass
 from graphprune.plans.plan import Plan
@@ -98,7 +98,7 @@ def _compare(
     smaller = model_with(slim, full, Made(values, lambda name, t: sliced(t, plan.kept.get(name, {}))), weights is not None)
     device = next((tensor.device for tensor in full.values()), torch.device("cpu")) if weights is None else weights.device
     arguments = _random_arguments(original, inputs, torch.Generator().manual_seed(seed), device, dtype, whole)
-    tolerance = max((TOLERANCE.get(dtype or t.dtype, 0.0) for t in full.values()), default=TOLERANCE[torch.float32])
+    tolerance = max((TOLERANCE.get(dtype or t.dtype.to_real(), 0.0) for t in full.values()), default=TOLERANCE[torch.float32])
     given = _arguments_by_name(original.graph, slim.graph, arguments)
     comparison = _Comparison(_Steps(*smaller, given), _Masked(*full_width, arguments), tolerance, corrects=dtype is not None)
     with torch.no_grad(), full_precision(), own_randomness(), DrawnByIndex():
@@ -111,8 +111,9 @@ class _InDouble(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        if kwargs.get("dtype") in TOLERANCE:
-            kwargs["dtype"] = torch.float64
+        dtype = kwargs.get("dtype")
+        if dtype is not None and dtype.to_real() in TOLERANCE:
+            kwargs["dtype"] = torch.complex128 if dtype.is_complex else torch.float64
         return func(*args, **kwargs)
 
 
@@ -122,7 +123,7 @@ class _InDouble(TorchDispatchMode):
 def _weight_difference(full: Mapping[str, Tensor], slim: Mapping[str, Tensor], plan: Plan) -> str:
     for name, tensor in slim.items():
         if name not in full:
-            if tensor.is_floating_point():
+            if has_gaps(tensor):
                 return f"The slim model's {name} does not exist in the original."
             continue
         expected = sliced(full[name], plan.kept.get(name, {}))
@@ -149,10 +150,11 @@ def _random_arguments(
     def draw(item: Any) -> Any:
         if not isinstance(item, Tensor):
             return item
-        if not item.is_floating_point():
+        if not has_gaps(item):
             return item.to(device)
-        drawn = torch.randn(item.shape, generator=generator).to(device=device, dtype=dtype or item.dtype)
-        given = item.to(drawn) if whole and not item.is_meta else None
+        kind = torch.complex64 if item.is_complex() else torch.float32
+        drawn = in_precision(torch.randn(item.shape, generator=generator, dtype=kind).to(device=device, dtype=item.dtype), dtype)
+        given = item.to(drawn) if whole and not (item.is_meta or item.is_complex()) else None
         return drawn if given is None else torch.where(given == given.round(), given, drawn)
 
     return [tree_map(draw, item) for item in placeholder_values(module.graph, inputs)]
@@ -174,6 +176,8 @@ def relative_error(reference: Tensor, found: Tensor) -> float:
     In float64 that includes zeros to rounding, as of a layer norm over copies of one channel: of them no digit is the same twice.
     Equal infinities (the masks of attention) differ by nothing and set no scale. Tensors of other dtypes are equal (0) or not (1).
     """
+    if reference.is_complex() and found.is_complex():
+        reference, found = torch.view_as_real(reference.resolve_conj()), torch.view_as_real(found.resolve_conj())
     if not reference.is_floating_point():
         return float(not torch.equal(reference, found))
     if reference.numel() == 0:
@@ -340,7 +344,7 @@ class _Comparison:
 
     def _compare_present(self, node: fx.Node, reference: Tensor, found: Tensor) -> None:
         """Present elements against the slim tensor; more present than kept is padding not yet met by a channel."""
-        if not reference.is_floating_point():
+        if not has_gaps(reference):
             return
         present = _present(reference, found)
         if present is not None:
@@ -354,7 +358,7 @@ class _Comparison:
         for index, (reference, found) in enumerate(zip(wanted, got, strict=False)):
             if reference.shape != found.shape:
                 self.failure = f"Output {index} has shape {list(found.shape)}, the original's is {list(reference.shape)}."
-            elif reference.is_floating_point() and bool(reference.isnan().any()):
+            elif has_gaps(reference) and bool(reference.isnan().any()):
                 self.failure = f"Output {index} of the masked original depends on removed channels alone, or is not a number."
             else:
                 self._judge(reference, found, f"Output {index}")

@@ -352,6 +352,22 @@ def shifted_windows() -> Case:
 
 
 @case
+def retention_with_a_group_norm_of_heads() -> Case:
+    """RetNet, mLSTM: no softmax between, and a group norm with a group for each head behind. The same positions of every head go,
+    since whole heads and the same channels of each group would be all channels at once."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        q, k, v = (split_heads(layer(x)) for layer in (self.q, self.k, self.v))
+        y = merge_heads((q @ k.mT * self.decay) @ v)
+        return self.proj(self.norm(y.flatten(0, 1)).view_as(y))
+
+    layers = {name: nn.Linear(5, INNER) for name in "qkv"}
+    model = net(forward, **layers, norm=nn.GroupNorm(HEADS, INNER), proj=nn.Linear(INNER, 2))
+    model.register_buffer("decay", torch.rand(6, 6, dtype=torch.float64).tril())
+    return Case(model, vector(6, 5), {"q": DIM, "v": DIM}, zeros=False)
+
+
+@case
 def local_attention_by_unfolding() -> Case:
     """Each pixel attends to its neighbours, which an unfold puts beside it."""
 

@@ -266,3 +266,30 @@ def layers_without_width() -> Case:
     none, bias = nn.Parameter(torch.randn(1, 0)), nn.Parameter(torch.randn(1))
     model = net(forward, a=nn.Linear(3, 6), none=none, bias=bias, b=nn.Linear(6, 2))
     return Case(model, vector(5, 3), {"a": 6}, zeros=False)
+
+
+class _Spectral(nn.Module):
+    """FNO's layer: a complex matrix for each of the lowest frequencies, and zeros for the others."""
+
+    def __init__(self, inputs: int, outputs: int, modes: int = 3) -> None:
+        super().__init__()
+        self.modes, self.outputs = modes, outputs
+        self.weight = nn.Parameter(torch.randn(inputs, outputs, modes, modes, dtype=torch.complex128))
+
+    def forward(self, x: Tensor) -> Any:
+        found, m = torch.fft.rfft2(x), self.modes
+        made = torch.zeros(len(x), self.weight.shape[1], x.shape[-2], x.shape[-1] // 2 + 1, dtype=torch.complex128)
+        made[:, :, :m, :m] = torch.einsum("bixy,ioxy->boxy", found[:, :, :m, :m], self.weight)
+        return torch.fft.irfft2(made, s=x.shape[-2:])
+
+
+@case
+def spectral_convolution() -> Case:
+    """FNO: products with complex weights in the space of frequencies, beside a convolution; channels go."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        y = F.gelu(self.spectral(F.gelu(self.lift(x))) + self.beside(x))
+        return self.out(y)
+
+    model = net(forward, lift=nn.Conv2d(3, 6, 1), spectral=_Spectral(6, 5), beside=nn.Conv2d(3, 5, 1), out=nn.Conv2d(5, 2, 1))
+    return Case(model, vector(3, 8, 6), {"lift": 6, "spectral": 5}, macs=False)

@@ -132,6 +132,18 @@ def weight_norm() -> Case:
 
 
 @case
+def weight_norm_as_a_whole() -> Case:
+    """One length for all of a weight: the norm is over every axis, and loses what is removed along each."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        return self.c(F.relu(self.b(F.relu(self.a(x)))))
+
+    b = parametrizations.weight_norm(conv(6, 5), dim=None)  # type: ignore[arg-type]
+    model = net(forward, a=conv(3, 6), b=b, c=conv(5, 2))
+    return Case(model, image(), {"a": 6, "b.parametrizations.weight.original1": 5})
+
+
+@case
 def spectral_norm() -> Case:
     """The weight is divided by its largest singular value, as two vectors in buffers know it."""
 

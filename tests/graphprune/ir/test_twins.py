@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from typing import Any
 
 import torch
 from torch import nn
@@ -71,3 +72,22 @@ def test_modes_and_persistence_follow_the_namesake() -> None:
     restore_modes(module, like)
     assert [child.training for child in module.modules()] == [child.training for child in like.modules()]
     assert module.state_dict().keys() == like.state_dict().keys()
+
+
+class _Chosen(nn.Linear):
+    """Keeps one of its methods as an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        self.chosen = self.doubled
+
+    def doubled(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = 2 * self(x)
+        return result
+
+
+def test_methods_that_modules_keep_are_those_of_the_twin() -> None:
+    model: Any = _Chosen()
+    copy: Any = twin(model, torch.zeros_like)
+    assert copy.chosen(torch.ones(1, 2)).abs().sum() == 0
+    assert model.chosen.__self__ is model

@@ -174,6 +174,34 @@ def test_hooks_that_only_watch() -> None:
     check(model, X, Y, groups=0)
 
 
+class Spiking(nn.Module):
+    """A state between steps, which a method that is kept as an attribute reads (as those of snntorch do)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.state = torch.zeros(0)
+        self.step = self.leak
+        ready(self)
+
+    def leak(self, x: Tensor) -> Tensor:
+        """A step."""
+        return 0.5 * self.state + x
+
+    def forward(self, x: Tensor) -> Any:
+        """Three steps on one input."""
+        self.state = torch.zeros_like(self.a(x))
+        for _ in range(3):
+            self.state = self.step(self.a(x)).relu()
+        return self.b(self.state)
+
+
+def test_a_method_that_is_kept_as_an_attribute_sees_the_state_of_the_copy() -> None:
+    model = Spiking()
+    model(torch.ones(2, 4, dtype=torch.float64))  # leaves a state behind that has no part in the next call
+    check(model, X, Y)
+
+
 class Recorder(nn.Module):
     """Returns what a layer of the model in it makes, which a hook has noted."""
 

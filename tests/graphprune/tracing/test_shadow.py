@@ -52,6 +52,29 @@ def test_calls_of_modules_are_reported() -> None:
     assert called == ["", "0", "1", "2", "3", "0"]
 
 
+class Chosen(nn.Module):
+    """Runs one of its own methods, which it keeps as an attribute, in a list and in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 4)
+        self.chosen, self.listed, self.named = self.doubled, [self.doubled], {"doubled": self.doubled, "inner": self.inner.forward}
+
+    def doubled(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = 2 * self.inner(x)
+        return result
+
+
+def test_methods_that_modules_keep_are_those_of_the_copies() -> None:
+    model: Any = nn.Sequential(Chosen())
+    shadow, _ = shadow_of(model)
+    root: Any = shadow.root
+    copy = root[0]
+    assert copy.chosen.__self__ is copy and copy.listed[0].__self__ is copy and copy.named["doubled"].__self__ is copy
+    assert copy.named["inner"].__self__ is copy.inner
+    assert model[0].chosen.__self__ is model[0] and model[0].listed[0].__self__ is model[0]
+
+
 def test_what_is_written_to_the_shadow_stays_there() -> None:
     model = tree()
     nested: Any = {"states": [[]], "ordered": OrderedDict(a={}), "default": defaultdict(list), "set": {1}}

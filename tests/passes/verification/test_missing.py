@@ -112,6 +112,11 @@ def test_reductions(name: str, dim: Any, keepdim: bool) -> None:
     agree(functions[name], [(drawn(4, 6, 3), {1: C})], {})
 
 
+@pytest.mark.parametrize("function", [torch.nansum, torch.ops.aten.norm, torch.count_nonzero])
+def test_reductions_under_other_names(function: Callable[..., Tensor]) -> None:
+    agree(function, [(drawn(4, 6, 3), {1: C})], {})
+
+
 @pytest.mark.parametrize("function", [torch.sum, torch.mean, torch.amax])
 def test_what_is_made_of_nothing_is_missing(function: Callable[..., Tensor]) -> None:
     agree(lambda t: function(t, 2), [(drawn(4, 6, 3), {1: C})], {1: C})
