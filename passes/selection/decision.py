@@ -89,7 +89,8 @@ class Budgeted(Pass):
             within = question.bounds.but("latency", Limit(limit.target, model, most))
             return self.choose(replace(question, bounds=within), analyses)
 
-        options = Options(best, question.between, question.worth, program.latency.measure, question.groups.widths)
+        measure, full, advice = program.latency.measure, question.groups.widths, question.advice(limit)
+        options = Options(best, question.between, question.worth, measure, full, question.least, advice)
         return question.decide(settled(limit, options))
 
     @property
@@ -192,20 +193,24 @@ class Question:
 
     def _out_of_reach(self, limit: Limit, least: Ints) -> TargetError:
         original, reachable = float(limit.measure(self.groups.widths)), float(limit.measure(least))
+        share = reachable / original if original else 1.0
+        return TargetError(
+            f"Target {limit.target} cannot be met: with these options the model can go down to {share:.1%} "
+            f"({amount(reachable)} {limit.measure.unit or limit.target.kind}). {self.advice(limit)}"
+        )
+
+    def advice(self, limit: Limit) -> str:
+        """What is in the way of a target that cannot be met, and what to do."""
         # Kernel extents (axes from 2 on) are no channels and nothing that a user could free.
         frozen = sorted((g for g in self.groups.frozen if any(m.axis < 2 for m in g.members)), key=lambda g: -_slice_count(g))
         blockers = dict.fromkeys(f"{g.name} ({g.reason})" for g in frozen)
         names = "; ".join(list(blockers)[:3]) or ("the floors of its groups" if self.groups.prunable else "it has no channels")
-        share = reachable / original if original else 1.0
         remedy = "Loosen the target, exclude, min_channels, max_ratio or round_to."
         if self.lattice is not None:
             remedy = f"{remedy[:-1]}, or take any widths (--widths any), with which no config makes the slim model."
         if _looks_like_a_share(limit.target):
             remedy = f"Did you mean {limit.target}%?"
-        return TargetError(
-            f"Target {limit.target} cannot be met: with these options the model can go down to {share:.1%} "
-            f"({amount(reachable)} {limit.measure.unit or limit.target.kind}). In the way: {names}. {remedy}"
-        )
+        return f"In the way: {names}. {remedy}"
 
     def decide(self, choice: Choice) -> Program:
         """The program with the plan that keeps the most important units of each group."""

@@ -46,7 +46,8 @@ class Options:
 
     best: the best choice within milliseconds by a model of the latency; raises TargetError where none is so fast. between: the
     allowed widths at a share of the way between two others, None where they break another target. worth: the importance that widths
-    keep. measure: times a slim model and the whole one. full: widths of the whole.
+    keep. measure: times a slim model and the whole one. full, least: the widest and the narrowest widths. advice: what a user can
+    do where the least are too slow.
     """
 
     best: Callable[[Measure, float], Choice]
@@ -54,6 +55,8 @@ class Options:
     worth: Callable[[Ints], float]
     measure: Callable[[Ints], Measured]
     full: Ints
+    least: Ints
+    advice: str = "Loosen the target."
 
 
 def settled(limit: Limit, options: Options) -> Choice:
@@ -62,7 +65,8 @@ def settled(limit: Limit, options: Options) -> Choice:
     limit: the target, the model that predicts, and the predicted milliseconds that the target amounts to. It stops when that one is
     within 1 %, or when nothing new is allowed nearer, which the choice's notes tell. Where two standard errors of a
     measurement are more than 1 %, they take the place of this: nothing nearer could be told from the target. A slim model that is
-    no faster than a wider one is never returned. Raises TargetError where all that were tried are slower.
+    no faster than a wider one is never returned. Raises TargetError where all that were tried are slower, the narrowest among
+    them: a prediction is not enough to refuse a target.
     """
     return _Settling(limit, options).run()
 
@@ -99,6 +103,7 @@ class _Settling:
         self._limit = limit
         self._options = options
         self._tries: list[_Try] = []
+        self._refusal: TargetError | None = None  # of the prediction, before anything was timed
 
     def run(self) -> Choice:
         while len(self._tries) < _MODELS and not (self._top is not None and self._top.settles):
@@ -151,11 +156,13 @@ class _Settling:
 
     def _next(self, model: Measure) -> Choice | None:
         """A choice that was not timed yet; None where there is none."""
-        ways = [self._by_model, self._between, self._wider]
+        ways = [self._by_model, self._between, self._wider, self._narrowest]
         if any(one.settles for one in self._tries):  # but keeps less than a faster one does
             ways = [self._wider]
         elif len(self._tries) >= _BY_MODEL and len(self._tries) % 2 == 0:
             ways = [self._between, self._by_model, self._wider]
+        if len(self._tries) >= _BY_MODEL:
+            ways.insert(0, self._narrowest)
         for way in ways:
             chosen = way(model)
             if chosen is not None:
@@ -171,7 +178,7 @@ class _Settling:
         for _ in range(_BUDGETS):
             chosen = self._within(model, budget)
             known = None if chosen is None else self._known(chosen.widths)
-            if chosen is not None and known is None:
+            if known is None and (chosen is not None or not self._tries):
                 return chosen
             if known is not None and not known.fits:
                 high = min(budget, float(model(known.choice.widths)) * (1 - _LESS))
@@ -185,12 +192,11 @@ class _Settling:
         return None
 
     def _within(self, model: Measure, budget: float) -> Choice | None:
-        """The model's choice for a budget; None where nothing is so fast, unless nothing was tried yet."""
+        """The model's choice for a budget; None where it says that nothing is so fast."""
         try:
             return self._options.best(model, budget)
-        except TargetError:
-            if not self._tries:
-                raise
+        except TargetError as error:
+            self._refusal = self._refusal or error
             return None
 
     def _between(self, model: Measure) -> Choice | None:
@@ -220,6 +226,13 @@ class _Settling:
             if found is not None and self._known(found) is None:
                 return Choice(found)
         return None
+
+    def _narrowest(self, model: Measure) -> Choice | None:
+        """The narrowest widths, where nothing was fast enough: the model may be wrong about them as about any other."""
+        if any(one.fits for one in self._tries):
+            return None
+        widths = self._options.between(self._options.least, self._options.least, 0.0)
+        return None if widths is None or self._known(widths) is not None else Choice(widths)
 
     # ------------------------------------------------------------------------------------------------ what to return
 
@@ -253,9 +266,11 @@ class _Settling:
         return f"{text}{above}: none was found nearer to the target"
 
     def _too_slow(self) -> TargetError:
+        if not self._tries:
+            assert self._refusal is not None, "another target is in the way"
+            return self._refusal
         measured = min(self._tries, key=lambda one: one.reached).measured
         return TargetError(
             f"Target {self._limit.target} cannot be met: the fastest slim model that these options give takes "
-            f"{measured.slim:.4g} ms, {measured.share:.1%} of the original's {measured.whole:.4g} ms. "
-            "Loosen the target, exclude, min_channels, max_ratio or round_to."
+            f"{measured.slim:.4g} ms, {measured.share:.1%} of the original's {measured.whole:.4g} ms. {self._options.advice}"
         )

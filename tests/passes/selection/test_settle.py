@@ -49,7 +49,9 @@ def search(truth: Callable[[float], float], target: str = "50%", floor: int = 1,
 
     wanted = parse_target("latency", target)
     predicted = wanted.share * WIDTH if wanted.share is not None else WIDTH / 2
-    options = Options(best, between, lambda widths: float(widths[0]), measure, np.array([WIDTH]))
+    options = Options(
+        best, between, lambda widths: float(widths[0]), measure, np.array([WIDTH]), np.array([-(-floor // step) * step])
+    )
     return settled(Limit(wanted, model, predicted), options), tried
 
 
@@ -95,8 +97,19 @@ def test_where_budgets_have_gaps_a_slow_choice_is_left_below() -> None:
 def test_a_latency_that_does_not_fall_is_refused_with_the_fastest() -> None:
     with pytest.raises(TargetError, match=r"takes 45 ms, 90.0% of the original's 50 ms"):
         search(lambda x: 45.0)
-    with pytest.raises(TargetError, match="too low"):
+    with pytest.raises(TargetError, match=r"takes 20 ms, 40.0% of the original's 50 ms"):
         search(lambda x: FULL * x, "20%", floor=400)
+
+
+def test_what_the_prediction_would_refuse_is_timed() -> None:
+    """It says that the narrowest takes 40 %, which takes 16 % of the time."""
+    found, tried = search(lambda x: FULL * x**2, "20%", floor=400)
+    assert tried[0] == 400 and found.measured is not None and found.measured.share == pytest.approx(0.2, rel=0.01)
+
+
+def test_where_nothing_that_is_predicted_to_fit_does_the_narrowest_decides() -> None:
+    found, tried = search(lambda x: FULL if x > 0.05 else FULL / 2, "50%", floor=50)
+    assert found.widths.tolist() == [50] and len(tried) <= 8
 
 
 def test_where_budgets_end_the_nearest_below_is_taken_or_it_is_refused() -> None:
@@ -128,6 +141,7 @@ def test_where_what_meets_the_target_keeps_less_than_something_faster_that_is_wi
         lambda widths: float(widths @ [10, 1]),
         lambda widths: Measured(float(widths.sum()), 100.0),
         np.array([50, 50]),
+        np.array([1, 1]),
     )
     found = settled(Limit(parse_target("latency", "60%"), model, 60.0), options)
     assert found.widths.tolist() == [50, 10] and found.measured is not None and found.measured.slim == 60
@@ -166,9 +180,9 @@ class Bench:
     def settle(self, share: float) -> Choice:
         target, full = parse_target("latency", share), np.array(SIZES)
         limit = Limit(target, self.model, share * float(self.model(full)))
-        return settled(
-            limit, Options(lambda m, ms: self.best(Limit(target, m, ms)), self._between, self.worth, self._measure, full)
-        )
+        least = np.array([widths[0] for widths in self.choices.widths])
+        best = lambda model, most: self.best(Limit(target, model, most))  # noqa: E731
+        return settled(limit, Options(best, self._between, self.worth, self._measure, full, least))
 
     def reached(self, widths: Any) -> float:
         """The true share of the latency."""
