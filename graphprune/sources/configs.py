@@ -65,7 +65,8 @@ def from_transformers(text: str) -> Source:
     if call.args:
         raise UsageError(f"The arguments of {text} are those of a config, by their names: {call.name}(name=value).")
     if call.name in CONFIG_MAPPING:
-        return _source(_fresh(text, lambda: AutoModel.from_config(AutoConfig.for_model(call.name, **call.kwargs))), text)
+        build: Any = AutoModel.from_config
+        return _source(_fresh(text, lambda: build(AutoConfig.for_model(call.name, **call.kwargs))), text)
     if not call.name[:1].isupper():
         raise UsageError(f"transformers has no type of models {call.name!r}{did_you_mean(call.name, CONFIG_MAPPING.keys())}")
     cls = architecture(call.name)

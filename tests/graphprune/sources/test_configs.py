@@ -65,8 +65,8 @@ def test_a_folder_may_get_other_weights(folder: Path, tmp_path: Path) -> None:
 )
 def test_a_type_and_a_class_take_the_arguments_of_their_config(name: str, kind: str) -> None:
     arguments = ",".join(f"{key}={value}" for key, value in _SIZES.items())
-    source = load_source(f"transformers:{name}({arguments})")
-    assert type(source.model).__name__ == kind and source.model.config.hidden_size == 16
+    model: Any = load_source(f"transformers:{name}({arguments})").model
+    assert type(model).__name__ == kind and model.config.hidden_size == 16
 
 
 @pytest.mark.parametrize(
