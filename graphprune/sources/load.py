@@ -88,4 +88,6 @@ def _loader(text: str, trust_pickle: bool) -> Callable[[], Source]:
                 f"{text} is a folder without {CONFIG}, which those of save_pretrained have. Other models are {_FORMS}."
             )
         return lambda: from_folder(path)
+    if path.suffix.lower() == ".onnx":
+        raise UsageError(f"{text} is an ONNX file, which is for other runtimes. Name the model that it was made from.")
     raise UsageError(f"Cannot tell what kind of model source {text!r} is. Use {_FORMS}.")

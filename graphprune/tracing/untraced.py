@@ -28,16 +28,12 @@ def why_untraced(error: BaseException) -> str:
 def sentences(error: BaseException) -> str:
     """Why a whole model does not trace, and what to do about it."""
     operator = _operator(error)
-    if operator is None:
-        cause, advice = (
-            first_line(error),
-            ("Its control flow depends on tensor values; capture the part that does not, or pass a torch.export program."),
-        )
-    elif operator["library"] == _QUANTISED:
-        cause, advice = why_untraced(error), "Prune the model first, and quantise the slim one."
-    else:
-        cause, advice = why_untraced(error), "Give it one: torch.library.register_fake."
-    return f"{cause}. {advice}"
+    if operator is not None and operator["library"] == _QUANTISED:
+        return f"{why_untraced(error)}. Prune the model first, and quantise the slim one."
+    return (
+        f"{first_line(error)}. "
+        "Its control flow depends on tensor values; capture the part that does not, or pass a torch.export program."
+    )
 
 
 def _operator(error: BaseException) -> re.Match[str] | None:

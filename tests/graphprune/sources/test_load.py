@@ -277,3 +277,8 @@ def test_an_exported_program_of_any_batch_gives_a_slim_model_of_any_batch(tmp_pa
     for refused in ((torch.ones(2, 5), torch.ones(2, 1)), (torch.ones(2, 4), torch.ones(3, 1))):
         with pytest.raises(AssertionError, match="size"):
             slim(*refused)
+
+
+def test_an_onnx_file_is_no_model_to_look_into(here: Path) -> None:
+    (here / "net.onnx").write_bytes(b"")
+    assert "ONNX file, which is for other runtimes. Name the model" in _refused("net.onnx")

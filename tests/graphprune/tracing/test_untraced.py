@@ -70,20 +70,3 @@ def test_a_model_that_is_prepared_for_quantisation_stays_with_the_remedy(version
     groups = analyse(model, _X).groups
     reasons = [group.reason for group in groups.frozen if "quant" in str(group.reason)]
     assert reasons and all(remedy(reason).startswith("Prune the model first") for reason in reasons if reason is not None)
-
-
-def test_an_operator_without_a_fake_implementation_is_named() -> None:
-    library = torch.library.Library("graphprune_tests", "DEF")
-    library.define("twice(Tensor x) -> Tensor")
-    library.impl("twice", lambda x: x * 2, "CPU")
-
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(4, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.layer(torch.ops.graphprune_tests.twice(x))  # type: ignore[no-any-return]
-
-    with pytest.raises(CaptureError, match=r"operator graphprune_tests::twice has no fake implementation.*register_fake"):
-        graphprune.prune(Twice(), torch.zeros(2, 4))
