@@ -47,7 +47,10 @@ def from_exported(path: Path, trust_pickle: bool) -> Source:
     check_archive(path)
     with zipfile.ZipFile(path) as archive:
         if any("/aotinductor/" in name for name in archive.namelist()):
-            raise UsageError(f"{path} is machine code of AOTInductor, which has no layers. Name the model that it was made from.")
+            raise UsageError(
+                f"{path} holds machine code of AOTInductor, with which loading can run any code, and which has no layers. Name the "
+                "model that it was made from."
+            )
     try:
         if not trust_pickle:
             _check(path)

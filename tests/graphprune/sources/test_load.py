@@ -234,7 +234,7 @@ def test_a_scripted_model_is_named_as_one_whether_trusted_or_not(tmp_path: Path,
 
 
 def test_a_folder_and_a_library_that_is_misspelt_are_answered_with_what_was_meant(tmp_path: Path) -> None:
-    assert "prune-checkpoint" in _refused(str(tmp_path))
+    assert "a folder without config.json" in _refused(str(tmp_path))
     assert "did you mean 'torchvision'?" in _refused("torchvsion:resnet18")
 
 
