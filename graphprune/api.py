@@ -14,7 +14,7 @@ from graphprune.channels.groups import Groups
 from graphprune.collector import collector_paused
 from graphprune.errors import CaptureError, PipelineError, UsageError, VerificationError, unknown
 from graphprune.ir.program import Inputs, Program, Scope
-from graphprune.ir.twins import named_tensors, unwrapped
+from graphprune.ir.twins import checked_module, named_tensors, unwrapped
 from graphprune.ir.weights import Weights
 from graphprune.latency.environment import environment_of
 from graphprune.latency.table import LatencyTable
@@ -54,13 +54,16 @@ COMPENSATIONS: Mapping[str, Callable[[], Pass]] = {"least-squares": CompensatePa
 
 
 def channel_groups(program: Program) -> Groups:
-    """The channel groups of a captured model, under its ``exclude`` and ``policy``. Raises UsageError where these do not fit.
+    """The channel groups of a captured model, under its ``exclude`` and ``policy``. Raises UsageError where these do not fit, and
+    CaptureError for a model that is not captured.
 
     >>> import torch
     >>> groups = channel_groups(capture(torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 2)), torch.zeros(1, 8)))
     >>> [group.name for group in groups.prunable]
     ['0']
     """
+    if not isinstance(program, Program):
+        raise CaptureError(f"Expected a captured model, got {type(program).__name__}: graphprune.capture(model, inputs) makes one.")
     return AnalysisManager().get(program, ChannelGroups)
 
 
@@ -288,7 +291,7 @@ def verify(
     plan is for another model. The result says what differs; call its ``check()`` to raise VerificationError instead.
     """
     inputs = normalise_inputs(example_inputs)
-    slim = unwrapped(slim)
+    slim = unwrapped(checked_module(slim))
     # The original is captured anew even if it is a graph: so it was when it was pruned, and nodes are paired by name.
     results = []
     for announced in (True, False):  # as `_captured` does

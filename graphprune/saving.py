@@ -15,7 +15,7 @@ from graphprune.artifact.modes import describe_modes
 from graphprune.artifact.parts import describe_parts, parts_in, with_weights_of
 from graphprune.errors import ArtifactError, RewriteError, UsageError
 from graphprune.files import check_writable, write_whole
-from graphprune.ir.twins import twin, unwrapped
+from graphprune.ir.twins import checked_module, twin, unwrapped
 from graphprune.own_class.seat import class_in, describe_class, seated
 from graphprune.placement import placement_of, with_values
 from graphprune.result import PruneResult
@@ -76,8 +76,9 @@ def _save_again(model: nn.Module, path: Path, like: str | Path | None) -> None:
         )
     if path.suffix != _ARTIFACT:
         raise UsageError(f"{path} cannot hold what {like} does. Write a {_ARTIFACT} file, which `graphprune export` takes.")
+    model = unwrapped(checked_module(model))
     artifact = read_artifact(like)
-    old, new = (module.state_dict(keep_vars=True) for module in (artifact.module, unwrapped(model)))
+    old, new = (module.state_dict(keep_vars=True) for module in (artifact.module, model))
     if {name: tensor.shape for name, tensor in old.items()} != {name: tensor.shape for name, tensor in new.items()}:
         raise ArtifactError(
             f"{like} is not the file of this {type(model).__name__}, whose weights have other names or shapes. "
@@ -124,6 +125,8 @@ def load(path: str | Path, model: nn.Module | None = None) -> nn.Module:
 
     Raises ArtifactError for a file that is damaged, hostile, no artifact, or does not go with the model.
     """
+    if not isinstance(path, str | Path):
+        raise UsageError(f"Expected the path of a slim model, got {type(path).__name__}: graphprune.load(path, model).")
     artifact = read_artifact(path)
     scopes = parts_in(artifact.provenance)
     attributes = class_in(artifact.provenance)

@@ -81,7 +81,8 @@ class Request(options.Model, options.Limits, options.Calibration, options.Accura
     def files(self) -> list[Path]:
         """The files that are read, which must not be written over."""
         named = (Path(self.source), self.weights, self.data, None if self.calibrate is None else Path(self.calibrate))
-        return [path for path in named if path is not None and path.is_file()]
+        within = Path(self.source).iterdir() if self.source and Path(self.source).is_dir() else ()
+        return [path for path in (*named, *within) if path is not None and path.is_file()]
 
 
 @contextmanager

@@ -5,13 +5,28 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import MethodType
 from typing import Any, Final
 
 import torch
 from torch import nn
 
+from graphprune.errors import CaptureError
+
 _OF_EVERY_MODULE: Final = frozenset(nn.Module().__dict__)
+
+#: What is often given for a module, and how to come to one.
+_WAYS: Final[tuple[tuple[Callable[[Any], bool], str], ...]] = (
+    (lambda given: isinstance(getattr(given, "model", None), nn.Module), " Give its model: result.model."),
+    (lambda given: isinstance(given, type), " Make one of it."),
+    (lambda given: isinstance(given, torch.export.ExportedProgram), " Give its module: program.module()."),
+    (
+        lambda given: isinstance(given, str | Path),
+        " Load it: graphprune.load(path) reads slim models, graphprune.sources.load_source(path).model all that commands take.",
+    ),
+    (lambda given: isinstance(given, Mapping), " Load these weights into a model: model.load_state_dict(weights)."),
+)
 
 
 def twin(module: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
@@ -74,6 +89,15 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if inner is model:
             return model
         model = inner
+
+
+def checked_module(given: Any) -> nn.Module:
+    """A module, as it was given. Raises CaptureError for anything else, with the way from it to a module where one is known."""
+    if isinstance(given, nn.Module):
+        return given
+    kind = type(given).__name__
+    way = next((way for fits, way in _WAYS if fits(given)), "")
+    raise CaptureError(f"Expected a torch.nn.Module, got {'the class ' + given.__name__ if kind == 'type' else kind}.{way}")
 
 
 def modules_by_path(module: nn.Module) -> dict[str, nn.Module]:

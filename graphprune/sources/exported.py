@@ -45,6 +45,10 @@ def from_exported(path: Path, trust_pickle: bool) -> Source:
     if not zipfile.is_zipfile(path):
         raise UsageError(f"{path} is no exported program, or is truncated. Write it again with torch.export.save.")
     check_archive(path)
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if any("/aotinductor/" in name for name in names) and not any("/models/" in name for name in names):
+        raise UsageError(f"{path} is machine code of AOTInductor, which has no layers. Name the model that it was made from.")
     try:
         if not trust_pickle:
             _check(path)

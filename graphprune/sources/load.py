@@ -9,29 +9,39 @@ from pathlib import Path
 import torch
 
 from graphprune.errors import UsageError
+from graphprune.sources.configs import CONFIG, from_config, from_folder, from_transformers
 from graphprune.sources.exported import from_exported
 from graphprune.sources.factories import from_python, from_timm, from_torchvision
 from graphprune.sources.files import from_artifact, from_pickle
 from graphprune.sources.source import Source
 from graphprune.sources.weights import check_finite, load_weights
 
-_LIBRARIES: dict[str, Callable[[str], Source]] = {"torchvision:": from_torchvision, "timm:": from_timm}
+_LIBRARIES: dict[str, Callable[[str], Source]] = {
+    "torchvision:": from_torchvision,
+    "timm:": from_timm,
+    "transformers:": from_transformers,
+}
 _FILES: dict[str, Callable[[Path, bool], Source]] = {
     ".pt2": from_exported,
     ".safetensors": from_artifact,
     ".pt": from_pickle,
     ".pth": from_pickle,
+    ".json": from_config,
 }
 _PYTHON = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:")
-_FORMS = "torchvision:NAME, timm:NAME, package.module:factory, or a file (.safetensors artifact, .pt2 program, .pt or .pth module)"
+_FORMS = (
+    "torchvision:NAME, timm:NAME, transformers:NAME, package.module:factory, a folder of save_pretrained, or a file "
+    "(.safetensors artifact, .pt2 program, .pt or .pth module, config.json of transformers)"
+)
 
 
 def load_source(text: str, *, weights: Path | None = None, trust_pickle: bool = False, seed: int | None = 0) -> Source:
     """Build or read the model that ``text`` names.
 
-    text: ``torchvision:NAME``, ``timm:NAME`` or ``package.module:factory``, each with optional literal arguments
-        (``torchvision:resnet18(num_classes=10)``), or the path of a ``.pt2`` program, a graphprune ``.safetensors``
-        artifact, or a pickled module. Library models are built without weights and without downloads.
+    text: ``torchvision:NAME``, ``timm:NAME``, ``transformers:NAME`` or ``package.module:factory``, each with optional literal
+        arguments (``torchvision:resnet18(num_classes=10)``), or the path of a folder of save_pretrained, a config of one, a
+        ``.pt2`` program, a graphprune ``.safetensors`` artifact, or a pickled module. Models of libraries and of configs are built
+        without weights and without downloads.
     weights: a file of weights to load into the model; see :func:`load_weights`.
     trust_pickle: allow files whose loading can run code.
     seed: seed of the fresh weights, so that the same text is the same model again; None draws from the global
@@ -73,7 +83,11 @@ def _loader(text: str, trust_pickle: bool) -> Callable[[], Source]:
     if _PYTHON.match(text):
         return lambda: from_python(text)
     if path.is_dir():
-        raise UsageError(
-            f"{text} is a folder. `graphprune prune-checkpoint` takes folders of save_pretrained. Other models are named {_FORMS}."
-        )
+        if not (path / CONFIG).is_file():
+            raise UsageError(
+                f"{text} is a folder without {CONFIG}, which those of save_pretrained have. Other models are {_FORMS}."
+            )
+        return lambda: from_folder(path)
+    if path.suffix.lower() == ".onnx":
+        raise UsageError(f"{text} is an ONNX file, which is for other runtimes. Name the model that it was made from.")
     raise UsageError(f"Cannot tell what kind of model source {text!r} is. Use {_FORMS}.")

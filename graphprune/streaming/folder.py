@@ -31,15 +31,15 @@ _LARGE: Final = 2**20  # elements
 _TEXT: Final = (2, 16)  # batch and tokens of the default example
 
 
-def read_config(folder: str | Path) -> Config:
+def read_config(folder: str | Path, name: str = CONFIG) -> Config:
     """The config of a folder. Raises UsageError where there is none, or it names no architecture of transformers."""
-    path = Path(folder) / CONFIG
+    path = Path(folder) / name
     config = parse_text(read_text(path, "config", UsageError), str(path), "config", "Get it again with its weights.", UsageError)
     try:
-        name = config["architectures"][0]
+        cls = config["architectures"][0]
     except (LookupError, TypeError) as error:
         raise UsageError(f"{path} is no config that names an architecture. Give the model as package.module:factory.") from error
-    architecture(name)
+    architecture(cls)
     return dict(config)
 
 

@@ -15,11 +15,11 @@ from graphprune.arithmetic import callers_modes_off
 from graphprune.artifact.modes import noted_modes
 from graphprune.channels.tape import Step, run_error
 from graphprune.collector import collector_paused
-from graphprune.errors import CaptureError, TraceError, UsageError, first_line
+from graphprune.errors import CaptureError, TraceError, UsageError
 from graphprune.extensions import load_extensions
 from graphprune.ir.graph_module import adopt
 from graphprune.ir.program import Inputs, Program, Scope, names_of
-from graphprune.ir.twins import named_tensors, set_mode, unwrapped
+from graphprune.ir.twins import checked_module, named_tensors, set_mode, unwrapped
 from graphprune.placement import Placement, placement_of
 from graphprune.tracing.earlier_calls import inputs_of_other_sizes
 from graphprune.tracing.inputs import ModuleCall, check_inputs, holds_tensor, normalise_inputs, options_of, with_names
@@ -28,6 +28,7 @@ from graphprune.tracing.scopes import find_scopes, named_scopes, outside, record
 from graphprune.tracing.source import error_line
 from graphprune.tracing.tracer import Tracer
 from graphprune.tracing.training import Addition, Change, Differs, Mode, follow_mode, keep_still
+from graphprune.tracing.untraced import sentences
 
 
 @callers_modes_off()
@@ -128,9 +129,7 @@ def _checked(model: Any) -> nn.Module:
             f"{type(model).__name__} is a scripted (TorchScript) model, which has no Python to trace. "
             "Capture the model before torch.jit.script or torch.jit.trace."
         )
-    if not isinstance(model, nn.Module):
-        raise CaptureError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
-    blank = next((name for name, tensor in named_tensors(model).items() if is_lazy(tensor)), None)
+    blank = next((name for name, tensor in named_tensors(checked_module(model)).items() if is_lazy(tensor)), None)
     if blank is not None:
         raise CaptureError(f"{blank} of {type(model).__name__} is lazy and has no shape yet. Run the model once before.")
     return unwrapped(model)
@@ -301,8 +300,7 @@ def _trace_error(root: nn.Module, call: ModuleCall, tracer: Tracer, error: Excep
     where = f"module {tracer.failed}" if tracer.failed else f"{type(root.get_submodule(call.path)).__name__}.forward"
     place = error_line(error)
     return TraceError(
-        f"{where} does not trace{f' at {place}' if place else ''}: {first_line(error)}. "
-        "Its control flow depends on tensor values; capture the part that does not, or pass a torch.export program.",
+        f"{where} does not trace{f' at {place}' if place else ''}: {sentences(error)}",
         where,
     )
 

@@ -21,7 +21,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 from graphprune.channels.packed import with_batch_sizes
 from graphprune.channels.tape import Recording, boundary_of, opaque_refusal, run_opaque, stand_ins
 from graphprune.channels.values import Values
-from graphprune.errors import typed_line
 from graphprune.resizers import module_resizer
 from graphprune.rules import tensors_in
 from graphprune.tracing.answers import Answers, is_number
@@ -40,6 +39,7 @@ from graphprune.tracing.sizes import NOTING
 from graphprune.tracing.targets import opened, spell
 from graphprune.tracing.tensor_types import typed
 from graphprune.tracing.training import Mode, Question, can_ask_again
+from graphprune.tracing.untraced import why_untraced
 from graphprune.tracing.writer import Untraceable, Writer
 
 
@@ -346,7 +346,7 @@ class Tracer(TorchFunctionMode):
                 raise error from None
             for inner in [name for name in self.opaque if name.startswith(f"{path}.")]:
                 del self.opaque[inner]
-            self.opaque[path] = typed_line(error)
+            self.opaque[path] = why_untraced(error)
             self.failed = ""
             node = self.writer.node("call_module", path, self.writer.argument(args), self.writer.argument(kwargs))
             self.writer.write(node, result)

@@ -14,6 +14,8 @@ REMEDIES: Final[Mapping[str, str]] = {
     "reaches the model's output": (
         "They are the model's results, so nothing frees them. To have fewer, change the last layer in the model itself."
     ),
+    "quanti[sz]": "Prune the model first; then prepare the slim one for quantisation, or quantise it.",
+    "fake implementation": "Give the operator one (torch.library.register_fake), and a rule: docs/extending.md shows how.",
     "has no rule|no rule resizes": "Register a rule: docs/extending.md shows how.",
     "does not trace": "Take the branch on values out of that module's forward, or name parts that trace with --scope.",
     "over prunable channels": "--policy statistics=allow takes the statistic over the channels that are kept.",

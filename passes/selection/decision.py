@@ -83,7 +83,8 @@ class Budgeted(Pass):
         question = self.question(program, analyses)
         limit = question.bounds.of("latency")
         if limit is None or program.latency is None or program.latency.measure is None:
-            return question.decide(self.choose(question, analyses))
+            choice = self.choose(question, analyses)
+            return question.decide(choice if limit is None else _predicted(choice, limit, question.groups.widths))
 
         def best(model: Measure, most: float) -> Choice:
             within = question.bounds.but("latency", Limit(limit.target, model, most))
@@ -241,6 +242,13 @@ class Question:
         if choice.measured is not None:
             shares["latency"] = round(choice.measured.share, 6)
         return shares
+
+
+def _predicted(choice: Choice, limit: Limit, full: Ints) -> Choice:
+    """The choice with a note of what the table says of it."""
+    slim, whole = float(limit.measure(choice.widths)), float(limit.measure(full))
+    told = f"{slim / whole:.1%} predicted by the table ({slim:.4g} ms of {whole:.4g} ms); no slim model was timed"
+    return replace(choice, notes={**choice.notes, "latency": told})
 
 
 def achieved(cost: CostModel, widths: Ints, full: Ints, measures: Iterable[Measure] = ()) -> dict[str, float]:

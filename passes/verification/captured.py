@@ -13,7 +13,8 @@ from graphprune.arithmetic import full_precision
 from graphprune.errors import VerificationError, typed_line
 from graphprune.ir.program import Inputs, Program, placeholder_values
 from graphprune.ir.twins import named_tensors, undisturbed
-from graphprune.passes.verification.verify import relative_error, tensors_of
+from graphprune.passes.verification.steps import tensors_of
+from graphprune.passes.verification.verify import relative_error
 from graphprune.randomness import own_randomness, seed_generators
 from graphprune.verification import TOLERANCE
 

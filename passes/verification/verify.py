@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, ClassVar, Final, cast
-from zlib import crc32
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor, fx
-from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode_temporarily
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
-from graphprune.arithmetic import full_precision, taken_apart
-from graphprune.channels.tape import plain_containers
+from graphprune.arithmetic import full_precision
 from graphprune.errors import VerificationError, typed_line
 from graphprune.failures import memory_is_out
 from graphprune.ir.program import Inputs, Program, placeholder_values
 from graphprune.ir.twins import named_tensors
 from graphprune.ir.weights import Weights
-from graphprune.passes.calibration.loading import loaded
 from graphprune.passes.verification.missing import MissingData, has_gaps
+from graphprune.passes.verification.steps import Masked, Steps, described, undefined, unfilled
 from graphprune.passes.verification.tensors import Informative, Made, in_precision, masked, model_with, sliced
 from graphprune.pipeline.analysis_manager import AnalysisView
 from graphprune.pipeline.pass_base import Pass
 from graphprune.plans.plan import Plan
-from graphprune.randomness import DrawnByIndex, own_randomness, seed_generators
+from graphprune.randomness import DrawnByIndex, own_randomness
 from graphprune.verification import TOLERANCE, Verification
 
 _ROUNDING: Final = 4096 * torch.finfo(torch.float64).eps  # of sums of ordinary numbers
@@ -100,10 +98,14 @@ def _compare(
     arguments = _random_arguments(original, inputs, torch.Generator().manual_seed(seed), device, dtype, whole)
     tolerance = max((TOLERANCE.get(dtype or t.dtype.to_real(), 0.0) for t in full.values()), default=TOLERANCE[torch.float32])
     given = _arguments_by_name(original.graph, slim.graph, arguments)
-    comparison = _Comparison(_Steps(*smaller, given), _Masked(*full_width, arguments), tolerance, corrects=dtype is not None)
+    comparison = _Comparison(Steps(*smaller, given), Masked(*full_width, arguments), tolerance, corrects=dtype is not None)
     with torch.no_grad(), full_precision(), own_randomness(), DrawnByIndex():
         comparison.run()
-    return Verification(comparison.worst, tolerance, comparison.compared, len(drawn.random), comparison.failure)
+        failure = comparison.failure
+        if failure:
+            plain = model_with(original, full, Made(values, lambda _, t: t), weights is not None)
+            failure = undefined(Steps(*plain, arguments)) or failure
+    return Verification(comparison.worst, tolerance, comparison.compared, len(drawn.random), failure)
 
 
 class _InDouble(TorchDispatchMode):
@@ -190,11 +192,6 @@ def relative_error(reference: Tensor, found: Tensor) -> float:
     return difference / (scale if scale > zero else 1.0)
 
 
-def tensors_of(value: Any) -> list[Tensor]:
-    """The tensors in what something returns, in order, those in output classes included."""
-    return [leaf for leaf in tree_leaves(plain_containers(value)) if isinstance(leaf, Tensor)]
-
-
 def _largest(tensor: Tensor) -> float:
     """The largest magnitude; NaN where there is one."""
     low, high = torch.aminmax(tensor)
@@ -223,56 +220,6 @@ def _overlaps(tensor: Tensor) -> bool:
     return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
-class _Steps(fx.Interpreter):
-    """Runs a graph one node at a time; what no later node reads is freed. weights: what nodes load, if they do. node: the one
-    that runs."""
-
-    def __init__(self, module: Any, weights: Mapping[str, Tensor] | None, arguments: list[Any]) -> None:
-        super().__init__(module)
-        self._weights = weights
-        self.extra_traceback = False
-        self.args_iter = iter(arguments)
-        self.node: fx.Node | None = None
-        self._pending = iter(self.graph.nodes)
-
-    def __iter__(self) -> Iterator[tuple[fx.Node, list[Tensor]]]:
-        return self
-
-    def __next__(self) -> tuple[fx.Node, list[Tensor]]:
-        node = self.node = next(self._pending)
-        seed_generators(crc32(node.name.encode()))  # nodes of one name draw the same
-        with taken_apart(node.target), loaded(self._weights, cast(fx.GraphModule, self.module), [node]):
-            result = self.env[node] = self.run_node(node)
-        for read in self.user_to_last_uses.get(node, []):
-            del self.env[read]
-        return node, tensors_of(result)
-
-
-class _Masked(_Steps):
-    """Runs the masked original. Modules of a model's own that nothing missing reaches, as none reaches those that do not trace,
-    run as they are: they may hold what no mode of torch goes through, as compiled attention."""
-
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """The module's result, outside of the arithmetic with missing data where that would change nothing."""
-        module = self.fetch_attr(target)
-        if type(module).__module__.startswith("torch.nn."):
-            return super().call_module(target, args, kwargs)
-        seen = (*tree_leaves((args, kwargs)), *module.parameters(), *module.buffers())
-        if any(isinstance(leaf, Tensor) and bool(leaf.isnan().any()) for leaf in seen):
-            return super().call_module(target, args, kwargs)
-        with _pop_mode_temporarily():
-            return super().call_module(target, args, kwargs)
-
-
-def _name(node: fx.Node) -> str:
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-
-
-def _described(node: fx.Node) -> str:
-    place = node.meta.get("source", "")
-    return f"node {node.name} ({_name(node)}{f' at {place}' if place else ''})"
-
-
 class _OriginalError(Exception):
     """The original does not run on what was drawn."""
 
@@ -287,7 +234,7 @@ class _Comparison:
     corrects: what rounding made of a node that passed does not reach later ones, since the slim model goes on with the original's.
     """
 
-    def __init__(self, slim: _Steps, masked: _Masked, tolerance: float, *, corrects: bool) -> None:
+    def __init__(self, slim: Steps, masked: Masked, tolerance: float, *, corrects: bool) -> None:
         self._corrects = corrects
         self.masked = masked
         self.slim = slim
@@ -318,7 +265,7 @@ class _Comparison:
         except Exception as error:
             if memory_is_out(error) or self.masked.node is None:
                 raise
-            raise _OriginalError(f"{_described(self.masked.node)} fails with {typed_line(error)}") from error
+            raise _OriginalError(f"{described(self.masked.node)} fails with {typed_line(error)}") from error
 
     def _twins(self, name: str) -> list[Tensor]:
         """What the slim node of this name made; the slim model runs no further than that."""
@@ -326,7 +273,7 @@ class _Comparison:
             try:
                 node, leaves = next(self.slim)
             except Exception as error:  # whatever a wrong rewrite raises is the finding
-                where = _described(self.slim.node) if self.slim.node is not None else "its first node"
+                where = described(self.slim.node) if self.slim.node is not None else "its first node"
                 said = f"{where} fails with {typed_line(error)}"
                 raise _SlimError(f"The slim model does not run: {said}") from error
             if node.name == name:
@@ -338,7 +285,7 @@ class _Comparison:
     def _compare(self, node: fx.Node, leaves: list[Tensor], twins: list[Tensor]) -> None:
         if node.op == "output":
             self._compare_outputs(leaves, twins)
-        elif len(leaves) == len(twins) and not _name(node).startswith(("empty", "new_empty")):  # memory as it was found
+        elif len(leaves) == len(twins) and not unfilled(node):
             for reference, found in zip(leaves, twins, strict=True):
                 self._compare_present(node, reference, found)
 
@@ -348,7 +295,7 @@ class _Comparison:
             return
         present = _present(reference, found)
         if present is not None:
-            self._judge(present, found, _described(node))
+            self._judge(present, found, described(node))
             if self._corrects and not self.failure and not _overlaps(found):
                 found.copy_(present)  # in place: views of it follow
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import graphprune
 from graphprune.artifact import read_artifact
-from graphprune.errors import ArtifactError, UsageError
+from graphprune.errors import ArtifactError, CaptureError, UsageError
 
 X = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
 
@@ -69,7 +69,18 @@ def test_a_model_alone_and_a_file_of_another_one_are_refused(tmp_path: Path) -> 
         graphprune.save(result.model, tmp_path / "new.safetensors")
     with pytest.raises(ArtifactError, match="is not the file of this Tied, whose weights have other names or shapes"):
         graphprune.save(Tied(), tmp_path / "new.safetensors", like=path)
+    with pytest.raises(CaptureError, match=r"got str\. Load it"):
+        graphprune.save("slim.safetensors", tmp_path / "new.safetensors", like=path)  # type: ignore[arg-type]
     assert not (tmp_path / "new.safetensors").exists()
+    with pytest.raises(UsageError, match="the path of a slim model, got Tied"):
+        graphprune.load(Tied())  # type: ignore[call-overload]
+
+
+def test_a_wrapped_model_is_saved_again_as_what_it_wraps(tmp_path: Path) -> None:
+    result, path = _saved(tmp_path)
+    graphprune.save(nn.DataParallel(result.model), tmp_path / "new.safetensors", like=path)
+    for name, tensor in graphprune.load(tmp_path / "new.safetensors").state_dict().items():
+        assert torch.equal(tensor, result.model.state_dict()[name])
 
 
 @pytest.mark.parametrize("name", ["slim.pt", "slim.pth", "slim"])

@@ -300,6 +300,7 @@ def _stream(folder: Path, plan_only: bool = False) -> object:
 def _use_config(folder: Path) -> None:
     opened = open_checkpoint(folder / "full")
     usual_inputs(build_for(read_config(folder / "full"), opened))
+    load_source(str(folder / "full"))
 
 
 def _report(folder: Path) -> None:

@@ -9,9 +9,21 @@ from graphprune.passes.analysis.rules import (
     elementwise,
     indexing,
     normalisation,
+    quantisation,
     reduction,
     spatial,
     views,
 )
 
-__all__ = ["contraction", "convolution", "creation", "elementwise", "indexing", "normalisation", "reduction", "spatial", "views"]
+__all__ = [
+    "contraction",
+    "convolution",
+    "creation",
+    "elementwise",
+    "indexing",
+    "normalisation",
+    "quantisation",
+    "reduction",
+    "spatial",
+    "views",
+]

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
+import graphprune
+from graphprune.errors import CaptureError
 from graphprune.ir.twins import named_tensors, restore_modes, twin
 
 
@@ -91,3 +96,38 @@ def test_methods_that_modules_keep_are_those_of_the_twin() -> None:
     copy: Any = twin(model, torch.zeros_like)
     assert copy.chosen(torch.ones(1, 2)).abs().sum() == 0
     assert model.chosen.__self__ is model
+
+
+def _two_layers() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize(
+    ("make", "way"),
+    [
+        (lambda: graphprune.prune(_two_layers(), torch.zeros(2, 3), target="channels=50%"), "got PruneResult. Give its model"),
+        (lambda: nn.Linear, "got the class Linear. Make one"),
+        (lambda: torch.export.export(nn.Linear(3, 4), (torch.zeros(2, 3),)), r"program\.module\(\)"),
+        (lambda: "slim.safetensors", r"got str. Load it: graphprune\.load"),
+        (lambda: Path("slim.safetensors"), r"Load it: graphprune\.load"),
+        (lambda: _model().state_dict(), "Load these weights into a model"),
+        (lambda: torch.relu, "Expected a torch.nn.Module, got builtin_function_or_method.$"),
+    ],
+)
+def test_what_is_no_module_is_refused_with_the_way_to_one(make: Callable[[], Any], way: str) -> None:
+    """By whatever takes a model."""
+    given, x = make(), torch.zeros(2, 3)
+    plan = graphprune.prune(_two_layers(), x, target="channels=50%").plan
+    for use in (
+        lambda: graphprune.prune(given, x),
+        lambda: graphprune.apply_plan(given, x, plan),
+        lambda: graphprune.verify(given, _two_layers(), plan, x),
+        lambda: graphprune.verify(_two_layers(), given, plan, x),
+    ):
+        with pytest.raises(CaptureError, match=way):
+            use()
+
+
+def test_what_is_no_captured_model_is_refused() -> None:
+    with pytest.raises(CaptureError, match=r"got Sequential: graphprune\.capture"):
+        graphprune.channel_groups(_model())  # type: ignore[arg-type]

@@ -225,3 +225,12 @@ def test_names_chosen_by_the_file_hide_no_text_from_the_check() -> None:
         check_program({"tensor_values": {name: {"sizes": [{"as_int": 3}]}}})
         with pytest.raises(ArtifactError):
             check_program({"tensor_values": {name: {"sizes": [{"as_expr": {"expr_str": CODE}}]}}})
+
+
+def test_machine_code_of_aotinductor_is_named_as_such(here: Path) -> None:
+    with zipfile.ZipFile(here / "net.pt2", "w") as archive:
+        archive.writestr("net/archive_format", "pt2")
+        archive.writestr("net/data/aotinductor/model/net.wrapper.so", "")
+    for trusted in (False, True):
+        with pytest.raises(UsageError, match="is machine code of AOTInductor, which has no layers"):
+            load_source("net.pt2", trust_pickle=trusted)

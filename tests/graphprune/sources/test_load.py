@@ -234,7 +234,7 @@ def test_a_scripted_model_is_named_as_one_whether_trusted_or_not(tmp_path: Path,
 
 
 def test_a_folder_and_a_library_that_is_misspelt_are_answered_with_what_was_meant(tmp_path: Path) -> None:
-    assert "prune-checkpoint" in _refused(str(tmp_path))
+    assert "a folder without config.json" in _refused(str(tmp_path))
     assert "did you mean 'torchvision'?" in _refused("torchvsion:resnet18")
 
 
@@ -277,3 +277,8 @@ def test_an_exported_program_of_any_batch_gives_a_slim_model_of_any_batch(tmp_pa
     for refused in ((torch.ones(2, 5), torch.ones(2, 1)), (torch.ones(2, 4), torch.ones(3, 1))):
         with pytest.raises(AssertionError, match="size"):
             slim(*refused)
+
+
+def test_an_onnx_file_is_no_model_to_look_into(here: Path) -> None:
+    (here / "net.onnx").write_bytes(b"")
+    assert "ONNX file, which is for other runtimes. Name the model" in _refused("net.onnx")

@@ -213,7 +213,7 @@ def test_a_model_whose_own_forward_does_not_trace() -> None:
         (lambda: torch.jit.script(nn.Linear(4, 2)), torch.zeros(1, 4), "scripted"),
         (lambda: torch.jit.trace(nn.Linear(4, 2), torch.zeros(1, 4)), torch.zeros(1, 4), "scripted"),
         (lambda: torch.relu, torch.zeros(1, 4), "Expected a torch.nn.Module"),
-        (lambda: nn.Linear, torch.zeros(1, 4), "Expected a torch.nn.Module"),
+        (lambda: nn.Linear, torch.zeros(1, 4), "Expected a torch.nn.Module, got the class Linear. Make one of it"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -96,6 +96,10 @@ def test_the_plan_has_the_error_of_the_measured_share(
     assert f"± {plan.errors['latency']:.1%} measured" in str(plan.scores)
     predicted = graphprune.prune(model(), IMAGE, target="latency=60%", latency=here[2], measure=False, verify=False).plan
     assert predicted.errors == {}
+    (told,) = (note["latency"] for note in predicted.scores.values())
+    assert told.startswith(f"{predicted.achieved['latency']:.1%} predicted by the table") and told.endswith(
+        "no slim model was timed"
+    )
 
 
 def test_rounding_to_where_the_latency_steps_keeps_whole_blocks(here: tuple[Program, Groups, LatencyTable]) -> None:

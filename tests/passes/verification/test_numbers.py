@@ -211,3 +211,33 @@ def test_what_does_not_trace_runs_as_it_is_where_nothing_missing_reaches_it() ->
     assert list(result.report.opaque) == ["opaque"]
     assert result.report.widths == {"a": (8, 4), "c": (8, 4)}
     assert result.report.verification is not None and result.report.verification.passed
+
+
+class _Averaged(nn.Module):
+    """A mean over the tokens that are no padding: of none where all ids are zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.hidden, self.head = nn.Embedding(10, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        mask = (ids > 0).to(self.head.weight.dtype).unsqueeze(-1)
+        hidden = self.hidden(self.words(ids)).relu()
+        return self.head((hidden * mask).sum(1) / mask.sum(1))  # type: ignore[no-any-return]
+
+
+def test_an_original_that_gives_nan_by_itself_is_named_with_the_node_and_its_line() -> None:
+    model, ids = _Averaged().double().eval(), torch.zeros(2, 5, dtype=torch.int64)
+    with pytest.raises(
+        VerificationError, match=r"original itself gives NaN, first in node truediv .*test_numbers\.py:\d+.*verify=False"
+    ):
+        graphprune.prune(model, ids, target="channels=50%")
+    assert graphprune.prune(model, ids + 1, target="channels=50%").report.verification.passed  # type: ignore[union-attr]
+
+
+def test_an_error_in_a_model_with_numbers_is_no_matter_of_the_original() -> None:
+    model, ids = _Averaged().double().eval(), torch.ones(2, 5, dtype=torch.int64)
+    result: Any = graphprune.prune(model, ids, target="channels=50%")
+    result.model.hidden.forward = lambda x, own=result.model.hidden: F.linear(x, own.weight) * torch.nan
+    failure = graphprune.verify(model, result.model, result.plan, ids).failure
+    assert failure and "original itself" not in failure

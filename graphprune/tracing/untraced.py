@@ -1,0 +1,40 @@
+"""What to say of code that does not trace, by the error that it raised."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from graphprune.errors import first_line, typed_line
+
+_UNFAKED: Final = re.compile(r"(?P<name>(?P<library>\w+)::[\w.]+): .*(fake impl|Meta tensors)")
+_QUANTISED: Final = "quantized"
+
+
+def why_untraced(error: BaseException) -> str:
+    """Why a module does not trace, to go into a sentence.
+
+    >>> why_untraced(NotImplementedError("mine::mix.default: We could not find the fake impl for this operator. More."))
+    'its operator mine::mix.default has no fake implementation, which runs it on shapes alone'
+    """
+    operator = _operator(error)
+    if operator is None:
+        return typed_line(error)
+    if operator["library"] == _QUANTISED:
+        return f"it is quantised ({operator['name']})"
+    return f"its operator {operator['name']} has no fake implementation, which runs it on shapes alone"
+
+
+def sentences(error: BaseException) -> str:
+    """Why a whole model does not trace, and what to do about it."""
+    operator = _operator(error)
+    if operator is not None and operator["library"] == _QUANTISED:
+        return f"{why_untraced(error)}. Prune the model first, and quantise the slim one."
+    return (
+        f"{first_line(error)}. "
+        "Its control flow depends on tensor values; capture the part that does not, or pass a torch.export program."
+    )
+
+
+def _operator(error: BaseException) -> re.Match[str] | None:
+    return _UNFAKED.match(str(error).replace("\n", " ")) if isinstance(error, NotImplementedError) else None
