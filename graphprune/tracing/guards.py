@@ -72,6 +72,7 @@ class Guards:
         """Know what those of a finished run know, whose tensors are the same."""
         earlier._read_tape()
         self._makers, self._known = earlier._makers, earlier._known
+        self._after = earlier._after
         self._checks = ChainMap({}, earlier._checks)
 
     def note(self, function: Callable[..., Any], numbers: tuple[Any, ...], outcome: bool) -> None:

@@ -83,6 +83,21 @@ def test_a_model_that_has_run_takes_all_sizes(forward: Callable[..., Any], kept:
     check(model, X, LARGER, MORE, X)
 
 
+def test_its_train_mode_takes_all_sizes_too() -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        y = self.a(x)
+        if self.kept != y.shape:
+            self.grid, self.kept = places(y), y.shape
+        return self.b(nn.functional.dropout(y, 0.5, self.training)) * self.grid
+
+    model = model_of(forward, None)
+    model(X)
+    program = graphprune.capture(model, X)
+    assert not program.eval_only
+    program.module.train()
+    assert program.module(MORE).shape == (3, 2, 8, 8)
+
+
 def test_a_size_that_a_model_is_made_for_stays_checked() -> None:
     """It keeps something, but not that."""
 
