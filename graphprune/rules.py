@@ -119,6 +119,9 @@ class Recorder(Protocol):
     def constant(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The data of a 1-D integer buffer."""
 
+    def note_moving(self, moves: bool) -> None:
+        """Whether the running call only moves elements."""
+
     def is_read(self, tensor: torch.Tensor) -> bool:
         """Whether anything reads a part of the running node's value."""
 
@@ -226,6 +229,10 @@ class Call:
     def constant(self, tensor: torch.Tensor) -> torch.Tensor | None:
         """The data of a 1-D integer buffer of the model; None for any other tensor."""
         return self.recorder.constant(tensor)
+
+    def moves(self, moves: bool) -> None:
+        """Say of this call what ``moves`` says of an operator, where that depends on its arguments."""
+        self.recorder.note_moving(moves)
 
     def check_dtypes(self, *tensors: torch.Tensor) -> None:
         """Raise TypeError for operands of several dtypes, which the meta device lets pass and every other refuses."""

@@ -114,6 +114,7 @@ class _Propagation:
         self._result: Any = None
         self.movers: set[str] = set()  # nodes that ran operators which only move elements ...
         self.workers: set[str] = set()  # ... and nodes that ran others
+        self._moves = False  # the running call
         self._tape = tape
         self._values = self.trace.known
         self._rules: dict[Any, Any] = {}
@@ -149,15 +150,16 @@ class _Propagation:
         known = self._rules.get(func)
         if known is None:
             known = self._rules[func] = rule_for(func), only_moves(func)
-        rule, moves = known
+        rule, self._moves = known
         self.trace.operators += 1
         assert self.node is not None
-        (self.movers if moves else self.workers).add(self._place[0])
         call = Call(self, *operation)
         if rule is not None:
             rule(call)
+            (self.movers if self._moves else self.workers).add(self._place[0])
             self._credit(call.name)
             return
+        self.workers.add(self._place[0])
         self.trace.missing.setdefault(call.name, []).append(self.node.name)
         call.freeze_inputs(f"operator {call.name} has no rule")
         for index in range(len(call.outputs)):
@@ -235,6 +237,10 @@ class _Propagation:
         parts = self._result if isinstance(self._result, (tuple, list)) else ()
         at = next((index for index, part in enumerate(parts) if part is tensor), None)
         return at is None or any(user.target is not operator.getitem or user.args[1] == at for user in self.node.users)
+
+    def note_moving(self, moves: bool) -> None:
+        """Whether the running call only moves elements."""
+        self._moves = moves
 
     def calls(self, name: str) -> bool:
         """Whether the running node is a call of the operator of this name."""

@@ -47,16 +47,23 @@ def index_select(call: Call) -> None:
     """``out = x[.., index, ..]``: a constant permutation permutes the labels; any other index fixes its axis."""
     value = call.value(call.args[0])
     axis = call.args[1] % len(value.shape)
-    constant = call.constant(call.args[2])
     for field in call.value(call.args[2]).fields:
         call.space.freeze(field, call.reason("used as an index"))
-    moved = value.on(axis)
-    if constant is not None and moved is not None and _permutes(constant.numpy(force=True), moved, axis):
-        call.set([f.take(constant.numpy(force=True), axis) if f is moved else f for f in value.fields])
+    if _permuted(call, value, axis, call.args[2]):
         return
+    call.moves(False)
     why = call.reason("indexed by data")
     fields = [call.space.restrict(f, [a for a in axes_of(f) if a != axis], why) for f in value.fields]
     call.set([field for field in fields if field is not None])
+
+
+def _permuted(call: Call, value: Value, axis: int, index: torch.Tensor) -> bool:
+    """Permute the labels along an axis, if that is what an index does."""
+    constant, moved = call.constant(index), value.on(axis)
+    if constant is None or moved is None or not _permutes(constant.numpy(force=True), moved, axis):
+        return False
+    call.set([field.take(constant.numpy(force=True), axis) if field is moved else field for field in value.fields])
+    return True
 
 
 def _permutes(index: Field, field: Field, axis: int) -> bool:
@@ -71,7 +78,7 @@ def _permutes(index: Field, field: Field, axis: int) -> bool:
 def index(call: Call) -> None:
     """``x[i, j, :, ...]``: indexed axes must stay; the result's index axes stand where the first one was (or in front).
 
-    A mask indexes as many axes as it has, and makes one of them.
+    A mask indexes as many axes as it has, and makes one of them. A constant permutation of one axis permutes its labels.
     """
     value, why = call.value(call.args[0]), call.reason("indexed by data")
     indexed: list[int] = []
@@ -85,6 +92,10 @@ def index(call: Call) -> None:
         axes, made = (tensor.dim(), 1) if tensor.dtype in _MASKS else (1, tensor.dim())
         indexed += range(axis, axis + axes)
         axis, width = axis + axes, max(width, made)
+    given = [tensor for tensor in call.args[1] if tensor is not None]
+    if len(given) == len(indexed) == 1 and given[0].dtype not in _MASKS and _permuted(call, value, indexed[0], given[0]):
+        call.moves(True)
+        return
     fields = [call.space.restrict(f, [a for a in axes_of(f) if a not in indexed], why) for f in value.fields]
     adjacent = indexed == list(range(indexed[0], indexed[-1] + 1))
     lead = indexed[0] if adjacent else 0

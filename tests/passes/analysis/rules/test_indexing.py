@@ -50,17 +50,27 @@ def test_the_index_itself_cannot_be_cut(function: Callable[..., Any]) -> None:
     assert field is None or seen.frozen >= set(seen.atoms("i", 0))
 
 
-def test_a_constant_permutation_permutes_the_labels() -> None:
+SELECTING: list[Callable[..., Any]] = [lambda t, i: torch.index_select(t, 0, i), lambda t, i: t[i]]
+
+
+@pytest.mark.parametrize("function", SELECTING)
+def test_a_constant_permutation_permutes_the_labels(function: Callable[..., Any]) -> None:
     order = [2, 0, 3, 1]
-    seen = observe(lambda t, i: torch.index_select(t, 0, i), t=torch.randn(4, 3), i=torch.tensor(order))
+    seen = observe(lambda t, i: function(t, i), t=torch.randn(4, 3), i=torch.tensor(order))
     atoms = seen.atoms("t", 0)
     assert seen.result_atoms(0) == [atoms[i] for i in order]
     assert not seen.frozen & set(atoms)
 
 
+def test_a_mask_is_no_permutation() -> None:
+    seen = observe(lambda t, i: t[:, i], t=torch.randn(4, 2), i=torch.tensor([True, False]))
+    assert seen.frozen >= set(seen.atoms("t", 1)) and seen.result_atoms(1) is None
+
+
+@pytest.mark.parametrize("function", SELECTING)
 @pytest.mark.parametrize("index", [[0, 0, 1, 2], [3, 2, 1], [0, 1, 2, 3, 3]])
-def test_an_index_that_repeats_or_omits_is_no_permutation(index: list[int]) -> None:
-    seen = observe(lambda t, i: torch.index_select(t, 0, i), t=torch.randn(4, 3), i=torch.tensor(index))
+def test_an_index_that_repeats_or_omits_is_no_permutation(function: Callable[..., Any], index: list[int]) -> None:
+    seen = observe(lambda t, i: function(t, i), t=torch.randn(4, 3), i=torch.tensor(index))
     assert seen.frozen >= set(seen.atoms("t", 0)) and seen.result_atoms(1) == seen.atoms("t", 1)
 
 
