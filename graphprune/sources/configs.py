@@ -77,8 +77,8 @@ def _fresh(text: str, build: Callable[[], Any]) -> nn.Module:
     try:
         with quiet():
             model: nn.Module = build()
-    except Exception as error:  # whatever a class of models says of numbers that do not go together
-        raise UsageError(f"Building {text} failed: {typed_line(error)}.") from error
+    except Exception as error:  # whatever a class of models says of numbers that do not go together; the cause says which
+        raise UsageError(f"Building {text} failed: {typed_line(error.__cause__ or error)}.") from error
     return model
 
 
