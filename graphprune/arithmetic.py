@@ -34,6 +34,16 @@ RECURRENT: Final = _calls("lstm", "gru", "rnn_tanh", "rnn_relu") | {torch.lstm, 
 _ATTENTION: Final = _calls("scaled_dot_product_attention") | {F.scaled_dot_product_attention}
 
 
+def is_fractional(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is of numbers that gradients go through, real or complex: not of integers or truths."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def real_parts(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor; of a complex one the real and imaginary parts, on an axis at the end."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
 @contextmanager
 def callers_modes_off() -> Iterator[None]:
     """Without the inference mode and the autocast that the caller may be in, also as a decorator.

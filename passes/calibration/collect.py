@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, fx, nn
 
-from graphprune.arithmetic import full_precision
+from graphprune.arithmetic import full_precision, is_fractional, real_parts
 from graphprune.calibration import MODEL_ERRORS, Batch, Calibration, no_data
 from graphprune.channels.filters import Filter
 from graphprune.channels.groups import Groups
@@ -214,7 +214,7 @@ class Runner:
             hooks = []
             try:
                 for name, parameter in asked.items():
-                    parameter.requires_grad_(parameter.is_floating_point())
+                    parameter.requires_grad_(is_fractional(parameter))
                     if self.weights is not None and parameter.requires_grad:
                         hooks.append(parameter.register_post_accumulate_grad_hook(partial(_show, asking, name)))
                 yield
@@ -361,7 +361,7 @@ def _show(observers: Sequence[Observer], name: str, parameter: Tensor) -> None:
     """Let observers see the gradient of a parameter, if it has one, and free it."""
     if parameter.grad is not None:
         for observer in observers:
-            observer.see_weight(name, parameter.detach(), parameter.grad)
+            observer.see_weight(name, real_parts(parameter.detach()), real_parts(parameter.grad))
         parameter.grad = None
 
 
@@ -376,7 +376,7 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     """Equal to the rounding of operators that run on another number of samples."""
     if one.shape != other.shape:
         return False
-    if not one.is_floating_point():
+    if not is_fractional(one):
         return torch.equal(one, other)
     most = torch.finfo(one.dtype).eps ** 0.5 * one.abs().max() if one.numel() else 0.0
     return bool(((one - other).abs() <= most).all())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from graphprune.arithmetic import real_parts
 from graphprune.channels.groups import Groups
 from graphprune.statistic import Observer, Place, Statistic, Tap
 
@@ -45,7 +46,7 @@ class _ChannelGram(Observer):
         """Take a batch's rows; products are made of many rows at once, since adding a matrix of them costs as much as a product
         of hundreds."""
         place = tap.node, tap.axis
-        self._waiting[place].append(sampled_rows(activation, self._positions))
+        self._waiting[place].append(sampled_rows(real_parts(activation), self._positions))
         if sum(map(len, self._waiting[place])) >= _ROWS:
             self._multiply(place)
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from graphprune.arithmetic import RECURRENT, taken_apart
+from graphprune.arithmetic import RECURRENT, is_fractional, real_parts, taken_apart
 from graphprune.channels.filters import Filter, taps_of
 from graphprune.passes.calibration.layout import Layout
 from graphprune.statistic import Observer, Statistic, Tap
@@ -113,7 +113,7 @@ class Watching(Stepwise):
             if not gradients:
                 observer.see(tap, self._layout.view(seen, tap, self._size))
         later = [watcher for watcher in watchers if watcher.gradients]
-        if later and result.is_floating_point():
+        if later and is_fractional(result):
             if not result.requires_grad:
                 # A copy of what asks, so that operators which write into their input may do so.
                 result = seen.clone().requires_grad_().clone()
@@ -123,7 +123,7 @@ class Watching(Stepwise):
 
     def _show(self, watchers: Sequence[Watcher], activation: Tensor, gradient: Tensor) -> None:
         for tap, observer, _ in watchers:
-            given, taken = (self._layout.view(t, tap, self._size) for t in (activation, gradient))
+            given, taken = (real_parts(self._layout.view(t, tap, self._size)) for t in (activation, gradient))
             observer.see_gradient(tap, given, taken)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from graphprune.arithmetic import is_fractional
 from graphprune.errors import UsageError
 from graphprune.passes.calibration.interpreters import Stepwise
 
@@ -87,7 +88,7 @@ class Recomputation:
     def _leaf(self, node: fx.Node, item: Any) -> Any:
         if not isinstance(item, Tensor):
             return item
-        return item.detach().requires_grad_(node in self._asks and item.is_floating_point())
+        return item.detach().requires_grad_(node in self._asks and is_fractional(item))
 
 
 def _copy(item: Any) -> Any:

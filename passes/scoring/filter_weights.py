@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from graphprune.arithmetic import real_parts
 from graphprune.channels.filters import Filter
 from graphprune.channels.groups import FROZEN, Ints
 from graphprune.criteria import Floats, ScoringContext
@@ -43,7 +44,7 @@ class FilterWeights:
         """
         with torch.no_grad():
             value: Tensor = self._compute(found.weight) if found.weight else self.context.program.values[found.tensor].detach()
-        return torch.view_as_real(value.resolve_conj()) if value.is_complex() else value
+        return real_parts(value)
 
     @cached_property
     def _places(self) -> dict[str, int]:

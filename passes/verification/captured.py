@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphprune.arithmetic import full_precision
+from graphprune.arithmetic import full_precision, real_parts
 from graphprune.errors import VerificationError, typed_line
 from graphprune.ir.program import Inputs, Program, placeholder_values
 from graphprune.ir.twins import named_tensors, undisturbed
@@ -92,8 +92,7 @@ def _difference(expected: list[Tensor], found: list[Tensor]) -> str:
 
 def _error(one: Tensor, other: Tensor) -> float:
     """The relative error; where the first is no number, the other must not be one, either."""
-    if one.is_complex():
-        one, other = torch.view_as_real(one), torch.view_as_real(other)
+    one, other = real_parts(one), real_parts(other)
     if one.is_floating_point() and one.dtype == other.dtype:
         missing = one.isnan()
         return relative_error(one.masked_fill(missing, 0.0), other.masked_fill(missing & other.isnan(), 0.0))

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from graphprune.arithmetic import is_fractional
+
 Handler = Callable[..., Any]
 
 _HANDLERS: dict[str, Handler] = {}
@@ -42,11 +44,6 @@ class MissingData(TorchDispatchMode):
         if handler is None:
             return func(*args, **(kwargs or {}))
         return handler(func, *args, **(kwargs or {}))
-
-
-def has_gaps(tensor: Tensor) -> bool:
-    """Whether elements of a tensor can be missing: those of integers and truths cannot."""
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def present(tensor: Tensor) -> Tensor:
@@ -155,7 +152,7 @@ def _trilinear(func: Any, a: Tensor, b: Tensor, c: Tensor, *expanded: Any, **kwa
 @_handles("constant_pad_nd")
 def _pad(func: Any, x: Tensor, amounts: Sequence[int], value: Any = 0) -> Any:
     """Padding of what does not exist does not exist: what is missing all along a padded axis."""
-    if not has_gaps(x):
+    if not is_fractional(x):
         return func(x, amounts, value)
     for pair in range(len(amounts) // 2):
         if any(amounts[2 * pair : 2 * pair + 2]):
@@ -179,7 +176,7 @@ def _per_channel(func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 @_handles("tril", "triu")
 def _triangle(func: Any, x: Tensor, *args: Any) -> Tensor:
     result: Tensor = func(present(x), *args)
-    return result.masked_fill(_absent(x, [-2, -1]).unsqueeze(-1).unsqueeze(-1), torch.nan) if has_gaps(x) else result
+    return result.masked_fill(_absent(x, [-2, -1]).unsqueeze(-1).unsqueeze(-1), torch.nan) if is_fractional(x) else result
 
 
 @_handles("view_as_real")
@@ -194,10 +191,10 @@ def _parts(func: Any, x: Tensor) -> Any:
 @_handles("where", "masked_fill", "masked_fill_", "fill", "fill_", "zero_", "copy_", "nan_to_num", "fmax", "fmin", "index_put_")
 def _replaced(func: Any, *args: Any, **kwargs: Any) -> Any:
     """What does not exist is not replaced, and replaces nothing: it stays missing."""
-    floats = [t for t in args if isinstance(t, Tensor) and has_gaps(t)]
+    floats = [t for t in args if isinstance(t, Tensor) and is_fractional(t)]
     missing = [t.isnan() for t in floats]  # before it is written to
     result = func(*args, **kwargs)
-    if not has_gaps(result):
+    if not is_fractional(result):
         return result
     for gone in missing:
         if gone.any():
@@ -214,7 +211,7 @@ def _replaced(func: Any, *args: Any, **kwargs: Any) -> Any:
 )
 def _scattered(func: Any, x: Tensor, dim: int, index: Tensor, source: Any, *rest: Any, **kwargs: Any) -> Tensor:
     """What is missing all along the axis that is scattered into or from is missing all along the result's, written to or not."""
-    gone = [_absent(one, [dim]) for one in (x, source) if isinstance(one, Tensor) and one.dim() and has_gaps(one)]
+    gone = [_absent(one, [dim]) for one in (x, source) if isinstance(one, Tensor) and one.dim() and is_fractional(one)]
     result: Tensor = func(x, dim, index, source, *rest, **kwargs)
     for missing in [one.unsqueeze(dim) for one in gone]:
         if missing.any() and all(n in (1, size) for n, size in zip(missing.shape, result.shape, strict=True)):
@@ -251,7 +248,7 @@ def _count(x: Tensor, dims: list[int], keepdim: bool) -> Tensor:
 
 @_handles("sum", "nansum", "norm", "linalg_vector_norm")
 def _sum(func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    if not has_gaps(x):
+    if not is_fractional(x):
         return func(x, *args, **kwargs)
     position = 1 if func._schema.name.endswith("norm") else 0  # a norm's exponent comes first
     dims = _dims(x, args[position] if len(args) > position else kwargs.get("dim"))

@@ -10,10 +10,9 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import _pop_mode_temporarily
 from torch.utils._pytree import tree_leaves
 
-from graphprune.arithmetic import taken_apart
+from graphprune.arithmetic import is_fractional, taken_apart
 from graphprune.channels.tape import plain_containers
 from graphprune.passes.calibration.loading import loaded
-from graphprune.passes.verification.missing import has_gaps
 from graphprune.randomness import seed_generators
 
 
@@ -84,7 +83,7 @@ def undefined(steps: Steps) -> str:
     for node, made in steps:
         if not node.op.startswith("call"):
             continue
-        if not unfilled(node) and any(has_gaps(leaf) and bool(leaf.isnan().any()) for leaf in made):
+        if not unfilled(node) and any(is_fractional(leaf) and bool(leaf.isnan().any()) for leaf in made):
             return (
                 f"The original itself gives NaN, first in {described(node)}, on random numbers of the shape of the example "
                 "inputs and integers as they are there. Nothing is proved: give an example with other integers (masks, ids), or "

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from graphprune.arithmetic import is_fractional, real_parts
 from graphprune.ir.twins import named_tensors, twin
-from graphprune.passes.verification.missing import has_gaps
 
 
 def in_precision(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """A tensor in this dtype, or in the complex one of its precision."""
-    if dtype is None or not has_gaps(tensor):
+    if dtype is None or not is_fractional(tensor):
         return tensor
     return tensor.detach().to(dtype.to_complex() if tensor.is_complex() else dtype)
 
@@ -64,7 +64,7 @@ class Made(Mapping[str, Tensor]):
 def _informative(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """The tensor, or random values where it is constant: means of zero and scales of one or 1e-6 hide errors."""
     if tensor.is_complex():
-        parts = torch.view_as_real(tensor.detach())
+        parts = real_parts(tensor.detach())
         drawn = _informative(parts, generator)
         return tensor if drawn is parts else torch.view_as_complex(drawn)
     if not tensor.is_floating_point() or tensor.numel() < 2:
@@ -81,7 +81,7 @@ def _informative(tensor: Tensor, generator: torch.Generator) -> Tensor:
 
 def masked(tensor: Tensor, axes: Mapping[int, list[int]]) -> Tensor:
     """Full size, removed slices missing (NaN)."""
-    if not axes or not has_gaps(tensor):
+    if not axes or not is_fractional(tensor):
         return tensor
     result = tensor.detach().clone()
     for axis, indices in axes.items():

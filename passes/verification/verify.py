@@ -12,13 +12,13 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from graphprune.arithmetic import full_precision
+from graphprune.arithmetic import full_precision, is_fractional, real_parts
 from graphprune.errors import VerificationError, typed_line
 from graphprune.failures import memory_is_out
 from graphprune.ir.program import Inputs, Program, placeholder_values
 from graphprune.ir.twins import named_tensors
 from graphprune.ir.weights import Weights
-from graphprune.passes.verification.missing import MissingData, has_gaps
+from graphprune.passes.verification.missing import MissingData
 from graphprune.passes.verification.steps import Masked, Steps, described, undefined, unfilled
 from graphprune.passes.verification.tensors import Informative, Made, in_precision, masked, model_with, sliced
 from graphprune.pipeline.analysis_manager import AnalysisView
@@ -125,7 +125,7 @@ class _InDouble(TorchDispatchMode):
 def _weight_difference(full: Mapping[str, Tensor], slim: Mapping[str, Tensor], plan: Plan) -> str:
     for name, tensor in slim.items():
         if name not in full:
-            if has_gaps(tensor):
+            if is_fractional(tensor):
                 return f"The slim model's {name} does not exist in the original."
             continue
         expected = sliced(full[name], plan.kept.get(name, {}))
@@ -152,7 +152,7 @@ def _random_arguments(
     def draw(item: Any) -> Any:
         if not isinstance(item, Tensor):
             return item
-        if not has_gaps(item):
+        if not is_fractional(item):
             return item.to(device)
         kind = torch.complex64 if item.is_complex() else torch.float32
         drawn = in_precision(torch.randn(item.shape, generator=generator, dtype=kind).to(device=device, dtype=item.dtype), dtype)
@@ -179,7 +179,7 @@ def relative_error(reference: Tensor, found: Tensor) -> float:
     Equal infinities (the masks of attention) differ by nothing and set no scale. Tensors of other dtypes are equal (0) or not (1).
     """
     if reference.is_complex() and found.is_complex():
-        reference, found = torch.view_as_real(reference.resolve_conj()), torch.view_as_real(found.resolve_conj())
+        reference, found = real_parts(reference), real_parts(found)
     if not reference.is_floating_point():
         return float(not torch.equal(reference, found))
     if reference.numel() == 0:
@@ -291,7 +291,7 @@ class _Comparison:
 
     def _compare_present(self, node: fx.Node, reference: Tensor, found: Tensor) -> None:
         """Present elements against the slim tensor; more present than kept is padding not yet met by a channel."""
-        if not has_gaps(reference):
+        if not is_fractional(reference):
             return
         present = _present(reference, found)
         if present is not None:
@@ -305,7 +305,7 @@ class _Comparison:
         for index, (reference, found) in enumerate(zip(wanted, got, strict=False)):
             if reference.shape != found.shape:
                 self.failure = f"Output {index} has shape {list(found.shape)}, the original's is {list(reference.shape)}."
-            elif has_gaps(reference) and bool(reference.isnan().any()):
+            elif is_fractional(reference) and bool(reference.isnan().any()):
                 self.failure = f"Output {index} of the masked original depends on removed channels alone, or is not a number."
             else:
                 self._judge(reference, found, f"Output {index}")

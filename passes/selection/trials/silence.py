@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
+from graphprune.arithmetic import is_fractional
 from graphprune.channels.filters import Filter
 from graphprune.channels.groups import Bools, Groups, Ints
 from graphprune.channels.labels import Field, Value
@@ -144,7 +145,7 @@ def _value(tensor: Tensor, groups: Groups) -> Value:
 def _float_axes(program: Program, groups: Groups) -> Iterator[tuple[str, int, Ints]]:
     """Tensors and axes with prunable units, and the unit of each index."""
     for name, axis, vector in groups.axes:
-        if groups.shrinking[vector] and program.tensors[name].is_floating_point():
+        if groups.shrinking[vector] and is_fractional(program.tensors[name]):
             yield name, axis, groups.vectors.units[groups.vectors[vector]]
 
 

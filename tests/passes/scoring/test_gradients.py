@@ -44,8 +44,24 @@ def derivatives(model: Any, masked: Any, data: Labelled, at: str, channels: int 
     return np.array(found)
 
 
+def fourier() -> nn.Module:
+    """A layer in the space of frequencies, whose weights are complex numbers."""
+
+    def forward(self: Any, x: Tensor, mask: Any = 1.0) -> Any:
+        spectrum = torch.einsum("bixy,io->boxy", torch.fft.rfft2(self.a(x) * mask), self.mix)
+        return self.head(F.relu(torch.fft.irfft2(spectrum, s=x.shape[2:])).mean((2, 3)))
+
+    return net(forward, a=conv(3, 5), mix=nn.Parameter(torch.randn(5, 4, dtype=torch.complex128)), head=nn.Linear(4, 3))
+
+
+def masked_fourier(model: Any, x: Tensor, mask: Tensor, at: str) -> Tensor:
+    """The same factor on what is made and on what is read: all between is linear."""
+    out: Tensor = model(x, mask)
+    return out
+
+
 @pytest.mark.parametrize("at", ["consumed", "produced"])
-@pytest.mark.parametrize(("build", "masked"), [(chain, masked_chain), (residual, masked_residual)])
+@pytest.mark.parametrize(("build", "masked"), [(chain, masked_chain), (residual, masked_residual), (fourier, masked_fourier)])
 def test_taylor_and_fisher_by_hand(build: Any, masked: Any, at: str) -> None:
     model, data = build(), labelled()
     slopes = derivatives(model, masked, data, at)
