@@ -23,14 +23,13 @@ def with_batch_sizes(recording: Recording, function: Any, args: tuple[Any, ...])
     A recurrent call is given them, and runs step by step. Padding is written down as one operator instead of one write for each
     step. Raises RuntimeError where more than integers of the inputs decides how long the sequences are.
     """
-    if function in _PADS:
-        return partial(recording.record, _PADDING), args
-    if function in RECURRENT and len(args) > 3 and isinstance(args[3], (list, tuple)):  # else the weights are the third
-        sizes = None if recording.values is None else recording.values.answer(_data, (args[1],), {})
-        if sizes is None:
-            raise RuntimeError("it runs over packed sequences whose lengths more than integers of the inputs decides")
-        return function, (args[0], sizes, *args[2:])
-    return function, args
+    pads = function in _PADS
+    if not (pads or (function in RECURRENT and len(args) > 3 and isinstance(args[3], (list, tuple)))):  # else weights are the third
+        return function, args
+    sizes = None if recording.values is None else recording.values.answer(_data, (args[1],), {})
+    if sizes is None:  # torch would read memory that is not there
+        raise RuntimeError("it runs over packed sequences whose lengths more than integers of the inputs decides")
+    return (partial(recording.record, _PADDING), args) if pads else (function, (args[0], sizes, *args[2:]))
 
 
 def _data(tensor: torch.Tensor) -> torch.Tensor:

@@ -255,6 +255,33 @@ def test_integers_that_a_scope_is_given_decide_nothing() -> None:
     assert {"part.a", "part.b"} <= {scope.path for scope in program.scopes}
 
 
+def test_batch_sizes_that_a_scope_is_given_are_not_looked_up_where_they_are_not() -> None:
+    """Torch reads them in memory, which a stand-in does not have."""
+
+    class Padding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, data: Tensor, sizes: Tensor) -> Any:
+            return self.b(torch._pad_packed_sequence(self.a(data), sizes, True, 0.0, len(sizes))[0])
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.part = nn.Linear(4, 4), Padding()
+            self.double()
+
+        def forward(self, x: Tensor) -> Any:
+            y = self.first(x)
+            lengths = (y.sum((1, 2)) > float(y.mean())).long() + 3
+            packed = pack_padded_sequence(y, lengths, batch_first=True, enforce_sorted=False)
+            return self.part(packed.data, packed.batch_sizes)
+
+    program = graphprune.capture(Whole().eval(), X)
+    assert {"part.a", "part.b"} <= {scope.path for scope in program.scopes}
+
+
 def test_a_number_that_nothing_uses_leaves_nothing_in_the_graph() -> None:
     def body(self: Any, y: Any, lengths: Any) -> Any:
         lengths.max().item()
