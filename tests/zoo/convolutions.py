@@ -147,21 +147,6 @@ def channels_in_another_order() -> Case:
 
 
 @case
-def samples_in_another_order_within_a_shuffle() -> Case:
-    """What stands between the views of a shuffle and is no part of it stays."""
-
-    def forward(self: Any, x: Tensor) -> Any:
-        y = self.a(x)
-        n, c, h, w = y.shape
-        y = y.view(n, 2, c // 2, h, w).index_select(0, self.order).transpose(1, 2).reshape(n, c, h, w)
-        return self.b(y)
-
-    model = net(forward, a=conv(3, 6), b=conv(6, 2))
-    model.register_buffer("order", torch.tensor([1, 0]))
-    return Case(model, lambda _: image()(2), {"a": 1}, batch=False)
-
-
-@case
 def shuffled_by_module() -> Case:
     def forward(self: Any, x: Tensor) -> Any:
         return self.c(F.relu(self.b(self.shuffle(self.a(x)))))

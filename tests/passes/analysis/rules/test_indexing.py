@@ -10,7 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import graphprune
+from graphprune.passes.analysis.channels import ChannelGroups
+from graphprune.pipeline.analysis_manager import AnalysisManager
 from tests.passes.analysis.rules.observing import observe
+from tests.zoo.case import conv, image, net
 
 INDEX = torch.tensor([2, 0])
 
@@ -60,6 +64,22 @@ def test_a_constant_permutation_permutes_the_labels(function: Callable[..., Any]
     atoms = seen.atoms("t", 0)
     assert seen.result_atoms(0) == [atoms[i] for i in order]
     assert not seen.frozen & set(atoms)
+
+
+def test_samples_in_another_order_are_no_part_of_a_shuffle_around_them() -> None:
+    """Between the views of a channel shuffle, whose run one ``index_select`` of channels replaces: they would lose their order."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        y = self.a(x).unflatten(1, (2, 3))
+        return self.b(y.index_select(0, self.order).transpose(1, 2).flatten(1, 2))
+
+    model = net(forward, a=conv(3, 6), b=conv(6, 2))
+    model.register_buffer("order", torch.tensor([1, 0]))
+    program = graphprune.capture(model, image()(2))
+    assert not AnalysisManager().get(program, ChannelGroups).trace.shuffles
+    # Negative twin: without them there is one.
+    plain = net(lambda self, x: self.b(self.a(x).unflatten(1, (2, 3)).transpose(1, 2).flatten(1, 2)), a=model.a, b=model.b)
+    assert AnalysisManager().get(graphprune.capture(plain, image()(2)), ChannelGroups).trace.shuffles
 
 
 def test_a_mask_is_no_permutation() -> None:
