@@ -12,7 +12,7 @@ from graphprune.arithmetic import callers_modes_off
 from graphprune.calibration import Calibration, no_data
 from graphprune.channels.groups import Groups
 from graphprune.collector import collector_paused
-from graphprune.errors import CaptureError, PipelineError, UsageError, VerificationError, unknown
+from graphprune.errors import CaptureError, PipelineError, PlanError, UsageError, VerificationError, unknown
 from graphprune.ir.program import Inputs, Program, Scope
 from graphprune.ir.twins import checked_module, named_tensors, unwrapped
 from graphprune.ir.weights import Weights
@@ -297,12 +297,12 @@ def verify(
     for announced in (True, False):  # as `_captured` does
         try:
             full = capture(original, inputs, scopes=plan.scopes, on_demand=True, announced=announced)
-        except CaptureError:
+            plan.check_fits(full.module)
+        except (CaptureError, PlanError):
             if announced:
                 raise
             break
         small, loads = _graph_of(slim, inputs, full.scopes)
-        plan.check_fits(full.module)
         results.append(compare(full.module, small, plan, full.inputs, seed=seed, weights=weights, loads=(full.weights, loads)))
         if results[-1].passed:
             return results[-1]

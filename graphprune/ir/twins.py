@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from operator import is_
 from pathlib import Path
 from types import MethodType
 from typing import Any, Final
@@ -157,17 +158,42 @@ def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def undisturbed(*modules: nn.Module) -> Iterator[None]:
-    """Eval mode, and after it the modes and the buffers that the modules had."""
+    """Eval mode, and after it the modes, the attributes and the buffers that the modules had: models keep things of a call, and
+    some put other modules in the place of theirs."""
     buffers = {id(buffer): (buffer, buffer.clone()) for module in modules for buffer in module.buffers()}
     with ExitStack() as stack:
         for module in modules:
             stack.enter_context(in_mode(module, False))
+        owners = {id(child): child for module in modules for child in module.modules()}
+        kept = [(child, _attributes(child)) for child in owners.values() if not isinstance(child, torch.jit.ScriptModule)]
         try:
             yield
         finally:
+            for child, attributes in kept:
+                _put_back(child, attributes)
             for buffer, value in buffers.values():
                 if not torch.equal(buffer, value):
                     buffer.copy_(value)
+
+
+def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Its attributes, and of lists, dicts and sets among them copies."""
+    return {key: (value, value.copy() if isinstance(value, list | dict | set) else None) for key, value in module.__dict__.items()}
+
+
+def _put_back(module: nn.Module, attributes: Mapping[str, tuple[Any, Any]]) -> None:
+    for key in module.__dict__.keys() - attributes.keys():
+        del module.__dict__[key]
+    for key, (value, held) in attributes.items():
+        module.__dict__[key] = value
+        if held is None or (len(value) == len(held) and all(map(is_, _items(value), _items(held)))):
+            continue
+        value.clear()
+        value.extend(held) if isinstance(value, list) else value.update(held)
+
+
+def _items(held: Any) -> list[Any]:
+    return [item for pair in held.items() for item in pair] if isinstance(held, dict) else list(held)
 
 
 def restore_modes(module: nn.Module, like: nn.Module) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 import graphprune
 from graphprune.errors import CaptureError
-from graphprune.ir.twins import named_tensors, restore_modes, twin
+from graphprune.ir.twins import named_tensors, restore_modes, twin, undisturbed
 
 
 def _model() -> nn.Sequential:
@@ -96,6 +96,47 @@ def test_methods_that_modules_keep_are_those_of_the_twin() -> None:
     copy: Any = twin(model, torch.zeros_like)
     assert copy.chosen(torch.ones(1, 2)).abs().sum() == 0
     assert model.chosen.__self__ is model
+
+
+class _Keeping(nn.Module):
+    """Keeps things of a call, and puts another module in the place of one of its own, as BigBird does for short texts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.act = nn.Linear(4, 6), nn.Linear(6, 2), nn.Tanh()
+        self.calls, self.known = [0], {"x": 1}
+        self.count: torch.Tensor
+        self.register_buffer("count", torch.zeros(2))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        if isinstance(self.act, nn.Tanh):
+            self.act = nn.ReLU()  # type: ignore[assignment]
+        self.calls.append(1)
+        self.known["y"] = 2
+        self.last, self.count, self.a.in_features = x, self.count + 1, 4
+        return self.b(self.act(self.a(x)))
+
+
+def test_undisturbed_modules_have_what_they_had() -> None:
+    model: Any = _model()
+    model.append(keeping := _Keeping())
+    model.eval()
+    before = [dict(module.__dict__) for module in model.modules()]
+    with undisturbed(model):
+        keeping(torch.ones(1, 4))
+        assert keeping.calls == [0, 1] and keeping.count.sum() == 2 and not isinstance(keeping.act, nn.Tanh)
+    after = [module.__dict__ for module in model.modules()]
+    assert all(
+        one.keys() == other.keys() and all(one[k] is other[k] for k in one) for one, other in zip(before, after, strict=True)
+    )
+    assert keeping.calls == [0] and keeping.known == {"x": 1} and keeping.count.sum() == 0 and isinstance(keeping.act, nn.Tanh)
+
+
+def test_a_model_that_changes_itself_is_as_before_and_proved_again() -> None:
+    model, x = _Keeping(), torch.randn(2, 4)
+    result = graphprune.prune(model, x, target="channels=50%")
+    assert isinstance(model.act, nn.Tanh) and model.calls == [0]
+    assert graphprune.verify(model, result.model, result.plan, x).passed
 
 
 def _two_layers() -> nn.Module:
