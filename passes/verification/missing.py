@@ -206,7 +206,7 @@ def _replaced(func: Any, *args: Any, **kwargs: Any) -> Any:
 def _put(func: Any, x: Tensor, indices: Sequence[Tensor | None], source: Tensor, *rest: Any) -> Tensor:
     """What is missing stays so; what is missing all along the places that are written is missing all along the result's axes."""
     if not is_fractional(x):
-        return func(x, indices, source, *rest)
+        return func(x, indices, source, *rest)  # type: ignore[no-any-return]
     sizes = [index.dim() if index is not None and index.dtype in (torch.bool, torch.uint8) else 1 for index in indices]
     starts = [sum(sizes[:place]) for place in range(len(sizes))]
     axes = [s + i for s, n, index in zip(starts, sizes, indices, strict=True) if index is not None for i in range(n)]
