@@ -56,7 +56,7 @@ _OPERATORS = words(
 )
 _BUILTINS = words("getattr len int float bool complex abs min max sum round pow divmod tuple list range slice all any")
 _TORCH_EXTRAS = words(
-    "_assert _assert_async sym_int sym_float sym_max sym_min sym_not sym_sqrt sym_ite is_tensor _pack_padded_sequence "
+    "_assert _assert_async sym_int sym_float sym_max sym_min sym_not sym_sqrt sym_ite is_tensor _weight_norm _pack_padded_sequence "
     "_pad_packed_sequence"
 )
 _ATEN_PRIVATE = words(
@@ -134,6 +134,7 @@ _TABLES: Mapping[str, Callable[[], Table]] = {
     "torch": _torch,
     "torch.nn.functional": _functional,
     **{home: partial(_torch_module, home) for home in ("torch.fft", "torch.linalg", "torch.special")},
+    "torch._C._nn": partial(_torch_module, "torch._C._nn"),
     "operator": lambda: {name: vars(operator)[name] for name in _OPERATORS},
     "builtins": lambda: {name: vars(builtins)[name] for name in _BUILTINS},
     "math": lambda: {name: value for name, value in vars(math).items() if isinstance(value, BuiltinFunctionType)},

@@ -118,7 +118,7 @@ class Values:
             if torch.Tag.nondeterministic_seeded in run.operator.tags or not self._load(_read(run), held):
                 return None
             given = held
-            if run.operator in _FILLED | _PACKED and id(like := run.args[0]) not in held:
+            if (run.operator in _FILLED or _packs(run)) and id(like := run.args[0]) not in held:
                 given = held | {id(like): torch.empty(like.shape, dtype=like.dtype)}
             kwargs = run.kwargs | ({"device": torch.device("cpu")} if "device" in run.kwargs else {})
             result = run.operator(*_with(run.args, given), **_with(kwargs, given))
@@ -153,12 +153,17 @@ def _behind(wanted: list[torch.Tensor], operations: list[Operation]) -> list[Ope
 
 def _read(run: Operation) -> list[torch.Tensor]:
     """The tensors whose values an operation reads, for what it :func:`tells <_told>`."""
-    return [] if run.operator in _FILLED else [run.args[1]] if run.operator in _PACKED else tensors_in((run.args, run.kwargs))
+    return [] if run.operator in _FILLED else [run.args[1]] if _packs(run) else tensors_in((run.args, run.kwargs))
 
 
 def _told(run: Operation, output: Any) -> list[torch.Tensor]:
     """The results that these decide."""
-    return [output[1]] if run.operator in _PACKED else tensors_in((output,))
+    return [output[1]] if _packs(run) else tensors_in((output,))
+
+
+def _packs(run: Operation) -> bool:
+    """Whether an operation packs or pads what is not known itself; of integers it says more."""
+    return run.operator in _PACKED and run.args[0].is_floating_point()
 
 
 def _memory(tensor: torch.Tensor) -> int:

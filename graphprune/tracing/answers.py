@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_map
 from graphprune.channels.values import Values
 from graphprune.tracing.checks import QUESTIONS, answer_that_passes
 from graphprune.tracing.guards import Guards
-from graphprune.tracing.sizes import Origin, SizeFloat, SizeInt, settle, with_origin
+from graphprune.tracing.sizes import Origin, Place, SizeFloat, SizeInt, settle, shape_of, with_origin
 from graphprune.tracing.writer import Writer
 
 _NUMBERS: Final[Mapping[Any, Callable[[Any], Any] | None]] = {
@@ -53,7 +53,9 @@ class Answers:
             self._check(question, args, kwargs, answer)
             return kind(answer) if kind else answer
         if isinstance(answer, list):
-            return self._items(self._read("tolist", args[0], answer), answer) if _are_numbers(answer) else None
+            with torch._C.DisableTorchFunction():
+                sizes = shape_of(args[0])
+            return self._items(self._read("tolist", args[0], answer), answer, (), sizes) if _are_numbers(answer) else None
         if not isinstance(answer, (int, float)):
             return None
         node = self._read("item", args[0], answer)
@@ -85,14 +87,15 @@ class Answers:
         node = self._writer.node("call_method", method, self._writer.argument((tensor,)))
         return self._writer.write_read(node, value)
 
-    def _items(self, node: fx.Node, values: list[Any]) -> list[Any]:
-        """The list that a node reads, of numbers that remember their places in it."""
+    def _items(self, node: fx.Node, values: list[Any], path: tuple[int, ...], sizes: tuple[Any, ...]) -> list[Any]:
+        """The list that a node reads, of numbers that remember their places in it; so of a row at this path."""
         found: list[Any] = []
         for index, value in enumerate(values):
-            place = Origin(operator.getitem, (node, index))
+            at = (*path, index)
+            place = Place(operator.getitem, (node, index), at, sizes[: len(at)])
             if isinstance(value, list):
                 row = self._writer.node("call_function", operator.getitem, place.arguments)
-                found.append(self._items(self._writer.write_read(row, value), value))
+                found.append(self._items(self._writer.write_read(row, value), value, at, sizes))
             else:
                 found.append(with_origin(SizeFloat if isinstance(value, float) else SizeInt, value, place))
         return found

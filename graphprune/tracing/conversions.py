@@ -24,7 +24,7 @@ import torch
 from torch import fx, nn
 
 from graphprune.tracing.hints import python_of
-from graphprune.tracing.sizes import derive, literal, origin_of, settle
+from graphprune.tracing.sizes import derive, literal, of_list, origin_of, read_whole, settle
 
 _LOAD_GLOBAL: Final = opmap["LOAD_GLOBAL"]
 _EXTENDED_ARG: Final = opmap["EXTENDED_ARG"]
@@ -53,6 +53,9 @@ def _extreme(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function, updated=())
     def call(*args: Any, **kwargs: Any) -> Any:
+        node = read_whole(args[0]) if len(args) == 1 and not kwargs else None
+        if node is not None:
+            return of_list(function, args[0], node)
         numbers = tuple(args[0]) if len(args) == 1 else args
         if kwargs or not any(origin_of(number) for number in numbers):
             return function(numbers, **kwargs)
@@ -78,7 +81,10 @@ def _number(item: Any) -> Any:
     return item.item() if isinstance(item, torch.Tensor) else item
 
 
-def _len(item: Any) -> int:
+def _len(item: Any) -> Any:
+    node = read_whole(item)
+    if node is not None:
+        return of_list(len, item, node)
     return item.size(0) if isinstance(item, torch.Tensor) and item.dim() else len(item)
 
 

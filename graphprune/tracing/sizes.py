@@ -28,6 +28,23 @@ class Origin:
     arguments: tuple[Any, ...]
 
 
+@dataclass(slots=True)
+class Place(Origin):
+    """An item of a list that was read from a tensor: of the node of that list (or row), at an index.
+
+    path: its indices from the outermost list on. sizes: how many items the lists along it have.
+    """
+
+    path: tuple[int, ...]
+    sizes: tuple[Any, ...]
+
+    def note(self) -> None:
+        """Have the graph check how many items there are, once the last one of them is used, as all are."""
+        for index, size in zip(self.path, self.sizes, strict=True):
+            if index == plain(size) - 1:
+                settle(size)
+
+
 _OPERATORS_OF_UFUNCS: Final = {
     np.add: operator.add, np.subtract: operator.sub, np.multiply: operator.mul, np.divide: operator.truediv,
     np.floor_divide: operator.floordiv, np.remainder: operator.mod, np.power: operator.pow, np.equal: operator.eq,
@@ -107,6 +124,17 @@ def origin_of(number: Any) -> Origin | None:
     return number.origin if isinstance(number, (SizeInt, SizeFloat)) else None
 
 
+def read_whole(items: Any) -> Any:
+    """The node of the list that was read from a tensor and that these are all items of, in their order; None for others."""
+    places = [origin_of(item) for item in items] if isinstance(items, list) else []
+    first = places[0] if places else None
+    if not isinstance(first, Place) or [plain(size) for size in first.sizes] != [len(items)]:
+        return None
+    node = first.arguments[0]
+    same = all(one is not None and one.arguments == (node, index) for index, one in enumerate(places))
+    return node if same else None
+
+
 def with_origin(kind: Any, value: Any, origin: Origin) -> Any:
     """A number of this kind that remembers its origin."""
     number = kind(value)
@@ -137,6 +165,12 @@ def derive(function: Callable[..., Any], *arguments: Any) -> Any:
         return literal(value)
     kind = {int: SizeInt, float: SizeFloat}.get(type(value))
     return value if kind is None else with_origin(kind, value, Origin(function, arguments))
+
+
+def of_list(function: Callable[..., Any], items: list[Any], node: Any) -> Any:
+    """The result for a list that was :func:`read whole <read_whole>`, whatever number of items it has in another call."""
+    value = function([plain(item) for item in items])
+    return with_origin(SizeFloat if isinstance(value, float) else SizeInt, value, Origin(function, (node,)))
 
 
 # Gets every comparison of sizes that Python code makes in this context, and its outcome.

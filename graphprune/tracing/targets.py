@@ -70,10 +70,20 @@ _PYTHON_METHODS: Final = {method: name for name, method in vars(torch.Tensor).it
 _OPENED: Final = {F.multi_head_attention_forward: {"has_torch_function": lambda _: False}}
 
 
+def _new(tensor: torch.Tensor, *given: Any, **options: Any) -> Any:
+    """``x.new(n, m)`` of older code, which makes an empty tensor of sizes, one of data, or another object of a tensor."""
+    first = given[0] if len(given) == 1 else given
+    if isinstance(first, torch.Tensor):
+        return first.view(first.shape)
+    is_data = isinstance(first, (tuple, list)) and first is not given and not isinstance(first, torch.Size)
+    return tensor.new_tensor(first, **options) if is_data else tensor.new_empty(first, **options)
+
+
 # Calls that take sizes from another tensor: sizes that go along with a width can follow it, a tensor's shape as a whole cannot.
 _IN_SIZES: Final[dict[Any, Callable[..., Any]]] = {
     torch.Tensor.expand_as: lambda tensor, other: tensor.expand(other.shape),
     torch.Tensor.view_as: lambda tensor, other: tensor.view(other.shape),
+    torch.Tensor.new: _new,
     torch.Tensor.reshape_as: lambda tensor, other: tensor.reshape(other.shape),
 }
 

@@ -35,8 +35,8 @@ from graphprune.tracing.inputs import ModuleCall, with_names
 from graphprune.tracing.repeat import Repeat
 from graphprune.tracing.results import Mark, Results
 from graphprune.tracing.shadow import Left, Shadow
-from graphprune.tracing.sizes import NOTING
-from graphprune.tracing.targets import opened, spell
+from graphprune.tracing.sizes import NOTING, read_whole
+from graphprune.tracing.targets import CONSTANT_FACTORIES, opened, spell
 from graphprune.tracing.tensor_types import typed
 from graphprune.tracing.training import Mode, Question, can_ask_again
 from graphprune.tracing.untraced import why_untraced
@@ -209,7 +209,7 @@ class Tracer(TorchFunctionMode):
             self._recording.take()
             return result
         target = spell(func, len(args) == 2 and not kwargs)
-        node_args = self.writer.argument(args)
+        node_args = self.writer.argument(tuple(read_whole(item) or item for item in args) if func in CONSTANT_FACTORIES else args)
         if target.attribute:
             node_args = (node_args[0], target.attribute)
         elif target.swapped:

@@ -19,7 +19,7 @@ from graphprune.ir.graph_module import add_node
 from graphprune.rules import tensors_in
 from graphprune.tracing.results import Mark, Results
 from graphprune.tracing.shadow import Shadow
-from graphprune.tracing.sizes import Origin, Shape, SizeFloat, SizeInt, origin_of, plain, with_origin
+from graphprune.tracing.sizes import Origin, Place, Shape, SizeFloat, SizeInt, origin_of, plain, with_origin
 from graphprune.tracing.source import source_line
 from graphprune.tracing.training import Addition, Change, Mode
 
@@ -185,6 +185,8 @@ class Writer:
     def _expression(self, origin: Origin) -> fx.Node:
         if origin.function == "item":
             raise Untraceable("a number appears that was read from a tensor in code that does not trace")
+        if isinstance(origin, Place):
+            origin.note()
         arguments = self.argument(origin.arguments)
         if isinstance(origin.function, str):
             return self.node("call_method", origin.function, arguments)

@@ -188,7 +188,7 @@ def _parts(func: Any, x: Tensor) -> Any:
 # -- what puts numbers in the place of others ----------------------------------------------------------------------------
 
 
-@_handles("where", "masked_fill", "masked_fill_", "fill", "fill_", "zero_", "copy_", "nan_to_num", "fmax", "fmin", "index_put_")
+@_handles("where", "masked_fill", "masked_fill_", "fill", "fill_", "zero_", "copy_", "nan_to_num", "fmax", "fmin")
 def _replaced(func: Any, *args: Any, **kwargs: Any) -> Any:
     """What does not exist is not replaced, and replaces nothing: it stays missing."""
     floats = [t for t in args if isinstance(t, Tensor) and is_fractional(t)]
@@ -200,6 +200,24 @@ def _replaced(func: Any, *args: Any, **kwargs: Any) -> Any:
         if gone.any():
             result = result.masked_fill_(gone, torch.nan) if result is args[0] else result.masked_fill(gone, torch.nan)
     return result
+
+
+@_handles("index_put", "index_put_")
+def _put(func: Any, x: Tensor, indices: Sequence[Tensor | None], source: Tensor, *rest: Any) -> Tensor:
+    """What is missing stays so; what is missing all along the places that are written is missing all along the result's axes."""
+    if not is_fractional(x):
+        return func(x, indices, source, *rest)  # type: ignore[no-any-return]
+    sizes = [index.dim() if index is not None and index.dtype in (torch.bool, torch.uint8) else 1 for index in indices]
+    starts = [sum(sizes[:place]) for place in range(len(sizes))]
+    axes = [s + i for s, n, index in zip(starts, sizes, indices, strict=True) if index is not None for i in range(n)]
+    places = x[tuple(slice(None) if index is None else index for index in indices)]
+    lead = axes[0] if axes[-1] - axes[0] == len(axes) - 1 else 0
+    gone = _absent(source.expand(places.shape), range(lead, lead + places.dim() - x.dim() + len(axes)))
+    for axis in axes:
+        gone = gone.unsqueeze(axis)
+    gone = gone | x.isnan()  # before it is written to
+    result: Tensor = func(x, indices, source, *rest)
+    return result.masked_fill_(gone, torch.nan) if result is x else result.masked_fill(gone, torch.nan)
 
 
 @_handles(

@@ -47,6 +47,47 @@ def every_second_channel() -> Case:
 
 
 @case
+def rows_written_where_data_say() -> Case:
+    """Rows of a mask, rows by number, and two axes around others: the places stay, the channels go together."""
+
+    def forward(self: Any, x: Tensor, chosen: Tensor) -> Any:
+        y, z = self.a(x), self.b(x)
+        mask, places = chosen > 1, chosen.cumsum(0) % 2
+        rows, spread = torch.zeros_like(y), x.new_ones(2, 6, 3)
+        rows[mask] = z[mask]
+        rows[mask, 1] = self.bias
+        rows[:, places[:1]] = 0.5
+        spread[places, :, chosen % 3] = y[:, 0] * 2
+        spread.index_put_((places,), self.c(x)[:, :1].mT, accumulate=True)
+        return self.d(rows), self.e(spread.transpose(1, 2)), self.f(torch.where(mask[:, None, None], z, y))
+
+    def inputs(batch: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(batch, 3, 5, dtype=torch.float64), torch.arange(batch) % 3 + 1
+
+    parts = {name: nn.Linear(5, 6) for name in "abc"} | {name: nn.Linear(6, 2) for name in "def"}
+    return Case(net(forward, bias=nn.Parameter(torch.randn(6)), **parts), inputs, {"a": 6})
+
+
+@case
+def channels_written_where_data_say() -> Case:
+    """The negative twin: channels that a mask or a number names stay."""
+
+    def forward(self: Any, x: Tensor, chosen: Tensor) -> Any:
+        y, z = self.a(x), self.b(x).clone()
+        rows = torch.zeros_like(y)
+        rows[x > 0] = y.mean()
+        z[:, chosen] = self.c(x)[:, :1]
+        return self.d(y + rows) + self.e(z)
+
+    def inputs(batch: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(batch, 6, dtype=torch.float64), torch.arange(batch) % 3 + 1
+
+    parts = {name: nn.Linear(6, 6) for name in "ab"} | {name: nn.Linear(6, 2) for name in "de"}
+    frozen = {("a.weight", 0): "cannot shrink", ("b.weight", 0): "written at places that data give"}
+    return Case(net(forward, c=nn.Linear(6, 1), **parts), inputs, {}, frozen)
+
+
+@case
 def written_in_place() -> Case:
     """Parts of a new tensor are written one by one."""
 

@@ -99,6 +99,19 @@ def cell_in_a_loop() -> Case:
 
 
 @case
+def state_in_new_memory() -> Case:
+    """``weight.new(layers, batch, width).zero_()``, as older language models make their first state."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        first = next(self.parameters()).new(1, x.shape[0], 6).zero_()
+        scale = x.new([2.0]) * first.new(x.size()).fill_(0.5)
+        return self.head(self.layer(self.a(x.new(scale) * x), first)[0])
+
+    model = net(forward, a=nn.Linear(5, 7), layer=nn.GRU(7, 6, batch_first=True), head=nn.Linear(6, 2))
+    return Case(model, vector(3, 5), {"a": 7, "layer.weight_ih_l0": 6}, macs=False)
+
+
+@case
 def convolutional_memory() -> Case:
     """ConvLSTM: one convolution makes four gates of input and state."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 import torch
 
-from graphprune.channels.labels import Field, Value, axes_of
+from graphprune.channels.labels import Field, Reason, Value, axes_of
 from graphprune.passes.analysis.rules.wide import settled
 from graphprune.rules import Call, rule
 
@@ -81,9 +82,21 @@ def index(call: Call) -> None:
     A mask indexes as many axes as it has, and makes one of them. A constant permutation of one axis permutes its labels.
     """
     value, why = call.value(call.args[0]), call.reason("indexed by data")
+    indexed, width = _indexed(call, call.args[1], why)
+    given = [tensor for tensor in call.args[1] if tensor is not None]
+    if len(given) == len(indexed) == 1 and given[0].dtype not in _MASKS and _permuted(call, value, indexed[0], given[0]):
+        call.moves(True)
+        return
+    fields = [call.space.restrict(f, [a for a in axes_of(f) if a not in indexed], why) for f in value.fields]
+    lead = _lead(indexed)
+    call.set([_replace_axes(field, indexed, lead, width) for field in fields if field is not None])
+
+
+def _indexed(call: Call, indices: Sequence[torch.Tensor | None], why: Reason) -> tuple[list[int], int]:
+    """The axes that are indexed, and how many they become; the indices themselves must stay."""
     indexed: list[int] = []
     axis = width = 0
-    for tensor in call.args[1]:
+    for tensor in indices:
         if tensor is None:
             axis += 1
             continue
@@ -92,14 +105,12 @@ def index(call: Call) -> None:
         axes, made = (tensor.dim(), 1) if tensor.dtype in _MASKS else (1, tensor.dim())
         indexed += range(axis, axis + axes)
         axis, width = axis + axes, max(width, made)
-    given = [tensor for tensor in call.args[1] if tensor is not None]
-    if len(given) == len(indexed) == 1 and given[0].dtype not in _MASKS and _permuted(call, value, indexed[0], given[0]):
-        call.moves(True)
-        return
-    fields = [call.space.restrict(f, [a for a in axes_of(f) if a not in indexed], why) for f in value.fields]
-    adjacent = indexed == list(range(indexed[0], indexed[-1] + 1))
-    lead = indexed[0] if adjacent else 0
-    call.set([_replace_axes(field, indexed, lead, width) for field in fields if field is not None])
+    return indexed, width
+
+
+def _lead(indexed: list[int]) -> int:
+    """Where the axes stand that indices make: where the first of adjacent ones was, or in front."""
+    return indexed[0] if indexed == list(range(indexed[0], indexed[-1] + 1)) else 0
 
 
 @rule("nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount", "repeat_interleave")
@@ -174,7 +185,7 @@ def scatter(call: Call) -> None:
 
 @rule("index_put")
 def index_put(call: Call) -> None:
-    """``x[mask] = number`` writes element by element; any other write at places that data give freezes all."""
+    """``x[mask] = number`` writes element by element; ``x[i, :] = y`` at places that must stay, and the other axes are tied."""
     value, indices, number = call.value(call.args[0]), call.args[1], call.args[2]
     mask = indices[0]
     if len(indices) == 1 and mask.dtype.itemsize == 1 and number.numel() == 1:
@@ -183,6 +194,25 @@ def index_put(call: Call) -> None:
         spread = Value(chosen.shape + tail, tuple(field.reshape(field.shape + tail) for field in chosen.fields))
         why = call.reason("written where a mask that cannot shrink says")
         call.set(call.space.join(settled(call, [value, spread], len(value.shape)), value.shape, why))
-    else:
-        call.freeze_inputs("written at places that data give")
-        call.set(())
+        return
+    why = call.reason("written at places that data give")
+    indexed, width = _indexed(call, indices, why)
+    rest = [axis for axis in range(len(value.shape)) if axis not in indexed]
+    lead, written = _lead(indexed), call.value(number)
+    axes = [*rest[:lead], *[None] * width, *rest[lead:]]  # of x, for those of what is written
+    own = axes[len(axes) - len(written.shape) :]
+    values = [_placed(call, value, range(len(value.shape)), rest, why), _placed(call, written, own, rest, why)]
+    met = call.reason("combined element by element with a tensor that cannot shrink")
+    call.set(call.space.join(settled(call, values, len(value.shape)), value.shape, met))
+
+
+def _placed(call: Call, value: Value, axes: Sequence[int | None], rest: list[int], why: Reason) -> Value:
+    """A value whose axes are these of the tensor that is written to; it may shrink along ``rest`` only."""
+    rank = call.args[0].dim()
+
+    def placed(sizes: Sequence[int]) -> tuple[int, ...]:
+        found = {axis: size for axis, size in zip(axes, sizes, strict=True) if axis in rest}
+        return tuple(found.get(axis, 1) for axis in range(rank))
+
+    kept = [call.space.restrict(field, [a for a in axes_of(field) if axes[a] in rest], why) for field in value.fields]
+    return Value(placed(value.shape), tuple(field.reshape(placed(field.shape)) for field in kept if field is not None))

@@ -29,6 +29,8 @@ ALLOWED: list[Any] = [
     F.max_pool2d,
     F.avg_pool2d,
     F.scaled_dot_product_attention,
+    torch._C._nn.pad_sequence,
+    torch._weight_norm,
     operator.getitem,
     math.sqrt,
     getattr,

@@ -121,7 +121,17 @@ def packed_by_a_list(self: Any, y: Any, lengths: Any) -> Any:
     return pack_padded_sequence(y, lengths.sort(descending=True).values.tolist(), batch_first=True).data
 
 
+def as_many_as_a_list_has(self: Any, y: Any, lengths: Any) -> Any:
+    """What holds for a list as a whole holds for one of any number of items, as does its first item."""
+    items = lengths.sort(descending=True).values.tolist()
+    mask = torch.arange(max(items)) < torch.tensor(items)[:, None]
+    packed = pack_padded_sequence(y, lengths.tolist(), batch_first=True, enforce_sorted=False)
+    y = pad_packed_sequence(packed, batch_first=True)[0]
+    return y[:, : items[0]] * mask[..., None] + y.new_ones(len(items), 1, 1) * min(items)
+
+
 VARIABLE = [
+    as_many_as_a_list_has,
     repeated_by_lengths,
     those_of_each_length,
     those_of_a_mask,
@@ -206,6 +216,53 @@ def test_what_is_decided_by_values_is_checked(body: Any) -> None:
         with pytest.raises((AssertionError, RuntimeError), match=r"where .+ \(tracing/test_answers.py:\d+\)") as refusal:
             module(X, OTHERS)
         assert CHECKED[body] in str(refusal.value)
+
+
+def test_a_list_of_other_length_is_read_whole() -> None:
+    model = padded(as_many_as_a_list_has)
+    program, slim = graphprune.capture(model, EXAMPLE), pruned(model)
+    for lengths in (torch.tensor([2, 7]), torch.tensor([1, 8, 2, 2, 5])):
+        inputs = double(len(lengths), 8, 4), lengths
+        assert max_error(run(program.module, inputs), run(model, inputs)) < 1e-12
+        assert slim(*inputs).shape == model(*inputs).shape
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda self, y, lengths: torch.stack([y[0, :length].sum(0) for length in lengths.tolist()]),
+        lambda self, y, lengths: torch.stack([y[0, a:b].sum(0) for a, b in torch.stack([lengths - 1, lengths], 1).tolist()]),
+        lambda self, y, lengths: torch.cat([y[:1] for _ in range(len(lengths.tolist()))]),
+        lambda self, y, lengths: y[:1] * torch.tensor(lengths.tolist()[::-1]).sum(),
+    ],
+)
+def test_a_list_that_is_taken_apart_has_as_many_items(body: Any) -> None:
+    """They are in the graph one by one, so that more of them would be left out in silence."""
+    model = padded(body)
+    for module in (graphprune.capture(model, EXAMPLE).module, pruned(model)):
+        assert max_error(run(module, (X, OTHERS)), run(module, (X, OTHERS))) == 0.0
+        for lengths in (torch.tensor([5, 3]), torch.tensor([5, 3, 4, 2])):
+            with pytest.raises((AssertionError, RuntimeError, IndexError), match=r"another branch|out of range"):
+                module(double(len(lengths), 8, 4), lengths)
+
+
+def test_packed_integers_decide() -> None:
+    """Documents of sentences of words: the lengths of sentences are packed as these are."""
+
+    def body(self: Any, y: Any, lengths: Any) -> Any:
+        inner = pack_padded_sequence(
+            lengths[:, None].clamp(max=3) + torch.arange(8), lengths.tolist(), batch_first=True, enforce_sorted=False
+        )
+        outer = pack_padded_sequence(y, lengths.tolist(), batch_first=True, enforce_sorted=False)
+        words = outer.data.unsqueeze(1).expand(-1, 10, -1)
+        return pack_padded_sequence(words, inner.data.tolist(), batch_first=True, enforce_sorted=False).data
+
+    model = padded(body)
+    program = graphprune.capture(model, EXAMPLE)
+    assert not program.opaque and not program.scopes
+    for lengths in (LENGTHS, torch.tensor([1, 8, 2, 3])):
+        inputs = double(len(lengths), 8, 4), lengths
+        assert max_error(run(program.module, inputs), run(model, inputs)) < 1e-12
 
 
 def test_a_flag_among_the_buffers_is_checked() -> None:
