@@ -81,12 +81,22 @@ _IN_SIZES: Final[dict[Any, Callable[..., Any]]] = {
 }
 
 
+def _renorm(input: torch.Tensor, p: float, dim: int, maxnorm: float) -> torch.Tensor:
+    others = [axis for axis in range(input.dim()) if axis != dim % input.dim()]
+    norm = torch.linalg.vector_norm(input, p, others, keepdim=True)
+    return input * torch.where(norm > maxnorm, maxnorm / (norm + 1e-7), 1.0)
+
+
+# Calls whose parts have rules: a limit to the norms of slices.
+_IN_PARTS: Final[dict[Any, Callable[..., Any]]] = {torch.renorm: _renorm, torch.Tensor.renorm: _renorm}
+
+
 @cache
 def opened(func: Any) -> Callable[..., Any] | None:
     """The body of a function that is traced through: the same code, which does not announce itself; None for all others."""
     changes = _OPENED.get(func)
     if changes is None:
-        return _IN_SIZES.get(func)
+        return _IN_SIZES.get(func) or _IN_PARTS.get(func)
     body = FunctionType(func.__code__, func.__globals__ | changes, func.__name__, func.__defaults__)
     body.__kwdefaults__ = func.__kwdefaults__
     return body
