@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 from torch.fx.node import map_arg
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map
 
@@ -107,7 +108,8 @@ class Recording(TorchDispatchMode):
     """Runs ATen operators on the meta device and writes them into :attr:`operations`.
 
     numbers: stand-ins, by their identity, of what torch makes of numbers and lists of Python, with that. values: tells how
-    large the results are whose sizes values decide.
+    large the results are whose sizes values decide. announces: the function mode that calls of torch announce themselves to, if
+    any; what did not (``torch.FloatTensor([1.0])``, which is a type) is announced to it as the operator that it runs.
     """
 
     def __init__(self) -> None:
@@ -115,6 +117,7 @@ class Recording(TorchDispatchMode):
         self.operations: list[Operation] = []
         self.numbers: dict[int, torch.Tensor] = {}
         self.values: Values | None = None
+        self.announces: TorchFunctionMode | None = None
         self._kept: list[torch.Tensor] = []  # identities are not to be used again
         self._any_size: dict[Any, bool] = {}
 
@@ -130,6 +133,9 @@ class Recording(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs) if kwargs else {}
+        if self.announces is not None and _hears(self.announces):
+            with self:
+                return func(*args, **kwargs)
         if "device" in kwargs:
             kwargs["device"] = torch.device("meta")
         any_size = self._any_size.get(func)
@@ -158,6 +164,12 @@ class Recording(TorchDispatchMode):
         self.numbers[id(result)] = leaf
         self._kept.append(result)
         return result
+
+
+def _hears(mode: TorchFunctionMode) -> bool:
+    """Whether a call of torch would announce itself to a function mode, as none does within a call that has."""
+    last = torch._C._len_torch_function_stack() - 1
+    return torch._C._is_torch_function_mode_enabled() and torch._C._get_function_stack_at(last) is mode
 
 
 def tape_of(program: Program) -> Tape:

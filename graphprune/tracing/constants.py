@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from graphprune.rules import tensors_in
 from graphprune.tracing.sizes import origin_of, plain
-from graphprune.tracing.targets import CONSTANT_FACTORIES, KEPT_AS_CALLS, writes
+from graphprune.tracing.targets import CONSTANT_FACTORIES, KEPT_AS_CALLS, LIFTS, writes
 
 
 class Constants:
@@ -26,6 +26,8 @@ class Constants:
 
     def has(self, func: Any, args: Any, kwargs: Any) -> bool:
         """Whether a call's result is a constant: it is made of constants and of numbers that are the same in every call."""
+        if func is LIFTS:
+            return not args[0].is_meta
         makes = func in CONSTANT_FACTORIES
         if not (makes or self._known):
             return False

@@ -32,6 +32,9 @@ _SIGNS: Final = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, 
 # Factories of data: with the same arguments the same numbers each time. (Those of zeros and ones are sizes above all.)
 CONSTANT_FACTORIES: Final = frozenset({torch.arange, torch.tensor, torch.as_tensor, torch.linspace, torch.logspace, torch.eye})
 
+# What makes a tensor of data that Python has given, in a call that torch does not announce: ``torch.FloatTensor([1.0])``.
+LIFTS: Final = torch.ops.aten.lift_fresh.default
+
 # Those that are calls all the same where a layer's width says how many numbers: what goes together in them their own rules say.
 KEPT_AS_CALLS: Final = frozenset({torch.eye})
 
@@ -88,12 +91,22 @@ _IN_SIZES: Final[dict[Any, Callable[..., Any]]] = {
 }
 
 
+def _renorm(input: torch.Tensor, p: float, dim: int, maxnorm: float) -> torch.Tensor:
+    others = [axis for axis in range(input.dim()) if axis != dim % input.dim()]
+    norm = torch.linalg.vector_norm(input, p, others, keepdim=True)
+    return input * torch.where(norm > maxnorm, maxnorm / (norm + 1e-7), 1.0)
+
+
+# Calls whose parts have rules: a limit to the norms of slices.
+_IN_PARTS: Final[dict[Any, Callable[..., Any]]] = {torch.renorm: _renorm, torch.Tensor.renorm: _renorm}
+
+
 @cache
 def opened(func: Any) -> Callable[..., Any] | None:
     """The body of a function that is traced through: the same code, which does not announce itself; None for all others."""
     changes = _OPENED.get(func)
     if changes is None:
-        return _IN_SIZES.get(func)
+        return _IN_SIZES.get(func) or _IN_PARTS.get(func)
     body = FunctionType(func.__code__, func.__globals__ | changes, func.__name__, func.__defaults__)
     body.__kwdefaults__ = func.__kwdefaults__
     return body

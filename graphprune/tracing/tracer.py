@@ -73,6 +73,7 @@ class Tracer(TorchFunctionMode):
         self._taking_numbers: set[Any] = earlier._taking_numbers if earlier else set()  # C functions that read tensors as numbers
         self._unaware: set[str] = earlier._unaware if earlier else set()  # modules that trace, if at all, without knowing of it
         self._recording = Recording()
+        self._recording.announces = self
         self._results: Results = Results(self._recording, earlier._results if earlier else None)
         before = earlier or after
         left = after.left_behind() if after else {}

@@ -153,7 +153,8 @@ class NodeSite:
         if not isinstance(arg, fx.Node):
             return arg if arg == -1 else expected
         computed = int(self.evaluate(arg))
-        if computed != expected:
+        multiple = arg.target is operator.mul and any(map(self._divides, arg.all_input_nodes))
+        if computed != expected or multiple:
             if any(map(self._follows, arg.all_input_nodes)):
                 arg, computed = self._original(arg), int(self.evaluate_old(arg))
             arg = self._scaled(arg, computed, expected)
@@ -189,6 +190,10 @@ class NodeSite:
         if arg not in known:
             known[arg] = self._shrinks(arg) or (arg in self.rewriting.sizes and any(map(self._follows, arg.all_input_nodes)))
         return known[arg]
+
+    def _divides(self, arg: fx.Node) -> bool:
+        """Whether a number is a size that shrinks, divided and rounded."""
+        return arg.target is operator.floordiv and self._follows(arg)
 
     def _shrinks(self, arg: fx.Node) -> bool:
         """Whether the node results in one number, which is not that of the original."""

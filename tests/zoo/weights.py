@@ -154,6 +154,26 @@ def spectral_norm() -> Case:
     return Case(model, image(), {"a": 6, "b.parametrizations.weight.original": 5})
 
 
+class _Limited(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.renorm(p=2, dim=0, maxnorm=0.5)
+
+
+@case
+def limited_norms() -> Case:
+    """EEGNet: the weights of each output have a norm of at most so much, here those of some outputs have and of others not."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        return self.c(F.relu(self.b(F.relu(self.a(x)))))
+
+    b = conv(6, 5)
+    with torch.no_grad():
+        b.weight.mul_(torch.tensor([0.01, 3.0, 0.02, 2.0, 1.0])[:, None, None, None])
+    parametrize.register_parametrization(b, "weight", _Limited())
+    model = net(forward, a=conv(3, 6), b=b, c=conv(5, 2))
+    return Case(model, image(), {"a": 6, "b.parametrizations.weight.original": 5})
+
+
 class _Doubled(nn.Module):
     def forward(self, weight: Tensor) -> Tensor:
         return weight + weight.transpose(0, 1)

@@ -92,3 +92,13 @@ def test_opened_functions_compute_the_same_and_do_not_announce_themselves() -> N
         found = body(*args)
     assert mode.call[0] is not F.multi_head_attention_forward
     assert torch.equal(found[0], F.multi_head_attention_forward(*args)[0])
+
+
+@pytest.mark.parametrize("p", [1, 2, 3.0, float("inf")])
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_a_limit_to_norms_in_parts_is_that_of_torch(p: float, dim: int) -> None:
+    weight = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * torch.logspace(-3, 3, 6)
+    for limited in (torch.renorm, torch.Tensor.renorm):
+        body = opened(limited)
+        assert body is not None
+        torch.testing.assert_close(body(weight, p=p, dim=dim, maxnorm=2.0), weight.renorm(p, dim, 2.0))

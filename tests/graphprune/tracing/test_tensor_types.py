@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from graphprune.tracing.tensor_types import dtype_of, name_of
 from graphprune.tracing.writer import Untraceable
+from tests.checking import analyse, check_plan
+from tests.zoo.case import net
 
 CPU = torch.device("cpu")
 
@@ -21,3 +27,43 @@ def test_a_type_of_the_same_device_is_a_dtype(kind: object) -> None:
 def test_a_type_of_another_device_is_not_traced(kind: object) -> None:
     with pytest.raises(Untraceable, match="another device"):
         dtype_of(kind, CPU)
+
+
+def _written(x: Tensor) -> Tensor:
+    steps = torch.DoubleTensor([1.0, 2.0])
+    steps[1] = x.sum()
+    return steps.sum()
+
+
+#: Tensors that a type makes, which is no call of torch.
+MADE: dict[str, Callable[[Tensor], Any]] = {
+    "of a list": lambda x: torch.DoubleTensor([0.5]),
+    "of the default dtype": lambda x: torch.Tensor([0.5]).double(),
+    "of integers": lambda x: torch.LongTensor([2]),
+    "of a list, and moved": lambda x: torch.DoubleTensor([0.5]).to(x.device),
+    "of a size, and filled": lambda x: torch.DoubleTensor(1).fill_(0.5),
+    "of a list, and written into": _written,
+}
+
+
+@pytest.mark.parametrize("made", MADE.values(), ids=list(MADE))
+def test_a_tensor_that_a_type_makes_in_a_forward(made: Callable[[Tensor], Any]) -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        return self.b(self.a(x).relu() / (made(x) + 1))
+
+    x, other = torch.randn(2, 5, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
+    found = analyse(net(forward, a=nn.Linear(5, 8), b=nn.Linear(8, 2)), x)
+    assert not found.program.opaque
+    assert {group.name: group.size for group in found.groups.prunable} == {"a": 8}
+    assert torch.equal(found.program.module(other), found.model(other))
+    for seed in (0, 1):
+        check_plan(found, found.random_plan(seed), other=other)
+
+
+def test_a_type_makes_a_table_that_goes_along_with_a_width() -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        return self.b(self.a(x) * torch.DoubleTensor([1, 2, 3, 4, 5, 6, 7, 8]))
+
+    found = analyse(net(forward, a=nn.Linear(5, 8), b=nn.Linear(8, 2)), torch.randn(2, 5, dtype=torch.float64))
+    assert {group.name: group.size for group in found.groups.prunable} == {"a": 8}
+    check_plan(found, found.random_plan(0))
