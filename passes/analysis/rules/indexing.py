@@ -140,7 +140,6 @@ def _repacked(call: Call, old: int, new: int) -> None:
     value = call.value(call.args[0])
     fields = [call.space.restrict(field, [axis for axis in axes_of(field) if axis >= old], why) for field in value.fields]
     call.set([field.reshape((1,) * new + field.shape[old:]) for field in fields if field is not None])
-    call.set([], 1)
 
 
 def _replace_axes(field: Field, indexed: list[int], lead: int, width: int) -> Field:

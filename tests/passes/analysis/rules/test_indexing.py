@@ -99,6 +99,22 @@ def test_a_permutation_given_by_the_caller_is_data() -> None:
     assert seen.frozen == set(seen.atoms("t", 0))
 
 
+PACKING: dict[str, tuple[Callable[..., Any], tuple[int, ...], int]] = {
+    "packed": (lambda t, n: torch._pack_padded_sequence(t, n, True)[0], (2, 3, 5), 1),
+    "padded": (lambda t, n: torch._pad_packed_sequence(t, n, True, 0.0, 2)[0], (4, 5), 2),
+}
+
+
+@pytest.mark.parametrize("name", PACKING)
+def test_sequences_that_are_packed_and_their_lengths_stay_and_features_pass(name: str) -> None:
+    function, shape, axis = PACKING[name]
+    seen = observe(lambda t, n: function(t, n), t=torch.randn(shape), n=torch.tensor([2, 2]))
+    last = len(shape) - 1
+    fixed = {atom for place in range(last) for atom in seen.atoms("t", place)} | set(seen.atoms("n", 0))
+    assert seen.frozen >= fixed and not seen.frozen & set(seen.atoms("t", last))
+    assert [seen.result_atoms(place) for place in range(axis + 1)] == [None] * axis + [seen.atoms("t", last)]
+
+
 def test_a_gathered_axis_stays_and_the_others_go_with_the_index() -> None:
     """An index that is repeated over an axis shrinks with it; one that holds data there fixes it."""
     seen = observe(lambda x, t: t.gather(1, x.expand(3, 2, 5)), x=torch.zeros(3, 2, 1, dtype=torch.long), t=torch.randn(3, 4, 5))
