@@ -168,8 +168,9 @@ class Recording(TorchDispatchMode):
 
 def _hears(mode: TorchFunctionMode) -> bool:
     """Whether a call of torch would announce itself to a function mode, as none does within a call that has."""
-    last = torch._C._len_torch_function_stack() - 1
-    return torch._C._is_torch_function_mode_enabled() and torch._C._get_function_stack_at(last) is mode
+    if not torch._C._is_torch_function_mode_enabled():
+        return False
+    return torch._C._get_function_stack_at(torch._C._len_torch_function_stack() - 1) is mode
 
 
 def tape_of(program: Program) -> Tape:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from graphprune.channels.tape import Operation
 
 _MASKS: Final = (torch.bool, torch.uint8)
+_PACKED: Final = (torch.ops.aten._pack_padded_sequence.default, torch.ops.aten._pad_packed_sequence.default)
+"""Operators whose second result says no more than their second operand does."""
+
 _SHAPED: Final[Mapping[Any, Callable[..., list[torch.Tensor]]]] = {
     **dict.fromkeys(
         (
@@ -32,13 +35,11 @@ _SHAPED: Final[Mapping[Any, Callable[..., list[torch.Tensor]]]] = {
         ),
         lambda x, *_, **__: [x],
     ),
-    torch.ops.aten._pack_padded_sequence.default: lambda x, lengths, *_: [lengths],
-    torch.ops.aten._pad_packed_sequence.default: lambda x, sizes, *_: [sizes],
+    **dict.fromkeys(_PACKED, lambda x, sizes, *_: [sizes]),
     torch.ops.aten.masked_select.default: lambda x, mask: [mask],
     torch.ops.aten.index.Tensor: lambda x, indices: [item for item in indices if item is not None and item.dtype in _MASKS],
 }
 """Operators whose results have sizes that values decide: those operands."""
-
 
 _FILLED: Final = frozenset(
     getattr(torch.ops.aten, f"{prefix}{kind}{suffix}").default
@@ -46,9 +47,6 @@ _FILLED: Final = frozenset(
     for prefix, suffix in (("new_", ""), ("", "_like"))
 )
 """Operators that read of a tensor how large it is, and not what it holds."""
-
-_PACKED: Final = frozenset({torch.ops.aten._pack_padded_sequence.default, torch.ops.aten._pad_packed_sequence.default})
-"""Operators whose second result says no more than their second operand does."""
 
 
 class Values:
@@ -99,10 +97,7 @@ class Values:
             return None
         with _disable_current_modes(), torch._C.DisableTorchFunction(), torch.no_grad():
             held = self._held(deciding)
-            if held is None:
-                return None
-            blank = {id(item): torch.zeros(item.shape, dtype=item.dtype) for item in tensors_in((args, kwargs))}
-            return operator(*_with(args, blank | held), **_with(kwargs, blank | held))
+            return None if held is None else operator(*_with(args, held), **_with(kwargs, held))
 
     def are_of_sizes(self, tensors: list[torch.Tensor]) -> bool:
         """Whether tensors were computed of sizes, numbers, parameters and buffers alone, and not of what inputs hold."""
@@ -117,11 +112,8 @@ class Values:
         for run in _behind(wanted, list(self._operations())):
             if torch.Tag.nondeterministic_seeded in run.operator.tags or not self._load(_read(run), held):
                 return None
-            given = held
-            if (run.operator in _FILLED or _packs(run)) and id(like := run.args[0]) not in held:
-                given = held | {id(like): torch.empty(like.shape, dtype=like.dtype)}
             kwargs = run.kwargs | ({"device": torch.device("cpu")} if "device" in run.kwargs else {})
-            result = run.operator(*_with(run.args, given), **_with(kwargs, given))
+            result = run.operator(*_with(run.args, held), **_with(kwargs, held))
             made = zip(_told(run, run.output), _told(run, result), strict=True)
             held |= {id(stand_in): value for stand_in, value in made}
         return held if self._load(wanted, held) else None
@@ -171,4 +163,11 @@ def _memory(tensor: torch.Tensor) -> int:
 
 
 def _with(tree: Any, held: Mapping[int, torch.Tensor]) -> Any:
-    return tree_map(lambda leaf: held[id(leaf)] if isinstance(leaf, torch.Tensor) else leaf, tree)
+    """Arguments with data; of tensors whose values are not read, zeros."""
+
+    def data(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        return held[id(leaf)] if id(leaf) in held else torch.zeros(leaf.shape, dtype=leaf.dtype)
+
+    return tree_map(data, tree)

@@ -82,23 +82,22 @@ def _new(tensor: torch.Tensor, *given: Any, **options: Any) -> Any:
     return tensor.new_tensor(first, **options) if is_data else tensor.new_empty(first, **options)
 
 
-# Calls that take sizes from another tensor: sizes that go along with a width can follow it, a tensor's shape as a whole cannot.
-_IN_SIZES: Final[dict[Any, Callable[..., Any]]] = {
-    torch.Tensor.expand_as: lambda tensor, other: tensor.expand(other.shape),
-    torch.Tensor.view_as: lambda tensor, other: tensor.view(other.shape),
-    torch.Tensor.new: _new,
-    torch.Tensor.reshape_as: lambda tensor, other: tensor.reshape(other.shape),
-}
-
-
 def _renorm(input: torch.Tensor, p: float, dim: int, maxnorm: float) -> torch.Tensor:
     others = [axis for axis in range(input.dim()) if axis != dim % input.dim()]
     norm = torch.linalg.vector_norm(input, p, others, keepdim=True)
     return input * torch.where(norm > maxnorm, maxnorm / (norm + 1e-7), 1.0)
 
 
-# Calls whose parts have rules: a limit to the norms of slices.
-_IN_PARTS: Final[dict[Any, Callable[..., Any]]] = {torch.renorm: _renorm, torch.Tensor.renorm: _renorm}
+# Calls that are traced as others. Those that take sizes from another tensor: sizes that go along with a width can follow it, a
+# tensor's shape as a whole cannot. Memory that is not filled, under a name that says so; and what has no rule but its parts do.
+_AS_OTHERS: Final[dict[Any, Callable[..., Any]]] = {
+    torch.Tensor.expand_as: lambda tensor, other: tensor.expand(other.shape),
+    torch.Tensor.view_as: lambda tensor, other: tensor.view(other.shape),
+    torch.Tensor.reshape_as: lambda tensor, other: tensor.reshape(other.shape),
+    torch.Tensor.new: _new,
+    torch.renorm: _renorm,
+    torch.Tensor.renorm: _renorm,
+}
 
 
 @cache
@@ -106,7 +105,7 @@ def opened(func: Any) -> Callable[..., Any] | None:
     """The body of a function that is traced through: the same code, which does not announce itself; None for all others."""
     changes = _OPENED.get(func)
     if changes is None:
-        return _IN_SIZES.get(func) or _IN_PARTS.get(func)
+        return _AS_OTHERS.get(func)
     body = FunctionType(func.__code__, func.__globals__ | changes, func.__name__, func.__defaults__)
     body.__kwdefaults__ = func.__kwdefaults__
     return body
