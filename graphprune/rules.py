@@ -31,6 +31,9 @@ Rule: TypeAlias = "Callable[[Call], None]"
 
 _NO_TENSORS: Final = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device})
 
+#: Types of indices that say which elements are meant, and not where these are.
+MASKS: Final = (torch.bool, torch.uint8)
+
 _RULES: dict[str, Rule] = {}
 _MOVING: set[str] = set()
 _KEEPING_SIZES: set[str] = set()

@@ -14,12 +14,11 @@ from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
-from graphprune.rules import tensors_in
+from graphprune.rules import MASKS, tensors_in
 
 if TYPE_CHECKING:
     from graphprune.channels.tape import Operation
 
-_MASKS: Final = (torch.bool, torch.uint8)
 _PACKED: Final = (torch.ops.aten._pack_padded_sequence.default, torch.ops.aten._pad_packed_sequence.default)
 """Operators whose second result says no more than their second operand does."""
 
@@ -37,7 +36,7 @@ _SHAPED: Final[Mapping[Any, Callable[..., list[torch.Tensor]]]] = {
     ),
     **dict.fromkeys(_PACKED, lambda x, sizes, *_: [sizes]),
     torch.ops.aten.masked_select.default: lambda x, mask: [mask],
-    torch.ops.aten.index.Tensor: lambda x, indices: [item for item in indices if item is not None and item.dtype in _MASKS],
+    torch.ops.aten.index.Tensor: lambda x, indices: [item for item in indices if item is not None and item.dtype in MASKS],
 }
 """Operators whose results have sizes that values decide: those operands."""
 

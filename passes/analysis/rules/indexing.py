@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 import numpy as np
 import torch
 
 from graphprune.channels.labels import Field, Reason, Value, axes_of
 from graphprune.passes.analysis.rules.wide import settled
-from graphprune.rules import Call, rule
-
-_MASKS: Final = (torch.bool, torch.uint8)
+from graphprune.rules import MASKS, Call, rule
 
 
 @rule("embedding")
@@ -84,7 +81,7 @@ def index(call: Call) -> None:
     value, why = call.value(call.args[0]), call.reason("indexed by data")
     indexed, width = _indexed(call, call.args[1], why)
     given = [tensor for tensor in call.args[1] if tensor is not None]
-    if len(given) == len(indexed) == 1 and given[0].dtype not in _MASKS and _permuted(call, value, indexed[0], given[0]):
+    if len(given) == len(indexed) == 1 and given[0].dtype not in MASKS and _permuted(call, value, indexed[0], given[0]):
         call.moves(True)
         return
     fields = [call.space.restrict(f, [a for a in axes_of(f) if a not in indexed], why) for f in value.fields]
@@ -102,7 +99,7 @@ def _indexed(call: Call, indices: Sequence[torch.Tensor | None], why: Reason) ->
             continue
         for field in call.value(tensor).fields:
             call.space.freeze(field, why)
-        axes, made = (tensor.dim(), 1) if tensor.dtype in _MASKS else (1, tensor.dim())
+        axes, made = (tensor.dim(), 1) if tensor.dtype in MASKS else (1, tensor.dim())
         indexed += range(axis, axis + axes)
         axis, width = axis + axes, max(width, made)
     return indexed, width
