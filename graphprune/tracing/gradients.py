@@ -29,6 +29,7 @@ class Gradients:
     def __init__(self, root: nn.Module) -> None:
         self._root = root
         self._forwards = _forwards()
+        self._lines = {line for _, line in self._forwards}  # a quick look, as every call asks
         self._has_own = any(self._forwards.values())
         self._stopped: list[bool] = []
         self._said: list[tuple[str, fx.Node, str]] = []
@@ -92,7 +93,7 @@ class Gradients:
         """The name of the autograd Function whose forward is running, empty for one of torch; None outside of one."""
         frame: FrameType | None = sys._getframe(2)
         while frame is not None and not is_trace_entry(frame.f_code):
-            if (place := _place(frame.f_code)) in self._forwards:
+            if frame.f_code.co_firstlineno in self._lines and (place := _place(frame.f_code)) in self._forwards:
                 return self._forwards[place]
             frame = frame.f_back
         return None

@@ -15,7 +15,7 @@ import torch
 _ELSEWHERE: Final = (f"{Path(torch.__file__).parent}{os.sep}", f"{Path(__file__).parent.parent}{os.sep}", "<")
 _MOST_CODES: Final = 1_000  # that are remembered
 _ENTRIES: Final = {
-    (str(Path(__file__).with_name(f"{module}.py")), name)
+    name: str(Path(__file__).with_name(f"{module}.py"))
     for module, names in {"tracer": ("run", "placeholder", "finish"), "rehearsal": ("answer",)}.items()
     for name in names
 }
@@ -56,7 +56,7 @@ def is_of_model(code: CodeType) -> bool:
 
 def is_trace_entry(code: CodeType) -> bool:
     """Whether code is where the tracer starts: beyond is whoever called us, not the model."""
-    return (code.co_filename, code.co_name) in _ENTRIES
+    return _ENTRIES.get(code.co_name) == code.co_filename
 
 
 def in_brackets(line: str) -> str:

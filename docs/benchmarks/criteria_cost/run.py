@@ -32,7 +32,7 @@ from graphprune.passes.analysis.filters import Filters  # noqa: E402
 from graphprune.passes.scoring.score import ScorePass  # noqa: E402
 from graphprune.pipeline.analysis_manager import AnalysisManager  # noqa: E402
 
-BATCHES, BATCH, SIZE, CLASSES = 4, 16, 64, 10
+BATCHES, BATCH, SIZE, CLASSES = 4, 8, 224, 10
 FORMS = ["taylor(form=weight)", "fpgm(scope=group)"]
 
 
