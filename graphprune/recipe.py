@@ -37,7 +37,7 @@ class Section(BaseModel):
 class ModelSection(Section):
     """What is pruned."""
 
-    source: str = Field(description="torchvision:NAME, timm:NAME, package.module:factory, or a file of a model.")
+    source: str = Field(description="torchvision:NAME, timm:NAME, package.module:factory, FILE.py:factory, or a file of a model.")
     weights: Path | None = Field(None, description="Weights for the model, a file.")
     input: str | None = Field(None, description="Example inputs, such as 1x3x32x32. Default: one training sample.")
     trust_pickle: bool = Field(False, description="Allow model files whose loading can run any code in them.")

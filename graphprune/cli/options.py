@@ -46,7 +46,7 @@ SourceText = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="torchvision:NAME, timm:NAME, transformers:NAME or package.module:factory, with arguments as in "
+        help="torchvision:NAME, timm:NAME, transformers:NAME, package.module:factory or FILE.py:factory, with arguments as in "
         "'torchvision:resnet18(num_classes=10)'; or a folder of save_pretrained; or FILE (.safetensors artifact, .pt2 program, "
         ".pt/.pth module, config.json of transformers).",
     ),

@@ -27,8 +27,8 @@ def command(
         str | None,
         typer.Argument(
             metavar="[SOURCE]",
-            help="The model: torchvision:NAME, timm:NAME, transformers:NAME, package.module:factory, a folder of save_pretrained, "
-            "or FILE (.safetensors, .pt2, .pt/.pth).",
+            help="The model: torchvision:NAME, timm:NAME, transformers:NAME, package.module:factory, FILE.py:factory, "
+            "a folder of save_pretrained, or FILE (.safetensors, .pt2, .pt/.pth).",
         ),
     ] = None,
     *,

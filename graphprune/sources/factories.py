@@ -20,7 +20,7 @@ from graphprune.errors import UsageError, did_you_mean, typed_line
 from graphprune.ir.program import Inputs
 from graphprune.sources.source import Source
 
-_CALL = re.compile(r"(?P<library>[\w.]+):(?P<name>[^()\s]+)(?P<call>\(.*\))?", re.DOTALL)
+_CALL = re.compile(r"(?P<library>[\w.]+|.+\.py):(?P<name>[^()\s]+)(?P<call>\(.*\))?", re.DOTALL)
 
 # Usual input of torchvision's models: by builder where it is special, else by the folder that it is in.
 _NAMED_INPUTS: dict[str, tuple[int, ...]] = {
@@ -89,7 +89,10 @@ def from_timm(text: str) -> Source:
 
 
 def from_python(text: str) -> Source:
-    """``package.module:attribute``: a callable that returns a module, or a module; the current folder is on the path."""
+    """``package.module:attribute`` or ``path/file.py:attribute``: a callable that returns a module, or a module.
+
+    The current folder is on the path, and the folder of the file, or of the package that it is in.
+    """
     call = parse_call(text)
     with _current_folder_on_path():
         state = torch.random.get_rng_state()
@@ -160,7 +163,7 @@ def _attribute(call: Call) -> Any:
 
 def _import(name: str) -> Any:
     if name.endswith(".py"):
-        raise UsageError(f"{name} is a file. Name the module in it, {name.removesuffix('.py')}, from the folder that holds it.")
+        return _import_file(Path(name).resolve())
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -172,6 +175,20 @@ def _import(name: str) -> Any:
         raise UsageError(f"Importing {name} failed: {typed_line(error)}.") from error
     except Exception as error:  # user code: whatever it raises is a bad input, with its own traceback attached
         raise UsageError(f"Importing {name} failed: {typed_line(error)}.") from error
+
+
+def _import_file(path: Path) -> Any:
+    """The module in a file, by the name that it has in the packages around it."""
+    if not path.is_file():
+        raise UsageError(f"There is no file {path}. Check the path.")
+    folder, name = path.parent, path.stem
+    while (folder / "__init__.py").is_file():
+        folder, name = folder.parent, f"{folder.name}.{name}"
+    sys.path.insert(0, str(folder))
+    module = _import(name)
+    if module.__file__ is None or not path.samefile(module.__file__):
+        raise UsageError(f"Importing {path} gives {module.__file__} instead: another module is named {name}. Rename the file.")
+    return module
 
 
 def _build(text: str, factory: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

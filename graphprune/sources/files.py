@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from graphprune.errors import UsageError
+from graphprune.sources.checkpoints import holds_weights
 from graphprune.sources.source import Source
-from graphprune.sources.weights import holds_weights
 
 _NAME_IT = "Name the code that builds the model, and the file after it: torchvision:NAME, timm:NAME or package.module:factory"
 

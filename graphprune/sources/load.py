@@ -28,20 +28,20 @@ _FILES: dict[str, Callable[[Path, bool], Source]] = {
     ".pth": from_pickle,
     ".json": from_config,
 }
-_PYTHON = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:")
+_PYTHON = re.compile(r"([^\W\d]\w*(\.[^\W\d]\w*)*|.+\.py):")
 _FORMS = (
-    "torchvision:NAME, timm:NAME, transformers:NAME, package.module:factory, a folder of save_pretrained, or a file "
-    "(.safetensors artifact, .pt2 program, .pt or .pth module, config.json of transformers)"
+    "torchvision:NAME, timm:NAME, transformers:NAME, package.module:factory or FILE.py:factory, a folder of save_pretrained, or a "
+    "file (.safetensors artifact, .pt2 program, .pt or .pth module, config.json of transformers)"
 )
 
 
 def load_source(text: str, *, weights: Path | None = None, trust_pickle: bool = False, seed: int | None = 0) -> Source:
     """Build or read the model that ``text`` names.
 
-    text: ``torchvision:NAME``, ``timm:NAME``, ``transformers:NAME`` or ``package.module:factory``, each with optional literal
-        arguments (``torchvision:resnet18(num_classes=10)``), or the path of a folder of save_pretrained, a config of one, a
-        ``.pt2`` program, a graphprune ``.safetensors`` artifact, or a pickled module. Models of libraries and of configs are built
-        without weights and without downloads.
+    text: ``torchvision:NAME``, ``timm:NAME``, ``transformers:NAME``, ``package.module:factory`` or ``path/file.py:factory``,
+        each with optional literal arguments (``torchvision:resnet18(num_classes=10)``), or the path of a folder of save_pretrained,
+        a config of one, a ``.pt2`` program, a graphprune ``.safetensors`` artifact, or a pickled module. Models of libraries and of
+        configs are built without weights and without downloads.
     weights: a file of weights to load into the model; see :func:`load_weights`.
     trust_pickle: allow files whose loading can run code.
     seed: seed of the fresh weights, so that the same text is the same model again; None draws from the global
@@ -56,7 +56,7 @@ def load_source(text: str, *, weights: Path | None = None, trust_pickle: bool = 
     if weights is None:
         check_finite(source.model, source.model.state_dict(), text)
     else:
-        load_weights(source.model, weights)
+        load_weights(source.model, weights, trust_pickle)
     return source
 
 

@@ -16,6 +16,7 @@ from torch import nn
 import graphprune
 from graphprune.errors import UsageError
 from graphprune.sources import load_source
+from graphprune.sources.load import names_code
 
 _MODELS = """
 from torch import nn
@@ -129,12 +130,38 @@ def test_python_factory_of_the_current_folder(here: Path, text: str, width: int)
     assert sys.path == path
 
 
+@pytest.mark.parametrize("folder", ["", "elsewhere", "a/package/inside"])
+def test_a_file_of_python_is_imported_with_what_is_around_it(here: Path, folder: str) -> None:
+    """By its name in the packages that it is in, so that relative imports work; beside a module of the current folder."""
+    place = here / folder
+    place.mkdir(parents=True, exist_ok=True)
+    relative = "." if "package" in folder else ""
+    for package in ("a/package", "a/package/inside"):
+        if relative:
+            (here / package / "__init__.py").touch()
+    name = f"drawn_{len(folder)}"
+    (place / f"{name}_widths.py").write_text("WIDTH = 5\n")
+    (place / f"{name}.py").write_text(
+        f"from torch import nn\nfrom {relative}{name}_widths import WIDTH\ndef net(width=WIDTH):\n    return nn.Linear(2, width)\n"
+    )
+    path, text = list(sys.path), str((place / f"{name}.py").relative_to(here))
+    assert load_source(f"{text}:net").model.out_features == 5
+    assert load_source(f"{place / name}.py:net(width=7)").model.out_features == 7
+    assert sys.path == path and names_code(f"{text}:net")
+
+
+def test_a_file_of_the_name_of_another_module_is_refused(here: Path) -> None:
+    (here / "json.py").write_text("net = None\n")
+    assert "another module is named json. Rename the file." in _refused("json.py:net")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("toy_models:nett", "toy_models has no 'nett'; did you mean 'net'"),
         ("toy_modelz:net", "no Python module 'toy_modelz' in the current folder"),
-        ("toy_models.py:net", "toy_models.py is a file. Name the module in it, toy_models, from the folder"),
+        ("toy_modelz.py:net", "There is no file"),
+        ("toy_models.py:nett", "toy_models.py has no 'nett'; did you mean 'net'"),
         ("toy_models:listing", "gives a list, not a torch.nn.Module"),
         ("toy_models:number", "gives a int, not a torch.nn.Module"),
         ("toy_models:broken", "Building toy_models:broken failed: RuntimeError: no such backbone."),

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+import sys
+import types
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +50,7 @@ def _refused(path: Path, model: nn.Module | None = None) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".th", ".bin"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt", ".pth", ".th", ".bin", ".ckpt", ".pth.tar", ".7", ""])
 def test_every_suffix_is_read(tmp_path: Path, suffix: str) -> None:
     state, model, path = _net().state_dict(), _net(), tmp_path / f"weights{suffix}"
     save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
@@ -67,6 +71,13 @@ def test_every_suffix_is_read(tmp_path: Path, suffix: str) -> None:
         _prefixed("module._orig_mod."),
         _prefixed("_orig_mod.module."),
         lambda state: {"state_dict": _prefixed("module.")(state), "best_prec1": 93.4},
+        lambda state: {"model_ema": _prefixed("module.")(state), "optimizer": {"state": {}, "param_groups": []}},
+        lambda state: {
+            "state_dict": {**_prefixed("model.")(state), "loss.weight": torch.ones(2)},
+            "pytorch-lightning_version": "2",
+        },
+        lambda state: {"model": state, "args": argparse.Namespace(lr=0.1)},
+        lambda state: {name: value for name, value in _prefixed("net.")(state).items() if "num_batches" not in name},
     ],
 )
 def test_checkpoints_and_wrapper_prefixes_are_taken_off(tmp_path: Path, wrap: Callable[[State], State]) -> None:
@@ -74,6 +85,43 @@ def test_checkpoints_and_wrapper_prefixes_are_taken_off(tmp_path: Path, wrap: Ca
     torch.save(wrap(state), tmp_path / "checkpoint.pt")
     load_weights(model, tmp_path / "checkpoint.pt")
     assert _same(model, state)
+
+
+def test_two_networks_in_a_file_are_not_told_apart(tmp_path: Path) -> None:
+    state = _net().state_dict()
+    torch.save(_prefixed("student.")(state) | _prefixed("teacher.")(state), tmp_path / "w.pt")
+    assert "extra (student.0.weight" in _refused(tmp_path / "w.pt")
+    torch.save({"student": state, "teacher": state}, tmp_path / "w.pt")
+    assert "holds a dict with the keys student, teacher, not weights by name" in _refused(tmp_path / "w.pt")
+
+
+def test_what_is_missing_behind_a_prefix_is_named_as_the_model_has_it(tmp_path: Path) -> None:
+    state = _net().state_dict()
+    del state["2.bias"]
+    torch.save(_prefixed("module.")(state), tmp_path / "w.pt")
+    assert "1 missing (2.bias)" in _refused(tmp_path / "w.pt")
+
+
+def test_other_objects_beside_the_weights_need_trust(tmp_path: Path) -> None:
+    state, model = _net().state_dict(), _net()
+    torch.save({"state_dict": state, "when": Fraction(1, 3)}, tmp_path / "w.pt")
+    assert "--trust-pickle" in _refused(tmp_path / "w.pt")
+    load_weights(model, tmp_path / "w.pt", trust_pickle=True)
+    assert _same(model, state)
+    whole, other = _net(), _net()
+    torch.save(whole, tmp_path / "whole.pt")
+    load_weights(other, tmp_path / "whole.pt", trust_pickle=True)
+    assert _same(other, whole.state_dict())
+
+
+def test_code_that_is_not_here_is_not_called_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = types.ModuleType("gone_module")
+    gone.Gone = type("Gone", (), {"__module__": "gone_module"})  # type: ignore[attr-defined]
+    with monkeypatch.context() as patches:
+        patches.setitem(sys.modules, "gone_module", gone)
+        torch.save({"model": gone.Gone()}, tmp_path / "w.pt")
+    with pytest.raises(UsageError, match="needs code that is not here: No module named 'gone_module'"):
+        load_weights(_net(), tmp_path / "w.pt", trust_pickle=True)
 
 
 def test_a_model_whose_own_names_start_with_module_is_left_alone(tmp_path: Path) -> None:
