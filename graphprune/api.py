@@ -72,7 +72,8 @@ def prune(
     model: nn.Module,
     example_inputs: Any,
     *,
-    target: str | Mapping[str, float | str] = "macs=50%",
+    target: str | Mapping[str, float | str] | None = None,
+    keep: Mapping[str, float | str] | None = None,
     criterion: str = "l2",
     reduction: str = "default",
     normalise: str = "max",
@@ -102,7 +103,9 @@ def prune(
     model: any module; one that accelerate has dispatched or FSDP2 has sharded, too, if it traces as a whole, and the slim one is
         placed alike. example_inputs: a tensor, a tuple of arguments, or a dict of keyword arguments.
     target: what must remain: ``macs=50%``, ``params=2M``, ``channels=0.5``, ``weight_bytes=20MB``, ``memory=30MiB`` (peak
-        activations at the example inputs), ``latency=3.2ms``, or a mapping of several.
+        activations at the example inputs), ``latency=3.2ms``, or a mapping of several. By default ``macs=50%``; with ``keep`` none.
+    keep: what stays of some layers, whatever the target: ``{"layer4.*": "30%", "layer1.0.conv1": 48}``. A pattern names layers that
+        make channels, or a group of such; an amount is a share or a number of channels. Of two for one group the later counts.
     criterion, reduction, normalise, share: see :class:`~graphprune.passes.scoring.score.ScorePass`.
     data: batches that the model takes, for criteria that look at activations or gradients, and for compensation: a DataLoader, a
         list, or the name of a file, folder or callable (see :func:`~graphprune.sources.data.load_calibration`), or ``synthetic``
@@ -134,13 +137,14 @@ def prune(
     >>> result.model.get_submodule("0").out_features
     16
     """
-    targets, stating = read_targets(target), is_stating(widths)
+    targets, stating = read_targets(target or ({} if keep else "macs=50%")), is_stating(widths)
     if stating and select != "select":
         raise UsageError(f'The pass {select!r} takes any widths; widths="config" goes with select="select". Leave out one of them.')
     ranking = ranking or ("local" if stating else "global")
+    floors = {"round_to": round_to, "min_channels": min_channels, "max_ratio": max_ratio, "keep": dict(keep or {})}
     passes: list[Pass] = [
         ScorePass(criterion=criterion, reduction=reduction, normalise=normalise, share=share, seed=seed),
-        selection_pass(select, ranking, {"round_to": round_to, "min_channels": min_channels, "max_ratio": max_ratio, **targets}),
+        selection_pass(select, ranking, {**floors, **targets}),
         RewritePass(),
         *([VerifyPass(seed=seed)] if verify else []),
         *([] if compensate is None else [_compensation(compensate)]),

@@ -257,7 +257,16 @@ class Selection:
         typer.Option(
             metavar="KIND=AMOUNT",
             help="What must remain: macs=50%, params=2M, channels=0.5, latency=3.2ms, weight_bytes=20MB, memory=30MiB (peak "
-            "activations). Repeatable. Default: macs=50%.",
+            "activations). Repeatable. Default: macs=50%, and none with --keep.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LAYERS=AMOUNT",
+            help="What stays of these layers, whatever the target: 'layer4.*=30%', layer1.0.conv1=48 (channels). Repeatable; of "
+            "two for one layer the later counts. Without --target the others stay whole.",
             rich_help_panel=_HOW,
         ),
     ] = None
@@ -315,7 +324,8 @@ class Selection:
 
     def arguments(self) -> dict[str, Any]:
         """As :func:`graphprune.prune` takes them; None for what was not given. Raises UsageError for what cannot be read."""
-        return vars(self) | {"target": _targets(self.target or ()), "round_to": _multiple(self.round_to)}
+        given = {"target": _targets(self.target or ()), "keep": _kept(self.keep or ()), "round_to": _multiple(self.round_to)}
+        return vars(self) | given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,6 +368,14 @@ def _multiple(text: str | None) -> int | Literal["auto"] | None:
     if text.removeprefix("-").isdecimal():
         return int(text)
     raise UsageError(f"--round-to {text} is neither a number of channels nor 'auto'.")
+
+
+def _kept(texts: Sequence[str]) -> dict[str, str] | None:
+    """Amounts by pattern from ``pattern=amount``."""
+    for text in texts:
+        if "=" not in text:
+            raise UsageError(f"--keep {text} has no '='. Write it as LAYERS=AMOUNT, as in 'layer4.*=30%'.")
+    return {pattern: amount for pattern, _, amount in (text.rpartition("=") for text in texts)} or None
 
 
 def _targets(texts: Sequence[str]) -> dict[str, str] | None:

@@ -27,7 +27,7 @@ from graphprune.result import PruneResult
 from graphprune.tracing import capture
 
 _SELECTION: Final = (
-    *("criterion", "reduction", "normalise", "select", "ranking", "round_to", "min_channels", "max_ratio"),
+    *("criterion", "reduction", "normalise", "select", "ranking", "round_to", "min_channels", "max_ratio", "keep"),
     *("exclude", "policy", "seed"),
 )
 _DROPOUT: Final = {"dropout": "allow"}  # graphs of train mode have it inside

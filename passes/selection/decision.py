@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import gcd
 from numbers import Integral, Real
@@ -19,8 +19,10 @@ from graphprune.errors import TargetError, UsageError
 from graphprune.ir.program import Program
 from graphprune.passes.analysis.channels import ChannelGroups
 from graphprune.passes.analysis.cost import ModelCost
+from graphprune.passes.analysis.filters import Filters
 from graphprune.passes.scoring.score import latest, unit_order
 from graphprune.passes.selection.bounds import Bounds, Limit, Stepped, make_bounds
+from graphprune.passes.selection.keeping import kept_units
 from graphprune.passes.selection.levers import Lattice
 from graphprune.passes.selection.settle import Choice, Options, settled
 from graphprune.passes.selection.solvers.problem import Choices
@@ -40,10 +42,11 @@ class Budgeted(Pass):
     (``60M``, ``20MB``, ``3.2ms``); several are met together. A latency is the slim model's as it is measured, if it can be
     (:mod:`graphprune.passes.selection.settle`). round_to: kept channels of each group are a multiple of this where the group is
     wide enough; ``auto`` takes the widths at which a target's measure steps, all of them where none says. min_channels: units
-    that every group keeps at least. max_ratio: largest share of a group that may go.
+    that every group keeps at least. max_ratio: largest share of a group that may go. keep: what stays of some groups, by patterns
+    (:func:`~graphprune.passes.selection.keeping.kept_units`); targets are met by the others, which stay whole where there is none.
     """
 
-    requires: ClassVar[tuple[Any, ...]] = (ChannelGroups, ModelCost)
+    requires: ClassVar[tuple[Any, ...]] = (ChannelGroups, ModelCost, Filters)
     preserves: ClassVar[Any] = "all"
     needs: ClassVar[tuple[str, ...]] = ("scores",)
     provides: ClassVar[tuple[str, ...]] = ("plan",)
@@ -59,9 +62,10 @@ class Budgeted(Pass):
     round_to: int | Literal["auto"] = 1
     min_channels: int = 1
     max_ratio: float = 1.0
+    keep: Mapping[str, float | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.targets:
+        if not self.is_open and not self.keep:
             raise UsageError(f"{self.name} needs a target, as in {self.name}{{macs=50%}}; choose from {', '.join(KINDS)}.")
         self.check_floors()
 
@@ -81,6 +85,8 @@ class Budgeted(Pass):
     def run(self, program: Program, analyses: AnalysisView) -> Program:
         """Attach the plan. Raises TargetError when a target cannot be met, saying how far the model can go."""
         question = self.question(program, analyses)
+        if not self.is_open:
+            return question.decide(Choice(question.rounded(question.groups.widths)))
         limit = question.bounds.of("latency")
         if limit is None or program.latency is None or program.latency.measure is None:
             choice = self.choose(question, analyses)
@@ -95,6 +101,11 @@ class Budgeted(Pass):
         return question.decide(settled(limit, options))
 
     @property
+    def is_open(self) -> bool:
+        """Whether there is more to choose than which units groups of given widths keep."""
+        return bool(self.targets)
+
+    @property
     def targets(self) -> list[Target]:
         """The targets that were given."""
         given = ((kind, getattr(self, kind)) for kind in KINDS)
@@ -106,7 +117,11 @@ class Budgeted(Pass):
         bounds = make_bounds(self.targets, cost.measures(program.latency), groups.widths)
         sizes = groups.widths
         floors = np.maximum(self.min_channels, np.ceil(sizes * (1 - self.max_ratio) - 1e-9).astype(np.int64))
-        return Question(program, groups, cost, latest(program.scores), bounds, floors, self.round_to)
+        kept = kept_units(self.keep, groups, analyses.get(Filters)) if self.keep else {}
+        if kept and program.levers is not None:
+            raise UsageError("keep= names widths, and those of a config follow from its own values. Leave out keep or widths.")
+        floors[[*kept]] = [*kept.values()]
+        return Question(program, groups, cost, latest(program.scores), bounds, floors, self.round_to, frozenset(kept))
 
 
 def budgeted_passes() -> list[str]:
@@ -116,7 +131,8 @@ def budgeted_passes() -> list[str]:
 
 @dataclass(frozen=True)
 class Question:
-    """A program with scores and bounds, of which some units are to go. floors: units that each group keeps."""
+    """A program with scores and bounds, of which some units are to go. floors: units that each group keeps. given: groups that keep
+    just these."""
 
     program: Program
     groups: Groups
@@ -125,6 +141,7 @@ class Question:
     bounds: Bounds
     floors: Ints
     round_to: int | Literal["auto"] = 1
+    given: Container[int] = ()
 
     @cached_property
     def ordered(self) -> Sequence[Ints]:
@@ -133,9 +150,10 @@ class Question:
 
     @cached_property
     def widths(self) -> tuple[Ints, ...]:
-        """The widths that each group may have, ascending; the last is the full one."""
+        """The widths that each group may have, ascending; the last is the full one, but of a group whose width is given."""
         measures = [limit.measure for limit in self.bounds.limits]
-        return tuple(_allowed(group, int(self.floors[group.index]), self.round_to, measures) for group in self.groups.prunable)
+        allowed = (_allowed(group, int(self.floors[group.index]), self.round_to, measures) for group in self.groups.prunable)
+        return tuple(found[:1] if index in self.given else found for index, found in enumerate(allowed))
 
     def with_silent_units(self) -> Question:
         """The question with floors that hold all units without a score: nothing is known of what they are worth."""
@@ -156,7 +174,7 @@ class Question:
         return np.array([allowed[0] for allowed in self.widths], dtype=np.int64)
 
     def rounded(self, widths: Ints) -> Ints:
-        """Every width as the next wider one that is allowed; groups on one lever all at the step of the widest."""
+        """Every width as the next wider one that is allowed, or the widest; groups on one lever all at the step of the widest."""
         starts, table = self._rounded
         found: Ints = table[starts + widths]
         return found if self.lattice is None else self.lattice.rounded(found)
@@ -173,7 +191,8 @@ class Question:
         sizes = self.groups.widths + 1
         starts = np.cumsum(sizes) - sizes
         allowed = np.concatenate([np.zeros(0, dtype=np.int64), *(w + s for w, s in zip(self.widths, starts.tolist(), strict=True))])
-        places = np.searchsorted(allowed, np.arange(sizes.sum()))  # the last width of each group is its full one
+        last = np.cumsum([widths.size for widths in self.widths], dtype=np.int64) - 1
+        places = np.minimum(np.searchsorted(allowed, np.arange(sizes.sum())), np.repeat(last, sizes))
         return starts, allowed[places] - np.repeat(starts, sizes)
 
     def between(self, one: Ints, other: Ints, share: float) -> Ints | None:
@@ -206,7 +225,7 @@ class Question:
         frozen = sorted((g for g in self.groups.frozen if any(m.axis < 2 for m in g.members)), key=lambda g: -_slice_count(g))
         blockers = dict.fromkeys(f"{g.name} ({g.reason})" for g in frozen)
         names = "; ".join(list(blockers)[:3]) or ("the floors of its groups" if self.groups.prunable else "it has no channels")
-        remedy = "Loosen the target, exclude, min_channels, max_ratio or round_to."
+        remedy = "Loosen the target, exclude, keep, min_channels, max_ratio or round_to."
         if self.lattice is not None:
             remedy = f"{remedy[:-1]}, or take any widths (--widths any), with which no config makes the slim model."
         if _looks_like_a_share(limit.target):

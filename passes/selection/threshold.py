@@ -39,7 +39,7 @@ class ThresholdPass(Budgeted):
     at_most: float = 1.0
 
     def __post_init__(self) -> None:
-        if (self.threshold is None) == (not self.targets):
+        if (self.threshold is not None and self.targets) or not (self.is_open or self.keep):
             raise UsageError("threshold needs a threshold or a target, not both: threshold{threshold=0.1} or threshold{macs=50%}.")
         if self.threshold is not None and not isfinite(self.threshold):
             raise UsageError(f"threshold{{threshold={self.threshold}}} is not finite. Give a number on the scale of the scores.")
@@ -47,6 +47,11 @@ class ThresholdPass(Budgeted):
             raise UsageError("threshold{at_most=...} is a share over 0 and at most 1, and goes with a threshold.")
         self.check_choices(share=("none", *SHARES))
         self.check_floors()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a threshold, or a target to find one for."""
+        return self.threshold is not None or super().is_open
 
     def choose(self, question: Question, analyses: AnalysisView) -> Choice:
         """The widths above the threshold, which goes on record. Raises TargetError when a target cannot be met."""

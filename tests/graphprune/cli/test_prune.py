@@ -87,6 +87,16 @@ def test_several_targets_are_all_met(cli: Cli) -> None:
     assert ran.data["achieved"]["macs"] <= 0.6 and ran.data["achieved"]["params"] <= 0.45
 
 
+def test_layers_are_given_widths_by_name(cli: Cli) -> None:
+    ran = cli("prune", SOURCE, *INPUT, "--keep", "*=100%", "--keep", "block.conv1=25%", "-o", "slim.safetensors", "--json")
+    slim, whole = graphprune.load("slim.safetensors"), small_cnn()
+    assert ran.code == 0, ran.err
+    changed = {name for name, p in slim.named_parameters() if p.shape != whole.get_parameter(name).shape}
+    assert slim.get_parameter("block.conv1.weight").shape[0] * 4 == whole.get_parameter("block.conv1.weight").shape[0]
+    assert changed == {"block.conv1.weight", "block.bn1.weight", "block.bn1.bias", "block.conv2.weight"}
+    assert "has no '='" in cli("prune", SOURCE, *INPUT, "--keep", "block.conv1", "-o", "slim.safetensors").err
+
+
 def test_options_reach_the_passes(cli: Cli) -> None:
     options = (
         "--round-to",

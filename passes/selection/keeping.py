@@ -1,0 +1,57 @@
+"""Widths that a user gives: the groups that a pattern names, and how many of their units stay."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from graphprune.channels.filters import Filter
+from graphprune.channels.group_names import with_modules
+from graphprune.channels.groups import FROZEN, Group, Groups
+from graphprune.errors import UsageError, did_you_mean
+from graphprune.passes.analysis.channels import matches
+
+_NUMBER: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(%)?")
+
+
+def kept_units(keep: Mapping[str, float | str], groups: Groups, filters: Sequence[Filter]) -> dict[int, int]:
+    """How many units stay of the groups that are named, by index.
+
+    keep: by a pattern on a group, or on a layer or parameter that makes its channels, or a module around them, the share of the
+        group that stays (``50%``, ``0.5``) or the number of channels (``128``). Of two that name one group, the later counts.
+
+    Raises UsageError for a pattern that names nothing to prune, and for an amount that is none or more than there is.
+    """
+    names = {group.index: {group.name} for group in groups.prunable}
+    for one in filters:
+        for index in {int(groups.group_of[unit]) for unit in one.units.tolist()} - {FROZEN} if one.makes else ():
+            names[index].add(one.tensor)
+    found: dict[int, int] = {}
+    for pattern, text in keep.items():
+        named = [index for index, those in names.items() if any(matches(name, pattern) for name in those)]
+        if not named:
+            raise UsageError(_names_nothing(pattern, groups))
+        found |= {index: _units(groups.prunable[index], pattern, str(text).strip()) for index in named}
+    return found
+
+
+def _names_nothing(pattern: str, groups: Groups) -> str:
+    frozen = next((g for g in groups.frozen if any(matches(member.tensor, pattern) for member in g.members)), None)
+    if frozen is not None:
+        return f"keep={pattern!r} names nothing that can be pruned: {frozen.reason}. Leave it out."
+    near = did_you_mean(pattern, with_modules(groups.trace.parameters), ".")
+    return f"keep={pattern!r} matches no layer that makes channels{near} `graphprune inspect` shows the groups."
+
+
+def _units(group: Group, pattern: str, text: str) -> int:
+    """The units of a group that stay, one at least: a share to the nearest, channels to the next unit."""
+    match = _NUMBER.fullmatch(text)
+    number = float(match[1]) if match else 0.0
+    share = number / 100 if match and match[2] else number
+    if match and (match[2] or number <= 1) and 0 < share <= 1:
+        return max(1, int(share * group.size + 0.5))
+    channels = group.size * group.channels_per_unit
+    if match and not match[2] and number.is_integer() and 1 < number <= channels:
+        return -(-int(number) // group.channels_per_unit)
+    raise UsageError(f"keep={pattern!r} says {text} of the {channels} channels of {group.name}; write 50%, 0.5 or {channels}.")
