@@ -206,10 +206,10 @@ class Call:
         """A reason for freezing at this operator, graph node and source line."""
         return self.recorder.reason(text, self.name)
 
-    def freeze_inputs(self, text: str) -> None:
-        """Freeze every label of every argument."""
+    def freeze_inputs(self, text: str, *tensors: torch.Tensor) -> None:
+        """Freeze every label of these arguments, or of all of them."""
         why = self.reason(text)
-        for tensor in self.inputs():
+        for tensor in tensors or self.inputs():
             for field in self.value(tensor).fields:
                 self.space.freeze(field, why)
 
