@@ -41,6 +41,9 @@ class Site(Protocol):
     def scalar(self, name: str, default: int) -> int:
         """New value of a constant that a rule recorded as a kept count; ``default`` where none did."""
 
+    def places(self, index: Any, source: fx.Node, axis: int) -> Any:
+        """An index that a rule found constant, along an axis of its source: the kept places that it names, as they count now."""
+
     def evaluate(self, arg: Any) -> Any:
         """What a size argument evaluates to in the pruned graph, at the example inputs."""
 

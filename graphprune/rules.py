@@ -119,11 +119,8 @@ class Recorder(Protocol):
     def choose(self, policy: str, labels: Sequence[Field]) -> str:
         """The policy's choice at the running node, about these labels."""
 
-    def constant(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """The data of a 1-D integer buffer."""
-
-    def note_moving(self, moves: bool) -> None:
-        """Whether the running call only moves elements."""
+    def index(self, tensor: torch.Tensor) -> Field | None:
+        """The places that a constant index names."""
 
     def is_read(self, tensor: torch.Tensor) -> bool:
         """Whether anything reads a part of the running node's value."""
@@ -209,10 +206,10 @@ class Call:
         """A reason for freezing at this operator, graph node and source line."""
         return self.recorder.reason(text, self.name)
 
-    def freeze_inputs(self, text: str) -> None:
-        """Freeze every label of every argument."""
+    def freeze_inputs(self, text: str, *tensors: torch.Tensor) -> None:
+        """Freeze every label of these arguments, or of all of them."""
         why = self.reason(text)
-        for tensor in self.inputs():
+        for tensor in tensors or self.inputs():
             for field in self.value(tensor).fields:
                 self.space.freeze(field, why)
 
@@ -229,13 +226,10 @@ class Call:
         fixed = prod(n for axis, n in enumerate(self.shape(index)) if all(field.shape[axis] == 1 for field in fields))
         return [fixed, *fields]
 
-    def constant(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """The data of a 1-D integer buffer of the model; None for any other tensor."""
-        return self.recorder.constant(tensor)
-
-    def moves(self, moves: bool) -> None:
-        """Say of this call what ``moves`` says of an operator, where that depends on its arguments."""
-        self.recorder.note_moving(moves)
+    def index(self, tensor: torch.Tensor) -> Field | None:
+        """The places that an index names which is 1-D, and a buffer or list: from now on the rewriter counts those anew that
+        are kept, in the call that the graph node is. None for any other index."""
+        return self.recorder.index(tensor)
 
     def check_dtypes(self, *tensors: torch.Tensor) -> None:
         """Raise TypeError for operands of several dtypes, which the meta device lets pass and every other refuses."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves, tree_map
@@ -62,6 +63,7 @@ class Trace:
     operands: every other labelled tensor value that an operator saw or made, with the node that ran.
     shuffles: runs of views that permute one axis.
     scalars: constants whose new value is a kept count, by (node name, constant name).
+    indices: constant indices, by the name of the node that reads labelled axes by them.
     missing: operators without a rule, with the nodes that call them.
     tied: who wrote down each tie, run by run.
     choices: what the policy chose for fields over several axes.
@@ -76,6 +78,7 @@ class Trace:
     operands: list[tuple[str, Value]] = field(default_factory=list)
     shuffles: list[Shuffle] = field(default_factory=list)
     scalars: dict[tuple[str, str], Field] = field(default_factory=dict)
+    indices: dict[str, Field] = field(default_factory=dict)
     macs: list[MacsTerm] = field(default_factory=list)
     missing: dict[str, list[str]] = field(default_factory=dict)
     operators: int = 0
@@ -114,7 +117,6 @@ class _Propagation:
         self._result: Any = None
         self.movers: set[str] = set()  # nodes that ran operators which only move elements ...
         self.workers: set[str] = set()  # ... and nodes that ran others
-        self._moves = False  # the running call
         self._tape = tape
         self._values = self.trace.known
         self._rules: dict[Any, Any] = {}
@@ -150,13 +152,13 @@ class _Propagation:
         known = self._rules.get(func)
         if known is None:
             known = self._rules[func] = rule_for(func), only_moves(func)
-        rule, self._moves = known
+        rule, moves = known
         self.trace.operators += 1
         assert self.node is not None
         call = Call(self, *operation)
         if rule is not None:
             rule(call)
-            (self.movers if self._moves else self.workers).add(self._place[0])
+            (self.movers if moves else self.workers).add(self._place[0])
             self._credit(call.name)
             return
         self.workers.add(self._place[0])
@@ -227,9 +229,14 @@ class _Propagation:
             self.trace.choices.append(Choice(policy, self.node.name, choice, labels))
         return choice
 
-    def constant(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """The data of a 1-D integer buffer; None for any other tensor."""
-        return self._tape.constants.get(id(tensor))
+    def index(self, tensor: torch.Tensor) -> Field | None:
+        """The places that a constant index of the running node names."""
+        data = self._tape.constants.get(id(tensor))
+        if data is None or data.dim() != 1:
+            return None
+        assert self.node is not None
+        found = self.trace.indices[self.node.name] = data.numpy(force=True).astype(np.int64)
+        return found
 
     def is_read(self, tensor: torch.Tensor) -> bool:
         """Whether anything reads a part of the running node's value."""
@@ -237,10 +244,6 @@ class _Propagation:
         parts = self._result if isinstance(self._result, (tuple, list)) else ()
         at = next((index for index, part in enumerate(parts) if part is tensor), None)
         return at is None or any(user.target is not operator.getitem or user.args[1] == at for user in self.node.users)
-
-    def note_moving(self, moves: bool) -> None:
-        """Whether the running call only moves elements."""
-        self._moves = moves
 
     def calls(self, name: str) -> bool:
         """Whether the running node is a call of the operator of this name."""

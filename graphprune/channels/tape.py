@@ -7,6 +7,7 @@ often as they like: it holds all that they need to know of torch.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import chain
@@ -61,7 +62,8 @@ class Tape:
     """The steps in the order of the graph's nodes.
 
     names: parameters and buffers by the identity of their stand-ins, under their first name. aliases: other names of the
-    same tensors. constants: data of 1-D integer buffers, by the identity of their stand-ins.
+    same tensors. constants: data of 1-D integer buffers, and what torch makes of numbers and lists of Python, by the identity of
+    their stand-ins.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -181,7 +183,8 @@ def tape_of(program: Program) -> Tape:
 def run_graph(program: Program) -> Tape:
     """Run a program's graph on the meta device. Raises CaptureError when it cannot run on its example inputs."""
     load_extensions("graphprune.rules")
-    tape = Tape()
+    recording = Recording()
+    tape = Tape(constants=recording.numbers)
     twins: dict[int, torch.Tensor] = {}
 
     def to_meta(tensor: torch.Tensor) -> torch.Tensor:
@@ -196,7 +199,6 @@ def run_graph(program: Program) -> Tape:
         real[id(twins[id(tensor)])] = tensor
     given = placeholder_values(program.module.graph, program.inputs)
     arguments = [stand_ins(value) for value in given]
-    recording = Recording()
     recording.values = Values(real, recording.numbers, lambda: chain(tape.operations(), recording.operations))
     recording.values.give(arguments, given)
     with torch.no_grad(), recording:
@@ -264,7 +266,7 @@ class _Runner:
             return self._number(question(node), args, kwargs)
         target: Any = self.modules[str(node.target)] if node.op == "call_module" else node.target
         target, args = with_batch_sizes(self.recording, target, args)
-        return target(*args, **kwargs)
+        return target(*with_index_tensors(target, node.args, args), **kwargs)
 
     def _number(self, read: Any, args: Any, kwargs: Any) -> Any:
         """What a node reads from tensors that the inputs decide."""
@@ -310,6 +312,24 @@ def _run_filled(module: nn.Module, args: Any, kwargs: Mapping[str, Any], value: 
 
     args, kwargs = tree_map(fill, (args, dict(kwargs)))
     return module(*args, **kwargs)
+
+
+def with_index_tensors(function: Any, written: Any, args: Any) -> Any:
+    """The arguments of a call, with tensors in place of lists that index a tensor: of these torch makes stand-ins without data.
+
+    written: the arguments in which numbers that may be others in another call are none.
+    """
+    if function not in (operator.getitem, torch.Tensor.__getitem__) or not isinstance(args[0], torch.Tensor):
+        return args
+    indices, whole = written[1], isinstance(written[1], tuple)
+    items = zip(indices, args[1], strict=True) if whole else [(indices, args[1])]
+    with _disable_current_modes():
+        found = tuple([torch.tensor(item) if _lists_places(index) else item for index, item in items])
+    return args[0], found if whole else found[0]
+
+
+def _lists_places(index: Any) -> bool:
+    return isinstance(index, (list, tuple)) and {type(place) for place in index} in ({int}, {bool})
 
 
 def describe(node: fx.Node) -> str:

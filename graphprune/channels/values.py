@@ -35,10 +35,11 @@ _SHAPED: Final[Mapping[Any, Callable[..., list[torch.Tensor]]]] = {
         lambda x, *_, **__: [x],
     ),
     **dict.fromkeys(_PACKED, lambda x, sizes, *_: [sizes]),
+    torch.ops.aten.equal.default: lambda x, y: [x, y],
     torch.ops.aten.masked_select.default: lambda x, mask: [mask],
     torch.ops.aten.index.Tensor: lambda x, indices: [item for item in indices if item is not None and item.dtype in MASKS],
 }
-"""Operators whose results have sizes that values decide: those operands."""
+"""Operators whose results, or the sizes of these, values decide: those operands."""
 
 _FILLED: Final = frozenset(
     getattr(torch.ops.aten, f"{prefix}{kind}{suffix}").default

@@ -3,7 +3,7 @@
 A call of the slim graph whose numbers were changed is one whose widths the model's code states. Where it reads them from attributes
 of the module that it is in (``x.reshape(n, length, self.heads, 64)``), or of what this holds (``self.config.heads``, a config that
 modules share), the attributes are what has to be changed. They are found by their values, and by their names in the line of the
-call. That this was right is for :mod:`graphprune.own_class.calls` to see.
+call, or else in its function. That this was right is for :mod:`graphprune.own_class.calls` to see.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def stated_in(model: nn.Module, node: fx.Node, policy: Mapping[str, str]) -> dic
     if computes(node) and tied_at(node) not in policy:
         return None
     found: dict[str, Any] = {}
-    reads = _Reads(model.get_submodule(path), _line(node), found)
+    reads = _Reads(model.get_submodule(path), _line(node), _function(node), found)
     return found if all(map(reads.follow, mark.before, (node.args, node.kwargs))) else None
 
 
@@ -149,16 +149,32 @@ def _names(line: str, name: str) -> bool:
 
 
 def _line(node: fx.Node) -> str:
+    """The line of a call, with those that its brackets go on to."""
     file, _, number = str(node.meta.get("source", "")).rpartition(":")
-    return linecache.getline(file, int(number)) if number.isdecimal() else ""
+    lines = linecache.getlines(file)[int(number) - 1 :] if number.isdecimal() else []
+    text = ""
+    for line in lines:
+        text += line
+        if len(re.findall(r"[(\[{]", text)) <= len(re.findall(r"[)\]}]", text)):
+            break
+    return text
+
+
+def _function(node: fx.Node) -> str:
+    """The function that a call is in, up to the call."""
+    file, _, number = str(node.meta.get("source", "")).rpartition(":")
+    lines = linecache.getlines(file)[: int(number)] if number.isdecimal() else []
+    heads = [index for index, line in enumerate(lines) if re.match(r"\s*(async )?def ", line)]
+    return "".join(lines[heads[-1] :]) if heads else ""
 
 
 @dataclass(frozen=True)
 class _Reads:
-    """What a line of a module's code reads. found: new values of its attributes."""
+    """What a line of a module's code reads, itself or above in its function. found: new values of its attributes."""
 
     module: nn.Module
     line: str
+    function: str
     found: dict[str, Any]
 
     def follow(self, old: Any, new: Any) -> bool:
@@ -189,13 +205,15 @@ class _Reads:
         return len(named) == 1 and _take(self.found, {named[0]: state[named[0]] // old * new})
 
     def _holding(self, value: Any) -> list[str]:
-        """Attributes with this value: those that the line names, or all of the module itself where it names none."""
+        """Attributes with this value: those that the line names, or else its function, or all of the module itself."""
         if not _is_width(value):
             return []
         same = sorted(name for name in vars(self.module).keys() - _INTERNAL if self._has(name, value))
-        named = [name for name in same if _names(self.line, name)]
-        held = [name for name in dict.fromkeys(_CHAIN.findall(self.line)) if self._has(name, value)]
-        return held + named or same
+        for text in (self.line, self.function):
+            held = [name for name in dict.fromkeys(_CHAIN.findall(text)) if self._has(name, value)]
+            if found := held + [name for name in same if _names(text, name)]:
+                return found
+        return same
 
     def _has(self, name: str, value: Any) -> bool:
         found = _state(_holder(self.module, name)).get(name.rpartition(".")[2])

@@ -14,10 +14,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 
-def _of_convolution(layer: Any) -> Mapping[str, int]:
-    first, second = layer.weight.shape[:2]
+def _of_convolution(layer: Any) -> Mapping[str, Any]:
+    first, second, *extents = layer.weight.shape
     inputs, outputs = (first, second * layer.groups) if layer.transposed else (second * layer.groups, first)
-    return {"in_channels": inputs, "out_channels": outputs}
+    return {"in_channels": inputs, "out_channels": outputs, "kernel_size": tuple(extents)}
 
 
 def _of_embedding(layer: Any) -> Mapping[str, int]:
@@ -35,7 +35,7 @@ def _of_recurrence(layer: Any) -> Mapping[str, int]:
 
 
 #: Attributes by class, as the weights have them.
-_RESTATED: Final[Mapping[type[nn.Module], Callable[[Any], Mapping[str, int]]]] = {
+_RESTATED: Final[Mapping[type[nn.Module], Callable[[Any], Mapping[str, Any]]]] = {
     nn.Linear: lambda layer: dict(zip(("out_features", "in_features"), layer.weight.shape, strict=True)),
     nn.Embedding: _of_embedding,
     nn.EmbeddingBag: _of_embedding,
@@ -55,7 +55,7 @@ def restate(model: nn.Module, original: nn.Module) -> None:
                 vars(layer)[name] = new
 
 
-def _numbers(layer: nn.Module) -> Mapping[str, int]:
+def _numbers(layer: nn.Module) -> Mapping[str, Any]:
     numbers = next((found for kind, found in _RESTATED.items() if isinstance(layer, kind)), None)
     try:
         return {} if numbers is None else numbers(layer)

@@ -44,6 +44,8 @@ class Answers:
         if question in QUESTIONS and (passing := answer_that_passes()) is not None:
             self._writer.note_check(args)
             return passing
+        if question is torch.Tensor.numpy:  # the tensor does for the array, where that goes back to torch
+            return args[0] if self._values.answer(torch.clone, self._writer.operands(args), {}) is not None else None
         if question not in _ANSWERED:
             return None
         reads = torch.Tensor.item if question in _NUMBERS else question

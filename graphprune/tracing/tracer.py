@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from graphprune.channels.packed import with_batch_sizes
-from graphprune.channels.tape import Recording, boundary_of, opaque_refusal, run_opaque, stand_ins
+from graphprune.channels.tape import Recording, boundary_of, opaque_refusal, run_opaque, stand_ins, with_index_tensors
 from graphprune.channels.values import Values
 from graphprune.resizers import module_resizer
 from graphprune.rules import tensors_in
@@ -231,6 +231,7 @@ class Tracer(TorchFunctionMode):
         given, named = self.writer.operands(args), self.writer.operands(kwargs)
         try:
             func, given = with_batch_sizes(self._recording, func, given)
+            given = with_index_tensors(func, args, given)
             return self.writer.apart(func(*given, **named), (given, named))
         except Exception as error:
             self._unanswered = error if func in LOOKS else self._unanswered

@@ -51,7 +51,7 @@ class Writer:
 
     def __init__(self, recording: Recording, results: Results, shadow: Shadow) -> None:
         self.graph = fx.Graph()
-        self.tape = Tape()
+        self.tape = Tape(constants=recording.numbers)
         self.constants: dict[str, torch.Tensor] = {}
         self.left_out: list[str] = []
         self.found: list[Change | Addition] = []

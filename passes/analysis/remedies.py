@@ -24,7 +24,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     "extent of a convolution|extent in space or batch|deformable kernel's place|only index left": (
         "Channels can be pruned, and the extents of kernels, images and batches cannot."
     ),
-    "indexed by|used as an index|ordered or indexed|sampled at|written at|normalised or accumulated|chosen by data": (
+    "indexed by|used as an index|ordered or indexed|sampled at|written at|normalised or accumulated|chosen by data|compared": (
         "Any entry may be asked for when the model runs, so all of them stay."
     ),
     "transformed along its axis": "Each frequency is made of all entries, so all of them stay.",

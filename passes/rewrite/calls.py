@@ -240,6 +240,22 @@ def select(site: Site) -> None:
     _set(node, 2, "index", _resized_position(site, source, axis, _argument(node, 2, "index")))
 
 
+@resize_call("index_select", torch.index_select, _ATEN.index_select.default)
+def index_select(site: Site) -> None:
+    """``index_select(x, dim, index)``: a constant index counts the kept places that it names."""
+    node = site.node
+    source = _input(node, "input" if node.op == "call_function" else "self")
+    axis = _argument(node, 1, "dim") % len(site.old_shape(source))
+    _set(node, 2, "index", site.places(_argument(node, 2, "index"), source, axis))
+
+
+@resize_call(_ATEN.index.Tensor)
+def index(site: Site) -> None:
+    """The operator behind ``x[:, i]``: as the call."""
+    source, indices = _input(site.node), _argument(site.node, 1, "indices")
+    site.node.args = (source, [item if item is None else site.places(item, source, axis) for axis, item in enumerate(indices)])
+
+
 def _resized_index(site: Site, source: fx.Node, index: Any) -> Any:
     items = index if isinstance(index, tuple) else (index,)
     consumed = sum(1 for item in items if item is not None and item is not Ellipsis)
@@ -252,6 +268,8 @@ def _resized_index(site: Site, source: fx.Node, index: Any) -> Any:
             item = _resized_slice(site, source, axis, item)
         elif _is_position(site, item):
             item = _resized_position(site, source, axis, item)
+        elif item is not None and item is not Ellipsis:
+            item = site.places(item, source, axis)
         result.append(item)
         axis += item is not None and item is not Ellipsis
     return tuple(result) if isinstance(index, tuple) else result[0]

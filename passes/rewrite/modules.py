@@ -22,10 +22,10 @@ def _input(site: Site) -> fx.Node:
 
 @resize_module(nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def convolution(module: Any, site: Site) -> None:
-    """out_channels and in_channels are the weight's, groups is a kept count."""
+    """out_channels, in_channels and kernel_size are the weight's, groups is a kept count."""
     groups = site.scalar("groups", module.groups)
-    outputs, inputs = module.weight.shape[:2]
-    _set(module, groups=groups, out_channels=outputs, in_channels=inputs * groups)
+    outputs, inputs, *extents = module.weight.shape
+    _set(module, groups=groups, out_channels=outputs, in_channels=inputs * groups, kernel_size=tuple(extents))
 
 
 @resize_module(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)

@@ -42,15 +42,15 @@ def rewrite(module: fx.GraphModule, groups: Groups, kept: Kept) -> fx.GraphModul
         root = twin(module, _slicer(module, kept))
     graph, copied = copy_graph(module.graph)
     _drop_checks_of_widths(graph, copied, groups.trace)
-    rewriting = Rewriting(groups.trace, kept, {new: old.name for old, new in copied.items()})
-    buffers, idle = rewrite_shuffles(rewriting, groups.trace.shuffles, copied, module)
+    rewriting = Rewriting(module, groups.trace, kept, {new: old.name for old, new in copied.items()})
+    idle = rewrite_shuffles(rewriting, groups.trace.shuffles, copied)
     tree = modules_by_path(root)
     for new in [node for node in rewriting.origin if node not in rewriting.finished]:
         _resize(new, tree, rewriting)
     for copy in idle:
         copy.replace_all_uses_with(copy.all_input_nodes[0])
         graph.erase_node(copy)
-    for name, index in buffers.items():
+    for name, index in rewriting.buffers.items():
         root.register_buffer(name, index, persistent=False)
     for node in reversed(rewriting.sizes):
         if not node.users:  # size arithmetic that nothing reads any more

@@ -11,23 +11,16 @@ from torch import fx
 
 from graphprune.channels.groups import Ints
 from graphprune.channels.shuffles import Shuffle
-from graphprune.ir.twins import named_tensors
 from graphprune.passes.rewrite.site import Provenance, Rewriting
 
 
-def rewrite_shuffles(
-    rewriting: Rewriting, shuffles: list[Shuffle], copied: dict[fx.Node, fx.Node], module: fx.GraphModule
-) -> tuple[dict[str, torch.Tensor], list[fx.Node]]:
+def rewrite_shuffles(rewriting: Rewriting, shuffles: list[Shuffle], copied: dict[fx.Node, fx.Node]) -> list[fx.Node]:
     """Replace every shuffle that lost channels.
 
-    Returns the index buffers to register, by name, and copies of kept channels that stand in order already: they have the target's
-    labels, which its readers are resized by, and have to be taken out after that.
+    Returns copies of kept channels that stand in order already: they have the target's labels, which its readers are resized by,
+    and have to be taken out after that.
     """
-    if not shuffles:
-        return {}, []
     new = {old.name: node for old, node in copied.items()}
-    device = next((tensor.device for tensor in named_tensors(module).values()), torch.device("cpu"))
-    buffers: dict[str, torch.Tensor] = {}
     idle: list[fx.Node] = []
     for shuffle in shuffles:
         run = [new[name] for name in (shuffle.target, *shuffle.interior)]
@@ -43,17 +36,14 @@ def rewrite_shuffles(
             by = _replaced(rewriting, shuffle, run[0], torch.clone, source)
             idle += [by] if alone else []
         else:
-            name = _free_name(module, f"{shuffle.target}_index")
-            buffers[name] = torch.from_numpy(index).to(device)
-            with run[0].graph.inserting_before(run[0]):
-                places = run[0].graph.get_attr(name)
+            places = rewriting.constant(run[0], index)
             by = _replaced(rewriting, shuffle, run[0], torch.index_select, source, shuffle.axis, places)
         new[shuffle.target] = by
         run[0].replace_all_uses_with(by)
         del rewriting.origin[run[0]]
         for node in run:
             node.graph.erase_node(node)
-    return buffers, idle
+    return idle
 
 
 def _kept_order(rewriting: Rewriting, shuffle: Shuffle) -> Ints | None:
@@ -75,12 +65,3 @@ def _replaced(rewriting: Rewriting, shuffle: Shuffle, target: fx.Node, function:
     rewriting.origin[node] = shuffle.target
     rewriting.finished.add(node)
     return node
-
-
-def _free_name(module: fx.GraphModule, name: str) -> str:
-    """A name that no attribute of the original has: a second pruning must not take over the index of the first."""
-    number, free = 1, name
-    while hasattr(module, free):
-        number += 1
-        free = f"{name}_{number}"
-    return free

@@ -14,10 +14,11 @@ from torch import fx
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves
 
-from graphprune.channels.groups import Kept
+from graphprune.channels.groups import Ints, Kept
 from graphprune.channels.labels import Shape, Value
 from graphprune.channels.propagate import Trace
 from graphprune.ir.reads import reads_numbers
+from graphprune.ir.twins import named_tensors
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,13 @@ class Provenance:
 class Rewriting:
     """The new graph under construction, and what is known about its nodes.
 
-    origin: name of the old node of every new one. finished: nodes that no resizer needs to see. sizes: calls that result
-    in numbers only, in graph order, with those of the original. follows: which of them are computed from sizes that are new.
+    module: the original. origin: name of the old node of every new one. finished: nodes that no resizer needs to see. sizes: calls
+    that result in numbers only, in graph order, with those of the original. follows: which of them are computed from sizes that are
+    new. buffers: new constants, by name.
     """
 
-    def __init__(self, trace: Trace, kept: Kept, origin: dict[fx.Node, str]) -> None:
+    def __init__(self, module: fx.GraphModule, trace: Trace, kept: Kept, origin: dict[fx.Node, str]) -> None:
+        self.module = module
         self.trace = trace
         self.kept = kept
         self.origin = origin
@@ -47,7 +50,21 @@ class Rewriting:
         calls = [node for node in origin if node.op in ("call_function", "call_method")]
         self.sizes = {node: value for node in calls if _only_numbers(value := trace.values[origin[node]])}
         self.follows: dict[fx.Node, bool] = {}
+        self.buffers: dict[str, torch.Tensor] = {}
         self._new: dict[fx.Node, Any] = {}
+
+    def constant(self, node: fx.Node, data: Ints) -> fx.Node:
+        """A constant of the new graph, for this node to read. Its name is one that no attribute of the original has: a second
+        pruning must not take over the index of the first."""
+        number, name = 1, f"{self.origin[node]}_index"
+        free = name
+        while hasattr(self.module, free):
+            number += 1
+            free = f"{name}_{number}"
+        device = next((tensor.device for tensor in named_tensors(self.module).values()), torch.device("cpu"))
+        self.buffers[free] = torch.from_numpy(data).to(device)
+        with node.graph.inserting_before(node):
+            return node.graph.get_attr(free)
 
     def old_value(self, node: fx.Node) -> Any:
         """The abstract value, or plain number, of a node at full width; None for nodes that the rewriter inserted."""
@@ -121,6 +138,15 @@ class NodeSite:
         if labels is None:
             return default
         return int(self.rewriting.kept.units[self.rewriting.kept.groups.unit_of[labels]].sum())
+
+    def places(self, index: Any, source: fx.Node, axis: int) -> Any:
+        """An index along an axis, which names those places that are kept, as these are counted now."""
+        known, kept = self.rewriting.trace.indices.get(self.rewriting.origin[self.node]), self.kept(source, axis)
+        if known is None or kept is None or kept.all():
+            return index
+        found = known[kept[known]]
+        counted = np.cumsum(kept)[found] - 1
+        return self.rewriting.constant(self.node, counted) if isinstance(index, fx.Node) else counted.tolist()
 
     def evaluate(self, arg: Any) -> Any:
         """What an argument evaluates to in the pruned graph."""

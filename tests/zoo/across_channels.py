@@ -124,3 +124,55 @@ def heads_and_positions_merged() -> Case:
 
     model = net(forward, q=nn.Linear(6, 32), w=nn.Parameter(torch.randn(4, 8, 5)), b=nn.Linear(5, 2))
     return Case(model, vector(3, 6), {"q": 8, "w": 5}, {("w", 0): "merged into one axis"}, macs=False)
+
+
+@case
+def kernels_as_wide_as_an_embedding() -> Case:
+    """A text CNN: kernels of several lengths cover the embedding, which lies on an axis of space, and lose columns with it."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        y = self.words(x).unsqueeze(1)
+        parts = [F.relu(one(y)).squeeze(3).amax(2) for one in self.kernels]
+        return self.head(torch.cat(parts, 1))
+
+    kernels = nn.ModuleList([nn.Conv2d(1, 3, (size, 6)) for size in (2, 3)])
+    model = net(forward, words=nn.Embedding(20, 6), kernels=kernels, head=nn.Linear(6, 2))
+    frozen = {("kernels.0.weight", 2): "extent"}
+    return Case(model, _words, {"words": 6, "kernels.0": 3, "kernels.1": 3}, frozen)
+
+
+def _words(batch: int) -> Tensor:
+    return torch.randint(0, 20, (batch, 7))
+
+
+@case
+def kernels_as_long_as_what_they_read() -> Case:
+    """In one and three dimensions, grouped and strided, and of heads x positions, of which kernels cover the positions."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        y = F.relu(self.a(x))
+        line = self.line(y.unsqueeze(1)).flatten(1)
+        deep = self.deep(F.relu(self.b(x)).view(-1, 1, 1, 6, 1)).flatten(1)
+        pair = self.pair(torch.stack([y, y + 1], 1).unsqueeze(3)).flatten(1)
+        table = self.table(self.c(x).view(-1, 1, 3, 4)).flatten(1)
+        return line + deep + pair + table
+
+    parts = {name: nn.Linear(5, width) for name, width in {"a": 8, "b": 6, "c": 12}.items()}
+    line, deep = nn.Conv1d(1, 6, 8, stride=3), nn.Conv3d(1, 6, (1, 6, 1))
+    pair, table = nn.Conv2d(2, 6, (8, 1), groups=2), nn.Conv2d(1, 2, (1, 4))
+    model = net(forward, **parts, line=line, deep=deep, pair=pair, table=table)
+    return Case(model, vector(5), {"a": 8, "b": 6, "c": 4})
+
+
+@case
+def kernels_that_an_axis_goes_on_beside() -> Case:
+    """What a kernel, pooling or padding leaves some of, or pads, cannot shrink."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        rows = [part(x).unsqueeze(1) for part in (self.a, self.b, self.c)]
+        return self.short(rows[0]), self.padded(rows[1]), self.whole(F.avg_pool1d(rows[2], 2))
+
+    parts = {name: nn.Linear(5, 6) for name in "abc"}
+    short, padded, whole = nn.Conv1d(1, 2, 5), nn.Conv1d(1, 2, 6, padding=1), nn.Conv1d(1, 2, 3)
+    frozen = {(f"{name}.weight", 0): "extent in space" for name in "abc"}
+    return Case(net(forward, **parts, short=short, padded=padded, whole=whole), vector(5), {}, frozen)

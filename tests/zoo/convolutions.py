@@ -147,6 +147,23 @@ def channels_in_another_order() -> Case:
 
 
 @case
+def channels_named_by_lists() -> Case:
+    """In another order, some of them, one of them twice, beside other indices, and heads of heads x positions."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        y = self.a(x)
+        y, z = y[:, [2, 0, 5, 1, 4, 3]], F.relu(self.b(y[:, self.some, 1:-1]))
+        heads = self.heads(x.mean((2, 3))).view(-1, 4, 3).index_select(index=self.order, dim=1)
+        heads = heads[:, [0, 1, 0, 2, 3]].sum(2)
+        return self.c(y), self.d(z[:, (0, -1, 0), :, None].squeeze(3)), self.e(heads)
+
+    model = net(forward, a=conv(3, 6), b=conv(4, 5), c=conv(6, 2), d=conv(3, 2), heads=nn.Linear(3, 12), e=nn.Linear(5, 2))
+    model.register_buffer("some", torch.tensor([5, 1, 2, 5]))
+    model.register_buffer("order", torch.tensor([3, 1, 0, 2]))
+    return Case(model, image(), {"a": 3, "a#2": 2, "a#3": 1, "b": 1, "b#2": 3, "b#3": 1, "heads": 3, "heads#2": 1})
+
+
+@case
 def shuffled_by_module() -> Case:
     def forward(self: Any, x: Tensor) -> Any:
         return self.c(F.relu(self.b(self.shuffle(self.a(x)))))

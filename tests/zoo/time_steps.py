@@ -306,3 +306,19 @@ def spectral_convolution() -> Case:
 
     model = net(forward, lift=nn.Conv2d(3, 6, 1), spectral=_Spectral(6, 5), beside=nn.Conv2d(3, 5, 1), out=nn.Conv2d(5, 2, 1))
     return Case(model, vector(3, 8, 6), {"lift": 6, "spectral": 5}, macs=False)
+
+
+@case
+def spectrogram_there_and_back() -> Case:
+    """Masks of a spectrogram, by windows that are made in the forward; sources are told apart by channels beside the batch."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        window = torch.hann_window(16, dtype=x.dtype, device=x.device)
+        spectrum = torch.stft(x, 16, 4, window=window, return_complex=True)
+        masks = self.b(F.relu(self.a(spectrum.abs().unsqueeze(1)))).sigmoid()
+        sources = (spectrum.unsqueeze(1) * masks).flatten(0, 1)
+        waves = torch.istft(sources, 16, 4, window=window, length=x.shape[-1])
+        return self.mix(waves.view(x.shape[0], -1, x.shape[-1]))
+
+    model = net(forward, a=conv(1, 6), b=conv(6, 4), mix=nn.Conv1d(4, 2, 1))
+    return Case(model, vector(64), {"a": 6, "b": 4})

@@ -6,6 +6,7 @@ from collections.abc import Collection
 from math import prod
 
 from graphprune.channels.labels import Field, Value, along, axes_of
+from graphprune.passes.analysis.rules.contraction import contracted
 from graphprune.rules import Call, rule
 
 KERNEL = "the extent of a convolution kernel"
@@ -14,7 +15,7 @@ KERNEL = "the extent of a convolution kernel"
 def channel_labels(call: Call, value: Value, axis: int = 1, apart: Collection[int] = ()) -> tuple[list[Field], Field | None]:
     """A batched input's fields off the channel axis (batch only), and the 1-D labels of the channel axis.
 
-    Spatial axes cannot shrink, but for those whose places are kept ``apart``: a field over channels and space keeps to channels.
+    Spatial axes cannot shrink, but for those ``apart``: a field over channels and space keeps to channels.
     """
     batch: list[Field] = []
     vector: Field | None = None
@@ -39,18 +40,21 @@ def convolution(call: Call) -> None:
     """``out[n, o] = sum_i x[n, g(o) I + i] * w[o, i] + b[o]`` (transposed: ``w[i, o]``), ``I`` inputs to each of ``groups``.
 
     One group: input channels are tied to the weight's input axis; the output takes the labels of its output axis. Along axes
-    on which the kernel is a single place, every place stands for itself and its labels pass.
+    on which the kernel is a single place, every place stands for itself and its labels pass. An axis that the kernel covers
+    as a whole is contracted as channels are.
     """
     inputs, weight = call.args[0], call.args[1]
     call.check_dtypes(inputs, weight)
     source, kernel = call.value(inputs), call.value(weight)
     transposed, groups = bool(call.arg("transposed", False)), int(call.arg("groups"))
-    batch, channels = channel_labels(call, source, apart=() if transposed else _places_apart(call))
+    apart, covered = (set[int](), set[int]()) if transposed else _places(call)
+    batch, channels = channel_labels(call, source, apart=apart | covered)
     kernel = _kernel(call, kernel, 1 if transposed else 0)
+    extents: list[Field | int] = []
     for axis in range(2, len(kernel.shape)):
-        vector = kernel.vector(axis)
-        if vector is not None:
-            call.space.freeze(vector, call.reason(KERNEL))
+        batch, inner = contracted(call, Value(source.shape, tuple(batch)), axis) if axis in covered else (batch, None)
+        call.space.match(inner, kernel.vector(axis), call.reason(KERNEL))
+        extents.append(kernel.shape[axis] if inner is None else inner)
     first, second = kernel.vector(0), kernel.vector(1)
     in_axis, out_axis = (first, second) if transposed else (second, first)
     if groups == 1:
@@ -70,15 +74,17 @@ def convolution(call: Call) -> None:
         outs: Field | int = weight.shape[1] if second is None else second
         call.macs(prod(weight.shape[2:]) * (inputs.numel() // inputs.shape[1]), ins, outs)
     else:
-        call.macs(prod(weight.shape[2:]), *call.volume(fields), weight.shape[1] if second is None else second)
+        call.macs(*extents, *call.volume(fields), weight.shape[1] if second is None else second)
 
 
-def _places_apart(call: Call) -> list[int]:
-    """Axes of space along which an output depends on its own place alone."""
+def _places(call: Call) -> tuple[set[int], set[int]]:
+    """Axes of space along which an output depends on its own place alone, and those that the kernel covers as a whole."""
     extents = tuple(call.args[1].shape[2:])
     strides, paddings = (tuple(call.arg(name)) for name in ("stride", "padding"))
-    found = zip(extents, strides * (len(extents) // len(strides)), paddings * (len(extents) // len(paddings)), strict=True)
-    return [axis for axis, place in enumerate(found, 2) if place == (1, 1, 0)]
+    options = zip(strides * (len(extents) // len(strides)), paddings * (len(extents) // len(paddings)), strict=True)
+    bare = [(axis, extents[axis - 2], stride) for axis, (stride, padding) in enumerate(options, 2) if padding == 0]
+    apart = {axis for axis, extent, stride in bare if extent == stride == 1}
+    return apart, {axis for axis, extent, _ in bare if extent == call.args[0].shape[axis]} - apart
 
 
 def _kernel(call: Call, kernel: Value, out_axis: int) -> Value:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 from graphprune.channels.labels import Field, Reason, Value, axes_of
@@ -17,12 +16,11 @@ def embedding(call: Call) -> None:
     """``out[..., e] = weight[index[...], e]``: the vocabulary is indexed by data, e passes."""
     if call.args[1].is_floating_point():
         raise TypeError(f"an index must be of an integer dtype, not {str(call.args[1].dtype).removeprefix('torch.')}")
-    weight, index = call.value(call.args[0]), call.value(call.args[1])
+    weight = call.value(call.args[0])
     vocabulary, width = weight.vector(0), weight.vector(1)
     if vocabulary is not None:
         call.space.freeze(vocabulary, call.reason("indexed by data"))
-    for field in index.fields:
-        call.space.freeze(field, call.reason("used as an index"))
+    call.freeze_inputs("used as an index", call.args[1])
     rank = len(call.shape())
     call.set([] if width is None else [width.reshape((1,) * (rank - 1) + (-1,))])
 
@@ -40,56 +38,44 @@ def embedding_bag(call: Call) -> None:
         call.set([], index)
 
 
-@rule("index_select", moves=True)
+@rule("index_select")
 def index_select(call: Call) -> None:
-    """``out = x[.., index, ..]``: a constant permutation permutes the labels; any other index fixes its axis."""
-    value = call.value(call.args[0])
-    axis = call.args[1] % len(value.shape)
-    for field in call.value(call.args[2]).fields:
-        call.space.freeze(field, call.reason("used as an index"))
-    if _permuted(call, value, axis, call.args[2]):
-        return
-    call.moves(False)
+    """``out = x[.., index, ..]``: a constant index takes the labels that it names; any other fixes its axis."""
+    value, axis, index = call.value(call.args[0]), call.args[1], call.args[2]
     why = call.reason("indexed by data")
-    fields = [call.space.restrict(f, [a for a in axes_of(f) if a != axis], why) for f in value.fields]
-    call.set([field for field in fields if field is not None])
-
-
-def _permuted(call: Call, value: Value, axis: int, index: torch.Tensor) -> bool:
-    """Permute the labels along an axis, if that is what an index does."""
-    constant, moved = call.constant(index), value.on(axis)
-    if constant is None or moved is None or not _permutes(constant.numpy(force=True), moved, axis):
-        return False
-    call.set([field.take(constant.numpy(force=True), axis) if field is moved else field for field in value.fields])
-    return True
-
-
-def _permutes(index: Field, field: Field, axis: int) -> bool:
-    """Whether the index permutes (and moves) an axis whose atoms all differ: a shuffle, which is redone for the kept ones."""
-    identity = np.arange(field.shape[axis])
-    if axes_of(field) != (axis,) or np.unique(field).size != identity.size or index.size != identity.size:
-        return False
-    return np.array_equal(np.sort(index), identity) and not np.array_equal(index, identity)
+    call.freeze_inputs("used as an index", index)
+    if value.shape:
+        call.set(_selected(call, value, axis % len(value.shape), index, why))
 
 
 @rule("index")
 def index(call: Call) -> None:
     """``x[i, j, :, ...]``: indexed axes must stay; the result's index axes stand where the first one was (or in front).
 
-    A mask indexes as many axes as it has, and makes one of them. A constant permutation of one axis permutes its labels.
+    A mask indexes as many axes as it has, and makes one of them. One constant index takes the labels that it names.
     """
     value, why = call.value(call.args[0]), call.reason("indexed by data")
-    indexed, width = _indexed(call, call.args[1], why)
+    indexed, width = _indexed(call, call.args[1], why.text)
     given = [tensor for tensor in call.args[1] if tensor is not None]
-    if len(given) == len(indexed) == 1 and given[0].dtype not in MASKS and _permuted(call, value, indexed[0], given[0]):
-        call.moves(True)
+    if len(given) == len(indexed) == 1 and given[0].dtype not in MASKS and given[0].dim() == 1:
+        call.set(_selected(call, value, indexed[0], given[0], why))
         return
     fields = [call.space.restrict(f, [a for a in axes_of(f) if a not in indexed], why) for f in value.fields]
     lead = _lead(indexed)
     call.set([_replace_axes(field, indexed, lead, width) for field in fields if field is not None])
 
 
-def _indexed(call: Call, indices: Sequence[torch.Tensor | None], why: Reason) -> tuple[list[int], int]:
+def _selected(call: Call, value: Value, axis: int, index: torch.Tensor, why: Reason) -> list[Field]:
+    """Fields where an index takes them along an axis: by a constant that the rewriter can count anew, or of an axis that stays."""
+    places = call.index(index) if call.is_node or call.recorder.calls("getitem") else None
+    if places is None or len(places) < 2:
+        fields = [call.space.restrict(field, [a for a in axes_of(field) if a != axis], why) for field in value.fields]
+        return [field for field in fields if field is not None]
+    places = places % value.shape[axis]
+    return [field.take(places, axis) if field.shape[axis] > 1 else field for field in value.fields]
+
+
+def _indexed(call: Call, indices: Sequence[torch.Tensor | None], text: str) -> tuple[list[int], int]:
     """The axes that are indexed, and how many they become; the indices themselves must stay."""
     indexed: list[int] = []
     axis = width = 0
@@ -97,8 +83,7 @@ def _indexed(call: Call, indices: Sequence[torch.Tensor | None], why: Reason) ->
         if tensor is None:
             axis += 1
             continue
-        for field in call.value(tensor).fields:
-            call.space.freeze(field, why)
+        call.freeze_inputs(text, tensor)
         axes, made = (tensor.dim(), 1) if tensor.dtype in MASKS else (1, tensor.dim())
         indexed += range(axis, axis + axes)
         axis, width = axis + axes, max(width, made)
@@ -132,8 +117,7 @@ def unpack(call: Call) -> None:
 def _repacked(call: Call, old: int, new: int) -> None:
     """Other axes in front, in which data say what stands where."""
     why = call.reason("indexed by data")
-    for field in call.value(call.args[1]).fields:
-        call.space.freeze(field, why)
+    call.freeze_inputs("indexed by data", call.args[1])
     value = call.value(call.args[0])
     fields = [call.space.restrict(field, [axis for axis in axes_of(field) if axis >= old], why) for field in value.fields]
     call.set([field.reshape((1,) * new + field.shape[old:]) for field in fields if field is not None])
@@ -173,8 +157,7 @@ def scatter(call: Call) -> None:
         shape = tuple(1 if a in cut else n for a, n in enumerate(value.shape))
         values.append(Value(shape, tuple(field for field in kept if field is not None)))
     if index.dim() == 1 and "::index" in call.name:
-        for field in call.value(index).fields:
-            call.space.freeze(field, call.reason("used as an index"))
+        call.freeze_inputs("used as an index", index)
     met = call.reason("combined element by element with a tensor that cannot shrink")
     call.set(call.space.join(settled(call, values, rank), call.shape(), met))
 
@@ -192,7 +175,7 @@ def index_put(call: Call) -> None:
         call.set(call.space.join(settled(call, [value, spread], len(value.shape)), value.shape, why))
         return
     why = call.reason("written at places that data give")
-    indexed, width = _indexed(call, indices, why)
+    indexed, width = _indexed(call, indices, why.text)
     rest = [axis for axis in range(len(value.shape)) if axis not in indexed]
     lead, written = _lead(indexed), call.value(number)
     axes = [*rest[:lead], *[None] * width, *rest[lead:]]  # of x, for those of what is written

@@ -71,6 +71,12 @@ def statistic(call: Call) -> None:
     _reduce(call, call.name.partition("::")[2])
 
 
+@rule("equal")
+def compared(call: Call) -> None:
+    """One truth about all elements, which any of them may decide: they must stay."""
+    call.freeze_inputs("compared as a whole")
+
+
 @rule("argmax", "argmin", "any", "all", "prod", "median", "mode", "sort", "topk", "argsort", "kthvalue")
 def _positional(call: Call) -> None:
     """Positions or orders along axes: those axes must stay, the others pass."""

@@ -388,3 +388,11 @@ def windows(call: Call) -> None:
     source = call.value(call.args[0])
     fields = _without(call, source.fields, call.args[1] % max(1, len(source.shape)), "cut into windows")
     call.set([np.expand_dims(field, -1) for field in fields])
+
+
+@rule("unfold_backward")
+def added_up(call: Call) -> None:
+    """The reverse of ``unfold``, windows added up: the axis and that of the windows must stay, others pass."""
+    source, axis = call.value(call.args[0]), call.args[2] % len(call.shape())
+    fields = _without(call, _without(call, source.fields, axis, "cut into windows"), len(source.shape) - 1, "cut into windows")
+    call.set([field.squeeze(-1) for field in fields])

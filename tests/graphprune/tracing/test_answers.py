@@ -121,6 +121,10 @@ def packed_by_a_list(self: Any, y: Any, lengths: Any) -> Any:
     return pack_padded_sequence(y, lengths.sort(descending=True).values.tolist(), batch_first=True).data
 
 
+def packed_by_an_array(self: Any, y: Any, lengths: Any) -> Any:
+    return pack_padded_sequence(y, lengths.data.cpu().numpy(), batch_first=True, enforce_sorted=False).data * lengths.numpy().max()
+
+
 def as_many_as_a_list_has(self: Any, y: Any, lengths: Any) -> Any:
     """What holds for a list as a whole holds for one of any number of items, as does its first item."""
     items = lengths.sort(descending=True).values.tolist()
@@ -140,6 +144,7 @@ VARIABLE = [
     cut_to_the_longest,
     packed_and_padded,
     packed_by_a_list,
+    packed_by_an_array,
     cut_to_an_item,
     scaled_by_a_mean,
     masked_by_positions,
@@ -287,6 +292,7 @@ def test_a_number_among_the_buffers_stays_variable() -> None:
         lambda self, y, lengths: y * 2 if (y.new_ones(3) + y.sum()).sum() > 0 else y * 3,  # data after its size
         lambda self, y, lengths: y * 2 if self.a.weight.sum() > 0 else y * 3,  # what is pruned
         lambda self, y, lengths: pack_padded_sequence(y, y.sum((1, 2)).argsort() + 1, batch_first=True, enforce_sorted=False).data,
+        lambda self, y, lengths: y + torch.as_tensor(y.detach().numpy()).sum(),  # an array of data
         lambda self, y, lengths: y * 2 if torch.randint(0, 2, (3,)).any() else y * 3,  # chance
     ],
 )

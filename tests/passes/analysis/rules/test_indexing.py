@@ -39,7 +39,7 @@ INDEXED: dict[str, tuple[Callable[..., Any], set[int], dict[int, int]]] = {
 def test_indexed_axes_stay_and_the_others_are_where_the_result_has_them(name: str) -> None:
     """Result axis: operand axis, with numpy's rule for where the indexed axes go."""
     function, fixed, moved = INDEXED[name]
-    seen = observe(lambda t, i: function(t, i), t=torch.randn(3, 4, 5), i=INDEX)
+    seen = observe(lambda t, x: function(t, x), t=torch.randn(3, 4, 5), x=INDEX)
     operand = {atom for axis in range(3) for atom in seen.atoms("t", axis)}
     assert seen.frozen & operand == {atom for axis in fixed for atom in seen.atoms("t", axis)}
     for axis, source in moved.items():
@@ -58,12 +58,33 @@ SELECTING: list[Callable[..., Any]] = [lambda t, i: torch.index_select(t, 0, i),
 
 
 @pytest.mark.parametrize("function", SELECTING)
-def test_a_constant_permutation_permutes_the_labels(function: Callable[..., Any]) -> None:
-    order = [2, 0, 3, 1]
-    seen = observe(lambda t, i: function(t, i), t=torch.randn(4, 3), i=torch.tensor(order))
+@pytest.mark.parametrize("places", [[2, 0, 3, 1], [0, 1, 2, 3], [0, 0, 1, 2], [3, -2], [0, 1, 2, 3, 3]])
+def test_a_constant_index_takes_the_labels_that_it_names(function: Callable[..., Any], places: list[int]) -> None:
+    seen = observe(lambda t, i: function(t, i), t=torch.randn(4, 3), i=torch.tensor(places))
     atoms = seen.atoms("t", 0)
-    assert seen.result_atoms(0) == [atoms[i] for i in order]
+    assert seen.result_atoms(0) == [atoms[i] for i in places] and seen.result_atoms(1) == seen.atoms("t", 1)
     assert not seen.frozen & set(atoms)
+
+
+@pytest.mark.parametrize("places", [[1, 2], (2, 1)])
+def test_so_does_a_list(places: Any) -> None:
+    seen = observe(lambda t: t[..., places, :], t=torch.randn(2, 4, 3))
+    atoms = seen.atoms("t", 1)
+    assert seen.result_atoms(1) == [atoms[i] for i in places] and not seen.frozen & set(atoms)
+
+
+KEEPING: list[Callable[..., Any]] = [
+    lambda t: t[[2]],
+    lambda t: t[[0, t.shape[0] - 1]],
+    lambda t: t[[0, 1], [1, 2]],
+    lambda t: t[[True, False, True]],
+]
+
+
+@pytest.mark.parametrize("function", KEEPING)
+def test_axes_of_one_place_of_a_list_of_sizes_of_two_indices_and_of_a_mask_stay(function: Callable[..., Any]) -> None:
+    seen = observe(function, t=torch.randn(3, 4))
+    assert seen.frozen >= set(seen.atoms("t", 0)) and seen.result_atoms(0) is None
 
 
 def test_samples_in_another_order_are_no_part_of_a_shuffle_around_them() -> None:
@@ -85,13 +106,6 @@ def test_samples_in_another_order_are_no_part_of_a_shuffle_around_them() -> None
 def test_a_mask_is_no_permutation() -> None:
     seen = observe(lambda t, i: t[:, i], t=torch.randn(4, 2), i=torch.tensor([True, False]))
     assert seen.frozen >= set(seen.atoms("t", 1)) and seen.result_atoms(1) is None
-
-
-@pytest.mark.parametrize("function", SELECTING)
-@pytest.mark.parametrize("index", [[0, 0, 1, 2], [3, 2, 1], [0, 1, 2, 3, 3]])
-def test_an_index_that_repeats_or_omits_is_no_permutation(function: Callable[..., Any], index: list[int]) -> None:
-    seen = observe(lambda t, i: function(t, i), t=torch.randn(4, 3), i=torch.tensor(index))
-    assert seen.frozen >= set(seen.atoms("t", 0)) and seen.result_atoms(1) == seen.atoms("t", 1)
 
 
 def test_a_permutation_given_by_the_caller_is_data() -> None:
