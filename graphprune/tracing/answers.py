@@ -66,6 +66,15 @@ class Answers:
         """A structure with numbers in place of the tensors that hold one, where the inputs decide them alone."""
         return tree_map(lambda leaf: self._number_of(leaf) if isinstance(leaf, torch.Tensor) and is_number(leaf) else leaf, tree)
 
+    def with_bounds(self, index: Any) -> Any:
+        """An index whose slices have numbers for the tensors that bound them: ``x[:, : lengths.max()]``."""
+        if isinstance(index, tuple):
+            return tuple(map(self.with_bounds, index))
+        return slice(*map(self._bound, (index.start, index.stop, index.step))) if isinstance(index, slice) else index
+
+    def _bound(self, bound: Any) -> Any:
+        return self._call(torch.Tensor.item, bound) if isinstance(bound, torch.Tensor) and is_number(bound) else bound
+
     def _number_of(self, tensor: torch.Tensor) -> Any:
         number = self.to(torch.Tensor.item, (tensor,), {})
         return tensor if number is None else number

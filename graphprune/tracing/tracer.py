@@ -193,6 +193,8 @@ class Tracer(TorchFunctionMode):
     def _run_call(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
         """The arguments of a call as the graph gets them, and its result."""
         before = self._results.count
+        if func in _INDEXING:
+            args = args[0], self._answers.with_bounds(args[1]), *args[2:]
         if func in self._taking_numbers:
             args, kwargs = self._answers.numbers_in((args, kwargs))
         try:
@@ -388,3 +390,4 @@ def _is_bare(module: nn.Module) -> bool:
 
 
 _UNBINDING: Final = (torch.unbind, torch.Tensor.unbind)
+_INDEXING: Final = (torch.Tensor.__getitem__, torch.Tensor.__setitem__)

@@ -23,6 +23,17 @@ def test_a_type_of_the_same_device_is_a_dtype(kind: object) -> None:
     assert name_of(torch.float64, CPU) == "torch.DoubleTensor"
 
 
+def test_the_class_of_all_tensors_is_the_type_of_those_made_without_one() -> None:
+    """SSD casts its boxes to ``type(x.data)``, which is this class for every tensor."""
+    before = torch.get_default_dtype()
+    try:
+        for dtype in (torch.float64, torch.float32):
+            torch.set_default_dtype(dtype)
+            assert dtype_of(torch.Tensor, CPU) == torch.ones(2).half().type(torch.Tensor).dtype == dtype
+    finally:
+        torch.set_default_dtype(before)
+
+
 @pytest.mark.parametrize("kind", ["torch.cuda.DoubleTensor", vars(torch.cuda)["DoubleTensor"]])
 def test_a_type_of_another_device_is_not_traced(kind: object) -> None:
     with pytest.raises(Untraceable, match="another device"):
