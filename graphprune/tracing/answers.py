@@ -62,6 +62,10 @@ class Answers:
         number = self._writer.number_read(node, answer, Origin("item", (*node.args, node)))
         return kind(settle(number)) if kind else number
 
+    def knows(self, tensor: torch.Tensor) -> bool:
+        """Whether the inputs decide alone what a tensor of truths holds."""
+        return self._values.answer(torch.any, (self._writer.operand(tensor),), {}) is not None
+
     def numbers_in(self, tree: Any) -> Any:
         """A structure with numbers in place of the tensors that hold one, where the inputs decide them alone."""
         return tree_map(lambda leaf: self._number_of(leaf) if isinstance(leaf, torch.Tensor) and is_number(leaf) else leaf, tree)

@@ -34,6 +34,7 @@ from graphprune.tracing.hints import without_hints, without_scripts
 from graphprune.tracing.inputs import ModuleCall, with_names
 from graphprune.tracing.repeat import Repeat
 from graphprune.tracing.results import Mark, Results
+from graphprune.tracing.selections import Selections
 from graphprune.tracing.shadow import Left, Shadow
 from graphprune.tracing.sizes import NOTING, read_whole
 from graphprune.tracing.targets import CONSTANT_FACTORIES, opened, spell
@@ -85,6 +86,7 @@ class Tracer(TorchFunctionMode):
         self._recording.values = self._values
         self._answers = Answers(self.writer, self._guards, self._values, self._traced)
         self._constants = Constants(self._guards.varies)
+        self._selections = Selections(self._answers.knows)
         self.gradients = Gradients(root)
         self._in_layer = False
         self._unanswered: Exception | None = None  # the last question about values that the running module's code asked
@@ -141,6 +143,7 @@ class Tracer(TorchFunctionMode):
 
     def finish(self, result: Any) -> None:
         """Write the output node."""
+        self._selections.refuse(result)
         self.writer.finish(result)
 
     def left_behind(self) -> Left:
@@ -171,10 +174,11 @@ class Tracer(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        body = self._selections.body(func, args, kwargs)
         own = FACTS.get(func)
         if own is not None:
             return own(self.writer, *args, **kwargs)
-        body = typed if func is torch.Tensor.type else opened(func)
+        body = body or (typed if func is torch.Tensor.type else opened(func))
         if body is not None:
             with self:
                 return body(*args, **kwargs)
@@ -266,6 +270,7 @@ class Tracer(TorchFunctionMode):
     def _call_module(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._in_layer:
             return module._call_impl(*args, **kwargs)
+        self._selections.refuse((args, kwargs))
         if _is_layer(module):
             return self._call_layer(module, path, args, kwargs)
         if isinstance(module, torch.jit.ScriptModule):
