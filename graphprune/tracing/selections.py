@@ -70,5 +70,5 @@ def _written(selected: _Selected, target: torch.Tensor, index: Any, value: Any) 
     return same and target.shape == selected.source.shape and selected.versions == _versions(selected.source, selected.mask)
 
 
-def _versions(*tensors: torch.Tensor) -> tuple[int, ...]:
-    return tuple([tensor._version for tensor in tensors])
+def _versions(source: torch.Tensor, mask: torch.Tensor) -> tuple[int, int]:
+    return source._version, mask._version

@@ -89,8 +89,8 @@ def _renorm(input: torch.Tensor, p: float, dim: int, maxnorm: float) -> torch.Te
 
 
 def _logdet(matrix: torch.Tensor) -> torch.Tensor:
-    sign, size = torch.linalg.slogdet(matrix)
-    return size + sign.log()
+    found = torch.linalg.slogdet(matrix)
+    return torch.add(found[1], found[0].log())
 
 
 # Calls that are traced as others. Those that take sizes from another tensor: sizes that go along with a width can follow it, a
