@@ -31,7 +31,7 @@ _WAYS: Final[tuple[tuple[Callable[[Any], bool], str], ...]] = (
 
 
 def copies_of_computed(module: nn.Module) -> dict[int, Any]:
-    """A memo for ``copy.deepcopy``, which refuses tensors with a history: those that hooks, as of weight norm, keep as attributes."""
+    """A memo for ``copy.deepcopy``, which refuses tensors with a history: those that hooks (of weight norm) keep as attributes."""
     kept = [value for part in module.modules() for value in vars(part).values() if isinstance(value, torch.Tensor)]
     return {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf}
 
