@@ -21,7 +21,7 @@ from graphprune.channels.tape import stand_in
 from graphprune.errors import CaptureError, RewriteError, did_you_mean
 from graphprune.ir.graph_module import adopt
 from graphprune.ir.program import Inputs, Scope
-from graphprune.ir.twins import copies_of_computed, undisturbed
+from graphprune.ir.twins import undisturbed
 from graphprune.tracing.inputs import ModuleCall
 
 
@@ -122,7 +122,7 @@ def put_back(model: nn.Module, slim: fx.GraphModule, scopes: Sequence[Scope]) ->
     results: Any = slim.graph.output_node().args[0]
     if not isinstance(results, (tuple, list)) or len(results) != len(scopes):
         raise RewriteError(f"The graph does not make a result for each of {', '.join(scope.path for scope in scopes)}.")
-    memo = copies_of_computed(model)
+    memo: dict[int, Any] = {}
     for scope, result in zip(scopes, results, strict=True):
         original = model.get_submodule(scope.path)
         memo[id(original)] = _part(slim, scope, result, original)
