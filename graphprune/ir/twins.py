@@ -30,6 +30,12 @@ _WAYS: Final[tuple[tuple[Callable[[Any], bool], str], ...]] = (
 )
 
 
+def copies_of_computed(module: nn.Module) -> dict[int, Any]:
+    """A memo for ``copy.deepcopy``, which refuses tensors with a history: those that hooks (of weight norm) keep as attributes."""
+    kept = [value for part in module.modules() for value in vars(part).values() if isinstance(value, torch.Tensor)]
+    return {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf}
+
+
 def twin(module: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
     """A copy of a module tree that shares everything but its tensors; each becomes ``replace(tensor)``, tied ones once.
 

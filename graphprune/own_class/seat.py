@@ -16,7 +16,7 @@ from graphprune.arithmetic import full_precision
 from graphprune.channels.tape import plain_containers
 from graphprune.errors import ArtifactError, CaptureError, RewriteError, first_line, typed_line
 from graphprune.ir.program import Inputs
-from graphprune.ir.twins import modules_by_path, named_tensors, undisturbed
+from graphprune.ir.twins import copies_of_computed, modules_by_path, named_tensors, undisturbed
 from graphprune.own_class.attributes import Attributes, Stated, set_attributes, stated
 from graphprune.own_class.calls import first_difference
 from graphprune.own_class.restated import restate
@@ -35,7 +35,7 @@ def seated(model: nn.Module, slim: fx.GraphModule, attributes: Mapping[str, Mapp
     attributes: new values of attributes of its modules. What the graph does not use is copied as it is. Raises RewriteError where
     the model cannot be copied, or lacks one of these.
     """
-    memo: dict[int, Any] = {}
+    memo = copies_of_computed(model)
     small, modules = named_tensors(slim), modules_by_path(model)
     for name, tensor in named_tensors(model).items():
         if name in small:

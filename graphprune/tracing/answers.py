@@ -17,6 +17,7 @@ from torch import fx
 from torch.utils._pytree import tree_map
 
 from graphprune.channels.values import Values
+from graphprune.tracing.arrays import Numbers
 from graphprune.tracing.checks import QUESTIONS, answer_that_passes
 from graphprune.tracing.guards import Guards
 from graphprune.tracing.sizes import Origin, Place, SizeFloat, SizeInt, settle, shape_of, with_origin
@@ -44,8 +45,8 @@ class Answers:
         if question in QUESTIONS and (passing := answer_that_passes()) is not None:
             self._writer.note_check(args)
             return passing
-        if question is torch.Tensor.numpy:  # the tensor does for the array, where that goes back to torch
-            return args[0] if self._values.answer(torch.clone, self._writer.operands(args), {}) is not None else None
+        if question is torch.Tensor.numpy:
+            return self._array(args[0])
         if question not in _ANSWERED:
             return None
         reads = torch.Tensor.item if question in _NUMBERS else question
@@ -64,9 +65,27 @@ class Answers:
         number = self._writer.number_read(node, answer, Origin("item", (*node.args, node)))
         return kind(settle(number)) if kind else number
 
+    def knows(self, tensor: torch.Tensor) -> bool:
+        """Whether the inputs decide alone what a tensor of truths holds."""
+        return self._values.answer(torch.any, (self._writer.operand(tensor),), {}) is not None
+
+    def _array(self, tensor: torch.Tensor) -> Numbers | None:
+        """The numbers of a tensor of one axis, where the inputs decide them alone."""
+        items = self.to(torch.Tensor.tolist, (tensor,), {}) if tensor.dim() == 1 else None
+        return None if items is None else Numbers(items, str(tensor.dtype).removeprefix("torch."))
+
     def numbers_in(self, tree: Any) -> Any:
         """A structure with numbers in place of the tensors that hold one, where the inputs decide them alone."""
         return tree_map(lambda leaf: self._number_of(leaf) if isinstance(leaf, torch.Tensor) and is_number(leaf) else leaf, tree)
+
+    def with_bounds(self, index: Any) -> Any:
+        """An index whose slices have numbers for the tensors that bound them: ``x[:, : lengths.max()]``."""
+        if isinstance(index, tuple):
+            return tuple(map(self.with_bounds, index))
+        return slice(*map(self._bound, (index.start, index.stop, index.step))) if isinstance(index, slice) else index
+
+    def _bound(self, bound: Any) -> Any:
+        return self._call(torch.Tensor.item, bound) if isinstance(bound, torch.Tensor) and is_number(bound) else bound
 
     def _number_of(self, tensor: torch.Tensor) -> Any:
         number = self.to(torch.Tensor.item, (tensor,), {})

@@ -29,6 +29,7 @@ from graphprune.tracing.source import error_line
 from graphprune.tracing.tracer import Tracer
 from graphprune.tracing.training import Addition, Change, Differs, Mode, follow_mode, keep_still
 from graphprune.tracing.untraced import sentences
+from graphprune.tracing.writer import Untraceable
 
 
 @callers_modes_off()
@@ -292,7 +293,10 @@ def _traced(tracer: Tracer, root: nn.Module, calls: tuple[ModuleCall, ...], anno
             results.append(tracer.run(call, placeholders, announced=announced))
         except Exception as error:
             raise _trace_error(root, call, tracer, error) from error
-    tracer.finish(tuple(results) if scopes else results[0])
+    try:
+        tracer.finish(tuple(results) if scopes else results[0])
+    except Untraceable as error:
+        raise _trace_error(root, calls[-1], tracer, error) from error
     return _Trace(tracer, calls, given, tuple(scopes), announced)
 
 

@@ -48,7 +48,7 @@ def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def _extreme(function: Callable[..., Any]) -> Callable[..., Any]:
+def extreme(function: Callable[..., Any]) -> Callable[..., Any]:
     """``min`` or ``max``, whose numbers may come as one sequence."""
 
     @wraps(function, updated=())
@@ -95,7 +95,7 @@ def _range(*bounds: Any) -> range:
 _MATH: Final = (math.sqrt, math.isqrt, math.log, math.log2, math.log10, math.exp, math.pow, math.gcd, math.hypot, math.fabs)
 _FROM_NUMPY: Final = torch.from_numpy  # which no mode hears of
 _TWINS: Final[dict[Any, Callable[..., Any]]] = {
-    int: _int, float: _float, len: _len, range: _range, min: _extreme(min), max: _extreme(max),
+    int: _int, float: _float, len: _len, range: _range, min: extreme(min), max: extreme(max),
     **{function: _remembering(function) for function in _MATH},
     _FROM_NUMPY: torch.as_tensor,
 }  # fmt: skip

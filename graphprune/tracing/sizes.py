@@ -74,6 +74,10 @@ class SizeInt(_Size, int):
 
     origin: Origin
 
+    def __float__(self) -> float:
+        """For C code that makes a number of its own of it, as ``torch.FloatTensor([n])`` does."""
+        return float(settle(self))
+
 
 class SizeFloat(_Size, float):
     """A floating-point number with an origin; or a constant, whose products with sizes have one (those of a float do not)."""

@@ -88,13 +88,21 @@ def _renorm(input: torch.Tensor, p: float, dim: int, maxnorm: float) -> torch.Te
     return input * torch.where(norm > maxnorm, maxnorm / (norm + 1e-7), 1.0)
 
 
+def _logdet(matrix: torch.Tensor) -> torch.Tensor:
+    found = torch.linalg.slogdet(matrix)
+    return torch.add(found[1], found[0].log())
+
+
 # Calls that are traced as others. Those that take sizes from another tensor: sizes that go along with a width can follow it, a
-# tensor's shape as a whole cannot. Memory that is not filled, under a name that says so; and what has no rule but its parts do.
+# tensor's shape as a whole cannot. Memory that is not filled, under a name that says so; what has no rule but its parts do; and
+# what writes a NaN, which stands for what is missing when the slim model is proved.
 _AS_OTHERS: Final[dict[Any, Callable[..., Any]]] = {
     torch.Tensor.expand_as: lambda tensor, other: tensor.expand(other.shape),
     torch.Tensor.view_as: lambda tensor, other: tensor.view(other.shape),
     torch.Tensor.reshape_as: lambda tensor, other: tensor.reshape(other.shape),
     torch.Tensor.new: _new,
+    torch.logdet: _logdet,
+    torch.Tensor.logdet: _logdet,
     torch.renorm: _renorm,
     torch.Tensor.renorm: _renorm,
 }

@@ -30,6 +30,8 @@ def name_of(dtype: torch.dtype, device: torch.device) -> str:
 
 def dtype_of(kind: Any, device: torch.device) -> torch.dtype:
     """The dtype of a type, which is one itself, a class or the name of one. Raises Untraceable for a type of another device."""
+    if kind is torch.Tensor:  # which stands for the type of tensors made without one
+        kind = torch.Tensor().type()
     if isinstance(kind, str):
         kind = attrgetter(kind.removeprefix("torch."))(torch)
     if isinstance(kind, torch.dtype):

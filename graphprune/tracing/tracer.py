@@ -34,6 +34,7 @@ from graphprune.tracing.hints import without_hints, without_scripts
 from graphprune.tracing.inputs import ModuleCall, with_names
 from graphprune.tracing.repeat import Repeat
 from graphprune.tracing.results import Mark, Results
+from graphprune.tracing.selections import Selections
 from graphprune.tracing.shadow import Left, Shadow
 from graphprune.tracing.sizes import NOTING, read_whole
 from graphprune.tracing.targets import CONSTANT_FACTORIES, opened, spell
@@ -85,6 +86,7 @@ class Tracer(TorchFunctionMode):
         self._recording.values = self._values
         self._answers = Answers(self.writer, self._guards, self._values, self._traced)
         self._constants = Constants(self._guards.varies)
+        self._selections = Selections(self._answers.knows)
         self.gradients = Gradients(root)
         self._in_layer = False
         self._unanswered: Exception | None = None  # the last question about values that the running module's code asked
@@ -141,6 +143,7 @@ class Tracer(TorchFunctionMode):
 
     def finish(self, result: Any) -> None:
         """Write the output node."""
+        self._selections.refuse(result)
         self.writer.finish(result)
 
     def left_behind(self) -> Left:
@@ -171,10 +174,11 @@ class Tracer(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        body = self._selections.body(func, args, kwargs)
         own = FACTS.get(func)
         if own is not None:
             return own(self.writer, *args, **kwargs)
-        body = typed if func is torch.Tensor.type else opened(func)
+        body = body or (typed if func is torch.Tensor.type else opened(func))
         if body is not None:
             with self:
                 return body(*args, **kwargs)
@@ -193,6 +197,8 @@ class Tracer(TorchFunctionMode):
     def _run_call(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
         """The arguments of a call as the graph gets them, and its result."""
         before = self._results.count
+        if func in _INDEXING:
+            args = args[0], self._answers.with_bounds(args[1]), *args[2:]
         if func in self._taking_numbers:
             args, kwargs = self._answers.numbers_in((args, kwargs))
         try:
@@ -265,6 +271,7 @@ class Tracer(TorchFunctionMode):
     def _call_module(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._in_layer:
             return module._call_impl(*args, **kwargs)
+        self._selections.refuse((args, kwargs))
         if _is_layer(module):
             return self._call_layer(module, path, args, kwargs)
         if isinstance(module, torch.jit.ScriptModule):
@@ -389,3 +396,4 @@ def _is_bare(module: nn.Module) -> bool:
 
 
 _UNBINDING: Final = (torch.unbind, torch.Tensor.unbind)
+_INDEXING: Final = (torch.Tensor.__getitem__, torch.Tensor.__setitem__)

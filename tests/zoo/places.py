@@ -223,3 +223,22 @@ def one_row_expanded_as_another() -> Case:
         return self.b(y.mean((2, 3), keepdim=True).expand_as(z) * y) + self.c(z.reshape_as(y))
 
     return Case(net(forward, a=conv(3, 6), z=conv(3, 6), b=conv(6, 2), c=conv(6, 2)), image(), {"a": 6, "z": 6})
+
+
+@case
+def nearest_points() -> Case:
+    """PointNet++: points are gathered around some of them; too far ones are replaced by the first, as a mask of distances says."""
+
+    def forward(self: Any, points: Tensor) -> Any:
+        y = self.stem(points)
+        distances = torch.cdist(points[:, ::2], points)
+        index = torch.arange(points.shape[1]).view(1, 1, -1).repeat(distances.shape[0], distances.shape[1], 1)
+        index[distances > 2.0] = points.shape[1]
+        index = index.sort(dim=-1)[0][:, :, :3]
+        first, far = index[:, :, :1].repeat(1, 1, 3), index == points.shape[1]
+        index[far] = first[far]
+        batch = torch.arange(points.shape[0]).view(-1, 1, 1)
+        return self.head(F.relu(self.point(y[batch, index])).amax(2))
+
+    model = net(forward, stem=nn.Linear(3, 6), point=nn.Linear(6, 8), head=nn.Linear(8, 2))
+    return Case(model, vector(6, 3), {"stem": 6, "point": 8})

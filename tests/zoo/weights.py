@@ -332,3 +332,21 @@ def square_root_of_a_covariance() -> Case:
         return self.b(torch.bmm(covariance, step).sum(2))
 
     return Case(net(forward, a=conv(3, 6), b=nn.Linear(6, 2)), image(), {"a": 6})
+
+
+@case
+def flow_with_a_determinant() -> Case:
+    """Glow and WaveGlow: an invertible layer, whose determinant is part of the loss, and a coupling that gates."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        y = self.mix(x)
+        given, changed = y.chunk(2, dim=1)
+        acts, n = self.inner(F.relu(self.start(given))), torch.IntTensor([8])[0]
+        scale, shift = self.end(torch.tanh(acts[:, :n]) * torch.sigmoid(acts[:, n:])).chunk(2, dim=1)
+        return torch.cat([given, changed * scale.exp() + shift], 1), torch.logdet(self.mix.weight.squeeze())
+
+    mix = nn.Conv1d(4, 4, 1, bias=False)
+    with torch.no_grad():
+        mix.weight.copy_(torch.eye(4)[:, :, None] + 0.1 * mix.weight)
+    model = net(forward, mix=mix, start=nn.Conv1d(2, 6, 1), inner=nn.Conv1d(6, 16, 1), end=nn.Conv1d(8, 4, 1))
+    return Case(model, vector(4, 9), {"start": 6, "inner": 8})

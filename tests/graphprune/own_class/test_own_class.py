@@ -121,6 +121,22 @@ def test_a_plan_that_the_code_cannot_follow_is_refused() -> None:
         graphprune.apply_plan(States().eval(), IMAGE, plan, keep_class=True)
 
 
+def test_weights_that_hooks_compute_are_copied() -> None:
+    """Those of the older weight norm are attributes with a history, until the model runs without gradients."""
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.utils.weight_norm(nn.Conv2d(3, 8, 1)), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.b(self.a(x).relu())
+
+    result = pruned(Normed())
+    assert result.report.widths == {"a.weight_v": (8, 4)}
+    assert torch.equal(result.model(IMAGE), result.graph(IMAGE))
+
+
 def test_a_model_that_cannot_be_copied_is_refused() -> None:
     """With what to do."""
 

@@ -56,6 +56,12 @@ def cut_to_an_item(self: Any, y: Any, lengths: Any) -> Any:
     return y[:, : lengths.max().item()]
 
 
+def cut_to_a_tensor(self: Any, y: Any, lengths: Any) -> Any:
+    z = torch.zeros_like(y)
+    z[..., : lengths.max(), :] = 1
+    return (y * z)[:, lengths.min() - 1 : lengths.max()]
+
+
 def scaled_by_a_mean(self: Any, y: Any, lengths: Any) -> Any:
     return y * float(lengths.double().mean())
 
@@ -146,6 +152,7 @@ VARIABLE = [
     packed_by_a_list,
     packed_by_an_array,
     cut_to_an_item,
+    cut_to_a_tensor,
     scaled_by_a_mean,
     masked_by_positions,
     cut_one_by_one,

@@ -102,3 +102,13 @@ def test_a_limit_to_norms_in_parts_is_that_of_torch(p: float, dim: int) -> None:
         body = opened(limited)
         assert body is not None
         torch.testing.assert_close(body(weight, p=p, dim=dim, maxnorm=2.0), weight.renorm(p, dim, 2.0))
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0, 0.0])
+def test_a_determinant_in_parts_is_that_of_torch(sign: float) -> None:
+    matrix = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix[:, 0] *= torch.linalg.det(matrix).sign()[:, None] * sign
+    for determinant in (torch.logdet, torch.Tensor.logdet):
+        body = opened(determinant)
+        assert body is not None
+        torch.testing.assert_close(body(matrix), matrix.logdet(), equal_nan=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,6 +21,17 @@ CPU = torch.device("cpu")
 def test_a_type_of_the_same_device_is_a_dtype(kind: object) -> None:
     assert dtype_of(kind, CPU) == torch.float64
     assert name_of(torch.float64, CPU) == "torch.DoubleTensor"
+
+
+def test_the_class_of_all_tensors_is_the_type_of_those_made_without_one() -> None:
+    """SSD casts its boxes to ``type(x.data)``, which is this class for every tensor."""
+    before, kind = torch.get_default_dtype(), cast(Any, torch.Tensor)
+    try:
+        for dtype in (torch.float64, torch.float32):
+            torch.set_default_dtype(dtype)
+            assert dtype_of(kind, CPU) == torch.ones(2).half().type(kind).dtype == dtype
+    finally:
+        torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("kind", ["torch.cuda.DoubleTensor", vars(torch.cuda)["DoubleTensor"]])
@@ -67,3 +78,16 @@ def test_a_type_makes_a_table_that_goes_along_with_a_width() -> None:
     found = analyse(net(forward, a=nn.Linear(5, 8), b=nn.Linear(8, 2)), torch.randn(2, 5, dtype=torch.float64))
     assert {group.name: group.size for group in found.groups.prunable} == {"a": 8}
     check_plan(found, found.random_plan(0))
+
+
+def test_a_size_that_a_type_is_given_is_that_of_the_example() -> None:
+    """The type reads it as a number of C, which remembers nothing: the graph checks it."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        return self.b(self.a(x) / torch.DoubleTensor([x.shape[1]]))
+
+    x, longer = torch.randn(2, 3, 5, dtype=torch.float64), torch.randn(2, 4, 5, dtype=torch.float64)
+    found = analyse(net(forward, a=nn.Linear(5, 8), b=nn.Linear(8, 2)), x)
+    assert torch.equal(found.program.module(x), found.model(x))
+    with pytest.raises(AssertionError, match=r"x.shape\[1\] == 3"):
+        found.program.module(longer)
