@@ -1,6 +1,6 @@
 """``int(n)``, ``len(x)``, ``min(n, m)``, ``math.sqrt(n)`` and their like, of sizes: C code that gives plain numbers.
 
-So is ``torch.from_numpy``, whose data are a constant of the graph.
+So is ``torch.from_numpy``, whose data are a constant of the graph, and what draws numbers (:mod:`graphprune.tracing.draws`).
 
 While a model is traced, calls of these names in its own functions, and in what they call by name, are calls of twins that
 keep the origin of their result. Only calls: as a class (``isinstance``, a dtype) ``int`` stays what it is.
@@ -23,6 +23,7 @@ from typing import Any, Final
 import torch
 from torch import fx, nn
 
+from graphprune.tracing import draws
 from graphprune.tracing.hints import python_of
 from graphprune.tracing.sizes import derive, literal, of_list, origin_of, read_whole, settle
 
@@ -93,14 +94,17 @@ def _range(*bounds: Any) -> range:
 
 
 _MATH: Final = (math.sqrt, math.isqrt, math.log, math.log2, math.log10, math.exp, math.pow, math.gcd, math.hypot, math.fabs)
-_FROM_NUMPY: Final = torch.from_numpy  # which no mode hears of
+_MODULES: Final[dict[Any, dict[str, Callable[..., Any]]]] = {
+    math: {function.__name__: _remembering(function) for function in _MATH},
+    **draws.TWINS,
+    torch: {"from_numpy": torch.as_tensor, **draws.TWINS[torch]},  # no mode hears of the former
+}
 _TWINS: Final[dict[Any, Callable[..., Any]]] = {
     int: _int, float: _float, len: _len, range: _range, min: _extreme(min), max: _extreme(max),
-    **{function: _remembering(function) for function in _MATH},
-    _FROM_NUMPY: torch.as_tensor,
+    **{vars(module)[name]: twin for module, twins in _MODULES.items() for name, twin in twins.items()},
 }  # fmt: skip
 _BUILT_IN: Final = {function.__name__ for function in _TWINS if function.__module__ == builtins.__name__}
-_NAMES: Final = {id(function): f"_{function.__name__} of sizes" for function in _TWINS}
+_NAMES: Final = {id(function): f"_{function.__name__} {place}" for place, function in enumerate(_TWINS)}
 
 
 class Conversions:
@@ -124,9 +128,10 @@ class Conversions:
     def remembered(self) -> Iterator[None]:
         """Have that code run within."""
         _BUILTINS.update(zip(_NAMES.values(), _TWINS.values(), strict=True))
-        vars(math).update({function.__name__: _TWINS[function] for function in _MATH})
-        vars(torch).update(from_numpy=_TWINS[_FROM_NUMPY])
+        before = {module: {name: vars(module)[name] for name in twins} for module, twins in _MODULES.items()}
         try:
+            for module, twins in _MODULES.items():
+                vars(module).update(twins)
             for function, (_, new) in self._codes.items():
                 function.__code__ = new
             for place, name, value in self._places:
@@ -137,8 +142,8 @@ class Conversions:
                 _put(place, name, value)
             for function, (code, _) in self._codes.items():
                 function.__code__ = code
-            vars(math).update({function.__name__: function for function in _MATH})
-            vars(torch).update(from_numpy=_FROM_NUMPY)
+            for module, functions in before.items():
+                vars(module).update(functions)
             for name in _NAMES.values():
                 del _BUILTINS[name]
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from graphprune.channels.tape import stand_in
 from graphprune.ir.twins import call_copies, named_tensors, of_copy
+from graphprune.tracing.draws import GENERATORS, Watched
 from graphprune.tracing.sizes import literal, plain
 
 _INTERNAL: Final = frozenset(nn.Module().__dict__) | {"_compiled_call_impl"}
@@ -148,6 +149,8 @@ class Shadow:
     def _attribute(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return self.of(value)
+        if isinstance(value, GENERATORS):
+            return Watched(value)
         if type(value) not in _CONTAINERS:
             return literal(value)
         known = self._containers.get(id(value))

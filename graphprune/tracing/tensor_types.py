@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from graphprune.tracing.writer import Untraceable
+from graphprune.tracing.untraced import Untraceable
 
 
 def typed(tensor: torch.Tensor, dtype: Any = None, non_blocking: bool = False, **_: Any) -> Any:

@@ -27,6 +27,7 @@ from graphprune.tracing.answers import Answers, is_number
 from graphprune.tracing.checks import LOOKS
 from graphprune.tracing.constants import Constants
 from graphprune.tracing.conversions import Conversions
+from graphprune.tracing.draws import draws_watched
 from graphprune.tracing.facts import FACTS
 from graphprune.tracing.gradients import Gradients
 from graphprune.tracing.guards import Guards
@@ -39,8 +40,8 @@ from graphprune.tracing.sizes import NOTING, read_whole
 from graphprune.tracing.targets import CONSTANT_FACTORIES, opened, spell
 from graphprune.tracing.tensor_types import typed
 from graphprune.tracing.training import Mode, Question, can_ask_again
-from graphprune.tracing.untraced import why_untraced
-from graphprune.tracing.writer import Untraceable, Writer
+from graphprune.tracing.untraced import LooksAtValues, Untraceable, why_untraced
+from graphprune.tracing.writer import Writer
 
 
 class Tracer(TorchFunctionMode):
@@ -133,7 +134,14 @@ class Tracer(TorchFunctionMode):
     @contextmanager
     def running(self, announced: bool) -> Iterator[None]:
         """What is called within is traced."""
-        around = (torch.no_grad(), _compiling(announced), self._code.remembered(), without_hints(), without_scripts())
+        around = (
+            torch.no_grad(),
+            _compiling(announced),
+            draws_watched(),
+            self._code.remembered(),
+            without_hints(),
+            without_scripts(),
+        )
         with ExitStack() as within:
             for mode in (*around, self._recording, self, _noting(self._guards), self.gradients.watched()):
                 within.enter_context(mode)
@@ -233,8 +241,10 @@ class Tracer(TorchFunctionMode):
             func, given = with_batch_sizes(self._recording, func, given)
             return self.writer.apart(func(*given, **named), (given, named))
         except Exception as error:
-            self._unanswered = error if func in LOOKS else self._unanswered
-            raise
+            if func not in LOOKS:
+                raise
+            self._unanswered = LooksAtValues(func)
+            raise self._unanswered from error
 
     def _of_train_mode_alone(self, func: Any, args: Any, kwargs: Any) -> bool:
         """Whether a call that eval mode lacks returns its argument: as it is, or with a constant added to a buffer (noted)."""

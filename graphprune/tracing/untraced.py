@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Any, Final
 
 from graphprune.errors import first_line, typed_line
+from graphprune.tracing.source import in_brackets, source_line
 
 _UNFAKED: Final = re.compile(r"(?P<name>(?P<library>\w+)::[\w.]+): .*(fake impl|Meta tensors)")
 _QUANTISED: Final = "quantized"
+
+
+class Untraceable(Exception):
+    """Something that a graph cannot say."""
+
+
+class LooksAtValues(Untraceable):
+    """Code that needs to know what a tensor holds. question: the call that asks."""
+
+    def __init__(self, question: Any) -> None:
+        super().__init__(f"it looks at the values of a tensor ({question.__name__.strip('_')}{in_brackets(source_line())})")
 
 
 def why_untraced(error: BaseException) -> str:
@@ -19,7 +31,7 @@ def why_untraced(error: BaseException) -> str:
     """
     operator = _operator(error)
     if operator is None:
-        return typed_line(error)
+        return str(error) if isinstance(error, Untraceable) else typed_line(error)
     if operator["library"] == _QUANTISED:
         return f"it is quantised ({operator['name']})"
     return f"its operator {operator['name']} has no fake implementation, which runs it on shapes alone"
@@ -30,6 +42,8 @@ def sentences(error: BaseException) -> str:
     operator = _operator(error)
     if operator is not None and operator["library"] == _QUANTISED:
         return f"{why_untraced(error)}. Prune the model first, and quantise the slim one."
+    if isinstance(error, Untraceable) and not isinstance(error, LooksAtValues):
+        return f"{error}. Change that, or capture the part without it."
     return (
         f"{first_line(error)}. "
         "Its control flow depends on tensor values; capture the part that does not, or pass a torch.export program."

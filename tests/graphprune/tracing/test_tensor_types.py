@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from graphprune.tracing.tensor_types import dtype_of, name_of
-from graphprune.tracing.writer import Untraceable
+from graphprune.tracing.untraced import Untraceable
 from tests.checking import analyse, check_plan
 from tests.zoo.case import net
 
