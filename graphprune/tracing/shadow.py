@@ -76,7 +76,7 @@ class Shadow:
         """The stand-in of a real tensor."""
         found = self._stand_ins.get(id(tensor))
         if found is None:
-            found = self._stand_ins[id(tensor)] = stand_in(tensor)
+            found = self._stand_ins[id(tensor)] = as_parameter(stand_in(tensor), tensor)
             self.real[id(found)] = tensor
         return found
 
@@ -161,6 +161,13 @@ class Shadow:
                     known[key] = self._attribute(item)
             self._note_methods(known)
         return known
+
+
+def as_parameter(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The tensor, which says that it is a parameter if the other one does: modules ask before they take it for one of theirs."""
+    if isinstance(like, nn.Parameter):
+        tensor._is_param = True
+    return tensor
 
 
 def _entries(holder: Any) -> Iterable[tuple[Any, Any]]:

@@ -18,7 +18,7 @@ from graphprune.channels.tape import Recording, Step, Tape, plain_containers
 from graphprune.ir.graph_module import add_node
 from graphprune.rules import tensors_in
 from graphprune.tracing.results import Mark, Results
-from graphprune.tracing.shadow import Shadow
+from graphprune.tracing.shadow import Shadow, as_parameter
 from graphprune.tracing.sizes import Origin, Place, Shape, SizeFloat, SizeInt, origin_of, plain, with_origin
 from graphprune.tracing.source import source_line
 from graphprune.tracing.training import Addition, Change, Mode
@@ -284,7 +284,7 @@ class Writer:
         if isinstance(result, torch.Tensor):
             if not any(result is operand for operand in tensors_in(operands)) or self._wrote(result):
                 return result
-            return torch.ops.aten.alias.default(result)
+            return as_parameter(torch.ops.aten.alias.default(result), result)
         if type(result) in (tuple, list):
             return type(result)([self.apart(item, operands) for item in result])
         return result
