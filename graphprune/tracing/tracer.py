@@ -23,7 +23,7 @@ from graphprune.channels.tape import Recording, boundary_of, opaque_refusal, run
 from graphprune.channels.values import Values
 from graphprune.resizers import module_resizer
 from graphprune.rules import tensors_in
-from graphprune.tracing.answers import Answers, is_number
+from graphprune.tracing.answers import Answers, holds_number
 from graphprune.tracing.checks import LOOKS
 from graphprune.tracing.constants import Constants
 from graphprune.tracing.conversions import Conversions
@@ -37,6 +37,7 @@ from graphprune.tracing.repeat import Repeat
 from graphprune.tracing.results import Mark, Results
 from graphprune.tracing.shadow import Left, Shadow
 from graphprune.tracing.sizes import NOTING, read_whole
+from graphprune.tracing.source import source_line
 from graphprune.tracing.targets import CONSTANT_FACTORIES, opened, spell
 from graphprune.tracing.tensor_types import typed
 from graphprune.tracing.training import Mode, Question, can_ask_again
@@ -76,8 +77,7 @@ class Tracer(TorchFunctionMode):
         self._recording = Recording()
         self._recording.announces = self
         self._results: Results = Results(self._recording, earlier._results if earlier else None)
-        before = earlier or after
-        left = after.left_behind() if after else {}
+        before, left = earlier or after, after.left_behind() if after else {}
         self._shadow: Shadow = Shadow(root, self._call_module, mode, before._shadow if before else None, left)
         self._code: Conversions = earlier._code if earlier else Conversions(self._shadow.root)
         self.writer: Writer = self._new_writer(earlier)
@@ -206,7 +206,7 @@ class Tracer(TorchFunctionMode):
         try:
             return args, kwargs, self._results.of(func, lambda: self._call(func, args, kwargs))
         except RuntimeError:
-            if func in self._taking_numbers or not any(map(is_number, tensors_in((args, kwargs)))):
+            if func in self._taking_numbers or not holds_number((args, kwargs)):
                 raise
             self._taking_numbers.add(func)
             self._results.take_back(before)
@@ -243,7 +243,7 @@ class Tracer(TorchFunctionMode):
         except Exception as error:
             if func not in LOOKS:
                 raise
-            self._unanswered = LooksAtValues(func)
+            self._unanswered = LooksAtValues(func, source_line())
             raise self._unanswered from error
 
     def _of_train_mode_alone(self, func: Any, args: Any, kwargs: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Weights that a forward makes and sets as attributes of a layer: weight drop, old weight norm; and what says that it is a parameter."""
+"""Weights that a forward makes and sets as attributes of a layer: weight drop, old weight norm; and what is said of parameters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
 
 
 class WeightDrop(nn.Module):
-    """A layer, with a weight that is made anew in each call. set_too: whether it is put where the layer reads it, too, as fastai does."""
+    """A layer, with a weight that is made anew in each call. in_list: it is put where the layer reads it, too, as fastai does."""
 
     def __init__(self, layer: nn.Module, name: str, in_list: bool) -> None:
         super().__init__()
@@ -36,8 +36,8 @@ class WeightDrop(nn.Module):
         weight = F.dropout(self.raw, 0.5, self.training)
         if self.in_list:
             weight = weight.clone()
-            flat: Any = self.layer._flat_weights
-            flat[self.layer._flat_weights_names.index(self.name)] = weight  # type: ignore[union-attr, operator]
+            layer: Any = self.layer
+            layer._flat_weights[layer._flat_weights_names.index(self.name)] = weight
         setattr(self.layer, self.name, weight)
         return self.layer(x)[0]
 
