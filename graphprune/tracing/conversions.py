@@ -14,6 +14,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
+from dis import get_instructions
 from functools import lru_cache, wraps
 from opcode import opmap
 from operator import is_not
@@ -26,10 +27,13 @@ from torch import fx, nn
 from graphprune.tracing import draws
 from graphprune.tracing.hints import python_of
 from graphprune.tracing.sizes import derive, literal, of_list, origin_of, read_whole, settle
+from graphprune.tracing.tensor_types import MAKING
 
 _LOAD_GLOBAL: Final = opmap["LOAD_GLOBAL"]
 _EXTENDED_ARG: Final = opmap["EXTENDED_ARG"]
 _LARGEST_ARGUMENT: Final = 255
+_ATTRIBUTES: Final = ("LOAD_ATTR", "LOAD_METHOD")
+_PER_NAME: Final = 1 if sys.version_info < (3, 12) else 2  # arguments of these for each name
 _MOST_CODES: Final = 10_000  # whose names are remembered
 _BUILTINS: Final = vars(builtins)
 _CACHE: Final = type(lru_cache(len))
@@ -102,9 +106,12 @@ _MODULES: Final[dict[Any, dict[str, Callable[..., Any]]]] = {
 _TWINS: Final[dict[Any, Callable[..., Any]]] = {
     int: _int, float: _float, len: _len, range: _range, min: _extreme(min), max: _extreme(max),
     **{vars(module)[name]: twin for module, twins in _MODULES.items() for name, twin in twins.items()},
+    **MAKING,
 }  # fmt: skip
-_BUILT_IN: Final = {function.__name__ for function in _TWINS if function.__module__ == builtins.__name__}
+_BUILT_IN: Final = {function.__name__ for function in _TWINS if getattr(function, "__module__", "") == builtins.__name__}
+_TYPES: Final = {kind.__name__: kind for kind in MAKING}
 _NAMES: Final = {id(function): f"_{function.__name__} {place}" for place, function in enumerate(_TWINS)}
+_MAKING: Final = {_NAMES[id(kind)]: twin for kind, twin in MAKING.items()}
 
 
 class Conversions:
@@ -132,6 +139,7 @@ class Conversions:
         try:
             for module, twins in _MODULES.items():
                 vars(module).update(twins)
+            vars(torch).update(_MAKING)
             for function, (_, new) in self._codes.items():
                 function.__code__ = new
             for place, name, value in self._places:
@@ -144,6 +152,8 @@ class Conversions:
                 function.__code__ = code
             for module, functions in before.items():
                 vars(module).update(functions)
+            for name in _MAKING:
+                del vars(torch)[name]
             for name in _NAMES.values():
                 del _BUILTINS[name]
 
@@ -158,7 +168,8 @@ def _put(place: Any, name: str, value: Any) -> None:
 def _twins_in(names: Set[str], held: Mapping[str, Any]) -> dict[str, str]:
     """The names by which code calls functions that have twins, with those of the twins. held: what names mean in its module."""
     meant = {**{name: _BUILTINS[name] for name in names & _BUILT_IN}, **held}
-    return {name: _NAMES[id(value)] for name, value in meant.items() if id(value) in _NAMES}
+    types = {f"{name}.{kind}": _TYPES[kind] for name in held if held[name] is torch for kind in names & _TYPES.keys()}
+    return {name: _NAMES[id(value)] for name, value in (meant | types).items() if id(value) in _NAMES}
 
 
 @lru_cache(_MOST_CODES)
@@ -167,8 +178,9 @@ def _rewritten(code: CodeType, file: str, renamed: frozenset[tuple[str, str]]) -
     constants = tuple([_constant(item, file, renamed) for item in code.co_consts])
     new_names = dict(renamed)
     twins = {at: new_names[name] for at, name in enumerate(code.co_names) if name in new_names}
-    names = (*code.co_names, *twins.values())
-    if 2 * len(names) > _LARGEST_ARGUMENT or not twins:
+    types = _types_called(code, new_names)
+    names = (*code.co_names, *twins.values(), *types.values())
+    if 2 * len(names) > _LARGEST_ARGUMENT or not (twins or types):
         return code.replace(co_consts=constants) if any(map(is_not, constants, code.co_consts)) else code
     # The argument of LOAD_GLOBAL is twice the name's index, and odd where the value is about to be called.
     arguments = {2 * at + 1: 2 * names.index(name) + 1 for at, name in twins.items()}
@@ -176,7 +188,26 @@ def _rewritten(code: CodeType, file: str, renamed: frozenset[tuple[str, str]]) -
     for at in range(0, len(text), 2):
         if text[at] == _LOAD_GLOBAL and (at == 0 or text[at - 2] != _EXTENDED_ARG):
             text[at + 1] = arguments.get(text[at + 1], text[at + 1])
+    for at, name in types.items():
+        text[at + 1] = _PER_NAME * names.index(name) + text[at + 1] % _PER_NAME
     return code.replace(co_consts=constants, co_names=names, co_code=bytes(text))
+
+
+def _types_called(code: CodeType, new_names: Mapping[str, str]) -> dict[int, str]:
+    """Where code calls types of tensors as attributes of torch, with the names of their twins there."""
+    if not any("." in name for name in new_names):
+        return {}
+    found = {}
+    steps = list(get_instructions(code))
+    for before, step, after in zip(steps, steps[1:], steps[2:], strict=False):
+        if before.opname != "LOAD_GLOBAL" or step.opname not in _ATTRIBUTES or after.opname in _ATTRIBUTES:
+            continue
+        called, place = before.arg or 0, step.arg or 0
+        calls = called % 2 or step.opname == "LOAD_METHOD" or after.opname == "PUSH_NULL"
+        name = new_names.get(f"{before.argval}.{step.argval}")
+        if calls and name is not None and place <= _LARGEST_ARGUMENT:
+            found[step.offset] = name
+    return found
 
 
 def _constant(item: Any, file: str, renamed: frozenset[tuple[str, str]]) -> Any:
@@ -188,12 +219,15 @@ def _constant(item: Any, file: str, renamed: frozenset[tuple[str, str]]) -> Any:
 
 
 def _code_of(root: nn.Module) -> list[tuple[Any, Mapping[str, Any]]]:
-    """The model's classes, and all classes and functions that running them names, outside of torch and the standard library.
+    """The model's classes, functions that its modules hold, and all classes and functions that running them names.
+
+    None of them is of torch or the standard library.
 
     The code of a graph module is the model's own, though its class is one of torch. Each with what it has (a class) or names of its
     module (a function).
     """
     pending: list[Any] = list({type(module) for module in root.modules()})
+    pending += [value for module in root.modules() for value in vars(module).values() if type(value) is FunctionType]
     pending += [
         getattr(module.forward, "__func__", module.forward) for module in root.modules() if isinstance(module, fx.GraphModule)
     ]

@@ -11,6 +11,8 @@ from typing import Any, Final, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from graphprune.tracing.tensor_types import of_sizes
+
 _NAMES: Final = (
     "add sub mul truediv floordiv mod pow matmul eq ne lt le gt ge neg pos invert abs getitem setitem "
     "iadd isub imul itruediv and_ or_ xor lshift rshift"
@@ -75,11 +77,10 @@ _OPENED: Final = {F.multi_head_attention_forward: {"has_torch_function": lambda 
 
 def _new(tensor: torch.Tensor, *given: Any, **options: Any) -> Any:
     """``x.new(n, m)`` of older code, which makes an empty tensor of sizes, one of data, or another object of a tensor."""
-    first = given[0] if len(given) == 1 else given
-    if isinstance(first, torch.Tensor):
-        return first.view(first.shape)
-    is_data = isinstance(first, (tuple, list)) and first is not given and not isinstance(first, torch.Size)
-    return tensor.new_tensor(first, **options) if is_data else tensor.new_empty(first, **options)
+    if given and isinstance(given[0], torch.Tensor):
+        return given[0].view(given[0].shape)
+    sizes = of_sizes(given)
+    return tensor.new_tensor(given[0], **options) if sizes is None else tensor.new_empty(tuple(sizes), **options)
 
 
 def _renorm(input: torch.Tensor, p: float, dim: int, maxnorm: float) -> torch.Tensor:

@@ -39,7 +39,7 @@ from graphprune.tracing.shadow import Left, Shadow
 from graphprune.tracing.sizes import NOTING, read_whole
 from graphprune.tracing.source import source_line
 from graphprune.tracing.targets import CONSTANT_FACTORIES, opened, spell
-from graphprune.tracing.tensor_types import typed
+from graphprune.tracing.tensor_types import check_made, typed
 from graphprune.tracing.training import Mode, Question, can_ask_again
 from graphprune.tracing.untraced import LooksAtValues, Untraceable, why_untraced
 from graphprune.tracing.writer import Writer
@@ -74,7 +74,7 @@ class Tracer(TorchFunctionMode):
         self._taking_bool: set[str] = earlier._taking_bool if earlier else set()  # modules that pass their mode to C functions
         self._taking_numbers: set[Any] = earlier._taking_numbers if earlier else set()  # C functions that read tensors as numbers
         self._unaware: set[str] = earlier._unaware if earlier else set()  # modules that trace, if at all, without knowing of it
-        self._recording = Recording()
+        self._recording = Recording(check_made)
         self._recording.announces = self
         self._results: Results = Results(self._recording, earlier._results if earlier else None)
         before, left = earlier or after, after.left_behind() if after else {}
