@@ -22,6 +22,7 @@ from graphprune.ir.program import Inputs, Program, Scope, names_of
 from graphprune.ir.twins import checked_module, named_tensors, set_mode, unwrapped
 from graphprune.placement import Placement, placement_of
 from graphprune.tracing.earlier_calls import inputs_of_other_sizes
+from graphprune.tracing.dead_writes import leave_out_dead_writes
 from graphprune.tracing.early_checks import bring_checks_forward
 from graphprune.tracing.inputs import ModuleCall, check_inputs, holds_tensor, normalise_inputs, options_of, with_names
 from graphprune.tracing.rehearsal import rehearse
@@ -77,6 +78,7 @@ def capture(
         tracer = trace.tracer
         follows = _follow_training_mode(trace, root) if tracer.mode.consulted or tracer.questions else {}
         tracer.writer.leave_out_checks()
+        leave_out_dead_writes(tracer.writer.graph, tracer.writer.tape)
         bring_checks_forward(tracer.writer.graph, tracer.writer.tape)
         module = _graph_module(root, tracer)
         tracer.release()

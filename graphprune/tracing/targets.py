@@ -7,9 +7,11 @@ from collections.abc import Callable
 from functools import cache
 from types import FunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType
 from typing import Any, Final, NamedTuple
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from torch.nn import init
 
 from graphprune.tracing.tensor_types import of_sizes
 
@@ -89,6 +91,16 @@ def _renorm(input: torch.Tensor, p: float, dim: int, maxnorm: float) -> torch.Te
     return input * torch.where(norm > maxnorm, maxnorm / (norm + 1e-7), 1.0)
 
 
+def _within(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of ``torch.nn.init`` as the calls that it makes."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with patch.object(torch.overrides, "has_torch_function_variadic", lambda *_: False):
+            return function(*args, **kwargs)
+
+    return call
+
+
 # Calls that are traced as others. Those that take sizes from another tensor: sizes that go along with a width can follow it, a
 # tensor's shape as a whole cannot. Memory that is not filled, under a name that says so; and what has no rule but its parts do.
 _AS_OTHERS: Final[dict[Any, Callable[..., Any]]] = {
@@ -98,6 +110,7 @@ _AS_OTHERS: Final[dict[Any, Callable[..., Any]]] = {
     torch.Tensor.new: _new,
     torch.renorm: _renorm,
     torch.Tensor.renorm: _renorm,
+    **{function: _within(function) for function in (init.uniform_, init.normal_, init.constant_, init.kaiming_uniform_)},
 }
 
 
