@@ -21,8 +21,8 @@ from graphprune.ir.graph_module import adopt
 from graphprune.ir.program import Inputs, Program, Scope, names_of
 from graphprune.ir.twins import checked_module, named_tensors, set_mode, unwrapped
 from graphprune.placement import Placement, placement_of
-from graphprune.tracing.earlier_calls import inputs_of_other_sizes
 from graphprune.tracing.dead_writes import leave_out_dead_writes
+from graphprune.tracing.earlier_calls import inputs_of_other_sizes
 from graphprune.tracing.early_checks import bring_checks_forward
 from graphprune.tracing.inputs import ModuleCall, check_inputs, holds_tensor, normalise_inputs, options_of, with_names
 from graphprune.tracing.rehearsal import rehearse

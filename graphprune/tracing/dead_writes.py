@@ -13,7 +13,7 @@ from graphprune.rules import tensors_in
 
 
 def leave_out_dead_writes(graph: fx.Graph, tape: Tape) -> None:
-    """Take calls out of the graph whose only effect is on memory that the graph makes and does not read, and what they alone read."""
+    """Take calls out whose only effect is on memory that the graph makes and does not read, and what they alone read."""
     steps = {step.node: step for step in tape.steps}
     if not any(_written(step) for step in tape.steps):
         return
