@@ -389,7 +389,7 @@ def _is_layer(module: nn.Module) -> bool:
     """Whether calls of the module are one node: it can follow new widths, and nothing is hooked into it."""
     if module._forward_hooks or module._forward_pre_hooks:
         return False
-    return module_resizer(module) is not None or (_is_bare(module) and type(module).__module__.startswith("torch.nn."))
+    return module_resizer(module) is not None or (_is_bare(module) and type(module).__module__.startswith("torch.nn.modules."))
 
 
 def _is_bare(module: nn.Module) -> bool:
