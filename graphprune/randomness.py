@@ -42,11 +42,15 @@ def seed_generators(seed: int) -> None:
 class DrawnByIndex(TorchDispatchMode):
     """Within this mode tensors are filled with random numbers in the order of their indices, whatever their layout in memory."""
 
+    supports_higher_order_operators = True  # flex attention: whatever it draws, it draws as it does
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if not isinstance(func, torch._ops.OpOverload):
+            return func(*args, **kwargs)
         first = args[0] if args and torch.Tag.nondeterministic_seeded in func.tags else None
         if not isinstance(first, torch.Tensor) or first.is_contiguous():
             return func(*args, **kwargs)

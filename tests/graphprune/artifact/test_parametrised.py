@@ -32,6 +32,8 @@ class MaxNorm(nn.Module):
 
 
 class Masked(nn.Module):
+    mask: Tensor
+
     def __init__(self, like: Tensor) -> None:
         super().__init__()
         self.register_buffer("mask", (torch.rand_like(like) > 0.5).to(like))
