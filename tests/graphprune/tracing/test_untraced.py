@@ -109,5 +109,8 @@ def test_flex_attention_stays_and_the_rest_is_proved() -> None:
     inner.q, inner.k, inner.v = (nn.Linear(4, 16) for _ in range(3))
     model = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 4), inner).eval()
     result = graphprune.prune(model, torch.randn(2, 5, 4), target="channels=60%")
-    assert list(result.report.widths) == ["0"] and "as flex attention does" in graphprune.capture(model, torch.randn(2, 5, 4)).opaque["3"]
+    assert (
+        list(result.report.widths) == ["0"]
+        and "as flex attention does" in graphprune.capture(model, torch.randn(2, 5, 4)).opaque["3"]
+    )
     assert result.report.verification is not None and result.report.verification.passed
