@@ -73,7 +73,7 @@ def _walk(root: nn.Module, called: AbstractSet[Any]) -> Iterator[tuple[str, nn.M
 
 
 def _encode(path: str, module: nn.Module, runs: bool, table: TensorTable) -> dict[str, Any]:
-    if "parametrizations" in module._modules:
+    if runs and "parametrizations" in module._modules:
         raise ArtifactError("it is parametrised; call torch.nn.utils.parametrize.remove_parametrizations first")
     hooked = [name for name in _HOOKS if module.__dict__[name]]
     if hooked:

@@ -8,7 +8,7 @@ often as they like: it holds all that they need to know of torch.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import chain
 from operator import attrgetter
@@ -111,11 +111,13 @@ class Recording(TorchDispatchMode):
 
     numbers: stand-ins, by their identity, of what torch makes of numbers and lists of Python, with that. values: tells how
     large the results are whose sizes values decide. announces: the function mode that calls of torch announce themselves to, if
-    any; what did not (``torch.FloatTensor([1.0])``, which is a type) is announced to it as the operator that it runs.
+    any; what did not (``torch.FloatTensor([1.0])``, which is a type) is announced to it as the operator that it runs, after
+    ``check`` has had a look.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, check: Callable[[Any, Any], None] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._check = check
         self.operations: list[Operation] = []
         self.numbers: dict[int, torch.Tensor] = {}
         self.values: Values | None = None
@@ -136,6 +138,8 @@ class Recording(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs) if kwargs else {}
         if self.announces is not None and _hears(self.announces):
+            if self._check is not None:
+                self._check(func, args)
             with self:
                 return func(*args, **kwargs)
         if "device" in kwargs:

@@ -127,6 +127,13 @@ class _Function:
     name: str
 
 
+@dataclass(frozen=True)
+class _Format:
+    """A memory format, which does not pickle as ``torch.save`` does it, by its name in torch."""
+
+    name: str
+
+
 _Record = tuple[str, str, Any, Any, Any, bool]
 _WHOLE: Final = "is_wrapped"  # fx's mark on calls that another trace keeps whole
 
@@ -139,8 +146,13 @@ def _records(graph: fx.Graph) -> list[_Record]:
 
 
 def _linked(node: fx.Node) -> tuple[Any, Any]:
-    link: Any = lambda other: _Link(other.name)  # noqa: E731
-    return cast(tuple[Any, Any], fx.node.map_arg((node.args, node.kwargs), link))
+    return cast(tuple[Any, Any], map_aggregate((node.args, node.kwargs), _as_stored))
+
+
+def _as_stored(item: Any) -> Any:
+    if isinstance(item, torch.memory_format):
+        return _Format(str(item).removeprefix("torch."))
+    return _Link(item.name) if isinstance(item, fx.Node) else item
 
 
 def _portable(target: Any) -> Any:
@@ -158,12 +170,18 @@ def _found(target: Any) -> Any:
     return attrgetter(".".join(target.path))(torch.ops) if isinstance(target, _Operator) else target
 
 
+def _as_given(item: Any, nodes: dict[str, fx.Node]) -> Any:
+    if isinstance(item, _Format):
+        return getattr(torch, item.name)
+    return nodes[item.name] if isinstance(item, _Link) else item
+
+
 def _unpickled(state: dict[str, Any], records: list[_Record], class_name: str) -> GraphModule:
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
     for op, name, target, args, kwargs, whole in records:
         target = _found(target)
-        given: Any = map_aggregate((args, kwargs), lambda item: nodes[item.name] if isinstance(item, _Link) else item)
+        given: Any = map_aggregate((args, kwargs), lambda item: _as_given(item, nodes))
         nodes[name] = graph.create_node(op, target, given[0], given[1], name)
         if whole:
             nodes[name].meta[_WHOLE] = True

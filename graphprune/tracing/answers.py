@@ -14,9 +14,10 @@ from typing import Any, Final
 
 import torch
 from torch import fx
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from graphprune.channels.values import Values
+from graphprune.rules import tensors_in
 from graphprune.tracing.arrays import Numbers
 from graphprune.tracing.checks import QUESTIONS, answer_that_passes
 from graphprune.tracing.guards import Guards
@@ -75,21 +76,14 @@ class Answers:
         return None if items is None else Numbers(items, str(tensor.dtype).removeprefix("torch."))
 
     def numbers_in(self, tree: Any) -> Any:
-        """A structure with numbers in place of the tensors that hold one, where the inputs decide them alone."""
-        return tree_map(lambda leaf: self._number_of(leaf) if isinstance(leaf, torch.Tensor) and is_number(leaf) else leaf, tree)
+        """A structure with numbers in place of the tensors that hold one, where the inputs decide them alone; so in slices."""
+        return tree_map(self._number_of, tree)
 
-    def with_bounds(self, index: Any) -> Any:
-        """An index whose slices have numbers for the tensors that bound them: ``x[:, : lengths.max()]``."""
-        if isinstance(index, tuple):
-            return tuple(map(self.with_bounds, index))
-        return slice(*map(self._bound, (index.start, index.stop, index.step))) if isinstance(index, slice) else index
-
-    def _bound(self, bound: Any) -> Any:
-        return self._call(torch.Tensor.item, bound) if isinstance(bound, torch.Tensor) and is_number(bound) else bound
-
-    def _number_of(self, tensor: torch.Tensor) -> Any:
-        number = self.to(torch.Tensor.item, (tensor,), {})
-        return tensor if number is None else number
+    def _number_of(self, leaf: Any) -> Any:
+        if isinstance(leaf, slice):
+            return slice(*map(self._number_of, (leaf.start, leaf.stop, leaf.step)))
+        number = self.to(torch.Tensor.item, (leaf,), {}) if isinstance(leaf, torch.Tensor) and is_number(leaf) else None
+        return leaf if number is None else number
 
     def _check(self, question: Any, args: Any, kwargs: Any, answer: bool) -> None:
         """Have the graph refuse inputs for which the answer is another."""
@@ -125,6 +119,12 @@ class Answers:
 def is_number(tensor: torch.Tensor) -> bool:
     """Whether a tensor may stand for a number, as among the sizes of a view, or as what a new tensor is filled with."""
     return not tensor.dim() and not tensor.is_complex()
+
+
+def holds_number(tree: Any) -> bool:
+    """Whether there is such a tensor in a structure, or among the bounds of a slice in it."""
+    leaves = [(leaf.start, leaf.stop, leaf.step) if isinstance(leaf, slice) else leaf for leaf in tree_leaves(tree)]
+    return any(map(is_number, tensors_in(leaves)))
 
 
 def _are_numbers(items: list[Any]) -> bool:

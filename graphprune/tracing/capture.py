@@ -21,15 +21,16 @@ from graphprune.ir.graph_module import adopt
 from graphprune.ir.program import Inputs, Program, Scope, names_of
 from graphprune.ir.twins import checked_module, named_tensors, set_mode, unwrapped
 from graphprune.placement import Placement, placement_of
+from graphprune.tracing.dead_writes import leave_out_dead_writes
 from graphprune.tracing.earlier_calls import inputs_of_other_sizes
+from graphprune.tracing.early_checks import bring_checks_forward
 from graphprune.tracing.inputs import ModuleCall, check_inputs, holds_tensor, normalise_inputs, options_of, with_names
 from graphprune.tracing.rehearsal import rehearse
 from graphprune.tracing.scopes import find_scopes, named_scopes, outside, record_calls, scope_of
 from graphprune.tracing.source import error_line
 from graphprune.tracing.tracer import Tracer
 from graphprune.tracing.training import Addition, Change, Differs, Mode, follow_mode, keep_still
-from graphprune.tracing.untraced import sentences
-from graphprune.tracing.writer import Untraceable
+from graphprune.tracing.untraced import Untraceable, sentences
 
 
 @callers_modes_off()
@@ -77,6 +78,8 @@ def capture(
         tracer = trace.tracer
         follows = _follow_training_mode(trace, root) if tracer.mode.consulted or tracer.questions else {}
         tracer.writer.leave_out_checks()
+        leave_out_dead_writes(tracer.writer.graph, tracer.writer.tape)
+        bring_checks_forward(tracer.writer.graph, tracer.writer.tape)
         module = _graph_module(root, tracer)
         tracer.release()
     if placement is not None and trace.scopes:

@@ -1,6 +1,6 @@
 """``int(n)``, ``len(x)``, ``min(n, m)``, ``math.sqrt(n)`` and their like, of sizes: C code that gives plain numbers.
 
-So is ``torch.from_numpy``, whose data are a constant of the graph.
+So is ``torch.from_numpy``, whose data are a constant of the graph, and what draws numbers (:mod:`graphprune.tracing.draws`).
 
 While a model is traced, calls of these names in its own functions, and in what they call by name, are calls of twins that
 keep the origin of their result. Only calls: as a class (``isinstance``, a dtype) ``int`` stays what it is.
@@ -14,6 +14,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
+from dis import get_instructions
 from functools import lru_cache, wraps
 from opcode import opmap
 from operator import is_not
@@ -23,12 +24,16 @@ from typing import Any, Final
 import torch
 from torch import fx, nn
 
+from graphprune.tracing import draws
 from graphprune.tracing.hints import python_of
 from graphprune.tracing.sizes import derive, literal, of_list, origin_of, read_whole, settle
+from graphprune.tracing.tensor_types import MAKING
 
 _LOAD_GLOBAL: Final = opmap["LOAD_GLOBAL"]
 _EXTENDED_ARG: Final = opmap["EXTENDED_ARG"]
 _LARGEST_ARGUMENT: Final = 255
+_ATTRIBUTES: Final = ("LOAD_ATTR", "LOAD_METHOD")
+_PER_NAME: Final = 1 if sys.version_info < (3, 12) else 2  # arguments of these for each name
 _MOST_CODES: Final = 10_000  # whose names are remembered
 _BUILTINS: Final = vars(builtins)
 _CACHE: Final = type(lru_cache(len))
@@ -93,14 +98,20 @@ def _range(*bounds: Any) -> range:
 
 
 _MATH: Final = (math.sqrt, math.isqrt, math.log, math.log2, math.log10, math.exp, math.pow, math.gcd, math.hypot, math.fabs)
-_FROM_NUMPY: Final = torch.from_numpy  # which no mode hears of
+_MODULES: Final[dict[Any, dict[str, Callable[..., Any]]]] = {
+    math: {function.__name__: _remembering(function) for function in _MATH},
+    **draws.TWINS,
+    torch: {"from_numpy": torch.as_tensor, **draws.TWINS[torch]},  # no mode hears of the former
+}
 _TWINS: Final[dict[Any, Callable[..., Any]]] = {
     int: _int, float: _float, len: _len, range: _range, min: extreme(min), max: extreme(max),
-    **{function: _remembering(function) for function in _MATH},
-    _FROM_NUMPY: torch.as_tensor,
+    **{vars(module)[name]: twin for module, twins in _MODULES.items() for name, twin in twins.items()},
+    **MAKING,
 }  # fmt: skip
-_BUILT_IN: Final = {function.__name__ for function in _TWINS if function.__module__ == builtins.__name__}
-_NAMES: Final = {id(function): f"_{function.__name__} of sizes" for function in _TWINS}
+_BUILT_IN: Final = {function.__name__ for function in _TWINS if getattr(function, "__module__", "") == builtins.__name__}
+_TYPES: Final = {kind.__name__: kind for kind in MAKING}
+_NAMES: Final = {id(function): f"_{function.__name__} {place}" for place, function in enumerate(_TWINS)}
+_MAKING: Final = {_NAMES[id(kind)]: twin for kind, twin in MAKING.items()}
 
 
 class Conversions:
@@ -124,9 +135,11 @@ class Conversions:
     def remembered(self) -> Iterator[None]:
         """Have that code run within."""
         _BUILTINS.update(zip(_NAMES.values(), _TWINS.values(), strict=True))
-        vars(math).update({function.__name__: _TWINS[function] for function in _MATH})
-        vars(torch).update(from_numpy=_TWINS[_FROM_NUMPY])
+        before = {module: {name: vars(module)[name] for name in twins} for module, twins in _MODULES.items()}
         try:
+            for module, twins in _MODULES.items():
+                vars(module).update(twins)
+            vars(torch).update(_MAKING)
             for function, (_, new) in self._codes.items():
                 function.__code__ = new
             for place, name, value in self._places:
@@ -137,8 +150,10 @@ class Conversions:
                 _put(place, name, value)
             for function, (code, _) in self._codes.items():
                 function.__code__ = code
-            vars(math).update({function.__name__: function for function in _MATH})
-            vars(torch).update(from_numpy=_FROM_NUMPY)
+            for module, functions in before.items():
+                vars(module).update(functions)
+            for name in _MAKING:
+                del vars(torch)[name]
             for name in _NAMES.values():
                 del _BUILTINS[name]
 
@@ -153,7 +168,8 @@ def _put(place: Any, name: str, value: Any) -> None:
 def _twins_in(names: Set[str], held: Mapping[str, Any]) -> dict[str, str]:
     """The names by which code calls functions that have twins, with those of the twins. held: what names mean in its module."""
     meant = {**{name: _BUILTINS[name] for name in names & _BUILT_IN}, **held}
-    return {name: _NAMES[id(value)] for name, value in meant.items() if id(value) in _NAMES}
+    types = {f"{name}.{kind}": _TYPES[kind] for name in held if held[name] is torch for kind in names & _TYPES.keys()}
+    return {name: _NAMES[id(value)] for name, value in (meant | types).items() if id(value) in _NAMES}
 
 
 @lru_cache(_MOST_CODES)
@@ -162,8 +178,9 @@ def _rewritten(code: CodeType, file: str, renamed: frozenset[tuple[str, str]]) -
     constants = tuple([_constant(item, file, renamed) for item in code.co_consts])
     new_names = dict(renamed)
     twins = {at: new_names[name] for at, name in enumerate(code.co_names) if name in new_names}
-    names = (*code.co_names, *twins.values())
-    if 2 * len(names) > _LARGEST_ARGUMENT or not twins:
+    types = _types_called(code, new_names)
+    names = (*code.co_names, *twins.values(), *types.values())
+    if 2 * len(names) > _LARGEST_ARGUMENT or not (twins or types):
         return code.replace(co_consts=constants) if any(map(is_not, constants, code.co_consts)) else code
     # The argument of LOAD_GLOBAL is twice the name's index, and odd where the value is about to be called.
     arguments = {2 * at + 1: 2 * names.index(name) + 1 for at, name in twins.items()}
@@ -171,7 +188,26 @@ def _rewritten(code: CodeType, file: str, renamed: frozenset[tuple[str, str]]) -
     for at in range(0, len(text), 2):
         if text[at] == _LOAD_GLOBAL and (at == 0 or text[at - 2] != _EXTENDED_ARG):
             text[at + 1] = arguments.get(text[at + 1], text[at + 1])
+    for at, name in types.items():
+        text[at + 1] = _PER_NAME * names.index(name) + text[at + 1] % _PER_NAME
     return code.replace(co_consts=constants, co_names=names, co_code=bytes(text))
+
+
+def _types_called(code: CodeType, new_names: Mapping[str, str]) -> dict[int, str]:
+    """Where code calls types of tensors as attributes of torch, with the names of their twins there."""
+    if not any("." in name for name in new_names):
+        return {}
+    found = {}
+    steps = list(get_instructions(code))
+    for before, step, after in zip(steps, steps[1:], steps[2:], strict=False):
+        if before.opname != "LOAD_GLOBAL" or step.opname not in _ATTRIBUTES or after.opname in _ATTRIBUTES:
+            continue
+        called, place = before.arg or 0, step.arg or 0
+        calls = called % 2 or step.opname == "LOAD_METHOD" or after.opname == "PUSH_NULL"
+        name = new_names.get(f"{before.argval}.{step.argval}")
+        if calls and name is not None and place <= _LARGEST_ARGUMENT:
+            found[step.offset] = name
+    return found
 
 
 def _constant(item: Any, file: str, renamed: frozenset[tuple[str, str]]) -> Any:
@@ -183,12 +219,15 @@ def _constant(item: Any, file: str, renamed: frozenset[tuple[str, str]]) -> Any:
 
 
 def _code_of(root: nn.Module) -> list[tuple[Any, Mapping[str, Any]]]:
-    """The model's classes, and all classes and functions that running them names, outside of torch and the standard library.
+    """The model's classes, functions that its modules hold, and all classes and functions that running them names.
+
+    None of them is of torch or the standard library.
 
     The code of a graph module is the model's own, though its class is one of torch. Each with what it has (a class) or names of its
     module (a function).
     """
     pending: list[Any] = list({type(module) for module in root.modules()})
+    pending += [value for module in root.modules() for value in vars(module).values() if type(value) is FunctionType]
     pending += [
         getattr(module.forward, "__func__", module.forward) for module in root.modules() if isinstance(module, fx.GraphModule)
     ]

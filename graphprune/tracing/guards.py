@@ -114,13 +114,9 @@ class Guards:
         self._writer.write_call(check, (condition, _refusal(f"{question} is {answer}")), None)
 
     def note_places(self, tensor: torch.Tensor, axis: int) -> None:
-        """An axis that was taken apart, index by index; only what varies between calls for certain is checked."""
-        number = self._resolved(size_of(tensor, axis))
-        origin = origin_of(number)
-        if origin is not None and origin.function == "size":
-            maker = self._writer.maker_of(origin.arguments[0])
-            if maker is not None and maker.op == "placeholder":
-                self.note(operator.eq, (number, plain(number)), True)
+        """An axis that was taken apart, index by index."""
+        number = size_of(tensor, axis)
+        self.note(operator.eq, (number, plain(number)), True)
 
     def _check(self, holds: Callable[..., Any], numbers: list[Any]) -> fx.Node:
         call = self._writer.write_call

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
@@ -74,12 +75,31 @@ def check_inputs(root: nn.Module, inputs: Inputs) -> None:
     """Raise CaptureError when the inputs hold no tensor or do not fit the model's forward."""
     if not holds_tensor((inputs.args, dict(inputs.kwargs))):
         raise CaptureError(
-            "The example inputs hold no tensor. Pass a tensor, a tuple of arguments, or a dict of keyword arguments."
+            f"The example inputs hold no tensor{_instead(inputs)}. "
+            "Pass a tensor, a tuple of arguments, or a dict of keyword arguments."
         )
     try:
         inspect.signature(root.forward).bind(*inputs.args, **inputs.kwargs)
     except TypeError as error:
-        hint = " A dict is taken as keyword arguments; for a forward that takes one, give ({...},)." if inputs.kwargs else ""
+        hint = ""
+        if inputs.kwargs and "unexpected" not in str(error):
+            hint = " A dict is taken as keyword arguments; for a forward that takes one, give ({...},)."
+        elif len(inputs.args) > 1 and "too many" in str(error):
+            hint = (
+                " A tuple or list is taken as arguments; a batch is one tensor, and for a forward that takes a list, give ([...],)."
+            )
         raise CaptureError(
             f"The example inputs ({inputs.describe()}) do not fit {type(root).__name__}.forward: {error}.{hint}"
         ) from error
+
+
+def _instead(inputs: Inputs) -> str:
+    """What there is in example inputs instead of tensors, and how to make tensors of it."""
+    leaves = tree_leaves((inputs.args, dict(inputs.kwargs)))
+    if any(isinstance(leaf, np.ndarray) for leaf in leaves):
+        return ", but an array of numpy: torch.from_numpy makes a tensor of it"
+    if any(hasattr(leaf, "__iter__") and not isinstance(leaf, str) for leaf in leaves):
+        return ", but what gives batches: take one of them, next(iter(...))"
+    if leaves and all(isinstance(leaf, (int, float)) for leaf in leaves):
+        return ", but numbers: torch.zeros makes a tensor of a shape, torch.tensor of data"
+    return ""

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphprune.errors import first_line, typed_line
+from graphprune.errors import first_line
 from graphprune.tracing.repeat import RepeatOfParts
 from graphprune.tracing.sizes import plain
 from graphprune.tracing.source import error_line, in_brackets
 from graphprune.tracing.tracer import Tracer
 from graphprune.tracing.training import Addition, Change, Differs, Mode, Question
+from graphprune.tracing.untraced import why_untraced
 
 
 def rehearse(root: nn.Module, first: Tracer, announced: bool) -> tuple[list[Change | Addition], dict[str, str]]:
@@ -77,7 +78,7 @@ class _Rehearsal(Tracer):
             result = self._run(module, question.path, self.writer.mark(), question.args, question.kwargs)
         except Exception as error:
             place = in_brackets(error_line(error))
-            raise Differs(f"it does not trace in train mode{place}: {typed_line(error)}") from error
+            raise Differs(f"it does not trace in train mode{place}: {why_untraced(error)}") from error
         self.writer.check_end(question.end.nodes)
         if not _same(result, question.result):
             raise Differs("it returns something else in train mode")

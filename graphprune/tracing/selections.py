@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from graphprune.rules import tensors_in
-from graphprune.tracing.writer import Untraceable
+from graphprune.tracing.untraced import Untraceable
 
 
 class _Selected(NamedTuple):

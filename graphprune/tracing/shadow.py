@@ -13,6 +13,7 @@ from torch import nn
 
 from graphprune.channels.tape import stand_in
 from graphprune.ir.twins import call_copies, named_tensors, of_copy
+from graphprune.tracing.draws import GENERATORS, Watched
 from graphprune.tracing.sizes import literal, plain
 
 _INTERNAL: Final = frozenset(nn.Module().__dict__) | {"_compiled_call_impl"}
@@ -75,7 +76,7 @@ class Shadow:
         """The stand-in of a real tensor."""
         found = self._stand_ins.get(id(tensor))
         if found is None:
-            found = self._stand_ins[id(tensor)] = stand_in(tensor)
+            found = self._stand_ins[id(tensor)] = as_parameter(stand_in(tensor), tensor)
             self.real[id(found)] = tensor
         return found
 
@@ -148,6 +149,8 @@ class Shadow:
     def _attribute(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
             return self.of(value)
+        if isinstance(value, GENERATORS):
+            return Watched(value)
         if type(value) not in _CONTAINERS:
             return literal(value)
         known = self._containers.get(id(value))
@@ -158,6 +161,13 @@ class Shadow:
                     known[key] = self._attribute(item)
             self._note_methods(known)
         return known
+
+
+def as_parameter(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The tensor, which says that it is a parameter if the other one does: modules ask before they take it for one of theirs."""
+    if isinstance(like, nn.Parameter):
+        tensor._is_param = True
+    return tensor
 
 
 def _entries(holder: Any) -> Iterable[tuple[Any, Any]]:

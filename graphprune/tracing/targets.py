@@ -7,9 +7,13 @@ from collections.abc import Callable
 from functools import cache
 from types import FunctionType, MethodDescriptorType, MethodWrapperType, WrapperDescriptorType
 from typing import Any, Final, NamedTuple
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from torch.nn import init
+
+from graphprune.tracing.tensor_types import of_sizes
 
 _NAMES: Final = (
     "add sub mul truediv floordiv mod pow matmul eq ne lt le gt ge neg pos invert abs getitem setitem "
@@ -75,11 +79,10 @@ _OPENED: Final = {F.multi_head_attention_forward: {"has_torch_function": lambda 
 
 def _new(tensor: torch.Tensor, *given: Any, **options: Any) -> Any:
     """``x.new(n, m)`` of older code, which makes an empty tensor of sizes, one of data, or another object of a tensor."""
-    first = given[0] if len(given) == 1 else given
-    if isinstance(first, torch.Tensor):
-        return first.view(first.shape)
-    is_data = isinstance(first, (tuple, list)) and first is not given and not isinstance(first, torch.Size)
-    return tensor.new_tensor(first, **options) if is_data else tensor.new_empty(first, **options)
+    if given and isinstance(given[0], torch.Tensor):
+        return given[0].view(given[0].shape)
+    sizes = of_sizes(given)
+    return tensor.new_tensor(given[0], **options) if sizes is None else tensor.new_empty(tuple(sizes), **options)
 
 
 def _renorm(input: torch.Tensor, p: float, dim: int, maxnorm: float) -> torch.Tensor:
@@ -91,6 +94,16 @@ def _renorm(input: torch.Tensor, p: float, dim: int, maxnorm: float) -> torch.Te
 def _logdet(matrix: torch.Tensor) -> torch.Tensor:
     found = torch.linalg.slogdet(matrix)
     return torch.add(found[1], found[0].log())
+
+
+def _within(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of ``torch.nn.init`` as the calls that it makes."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with patch.object(torch.overrides, "has_torch_function_variadic", lambda *_: False):
+            return function(*args, **kwargs)
+
+    return call
 
 
 # Calls that are traced as others. Those that take sizes from another tensor: sizes that go along with a width can follow it, a
@@ -105,6 +118,7 @@ _AS_OTHERS: Final[dict[Any, Callable[..., Any]]] = {
     torch.Tensor.logdet: _logdet,
     torch.renorm: _renorm,
     torch.Tensor.renorm: _renorm,
+    **{function: _within(function) for function in (init.uniform_, init.normal_, init.constant_, init.kaiming_uniform_)},
 }
 
 

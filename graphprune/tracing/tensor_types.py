@@ -1,14 +1,24 @@
-"""Types of tensors as older code names them: ``x.type()``, ``y.type("torch.FloatTensor")``, ``y.type(torch.FloatTensor)``."""
+"""Types of tensors as older code names them: ``x.type()``, ``y.type("torch.FloatTensor")``, ``y.type(torch.FloatTensor)``.
+
+They also make tensors, of sizes or of data, in calls that torch does not announce: ``torch.FloatTensor(n, m)``.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import attrgetter
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
-from graphprune.tracing.writer import Untraceable
+from graphprune.tracing.sizes import SizeFloat, SizeInt
+from graphprune.tracing.source import in_brackets, source_line
+from graphprune.tracing.untraced import Untraceable
+
+EMPTY: Final = torch.ops.aten.empty.memory_format
+"""What a type runs that makes a tensor of sizes."""
 
 
 def typed(tensor: torch.Tensor, dtype: Any = None, non_blocking: bool = False, **_: Any) -> Any:
@@ -40,3 +50,37 @@ def dtype_of(kind: Any, device: torch.device) -> torch.dtype:
     if name != name_of(kind.dtype, device):
         raise Untraceable(f"{name} is a type of tensors on another device than the model's")
     return kind.dtype  # type: ignore[no-any-return]
+
+
+def of_sizes(given: tuple[Any, ...]) -> Any:
+    """The sizes that the arguments of a type are, or of ``x.new``; None for data."""
+    sizes = given[0] if len(given) == 1 and isinstance(given[0], torch.Size) else given
+    return sizes if all(isinstance(size, int) for size in sizes) else None
+
+
+def _making(kind: Any) -> Callable[..., Any]:
+    """The type's calls, as the calls of functions that say the same."""
+
+    def make(*given: Any, **options: Any) -> Any:
+        dtype = torch.get_default_dtype() if kind is torch.Tensor else kind.dtype
+        if given and not options and (sizes := of_sizes(given)) is not None:
+            return torch.empty(tuple(sizes), dtype=dtype)
+        holds_sizes = any(isinstance(leaf, (SizeInt, SizeFloat)) for leaf in tree_leaves(given))
+        return torch.tensor(given[0], dtype=dtype, **options) if holds_sizes else kind(*given, **options)
+
+    make.__name__ = kind.__name__
+    return make
+
+
+MAKING: Final = {
+    kind: _making(kind)
+    for kind in (torch.Tensor, *vars(torch).values())
+    if kind is torch.Tensor or type(kind) is type(torch.FloatTensor)
+}
+"""What stands for a type, where it is called by its name."""
+
+
+def check_made(func: Any, args: Any) -> None:
+    """Raise Untraceable for a tensor of sizes that a type has made under another name, since they may be others in another call."""
+    if func is EMPTY and any(size > 1 for size in args[0]):
+        raise Untraceable(f"a type of tensors makes one of sizes{in_brackets(source_line())}; torch.empty does so for any sizes")

@@ -23,10 +23,11 @@ from graphprune.channels.tape import Recording, boundary_of, opaque_refusal, run
 from graphprune.channels.values import Values
 from graphprune.resizers import module_resizer
 from graphprune.rules import tensors_in
-from graphprune.tracing.answers import Answers, is_number
+from graphprune.tracing.answers import Answers, holds_number
 from graphprune.tracing.checks import LOOKS
 from graphprune.tracing.constants import Constants
 from graphprune.tracing.conversions import Conversions
+from graphprune.tracing.draws import draws_watched
 from graphprune.tracing.facts import FACTS
 from graphprune.tracing.gradients import Gradients
 from graphprune.tracing.guards import Guards
@@ -37,11 +38,12 @@ from graphprune.tracing.results import Mark, Results
 from graphprune.tracing.selections import Selections
 from graphprune.tracing.shadow import Left, Shadow
 from graphprune.tracing.sizes import NOTING, read_whole
+from graphprune.tracing.source import source_line
 from graphprune.tracing.targets import CONSTANT_FACTORIES, opened, spell
-from graphprune.tracing.tensor_types import typed
+from graphprune.tracing.tensor_types import check_made, typed
 from graphprune.tracing.training import Mode, Question, can_ask_again
-from graphprune.tracing.untraced import why_untraced
-from graphprune.tracing.writer import Untraceable, Writer
+from graphprune.tracing.untraced import LooksAtValues, Untraceable, why_untraced
+from graphprune.tracing.writer import Writer
 
 
 class Tracer(TorchFunctionMode):
@@ -73,11 +75,10 @@ class Tracer(TorchFunctionMode):
         self._taking_bool: set[str] = earlier._taking_bool if earlier else set()  # modules that pass their mode to C functions
         self._taking_numbers: set[Any] = earlier._taking_numbers if earlier else set()  # C functions that read tensors as numbers
         self._unaware: set[str] = earlier._unaware if earlier else set()  # modules that trace, if at all, without knowing of it
-        self._recording = Recording()
+        self._recording = Recording(check_made)
         self._recording.announces = self
         self._results: Results = Results(self._recording, earlier._results if earlier else None)
-        before = earlier or after
-        left = after.left_behind() if after else {}
+        before, left = earlier or after, after.left_behind() if after else {}
         self._shadow: Shadow = Shadow(root, self._call_module, mode, before._shadow if before else None, left)
         self._code: Conversions = earlier._code if earlier else Conversions(self._shadow.root)
         self.writer: Writer = self._new_writer(earlier)
@@ -135,7 +136,14 @@ class Tracer(TorchFunctionMode):
     @contextmanager
     def running(self, announced: bool) -> Iterator[None]:
         """What is called within is traced."""
-        around = (torch.no_grad(), _compiling(announced), self._code.remembered(), without_hints(), without_scripts())
+        around = (
+            torch.no_grad(),
+            _compiling(announced),
+            draws_watched(),
+            self._code.remembered(),
+            without_hints(),
+            without_scripts(),
+        )
         with ExitStack() as within:
             for mode in (*around, self._recording, self, _noting(self._guards), self.gradients.watched()):
                 within.enter_context(mode)
@@ -197,14 +205,12 @@ class Tracer(TorchFunctionMode):
     def _run_call(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any, Any]:
         """The arguments of a call as the graph gets them, and its result."""
         before = self._results.count
-        if func in _INDEXING:
-            args = args[0], self._answers.with_bounds(args[1]), *args[2:]
         if func in self._taking_numbers:
             args, kwargs = self._answers.numbers_in((args, kwargs))
         try:
             return args, kwargs, self._results.of(func, lambda: self._call(func, args, kwargs))
         except RuntimeError:
-            if func in self._taking_numbers or not any(map(is_number, tensors_in((args, kwargs)))):
+            if func in self._taking_numbers or not holds_number((args, kwargs)):
                 raise
             self._taking_numbers.add(func)
             self._results.take_back(before)
@@ -240,8 +246,10 @@ class Tracer(TorchFunctionMode):
             given = with_index_tensors(func, args, given)
             return self.writer.apart(func(*given, **named), (given, named))
         except Exception as error:
-            self._unanswered = error if func in LOOKS else self._unanswered
-            raise
+            if func not in LOOKS:
+                raise
+            self._unanswered = LooksAtValues(func, source_line())
+            raise self._unanswered from error
 
     def _of_train_mode_alone(self, func: Any, args: Any, kwargs: Any) -> bool:
         """Whether a call that eval mode lacks returns its argument: as it is, or with a constant added to a buffer (noted)."""
@@ -387,7 +395,7 @@ def _is_layer(module: nn.Module) -> bool:
     """Whether calls of the module are one node: it can follow new widths, and nothing is hooked into it."""
     if module._forward_hooks or module._forward_pre_hooks:
         return False
-    return module_resizer(module) is not None or (_is_bare(module) and type(module).__module__.startswith("torch.nn."))
+    return module_resizer(module) is not None or (_is_bare(module) and type(module).__module__.startswith("torch.nn.modules."))
 
 
 def _is_bare(module: nn.Module) -> bool:
@@ -396,4 +404,3 @@ def _is_bare(module: nn.Module) -> bool:
 
 
 _UNBINDING: Final = (torch.unbind, torch.Tensor.unbind)
-_INDEXING: Final = (torch.Tensor.__getitem__, torch.Tensor.__setitem__)

@@ -18,15 +18,11 @@ from graphprune.channels.tape import Recording, Step, Tape, plain_containers
 from graphprune.ir.graph_module import add_node
 from graphprune.rules import tensors_in
 from graphprune.tracing.results import Mark, Results
-from graphprune.tracing.shadow import Shadow
+from graphprune.tracing.shadow import Shadow, as_parameter
 from graphprune.tracing.sizes import Origin, Place, Shape, SizeFloat, SizeInt, origin_of, plain, with_origin
 from graphprune.tracing.source import source_line
 from graphprune.tracing.training import Addition, Change, Mode
-
-
-class Untraceable(Exception):
-    """Something that a graph cannot say."""
-
+from graphprune.tracing.untraced import Untraceable
 
 _MOST_NAMES: Final = 10_000  # of targets that are remembered
 _LITERALS: Final = frozenset({int, float, bool, str, type(None), torch.dtype})
@@ -167,18 +163,23 @@ class Writer:
         if isinstance(tree, (tuple, list)):
             items = [self.argument(item) for item in tree]
             return type(tree)(*items) if hasattr(tree, "_fields") else items if isinstance(tree, list) else tuple(items)
+        if isinstance(tree, slice):
+            return slice(self.argument(tree.start), self.argument(tree.stop), self.argument(tree.step))
+        return self._single(tree)
+
+    def _single(self, tree: Any) -> Any:
         if isinstance(tree, np.ndarray):
             return self._node_of(self._of_array(tree))
         if isinstance(tree, type):
             return _DTYPES.get(tree, tree)
-        if isinstance(tree, slice):
-            return slice(self.argument(tree.start), self.argument(tree.stop), self.argument(tree.step))
         if isinstance(tree, Mode):
             return self._once("training", lambda: self.node("get_attr", "training"), False)
         if isinstance(tree, torch.device) and id(tree) in self._devices:
             tensor = self._devices[id(tree)][1]
             key = ("device", id(tensor))
             return self._once(key, lambda: self.node("call_function", getattr, (self._node_of(tensor), "device")), tree)
+        if isinstance(tree, torch.Generator):
+            raise Untraceable("it draws from a generator of its own, which a graph does not hold")
         origin = origin_of(tree)
         return plain(tree) if origin is None else self._once(_key(tree, origin), lambda: self._expression(origin), tree)
 
@@ -283,7 +284,7 @@ class Writer:
         if isinstance(result, torch.Tensor):
             if not any(result is operand for operand in tensors_in(operands)) or self._wrote(result):
                 return result
-            return torch.ops.aten.alias.default(result)
+            return as_parameter(torch.ops.aten.alias.default(result), result)
         if type(result) in (tuple, list):
             return type(result)([self.apart(item, operands) for item in result])
         return result

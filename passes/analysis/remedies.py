@@ -17,6 +17,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     "quanti[sz]": "Prune the model first; then prepare the slim one for quantisation, or quantise it.",
     "fake implementation": "Give the operator one (torch.library.register_fake), and a rule: docs/extending.md shows how.",
     "has no rule|no rule resizes": "Register a rule: docs/extending.md shows how.",
+    "draws numbers|torch's generator|generator of its own": "Draw in train mode alone, or with torch's own functions and no seed.",
     "does not trace": "Take the branch on values out of that module's forward, or name parts that trace with --scope.",
     "over prunable channels": "--policy statistics=allow takes the statistic over the channels that are kept.",
     r"along its axis\|aten::.*softmax": "--policy softmax=allow weighs the kept entries against each other.",

@@ -99,7 +99,8 @@ def _compare(
     tolerance = max((TOLERANCE.get(dtype or t.dtype.to_real(), 0.0) for t in full.values()), default=TOLERANCE[torch.float32])
     given = _arguments_by_name(original.graph, slim.graph, arguments)
     comparison = _Comparison(Steps(*smaller, given), Masked(*full_width, arguments), tolerance, corrects=dtype is not None)
-    with torch.no_grad(), full_precision(), own_randomness(), DrawnByIndex():
+    eagerly = torch.compiler.set_stance("force_eager")  # what a leaf compiles within is code like any other
+    with torch.no_grad(), full_precision(), own_randomness(), DrawnByIndex(), eagerly:
         comparison.run()
         failure = comparison.failure
         if failure:

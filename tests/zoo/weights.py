@@ -128,7 +128,7 @@ def weight_norm() -> Case:
 
     a, b = parametrizations.weight_norm(conv(3, 6)), parametrizations.weight_norm(conv(6, 5))
     model = net(forward, a=a, b=b, c=conv(5, 2))
-    return Case(model, image(), {"a.parametrizations.weight.original0": 6, "b.parametrizations.weight.original0": 5})
+    return Case(model, image(), {"a.parametrizations.weight.original1": 6, "b.parametrizations.weight.original1": 5})
 
 
 @case

@@ -172,6 +172,7 @@ class Noisy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = nn.functional.dropout(nn.functional.max_pool1d(self.a(x), 1), 0.5, self.training)
+        y = y.clone(memory_format=torch.contiguous_format)  # which torch.save could not store
         return torch.cat([torch.ops.aten.add.Tensor(y, 1), y[:, : x.shape[1] - 1]], dim=1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -48,3 +49,28 @@ def test_a_number_that_a_parameter_holds_fills_no_tensor() -> None:
     model = padded(lambda self, y, lengths: y * torch.full((y.shape[1], 1), self.scale.detach(), dtype=y.dtype))
     model.scale = nn.Parameter(torch.tensor(2.0))
     assert [scope.path for scope in graphprune.capture(model, EXAMPLE).scopes] == ["a", "b"]
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_bounds_of_slices_are_tensors(write: bool) -> None:
+    """``y[0, : lengths[0]]``, whose tensors other indices may be, too."""
+
+    def body(self: Any, y: Any, lengths: Any) -> Any:
+        if write:
+            mask = torch.ones_like(y)
+            mask[0, lengths[0] :] = 0
+            return y * mask
+        return y[lengths[1] - lengths[1], : lengths[0]] + y[:, 1 : lengths.min()].mean()
+
+    model = padded(body)
+    found = graphprune.capture(model, EXAMPLE)
+    assert not found.opaque and not found.scopes
+    longer = double(2, 12, 4), LENGTHS[:2] + 1
+    assert max_error(run(found.module, longer), run(model, longer)) < 1e-12
+    pruned(model)
+
+
+def test_a_bound_that_activations_decide_stays() -> None:
+    model = padded(lambda self, y, lengths: y[:, : (y.sum() > 0).long() + 1])
+    program = graphprune.capture(model, EXAMPLE)
+    assert [scope.path for scope in program.scopes] == ["a", "b"]

@@ -7,10 +7,11 @@ from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import DoubleTensor, Tensor, nn
 
+import graphprune
 from graphprune.tracing.tensor_types import dtype_of, name_of
-from graphprune.tracing.writer import Untraceable
+from graphprune.tracing.untraced import Untraceable
 from tests.checking import analyse, check_plan
 from tests.zoo.case import net
 
@@ -91,3 +92,36 @@ def test_a_size_that_a_type_is_given_is_that_of_the_example() -> None:
     assert torch.equal(found.program.module(x), found.model(x))
     with pytest.raises(AssertionError, match=r"x.shape\[1\] == 3"):
         found.program.module(longer)
+
+
+#: Tensors that a type makes of sizes, which are others in another call.
+SIZED: dict[str, Callable[[Tensor], Any]] = {
+    "of sizes": lambda x: torch.DoubleTensor(x.shape[0], 1).fill_(0.5),
+    "of a shape": lambda x: torch.DoubleTensor(x[:, :1].size()).fill_(0.5),
+    "of the default dtype": lambda x: torch.Tensor(x.size(0), 1).zero_().double(),
+    "of a name": lambda x: DoubleTensor(len(x), 1).fill_(x.shape[0]),
+    "within": lambda x: torch.cat([torch.Tensor(n, 1).fill_(2.0) for n in (x.shape[0],)]).double(),
+    "of sizes as data": lambda x: torch.DoubleTensor([x.shape[0], 1]).prod(),
+    "drawn": lambda x: torch.DoubleTensor(x.shape[0], 1).uniform_().sign(),
+}
+
+
+@pytest.mark.parametrize("made", SIZED.values(), ids=list(SIZED))
+def test_sizes_of_a_tensor_that_a_type_makes_may_be_others(made: Callable[[Tensor], Any]) -> None:
+    def forward(self: Any, x: Tensor) -> Any:
+        assert isinstance(x, torch.Tensor) and torch.Tensor.dim(x) == 2 and not isinstance(x, torch.FloatTensor)
+        return self.b(self.a(x).relu() / (self.made(x) + 1))
+
+    x, other = torch.randn(2, 5, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
+    found = analyse(net(forward, a=nn.Linear(5, 8), b=nn.Linear(8, 2), made=made), x)
+    assert not found.program.opaque and not found.program.scopes
+    assert torch.equal(found.program.module(other), found.model(other))
+    check_plan(found, found.random_plan(0), other=other)
+
+
+def test_a_type_under_another_name_makes_no_tensor_of_sizes() -> None:
+    kind = torch.DoubleTensor
+    inner = net(lambda self, x: self.l(x) * kind(x.shape[0], 1).fill_(1.0), l=nn.Linear(8, 8))
+    program = graphprune.capture(nn.Sequential(nn.Linear(5, 8).double(), inner), torch.randn(2, 5, dtype=torch.float64))
+    assert "torch.empty does so" in program.opaque["1"] and "test_tensor_types.py" in program.opaque["1"]
+    assert not [name for name in vars(torch) if name.startswith("_DoubleTensor ")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -70,3 +71,46 @@ def test_a_model_that_is_prepared_for_quantisation_stays_with_the_remedy(version
     groups = analyse(model, _X).groups
     reasons = [group.reason for group in groups.frozen if "quant" in str(group.reason)]
     assert reasons and all(remedy(reason).startswith("Prune the model first") for reason in reasons if reason is not None)
+
+
+def _mixed(self: Any, x: Tensor) -> Any:
+    rows = torch.where(x.argmax(-1) > 0)[0]
+    return x.index_add(0, rows, self.l(x[rows]))
+
+
+def _sorted(self: Any, x: Tensor) -> Any:
+    counts = torch.bincount(x.argmax(-1), minlength=8).tolist()
+    return torch.cat([self.l(part) for part in x.split(counts)])
+
+
+@pytest.mark.parametrize(
+    ("forward", "reason"),
+    [(_mixed, r"how large a result is depends on the values of a tensor \(.*test_untraced.py:\d+\)"),
+     (_sorted, "how large a result"),
+     (lambda self, x: self.l(x) * float(x.sum()), r"it looks at the values of a tensor \(item \(.*test_untraced.py:\d+\)\)"),
+     (lambda self, x: x[:, (x.sum() > 0).long() :], r"it looks at the values of a tensor \(item")],
+)  # fmt: skip
+def test_routing_by_values_is_said_in_plain_words(forward: Any, reason: str) -> None:
+    """As mixtures of experts route; torch's own words are about its registrations of operators."""
+    inner = type("Mixture", (nn.Module,), {"forward": forward})()
+    inner.l = nn.Linear(8, 8)
+    program = graphprune.capture(nn.Sequential(nn.Linear(4, 32), nn.Linear(32, 8), inner).eval(), torch.randn(5, 4))
+    assert re.search(reason, program.opaque["2"])
+
+
+def test_flex_attention_stays_and_the_rest_is_proved() -> None:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    def forward(self: Any, x: Tensor) -> Any:
+        q, k, v = (layer(x).unflatten(-1, (2, 8)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return flex_attention(q, k, v).transpose(1, 2).flatten(2)
+
+    inner = type("Flex", (nn.Module,), {"forward": forward})()
+    inner.q, inner.k, inner.v = (nn.Linear(4, 16) for _ in range(3))
+    model = nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 4), inner).eval()
+    result = graphprune.prune(model, torch.randn(2, 5, 4), target="channels=60%")
+    assert (
+        list(result.report.widths) == ["0"]
+        and "as flex attention does" in graphprune.capture(model, torch.randn(2, 5, 4)).opaque["3"]
+    )
+    assert result.report.verification is not None and result.report.verification.passed
