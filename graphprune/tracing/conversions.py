@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dis import get_instructions
 from functools import lru_cache, wraps
-from opcode import opmap
+from opcode import opmap, opname
 from operator import is_not
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
@@ -32,6 +32,7 @@ from graphprune.tracing.tensor_types import MAKING
 _LOAD_GLOBAL: Final = opmap["LOAD_GLOBAL"]
 _EXTENDED_ARG: Final = opmap["EXTENDED_ARG"]
 _LARGEST_ARGUMENT: Final = 255
+_CACHE_CODE: Final = opmap["CACHE"]
 _ATTRIBUTES: Final = ("LOAD_ATTR", "LOAD_METHOD")
 _PER_NAME: Final = 1 if sys.version_info < (3, 12) else 2  # arguments of these for each name
 _MOST_CODES: Final = 10_000  # whose names are remembered
@@ -186,11 +187,16 @@ def _rewritten(code: CodeType, file: str, renamed: frozenset[tuple[str, str]]) -
     arguments = {2 * at + 1: 2 * names.index(name) + 1 for at, name in twins.items()}
     text = bytearray(code.co_code)
     for at in range(0, len(text), 2):
-        if text[at] == _LOAD_GLOBAL and (at == 0 or text[at - 2] != _EXTENDED_ARG):
+        if text[at] == _LOAD_GLOBAL and (at == 0 or text[at - 2] != _EXTENDED_ARG) and not _reads_attribute(text, at + 2):
             text[at + 1] = arguments.get(text[at + 1], text[at + 1])
     for at, name in types.items():
         text[at + 1] = _PER_NAME * names.index(name) + text[at + 1] % _PER_NAME
     return code.replace(co_consts=constants, co_names=names, co_code=bytes(text))
+
+
+def _reads_attribute(text: Sequence[int], at: int) -> bool:
+    """Whether what comes next is an attribute (``Tensor.add(x, y)``) of what was loaded."""
+    return opname[next(code for code in text[at::2] if code != _CACHE_CODE)] in _ATTRIBUTES
 
 
 def _types_called(code: CodeType, new_names: Mapping[str, str]) -> dict[int, str]:

@@ -109,7 +109,7 @@ SIZED: dict[str, Callable[[Tensor], Any]] = {
 @pytest.mark.parametrize("made", SIZED.values(), ids=list(SIZED))
 def test_sizes_of_a_tensor_that_a_type_makes_may_be_others(made: Callable[[Tensor], Any]) -> None:
     def forward(self: Any, x: Tensor) -> Any:
-        assert isinstance(x, torch.Tensor) and torch.Tensor.dim(x) == 2 and not isinstance(x, torch.FloatTensor)
+        assert isinstance(x, torch.Tensor) and torch.Tensor.dim(x) == Tensor.dim(x) == 2 and not isinstance(x, torch.FloatTensor)
         return self.b(self.a(x).relu() / (self.made(x) + 1))
 
     x, other = torch.randn(2, 5, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)

@@ -96,7 +96,7 @@ def test_a_step_from_another_start_is_found() -> None:
 
 def test_weights_of_another_length_are_found() -> None:
     case, inputs, plan, slim = _pruned("weight_norm")
-    node = _called(slim, "b_parametrizations_weight_0")
+    node = _called(slim, "_weight_norm_1")
     with slim.graph.inserting_after(node):
         other = slim.graph.call_function(torch.mul, (node, 1.0 + 1e-6))
     node.replace_all_uses_with(other)
