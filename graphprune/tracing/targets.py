@@ -11,8 +11,10 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.nn import init
 
+from graphprune.resizers import module_resizer
 from graphprune.tracing.tensor_types import of_sizes
 
 _NAMES: Final = (
@@ -137,3 +139,15 @@ def writes(func: Any) -> bool:
     """Whether a call writes into its first argument."""
     name = getattr(func, "__name__", "")
     return name in _WRITING or (name.endswith("_") and not name.endswith("__"))
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether calls of the module are one node: it can follow new widths, and nothing is hooked into it."""
+    if module._forward_hooks or module._forward_pre_hooks:
+        return False
+    return module_resizer(module) is not None or (is_bare(module) and type(module).__module__.startswith("torch.nn.modules."))
+
+
+def is_bare(module: nn.Module) -> bool:
+    """Whether a module has neither tensors nor modules in it."""
+    return not (module._parameters or module._buffers or module._modules)

@@ -21,7 +21,6 @@ from torch.utils._python_dispatch import _disable_current_modes
 from graphprune.channels.packed import with_batch_sizes
 from graphprune.channels.tape import Recording, boundary_of, opaque_refusal, run_opaque, stand_ins, with_index_tensors
 from graphprune.channels.values import Values
-from graphprune.resizers import module_resizer
 from graphprune.rules import tensors_in
 from graphprune.tracing.answers import Answers, holds_number
 from graphprune.tracing.checks import LOOKS
@@ -39,7 +38,7 @@ from graphprune.tracing.selections import Selections
 from graphprune.tracing.shadow import Left, Shadow
 from graphprune.tracing.sizes import NOTING, read_whole
 from graphprune.tracing.source import source_line
-from graphprune.tracing.targets import CONSTANT_FACTORIES, opened, spell
+from graphprune.tracing.targets import CONSTANT_FACTORIES, is_bare, is_layer, opened, spell
 from graphprune.tracing.tensor_types import check_made, typed
 from graphprune.tracing.training import Mode, Question, can_ask_again
 from graphprune.tracing.untraced import LooksAtValues, Untraceable, why_untraced
@@ -280,7 +279,7 @@ class Tracer(TorchFunctionMode):
         if self._in_layer:
             return module._call_impl(*args, **kwargs)
         self._selections.refuse((args, kwargs))
-        if _is_layer(module):
+        if is_layer(module):
             return self._call_layer(module, path, args, kwargs)
         if isinstance(module, torch.jit.ScriptModule):
             return self._call_opaque(module, path, args, kwargs, Untraceable("scripted (TorchScript), it has no Python to trace"))
@@ -306,7 +305,7 @@ class Tracer(TorchFunctionMode):
         finally:
             self.mode.consulted |= consulted
             self.writer.module = around
-        if asks and _is_bare(module):
+        if asks and is_bare(module):
             # Nothing but a change of behaviour between modes (stochastic depth): it stays a module, which knows both.
             self.mode.consulted = consulted
             self.writer.discard_after(before)
@@ -389,18 +388,6 @@ def _compiling(announced: bool) -> Iterator[None]:
         yield
     finally:
         torch.compiler._is_compiling_flag = before
-
-
-def _is_layer(module: nn.Module) -> bool:
-    """Whether calls of the module are one node: it can follow new widths, and nothing is hooked into it."""
-    if module._forward_hooks or module._forward_pre_hooks:
-        return False
-    return module_resizer(module) is not None or (_is_bare(module) and type(module).__module__.startswith("torch.nn.modules."))
-
-
-def _is_bare(module: nn.Module) -> bool:
-    """Whether a module has neither tensors nor modules in it."""
-    return not (module._parameters or module._buffers or module._modules)
 
 
 _UNBINDING: Final = (torch.unbind, torch.Tensor.unbind)

@@ -81,11 +81,12 @@ def test_a_type_makes_a_table_that_goes_along_with_a_width() -> None:
     check_plan(found, found.random_plan(0))
 
 
-def test_a_size_that_a_type_is_given_is_that_of_the_example() -> None:
+def test_a_size_that_a_type_under_another_name_is_given_is_that_of_the_example() -> None:
     """The type reads it as a number of C, which remembers nothing: the graph checks it."""
+    kind = torch.DoubleTensor
 
     def forward(self: Any, x: Tensor) -> Any:
-        return self.b(self.a(x) / torch.DoubleTensor([x.shape[1]]))
+        return self.b(self.a(x) / kind([x.shape[1]]))
 
     x, longer = torch.randn(2, 3, 5, dtype=torch.float64), torch.randn(2, 4, 5, dtype=torch.float64)
     found = analyse(net(forward, a=nn.Linear(5, 8), b=nn.Linear(8, 2)), x)
