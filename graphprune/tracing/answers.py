@@ -81,9 +81,13 @@ class Answers:
 
     def _number_of(self, leaf: Any) -> Any:
         if isinstance(leaf, slice):
-            return slice(*map(self._number_of, (leaf.start, leaf.stop, leaf.step)))
+            return slice(*map(self._bound, (leaf.start, leaf.stop, leaf.step)))
         number = self.to(torch.Tensor.item, (leaf,), {}) if isinstance(leaf, torch.Tensor) and is_number(leaf) else None
         return leaf if number is None else number
+
+    def _bound(self, bound: Any) -> Any:
+        """A bound of a slice; of a tensor that is a constant, one too."""
+        return self._call(torch.Tensor.item, bound) if isinstance(bound, torch.Tensor) and is_number(bound) else bound
 
     def _check(self, question: Any, args: Any, kwargs: Any, answer: bool) -> None:
         """Have the graph refuse inputs for which the answer is another."""

