@@ -24,8 +24,12 @@ _MOST: Final = 200
 class Record(dict[str, Any]):
     """What a loaded model returns in place of an output class: a field is an attribute, and those that are not None are items."""
 
+    __match_args__: tuple[str, ...] = ()
+
     def __post_init__(self) -> None:
-        dict.update(self, {name: value for name, value in vars(self).items() if value is not None})
+        for part in type(self).__match_args__:  # names of the fields, in a loop that Dynamo of all versions follows
+            if getattr(self, part) is not None:
+                dict.__setitem__(self, part, getattr(self, part))
 
     def __getitem__(self, key: Any) -> Any:
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]

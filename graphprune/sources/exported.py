@@ -32,6 +32,7 @@ _PARTS: Final = re.compile(
 """Members of an archive. Others are compiled code, or objects that torch unpickles."""
 
 _CONFIG: Final = "_config.json"
+_TOO_LARGE: Final = "parts that are larger than the file"
 _TRUST: Final = "or use --trust-pickle if you trust who made it"
 
 
@@ -70,14 +71,16 @@ def _check(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if "version" in archive.namelist():
             raise ArtifactError("a program in the format of torch 2.7")
+        if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+            raise ArtifactError(_TOO_LARGE)
     with quiet(), PT2ArchiveReader(str(path)) as reader:
         names = reader.get_file_names()
         unknown = next((name for name in names if not _PARTS.fullmatch(name)), None)
         twice = next((name for name, count in Counter(map(str.lower, names)).items() if count > 1), None)
         if unknown is not None or twice is not None:
             raise ArtifactError(f"the part {unknown or twice}")
-        if sum(map(reader.archive_file.get_record_size, names)) > path.stat().st_size:
-            raise ArtifactError("parts that are larger than the file")
+        if sum(_size(reader, name) for name in names) > path.stat().st_size:
+            raise ArtifactError(_TOO_LARGE)
         check_program(json.loads(reader.read_bytes(_MODEL)))
         for name in names:
             if name.endswith(_CONFIG):
@@ -96,8 +99,14 @@ def _check_payloads(reader: PT2ArchiveReader, config: str) -> None:
             _check_pickle(reader, f"{folder}/{part}")
         else:
             shape = [size["as_int"] for size in entry["tensor_meta"]["sizes"]]
-            if not reader.archive_file.get_record_size(f"{folder}/{part}") and prod(shape):
+            if not _size(reader, f"{folder}/{part}") and prod(shape):
                 raise ValueError(f"{part} has no data")  # torch would make it up, however large it is
+
+
+def _size(reader: PT2ArchiveReader, name: str) -> int:
+    """The bytes of a part, which older torch says only of what it has read."""
+    ask = getattr(reader.archive_file, "get_record_size", None)
+    return len(reader.read_bytes(name)) if ask is None else int(ask(name))
 
 
 def _payloads(config: Any) -> Iterator[tuple[str, Any]]:

@@ -10,12 +10,12 @@ import torch
 from graphprune.errors import first_line, typed_line
 from graphprune.tracing.source import error_line, in_brackets
 
-_UNFAKED: Final = re.compile(r"(?P<name>(?P<library>\w+)::[\w.]+): .*(fake impl|Meta tensors)")
+_UNFAKED: Final = re.compile(r"(?P<name>\w+::[\w.]+): .*(fake impl|Meta tensors)")
 _SIZED_BY_VALUES: Final = re.compile(
     r"torch\.nonzero\(\) raises unimplemented|cannot repeat_interleave a meta tensor|data-dependent shape"
     r"|^aten::(bincount|_unique2|unique_\w+|masked_select|nonzero)\b"
 )
-_QUANTISED: Final = "quantized"
+_QUANTISED: Final = re.compile(r"quantized::|aten::quantize_")
 
 
 class Untraceable(Exception):
@@ -46,7 +46,7 @@ def why_untraced(error: BaseException) -> str:
     operator = _operator(said)
     if operator is None:
         return first_line(said) if isinstance(said, Untraceable) else typed_line(said)
-    if operator["library"] == _QUANTISED:
+    if _QUANTISED.match(operator["name"]):
         return f"it is quantised ({operator['name']})"
     return f"its operator {operator['name']} has no fake implementation, which runs it on shapes alone"
 
@@ -55,7 +55,7 @@ def sentences(error: BaseException) -> str:
     """Why a whole model does not trace, and what to do about it."""
     error = _said(error)
     operator = _operator(error)
-    if operator is not None and operator["library"] == _QUANTISED:
+    if operator is not None and _QUANTISED.match(operator["name"]):
         return f"{why_untraced(error)}. Prune the model first, and quantise the slim one."
     if isinstance(error, Untraceable) and not isinstance(error, LooksAtValues):
         return f"{error}. Change that, or capture the part without it."

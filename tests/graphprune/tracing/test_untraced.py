@@ -49,7 +49,7 @@ def _prepared(version: int) -> nn.Module:
 
 
 def test_a_quantised_model_is_to_be_pruned_before() -> None:
-    with pytest.raises(CaptureError, match=r"it is quantised \(quantized::\S+\)\. Prune the model first, and quantise"):
+    with pytest.raises(CaptureError, match=r"it is quantised \((quantized|aten)::\S+\)\. Prune the model first, and quantise"):
         graphprune.prune(_converted(), _X)
 
 
