@@ -360,5 +360,6 @@ def _result(done: Program, plan: Plan, model: nn.Module | None) -> PruneResult:
         scopes,
         done.compensation,
         done.eval_only,
+        done.untraced,
     )
     return PruneResult(slim, done.module, plan, report, done.inputs, done.source, done.scopes)

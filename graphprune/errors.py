@@ -68,11 +68,12 @@ class CaptureError(UsageError):
 
 
 class TraceError(CaptureError):
-    """The model's own forward does not trace. where: the module or function in which it fails."""
+    """The model's own forward does not trace. where: the module or function in which it fails. reason: both, without advice."""
 
-    def __init__(self, message: str, where: str = "") -> None:
+    def __init__(self, message: str, where: str = "", reason: str = "") -> None:
         super().__init__(message)
         self.where = where
+        self.reason = reason
 
 
 class PlanError(UsageError):

@@ -31,7 +31,7 @@ class Report:
     before, after: costs at the example inputs. widths: units of every prunable group, before and after. groups: the
     analysis that it rests on. verification: the proof, None if it was skipped. opaque: modules that did not trace, with
     the reason. unused: tensors of the model that its forward does not use; the slim model does not carry them.
-    scopes: the submodules that were pruned in place, where the model as a whole does not trace; costs are theirs.
+    scopes: the submodules that were pruned in place, where the model as a whole does not trace; costs are theirs. untraced: why.
     compensation: what a compensation did, for every layer that it looked at. eval_only: modules whose own code
     the slim model does not follow when it is trained, with the reason: it keeps its behaviour of eval mode, or its gradients are
     others. Empty where the model keeps its class.
@@ -47,6 +47,7 @@ class Report:
     scopes: tuple[str, ...] = ()
     compensation: tuple[Compensated, ...] = ()
     eval_only: Mapping[str, str] = field(default_factory=dict)
+    untraced: str = ""
 
     def __deepcopy__(self, memo: dict[int, object]) -> Report:
         return self  # facts, which nobody changes

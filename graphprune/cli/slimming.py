@@ -79,6 +79,7 @@ def _data(
         "source": job.source.text,
         "inputs": job.inputs.describe(),
         "scopes": report.scopes,
+        "untraced": report.untraced,
         "pipeline": result.plan.pipeline,
         "target": result.plan.target,
         "achieved": result.plan.achieved,
@@ -112,7 +113,7 @@ def _print(job: Job, result: PruneResult, accuracy: dict[str, Any] | None, disk:
     if report.eval_only:
         output.show(tables.eval_only_table(report.eval_only))
     if report.scopes:
-        output.say(tables.scopes_line(report.scopes, bool(job.scopes)))
+        output.say(tables.scopes_line(report.scopes, report.untraced))
     if report.unused:
         output.say(f"Left out, for the forward pass does not use them: {tables.listed(report.unused)}.")
     for note in (scores["latency"] for scores in result.plan.scores.values() if "latency" in scores):

@@ -121,10 +121,12 @@ def folded(name: str) -> Text:
     return Text(name, overflow="fold")
 
 
-def scopes_line(scopes: Sequence[str], chosen: bool) -> str:
-    """Which parts of a model were pruned. chosen: by the user."""
+def scopes_line(scopes: Sequence[str], untraced: str) -> str:
+    """Which parts of a model were pruned. untraced: why not the whole, unless the user has chosen."""
     pruned = f"runed in place: {', '.join(scopes)}."
-    return f"P{pruned}" if chosen else f"The model does not trace as a whole; p{pruned} (--scope NAME chooses others.)"
+    if not untraced:
+        return f"P{pruned}"
+    return f"The model does not trace as a whole; p{pruned} (--scope NAME chooses others.)\nIn the way: {untraced}."
 
 
 def load_hint(path: str, parts: bool = False) -> str:

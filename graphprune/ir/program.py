@@ -129,6 +129,7 @@ class Program:
         the graph can follow, or says that it has no gradients or others. Layers in them follow. A name that is no path is the
         model's class.
     compensation: how far each consumer of removed channels was off before and after its weights made up for them.
+    untraced: why the model was not captured as a whole, where the user has named no scopes.
     """
 
     module: fx.GraphModule
@@ -152,6 +153,7 @@ class Program:
     verification: Verification | None = None
     eval_only: Mapping[str, str] = field(default_factory=dict)
     compensation: tuple[Compensated, ...] = ()
+    untraced: str = ""
 
     def _repr_html_(self) -> str:
         from graphprune.html import of_program

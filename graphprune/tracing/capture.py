@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,10 +27,10 @@ from graphprune.tracing.early_checks import bring_checks_forward
 from graphprune.tracing.inputs import ModuleCall, check_inputs, holds_tensor, normalise_inputs, options_of, with_names
 from graphprune.tracing.rehearsal import rehearse
 from graphprune.tracing.scopes import find_scopes, named_scopes, outside, record_calls, scope_of
-from graphprune.tracing.source import error_line
+from graphprune.tracing.source import error_line, in_brackets
 from graphprune.tracing.tracer import Tracer
 from graphprune.tracing.training import Addition, Change, Differs, Mode, follow_mode, keep_still
-from graphprune.tracing.untraced import Untraceable, sentences
+from graphprune.tracing.untraced import Untraceable, sentences, why_untraced
 
 
 @callers_modes_off()
@@ -50,8 +50,8 @@ def capture(
     example_inputs: a tensor, a tuple or list of positional arguments, or a dict of keyword arguments. They decide control
         flow that depends on shapes; sizes that are only data stay variable.
     scopes: submodules to capture instead of the whole. Where none are named and the whole does not trace, the largest
-        submodules that do are found; ``program.scopes`` says which. Given as calls, they are captured as they are called there;
-        else as they are called when the model runs on its example inputs.
+        submodules that do are found; ``program.scopes`` says which, and ``program.untraced`` why. Given as calls, they are captured
+        as they are called there; else as they are called when the model runs on its example inputs.
 
     announced: tell code that asks (``torch.compiler.is_compiling()``) that it is being traced, which spares it questions that a
         trace cannot answer.
@@ -99,6 +99,7 @@ def capture(
         tracer.writer.tape,
         None if placement is None else placement.weights(module),
         eval_only={**noted_modes(root), **_gradients(tracer), **follows},
+        untraced=trace.untraced,
     )
     tracer.writer.name_tensors(program.tensors)
     return program
@@ -141,13 +142,15 @@ def _checked(model: Any) -> nn.Module:
 
 @dataclass(frozen=True)
 class _Trace:
-    """A finished trace of some calls. given: the arguments that became placeholders, by their names in the graph, in order."""
+    """A finished trace of some calls. given: the arguments that became placeholders, by their names in the graph, in order.
+    untraced: why these are parts of the model, where the user has named none."""
 
     tracer: Tracer
     calls: tuple[ModuleCall, ...]
     given: dict[str, Any]
     scopes: tuple[Scope, ...]
     announced: bool
+    untraced: str = ""
 
     @property
     def cost(self) -> tuple[int, int]:
@@ -170,7 +173,7 @@ def _whole(root: nn.Module, inputs: Inputs, announced: bool) -> _Trace:
         found = find_scopes(root, calls, lambda call: _traces(root, call))
         if not found:
             raise
-        return _best_trace(root, tuple(found))
+        return replace(_best_trace(root, tuple(found)), untraced=error.reason)
 
 
 def _inside_leaves(root: nn.Module, inputs: Inputs, trace: _Trace) -> _Trace | None:
@@ -187,7 +190,10 @@ def _inside_leaves(root: nn.Module, inputs: Inputs, trace: _Trace) -> _Trace | N
         return None
     scopes = [root.get_submodule(call.path) for call in found]
     reached = sum(parameter.numel() for scope in scopes if next(scope.children(), None) for parameter in scope.parameters())
-    return _best_trace(root, tuple(found)) if reached > left else None
+    if reached <= left:
+        return None
+    path, why = max(trace.tracer.opaque.items(), key=lambda leaf: sizes[leaf[0]])
+    return replace(_best_trace(root, tuple(found)), untraced=f"module {path}, which holds most of it, does not trace: {why}")
 
 
 def _scoped(root: nn.Module, inputs: Inputs, scopes: Sequence[str] | Sequence[ModuleCall]) -> _Trace:
@@ -306,9 +312,11 @@ def _traced(tracer: Tracer, root: nn.Module, calls: tuple[ModuleCall, ...], anno
 def _trace_error(root: nn.Module, call: ModuleCall, tracer: Tracer, error: Exception) -> TraceError:
     where = f"module {tracer.failed}" if tracer.failed else f"{type(root.get_submodule(call.path)).__name__}.forward"
     place = error_line(error)
+    why = why_untraced(error)
     return TraceError(
         f"{where} does not trace{f' at {place}' if place else ''}: {sentences(error)}",
         where,
+        f"{where} does not trace: {why}{'' if in_brackets(place) in why else in_brackets(place)}",
     )
 
 

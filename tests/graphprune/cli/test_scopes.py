@@ -57,6 +57,7 @@ def test_the_scopes_that_are_found_are_told_and_written(cli: Cli, detector: Make
     ran = cli("prune", *MODEL, "--target", "channels=50%", "-o", "slim.safetensors")
     assert ran.code == 0, ran.err
     assert "does not trace as a whole; pruned in place: backbone, head." in ran.out and "Verified" in ran.out
+    assert "In the way: Detector.forward does not trace: it looks at the values of a tensor" in ran.out
     assert 'slim = graphprune.load("slim.safetensors", original)' in ran.out
     data = cli("prune", *MODEL, "--target", "channels=50%", "-o", "slim.safetensors", "--json").data
     assert data["scopes"] == ["backbone", "head"] and data["verification"]["passed"]
@@ -130,6 +131,7 @@ def test_inspect_says_how_the_model_was_traced(cli: Cli, detector: Maker) -> Non
     assert data["scopes"] == ["backbone", "head"] and data["parameters_outside"] == 4
     named = cli("inspect", *MODEL, "--scope", "head")
     assert "in scopes: head" in named.out and "not as a whole" not in named.out
+    assert "in the way" in ran.out and "in the way" not in named.out
     assert "as a whole" in cli("inspect", "graphprune.cli.digits:small_cnn", "--input", "1x1x8x8").out
 
 
