@@ -141,7 +141,7 @@ def prune(
     if stating and select != "select":
         raise UsageError(f'The pass {select!r} takes any widths; widths="config" goes with select="select". Leave out one of them.')
     ranking = ranking or ("local" if stating else "global")
-    floors = {"round_to": round_to, "min_channels": min_channels, "max_ratio": max_ratio, "keep": dict(keep or {})}
+    floors = {"round_to": round_to, "min_channels": min_channels, "max_ratio": max_ratio, "keep": keep or {}}
     passes: list[Pass] = [
         ScorePass(criterion=criterion, reduction=reduction, normalise=normalise, share=share, seed=seed),
         selection_pass(select, ranking, {**floors, **targets}),

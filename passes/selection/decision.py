@@ -75,6 +75,8 @@ class Budgeted(Pass):
             count = getattr(self, option)
             if (option, count) != ("round_to", "auto") and not (isinstance(count, Integral) and int(count) >= 1):
                 raise UsageError(f"{option}={count!r} of {self.name} is no whole number of at least 1.")
+        if not isinstance(self.keep, Mapping):
+            raise UsageError(f'keep={self.keep!r} of {self.name} is no mapping; write it as {{"layer1.*": "70%"}}.')
         if not (isinstance(self.max_ratio, Real) and 0 < self.max_ratio <= 1):
             raise UsageError(f"max_ratio={self.max_ratio!r} of {self.name} is no number over 0 and at most 1.")
 

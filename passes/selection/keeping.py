@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+import numpy as np
+
 from graphprune.channels.filters import Filter
 from graphprune.channels.group_names import with_modules
 from graphprune.channels.groups import FROZEN, Group, Groups
@@ -25,8 +27,9 @@ def kept_units(keep: Mapping[str, float | str], groups: Groups, filters: Sequenc
     """
     names = {group.index: {group.name} for group in groups.prunable}
     for one in filters:
-        for index in {int(groups.group_of[unit]) for unit in one.units.tolist()} - {FROZEN} if one.makes else ():
-            names[index].add(one.tensor)
+        for index in np.unique(groups.group_of[one.units]).tolist() if one.makes else ():
+            if index != FROZEN:
+                names[index].add(one.tensor)
     found: dict[int, int] = {}
     for pattern, text in keep.items():
         named = [index for index, those in names.items() if any(matches(name, pattern) for name in those)]

@@ -88,12 +88,14 @@ def test_channels_of_units_of_several() -> None:
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
+        ({"stem"}, "is no mapping"),
+        ("stem=50%", "is no mapping"),
         ({"stam": 0.5}, "keep='stam' matches no layer that makes channels; did you mean 'stem'"),
         ({"head": 0.5}, "keep='head' names nothing that can be pruned: it reaches the model's output"),
         *(({"stem": amount}, f"says {amount} of the 20 channels of stem") for amount in (0, -1, 21, 2.5, "120%", "half", "nan")),
     ],
 )
-def test_what_cannot_be_kept_is_refused(keep: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_kept_is_refused(keep: Any, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         widths(keep)
     assert message in str(caught.value)
