@@ -137,7 +137,9 @@ def prune(
     >>> result.model.get_submodule("0").out_features
     16
     """
-    targets, stating = read_targets(target or ({} if keep else "macs=50%")), is_stating(widths)
+    if target is None:
+        target = {} if keep else "macs=50%"
+    targets, stating = read_targets(target), is_stating(widths)
     if stating and select != "select":
         raise UsageError(f'The pass {select!r} takes any widths; widths="config" goes with select="select". Leave out one of them.')
     ranking = ranking or ("local" if stating else "global")

@@ -193,7 +193,7 @@ def _inside_leaves(root: nn.Module, inputs: Inputs, trace: _Trace) -> _Trace | N
     if reached <= left:
         return None
     path, why = max(trace.tracer.opaque.items(), key=lambda leaf: sizes[leaf[0]])
-    return replace(_best_trace(root, tuple(found)), untraced=f"module {path}, which holds most of it, does not trace: {why}")
+    return replace(_best_trace(root, tuple(found)), untraced=f"module {path} does not trace: {why}")
 
 
 def _scoped(root: nn.Module, inputs: Inputs, scopes: Sequence[str] | Sequence[ModuleCall]) -> _Trace:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from functools import cached_property
 from math import gcd
 from typing import Any
 
@@ -61,10 +62,13 @@ class Rewriting:
         while hasattr(self.module, free):
             number += 1
             free = f"{name}_{number}"
-        device = next((tensor.device for tensor in named_tensors(self.module).values()), torch.device("cpu"))
-        self.buffers[free] = torch.from_numpy(data).to(device)
+        self.buffers[free] = torch.from_numpy(data).to(self._device)
         with node.graph.inserting_before(node):
             return node.graph.get_attr(free)
+
+    @cached_property
+    def _device(self) -> torch.device:
+        return next((tensor.device for tensor in named_tensors(self.module).values()), torch.device("cpu"))
 
     def old_value(self, node: fx.Node) -> Any:
         """The abstract value, or plain number, of a node at full width; None for nodes that the rewriter inserted."""

@@ -113,3 +113,9 @@ def test_keep_is_enough_without_a_target_and_one_of_them_is_needed() -> None:
     )
     with pytest.raises(UsageError, match="needs a target"):
         ask(small(), "select")
+
+
+@pytest.mark.parametrize("target", [{}, ""])
+def test_an_empty_target_is_no_missing_one(target: Any) -> None:
+    with pytest.raises(UsageError, match=r"needs a target|has no '='"):
+        graphprune.prune(Coupled(), torch.zeros(1, 6), target=target)
