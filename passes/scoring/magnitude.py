@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from graphprune.channels.groups import Ints
 from graphprune.criteria import Floats, ScoringContext
+
+_BLOCK: Final = 2**22  # elements that are raised at a time: what stays in the cache is summed at twice the speed
 
 
 def slice_powers(context: ScoringContext, power: int) -> Iterator[tuple[Ints, Floats]]:
@@ -21,13 +25,24 @@ def slice_powers(context: ScoringContext, power: int) -> Iterator[tuple[Ints, Fl
     for parameter, axes in context.members():
         weight = parameter.detach().abs() if parameter.is_complex() else parameter.detach()
         dtype = torch.float32 if weight.dtype in (torch.float16, torch.bfloat16) else weight.dtype
+        if scratch is None or (scratch.dtype, scratch.device) != (dtype, weight.device):
+            scratch = weight.new_empty(min(largest, _BLOCK), dtype=dtype)
         if weight.dim() < 2:
-            powers = torch.empty_like(weight, dtype=dtype)  # its sums are itself
+            yield from slice_sums(_raised(weight, power, torch.empty_like(weight, dtype=dtype)), axes)  # which are itself
+        elif weight.numel() <= _BLOCK:
+            yield from slice_sums(_raised(weight, power, scratch[: weight.numel()].view(weight.shape)), axes)
         else:
-            if scratch is None or (scratch.dtype, scratch.device) != (dtype, weight.device):
-                scratch = weight.new_empty(largest, dtype=dtype)
-            powers = scratch[: weight.numel()].view(weight.shape)
-        yield from slice_sums(_raised(weight, power, powers), axes)
+            yield from _by_blocks(weight, power, axes, dtype)
+
+
+def _by_blocks(weight: Tensor, power: int, axes: Sequence[tuple[int, Ints]], dtype: torch.dtype) -> Iterator[tuple[Ints, Floats]]:
+    """The same of a large weight, of which only so much is raised at a time as stays in the cache."""
+    blocks = weight.split(max(1, _BLOCK * len(weight) // weight.numel()))
+    powers = torch.empty_like(blocks[0], dtype=dtype)
+    parts = [[*slice_sums(_raised(block, power, powers[: len(block)]), axes)] for block in blocks]
+    for (axis, units), *found in zip(axes, *parts, strict=True):
+        sums = [values.astype(np.float64) for _, values in found]
+        yield units, np.sum(sums, axis=0) if axis else np.concatenate(sums)
 
 
 def _raised(weight: Tensor, power: int, out: Tensor) -> Tensor:
