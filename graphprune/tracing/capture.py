@@ -178,6 +178,8 @@ def _whole(root: nn.Module, inputs: Inputs, announced: bool) -> _Trace:
 
 def _inside_leaves(root: nn.Module, inputs: Inputs, trace: _Trace) -> _Trace | None:
     """Scopes instead of the whole, where most of it is in modules that do not trace, and scopes reach more than the rest does."""
+    if not trace.tracer.opaque:
+        return None
     sizes = {
         path: sum(parameter.numel() for parameter in root.get_submodule(path).parameters()) for path in ("", *trace.tracer.opaque)
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from inspect import unwrap
 from types import CodeType, FrameType
 from typing import Any, Final
@@ -20,6 +21,7 @@ from graphprune.channels.tape import Tape
 from graphprune.rules import tensors_in
 from graphprune.tracing.source import in_brackets, is_of_model, is_trace_entry, source_line
 
+_MOST_CODES: Final = 1000  # of forwards that are remembered; some libraries have hundreds
 _STOPPING: Final[dict[type[Any], bool]] = {torch.no_grad: True, torch.inference_mode: True, torch.enable_grad: False}
 
 
@@ -123,10 +125,16 @@ def _forwards() -> dict[tuple[str, int], str]:
     while pending:
         kind = pending.pop()
         pending += kind.__subclasses__()
-        code = getattr(unwrap(kind.forward), "__code__", None)
-        if isinstance(code, CodeType):
+        code = _code_of(kind.forward)
+        if code is not None:
             found[_place(code)] = kind.__name__ if is_of_model(code) else ""
     return found
+
+
+@lru_cache(_MOST_CODES)
+def _code_of(forward: Callable[..., Any]) -> CodeType | None:
+    code = getattr(unwrap(forward), "__code__", None)
+    return code if isinstance(code, CodeType) else None
 
 
 def _place(code: CodeType) -> tuple[str, int]:
