@@ -10,7 +10,10 @@ import torch
 from graphprune.errors import first_line, typed_line
 from graphprune.tracing.source import error_line, in_brackets
 
-_UNFAKED: Final = re.compile(r"(?P<name>\w+::[\w.]+): .*(fake impl|Meta tensors)")
+_UNFAKED: Final = (
+    re.compile(r"(?P<name>\w+::[\w.]+): .*(fake impl|Meta tensors)"),
+    re.compile(r"There was no fake impl registered for <CustomOpDef\((?P<name>\w+::[\w.]+)\)>"),  # of one written in Python
+)
 _SIZED_BY_VALUES: Final = re.compile(
     r"torch\.nonzero\(\) raises unimplemented|cannot repeat_interleave a meta tensor|data-dependent shape"
     r"|^aten::(bincount|_unique2|unique_\w+|masked_select|nonzero)\b"
@@ -57,12 +60,15 @@ def sentences(error: BaseException) -> str:
     operator = _operator(error)
     if operator is not None and _QUANTISED.match(operator["name"]):
         return f"{why_untraced(error)}. Prune the model first, and quantise the slim one."
-    if isinstance(error, Untraceable) and not isinstance(error, LooksAtValues):
+    if operator is not None:
+        return f"{why_untraced(error)}. Register one (torch.library.register_fake), or capture the part without it."
+    if isinstance(error, LooksAtValues):
+        return (
+            f"{error}. Its control flow depends on tensor values; capture the part that does not, or pass a torch.export program."
+        )
+    if isinstance(error, Untraceable):
         return f"{error}. Change that, or capture the part without it."
-    return (
-        f"{first_line(error)}. "
-        "Its control flow depends on tensor values; capture the part that does not, or pass a torch.export program."
-    )
+    return f"{typed_line(error)}. A trace runs it on shapes alone; capture the part that can do so, or pass a torch.export program."
 
 
 def _said(error: BaseException) -> BaseException:
@@ -76,4 +82,7 @@ def _said(error: BaseException) -> BaseException:
 
 
 def _operator(error: BaseException) -> re.Match[str] | None:
-    return _UNFAKED.match(str(error).replace("\n", " ")) if isinstance(error, NotImplementedError) else None
+    if not isinstance(error, RuntimeError):  # as NotImplementedError is
+        return None
+    said = str(error).replace("\n", " ")
+    return next((found for pattern in _UNFAKED if (found := pattern.match(said))), None)

@@ -114,3 +114,32 @@ def test_flex_attention_stays_and_the_rest_is_proved() -> None:
         and "as flex attention does" in graphprune.capture(model, torch.randn(2, 5, 4)).opaque["3"]
     )
     assert result.report.verification is not None and result.report.verification.passed
+
+
+@torch.library.custom_op("graphprune_tests::without_fake", mutates_args=())
+def _without_fake(x: Tensor) -> Tensor:
+    return x.clone()
+
+
+def test_a_whole_model_is_told_of_the_operator_that_lacks_a_fake_implementation() -> None:
+    """And nothing of values: its code looks at none."""
+
+    class Head(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = _without_fake(x)
+            return result
+
+    with pytest.raises(CaptureError, match=r"graphprune_tests::without_fake\S* has no fake .* Register one") as raised:
+        graphprune.capture(Head(), _X)
+    assert "values" not in str(raised.value)
+
+
+def test_other_errors_of_a_trace_are_not_called_questions_about_values() -> None:
+    class Picky(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.is_meta or x.untyped_storage().device.type == "meta":
+                raise KeyError("no table for meta")
+            return x
+
+    with pytest.raises(CaptureError, match=r"KeyError: 'no table for meta'\. A trace runs it on shapes alone"):
+        graphprune.capture(Picky(), _X)
