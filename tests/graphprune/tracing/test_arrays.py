@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import graphprune
@@ -82,7 +81,7 @@ def test_values_that_the_model_computes_are_no_array() -> None:
     assert [scope.path for scope in graphprune.capture(model, EXAMPLE).scopes] == ["a", "b"]
 
 
-def padded_to_windows(y: Tensor) -> Any:
+def padded_to_windows(y: Any) -> Any:
     """As Swin transformers mask shifted windows; its mask has the size that numpy computes."""
     width = int(np.ceil(y.shape[3] / 7)) * 7
     mask = torch.ones(1, 1, 1, width)
@@ -90,16 +89,16 @@ def padded_to_windows(y: Tensor) -> Any:
     return F.pad(y, (0, width - y.shape[3])) * mask
 
 
-def scaled(y: Tensor) -> Any:
+def scaled(y: Any) -> Any:
     side = np.maximum(y.shape[2], y.shape[3])
     return y / np.sqrt(side) * np.log2(side) * np.rint(side / 3).astype(np.int64) - np.floor(np.exp(y.shape[0] / 10))
 
 
-def flattened(y: Tensor) -> Any:
+def flattened(y: Any) -> Any:
     return y.reshape(y.shape[0], y.shape[1], np.prod(y.shape[2:])).unsqueeze(-1)
 
 
-def resized(y: Tensor) -> Any:
+def resized(y: Any) -> Any:
     """Sizes as an array, and an array that is computed with them."""
     sizes = np.array(y.shape[2:])
     assert sizes.shape == (2,) and not (sizes % np.power(2, 2)).any() and sizes.astype(float).prod() > 1
@@ -112,27 +111,27 @@ def test_what_numpy_computes_of_sizes_stays_variable(body: Any) -> None:
     check(model, double(2, 3, 8, 8), double(3, 3, 8, 8), double(1, 3, 12, 16))
 
 
-def ramp(y: Tensor) -> Any:
+def ramp(y: Any) -> Any:
     return y + torch.from_numpy(np.arange(y.shape[3]))
 
 
-def spread(y: Tensor) -> Any:
+def spread(y: Any) -> Any:
     return y + torch.from_numpy(np.linspace(0, y.shape[3], num=5)).mean()
 
 
-def triangle(y: Tensor) -> Any:
+def triangle(y: Any) -> Any:
     return y @ torch.from_numpy(np.triu(np.ones((y.shape[3], y.shape[3]))))
 
 
-def grid(y: Tensor) -> Any:
+def grid(y: Any) -> Any:
     return y + torch.from_numpy(np.mgrid[0:1, 0 : y.shape[3]][1])
 
 
-def number_of_numpy(y: Tensor) -> Any:
+def number_of_numpy(y: Any) -> Any:
     return y * np.int64(y.shape[3]) + np.float32(y.shape[3] / 2)
 
 
-def inner(y: Tensor) -> Any:
+def inner(y: Any) -> Any:
     return y * np.cos(y.shape[3])
 
 
