@@ -23,7 +23,7 @@ PLANE: list[Callable[[Tensor], Any]] = [
     lambda t: F.max_pool2d(t, 2),
     lambda t: F.max_pool2d(t, 3, 2, 1, ceil_mode=True),
     lambda t: F.max_pool2d(t, 2, return_indices=True)[0],
-    lambda t: F.max_unpool2d(*F.max_pool2d(t, 2, return_indices=True), 2),
+    lambda t: F.max_unpool2d(*F.max_pool2d(t, 2, return_indices=True), [2, 2]),
     lambda t: F.avg_pool2d(t, 2),
     lambda t: F.adaptive_avg_pool2d(t, (2, 1)),
     lambda t: F.adaptive_max_pool2d(t, 2),
@@ -35,7 +35,7 @@ PLANE: list[Callable[[Tensor], Any]] = [
 ]
 VOLUME: list[Callable[[Tensor], Any]] = [
     lambda t: F.max_pool3d(t, 2),
-    lambda t: F.max_unpool3d(*F.max_pool3d(t, 2, return_indices=True), 2),
+    lambda t: F.max_unpool3d(*F.max_pool3d(t, 2, return_indices=True), [2, 2, 2]),
     lambda t: F.avg_pool3d(t, 2),
     lambda t: F.adaptive_avg_pool3d(t, 2),
     lambda t: F.interpolate(t, scale_factor=2, mode="trilinear"),
