@@ -243,11 +243,17 @@ def _code_of(root: nn.Module) -> list[tuple[Any, Mapping[str, Any]]]:
             named, scope = _names(item.__code__), item.__globals__
             held = {name: scope[name] for name in named & scope.keys()}
             seen[id(item)] = item, held
-            pending += _reached([*_closure(item), *held.values()], named)
+            pending += _reached([*_closure(item), *held.values(), *_imported(named, scope)], named)
             new = named - names
             pending += [method for name in new & methods.keys() for method in methods.pop(name)]
             names |= new
     return list(seen.values())
+
+
+def _imported(names: Set[str], scope: Mapping[str, Any]) -> list[Any]:
+    """The modules that code may import within a function, by their names or from its own package."""
+    package = scope.get("__package__") or ""
+    return [sys.modules[name] for name in (*names, *(f"{package}.{name}" for name in names)) if name in sys.modules]
 
 
 def _reached(held: Sequence[Any], names: frozenset[str]) -> list[Any]:
