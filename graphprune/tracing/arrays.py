@@ -91,7 +91,7 @@ def _settled(item: Any) -> Any:
     if isinstance(item, Numbers):  # which numpy asks
         return item
     if isinstance(item, (list, tuple)) and any(map(_holds_size, item)):
-        return [_settled(one) for one in item]
+        return (tuple if isinstance(item, tuple) else list)(map(_settled, item))
     return item if origin_of(item) is None else settle(item)
 
 
@@ -140,7 +140,7 @@ class _Indexed:
         self._held = held
 
     def __getitem__(self, index: Any) -> Any:
-        return self._held[tuple(map(_settled, index)) if isinstance(index, tuple) else _settled(index)]
+        return self._held[_settled(index)]
 
 
 TWINS: Final[dict[str, Any]] = {
