@@ -1,6 +1,7 @@
 """``int(n)``, ``len(x)``, ``min(n, m)``, ``math.sqrt(n)`` and their like, of sizes: C code that gives plain numbers.
 
-So is ``torch.from_numpy``, whose data are a constant of the graph, and what draws numbers (:mod:`graphprune.tracing.draws`).
+So are functions of numpy (:mod:`graphprune.tracing.arrays`), ``torch.from_numpy``, whose data are a constant of the graph, and what
+draws numbers (:mod:`graphprune.tracing.draws`).
 
 While a model is traced, calls of these names in its own functions, and in what they call by name, are calls of twins that
 keep the origin of their result. Only calls: as a class (``isinstance``, a dtype) ``int`` stays what it is.
@@ -21,12 +22,13 @@ from operator import is_not
 from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import fx, nn
 
-from graphprune.tracing import draws
+from graphprune.tracing import arrays, draws
 from graphprune.tracing.hints import python_of
-from graphprune.tracing.sizes import derive, literal, of_list, origin_of, read_whole, settle
+from graphprune.tracing.sizes import derive, extreme, literal, of_list, origin_of, read_whole, settle
 from graphprune.tracing.tensor_types import MAKING
 
 _LOAD_GLOBAL: Final = opmap["LOAD_GLOBAL"]
@@ -50,22 +52,6 @@ def _remembering(function: Callable[..., Any]) -> Callable[..., Any]:
         if kwargs or not any(origin_of(arg) for arg in args):
             return function(*args, **kwargs)
         return derive(function, *args)
-
-    return call
-
-
-def extreme(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``min`` or ``max``, whose numbers may come as one sequence."""
-
-    @wraps(function, updated=())
-    def call(*args: Any, **kwargs: Any) -> Any:
-        node = read_whole(args[0]) if len(args) == 1 and not kwargs else None
-        if node is not None:
-            return of_list(function, args[0], node)
-        numbers = tuple(args[0]) if len(args) == 1 else args
-        if kwargs or not any(origin_of(number) for number in numbers):
-            return function(numbers, **kwargs)
-        return derive(function, *numbers) if len(numbers) > 1 else numbers[0]
 
     return call
 
@@ -101,6 +87,7 @@ def _range(*bounds: Any) -> range:
 _MATH: Final = (math.sqrt, math.isqrt, math.log, math.log2, math.log10, math.exp, math.pow, math.gcd, math.hypot, math.fabs)
 _MODULES: Final[dict[Any, dict[str, Callable[..., Any]]]] = {
     math: {function.__name__: _remembering(function) for function in _MATH},
+    np: arrays.TWINS,
     **draws.TWINS,
     torch: {"from_numpy": torch.as_tensor, **draws.TWINS[torch]},  # no mode hears of the former
 }
@@ -111,7 +98,7 @@ _TWINS: Final[dict[Any, Callable[..., Any]]] = {
 }  # fmt: skip
 _BUILT_IN: Final = {function.__name__ for function in _TWINS if getattr(function, "__module__", "") == builtins.__name__}
 _TYPES: Final = {kind.__name__: kind for kind in MAKING}
-_NAMES: Final = {id(function): f"_{function.__name__} {place}" for place, function in enumerate(_TWINS)}
+_NAMES: Final = {id(function): f"_{getattr(function, '__name__', '')} {place}" for place, function in enumerate(_TWINS)}
 _MAKING: Final = {_NAMES[id(kind)]: twin for kind, twin in MAKING.items()}
 
 
@@ -256,11 +243,17 @@ def _code_of(root: nn.Module) -> list[tuple[Any, Mapping[str, Any]]]:
             named, scope = _names(item.__code__), item.__globals__
             held = {name: scope[name] for name in named & scope.keys()}
             seen[id(item)] = item, held
-            pending += _reached([*_closure(item), *held.values()], named)
+            pending += _reached([*_closure(item), *held.values(), *_imported(named, scope)], named)
             new = named - names
             pending += [method for name in new & methods.keys() for method in methods.pop(name)]
             names |= new
     return list(seen.values())
+
+
+def _imported(names: Set[str], scope: Mapping[str, Any]) -> list[Any]:
+    """The modules that code may import within a function, by their names or from its own package."""
+    package = scope.get("__package__") or ""
+    return [sys.modules[name] for name in (*names, *(f"{package}.{name}" for name in names)) if name in sys.modules]
 
 
 def _reached(held: Sequence[Any], names: frozenset[str]) -> list[Any]:

@@ -12,6 +12,7 @@ import operator
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import reduce, wraps
 from typing import Any, Final
 
 import numpy as np
@@ -45,12 +46,25 @@ class Place(Origin):
                 settle(size)
 
 
-_OPERATORS_OF_UFUNCS: Final = {
-    np.add: operator.add, np.subtract: operator.sub, np.multiply: operator.mul, np.divide: operator.truediv,
-    np.floor_divide: operator.floordiv, np.remainder: operator.mod, np.power: operator.pow, np.equal: operator.eq,
-    np.not_equal: operator.ne, np.less: operator.lt, np.less_equal: operator.le, np.greater: operator.gt,
-    np.greater_equal: operator.ge,
+# What functions of numpy do with single numbers: these of Python, one after the other.
+BY_ELEMENT: Final[dict[Any, tuple[Callable[..., Any], ...]]] = {
+    np.add: (operator.add,), np.subtract: (operator.sub,), np.multiply: (operator.mul,), np.divide: (operator.truediv,),
+    np.floor_divide: (operator.floordiv,), np.remainder: (operator.mod,), np.power: (operator.pow,), np.maximum: (max,),
+    np.minimum: (min,), np.negative: (operator.neg,), np.absolute: (operator.abs,), np.sqrt: (math.sqrt,), np.exp: (math.exp,),
+    np.log: (math.log,), np.log2: (math.log2,), np.log10: (math.log10,), np.ceil: (math.ceil, float),
+    np.floor: (math.floor, float), np.trunc: (math.trunc, float), np.rint: (round, float), np.equal: (operator.eq,),
+    np.not_equal: (operator.ne,), np.less: (operator.lt,), np.less_equal: (operator.le,), np.greater: (operator.gt,),
+    np.greater_equal: (operator.ge,),
 }  # fmt: skip
+
+
+def of_numpy(ufunc: Any, *numbers: Any) -> Any:
+    """What a function of :data:`BY_ELEMENT` gives for these numbers, which control flow may depend on where it is a truth."""
+    first, *others = BY_ELEMENT[ufunc]
+    number = derive(first, *numbers)
+    return (
+        decide(first, *numbers) if isinstance(number, bool) else reduce(lambda one, function: derive(function, one), others, number)
+    )
 
 
 def of_python(number: Any) -> Any:
@@ -58,21 +72,39 @@ def of_python(number: Any) -> Any:
     return number.item() if isinstance(number, np.generic) or (isinstance(number, np.ndarray) and not number.ndim) else number
 
 
+def as_kind(number: Any, dtype: Any) -> Any:
+    """A number as the integer, floating-point number or truth that one of a dtype of numpy is."""
+    kind = type(np.dtype(dtype).type(0).item())
+    return number if isinstance(number, kind) else derive(kind, number)
+
+
 class _Size:
-    """What numbers with an origin do with those of numpy, whose operators are asked first."""
+    """What numbers with an origin do with those of numpy, whose operators are asked first, and as one of numpy."""
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        function = None if options or method != "__call__" else _OPERATORS_OF_UFUNCS.get(ufunc)
         numbers = [literal(of_python(one)) for one in inputs]
-        if function is None or not all(isinstance(one, (int, float)) for one in numbers):
-            return getattr(ufunc, method)(*map(plain, inputs), **options)
-        return function(*numbers)
+        known = ufunc in BY_ELEMENT and method == "__call__" and not options and (len(numbers) > 1 or origin_of(self))
+        if known and all(isinstance(one, (int, float)) for one in numbers):
+            return of_numpy(ufunc, *numbers)
+        return getattr(ufunc, method)(*[settle(one) if origin_of(one) else plain(one) for one in inputs], **options)
+
+    def item(self) -> Any:
+        """The number."""
+        return self
+
+    def astype(self, dtype: Any, **_: Any) -> Any:
+        """The number as one of the kind of a dtype."""
+        return as_kind(self, dtype)
 
 
 class SizeInt(_Size, int):
     """An integer with an origin."""
 
     origin: Origin
+
+    def __int__(self) -> int:
+        """For C code that makes a number of its own of it, as ``np.int64(n)`` does."""
+        return int(settle(self))
 
     def __float__(self) -> float:
         """For C code that makes a number of its own of it, as ``torch.FloatTensor([n])`` does."""
@@ -83,6 +115,10 @@ class SizeFloat(_Size, float):
     """A floating-point number with an origin; or a constant, whose products with sizes have one (those of a float do not)."""
 
     origin: Origin | None = None
+
+    def __float__(self) -> float:
+        """For C code that makes a number of its own of it, as ``np.float32(n)`` does."""
+        return float(settle(self))
 
 
 def size_of(tensor: torch.Tensor, axis: int) -> SizeInt:
@@ -175,6 +211,22 @@ def of_list(function: Callable[..., Any], items: list[Any], node: Any) -> Any:
     """The result for a list that was :func:`read whole <read_whole>`, whatever number of items it has in another call."""
     value = function([plain(item) for item in items])
     return with_origin(SizeFloat if isinstance(value, float) else SizeInt, value, Origin(function, (node,)))
+
+
+def extreme(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``min`` or ``max``, whose numbers may come as one sequence."""
+
+    @wraps(function, updated=())
+    def call(*args: Any, **kwargs: Any) -> Any:
+        node = read_whole(args[0]) if len(args) == 1 and not kwargs else None
+        if node is not None:
+            return of_list(function, args[0], node)
+        numbers = tuple(args[0]) if len(args) == 1 else args
+        if kwargs or not any(origin_of(number) for number in numbers):
+            return function(numbers, **kwargs)
+        return derive(function, *numbers) if len(numbers) > 1 else numbers[0]
+
+    return call
 
 
 # Gets every comparison of sizes that Python code makes in this context, and its outcome.

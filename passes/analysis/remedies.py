@@ -38,7 +38,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     "(convolved|multiplied|attended) .*cannot shrink": (
         "What comes in here cannot shrink: it is an input of the model, or frozen itself. Free that, and these go along."
     ),
-    "(combined|concatenated|stacked|scaled|biased|normalised) .*cannot shrink|mask that cannot shrink": (
+    "(combined|unpooled|concatenated|stacked|scaled|biased|normalised) .*cannot shrink|mask that cannot shrink": (
         "What they meet here cannot shrink: an input, a constant, or something frozen itself. Compute it from a parameter, or "
         "give it size 1 on this axis."
     ),

@@ -225,9 +225,13 @@ class Question:
         """What is in the way of a target that cannot be met, and what to do."""
         # Kernel extents (axes from 2 on) are no channels and nothing that a user could free.
         frozen = sorted((g for g in self.groups.frozen if any(m.axis < 2 for m in g.members)), key=lambda g: -_slice_count(g))
-        blockers = dict.fromkeys(f"{g.name} ({g.reason})" for g in frozen)
-        names = "; ".join(list(blockers)[:3]) or ("the floors of its groups" if self.groups.prunable else "it has no channels")
+        blockers = list(dict.fromkeys(f"{g.name} ({g.reason})" for g in frozen))
+        if (untraced := self.program.untraced) and self.program.scopes:
+            blockers.insert(0, f"{untraced}, and what enters or leaves a scope stays (there are {len(self.program.scopes)})")
+        names = "; ".join(blockers[:3]) or ("the floors of its groups" if self.groups.prunable else "it has no channels")
         remedy = "Loosen the target, exclude, keep, min_channels, max_ratio or round_to."
+        if untraced:
+            remedy = f"Make one submodule of the layers before what does not trace, which is a scope then; or l{remedy[1:]}"
         if self.lattice is not None:
             remedy = f"{remedy[:-1]}, or take any widths (--widths any), with which no config makes the slim model."
         if _looks_like_a_share(limit.target):

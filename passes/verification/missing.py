@@ -162,11 +162,12 @@ def _pad(func: Any, x: Tensor, amounts: Sequence[int], value: Any = 0) -> Any:
     return x.clone() if not any(amounts) else x
 
 
-@_handles("im2col", "col2im", "grid_sampler_2d", "grid_sampler_3d")
+@_handles("im2col", "col2im", "grid_sampler_2d", "grid_sampler_3d", "max_unpool2d", "max_unpool3d")
 def _per_channel(func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Places outside read as zero, but not those of a channel that does not exist."""
+    """Places outside read as zero, and so do those that nothing goes to, but not those of a channel that does not exist."""
     result: Tensor = func(present(x), *args, **kwargs)
-    axis = x.dim() - 3 if func._schema.name == "aten::im2col" else x.dim() - 2 if func._schema.name == "aten::col2im" else 1
+    name = func._schema.name.partition("::")[2]
+    axis = x.dim() - {"im2col": 3, "col2im": 2, "max_unpool2d": 3, "max_unpool3d": 4}.get(name, x.dim() - 1)
     gone = _absent(x, range(axis + 1, x.dim()))
     rows, channels = result.shape[axis], x.shape[axis]
     gone = gone.repeat_interleave(rows // channels, -1) if rows >= channels else gone.unflatten(-1, (rows, -1)).all(-1)

@@ -104,6 +104,39 @@ def three_dimensions() -> Case:
 
 
 @case
+def pooled_and_unpooled() -> Case:
+    """A decoder puts values where the encoder's largest were, as in SegNet: both have the same channels."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        y = F.relu(self.a(x))
+        low, places = F.max_pool2d(y, [2, 2], return_indices=True)
+        return self.c(F.max_unpool2d(self.b(low), places, [2, 2], output_size=y.size()))
+
+    return Case(net(forward, a=conv(3, 6), b=conv(6, 6, padding=1), c=conv(6, 2)), image(size=9), {"a": 6})
+
+
+@case
+def pooled_and_unpooled_in_volumes() -> Case:
+    def forward(self: Any, x: Tensor) -> Any:
+        low, places = F.max_pool3d(self.a(x), 2, return_indices=True)
+        return self.c(F.max_unpool3d(self.b(low), places, [2, 2, 2]))
+
+    model = net(forward, a=nn.Conv3d(2, 5, 1), b=nn.Conv3d(5, 5, 1), c=nn.Conv3d(5, 2, 1))
+    return Case(model, vector(2, 4, 4, 4), {"a": 5})
+
+
+@case
+def unpooled_beside_the_image() -> Case:
+    """Places of the image's channels, which cannot go, and neither can what is put there."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        low, places = F.max_pool2d(x, 2, return_indices=True)
+        return self.b(F.max_unpool2d(self.a(low), places, [2, 2]))
+
+    return Case(net(forward, a=conv(3, 3, 1), b=conv(3, 4)), image(), {}, {("a.weight", 0): "unpooled with a tensor"})
+
+
+@case
 def functional_convolution() -> Case:
     """Weights that belong to no layer, and groups as an argument."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from graphprune.channels.labels import Field, along
+from graphprune.channels.labels import Field, Value, along
 from graphprune.passes.analysis.rules.convolution import channel_labels
 from graphprune.rules import Call, rule
 
@@ -40,6 +40,16 @@ def sampled(call: Call) -> None:
     for field in [*batch, *call.value(call.args[1]).fields]:
         call.space.freeze(field, why)
     call.set([] if vector is None else [along(vector, 1, len(call.shape()))])
+
+
+@rule("max_unpool2d", "max_unpool3d")
+def unpooled(call: Call) -> None:
+    """``out[n, c, i[n, c, p]] = x[n, c, p]``: places in space are data, of the same samples and channels, whose labels are tied."""
+    x, places = (call.value(tensor) for tensor in call.args[:2])
+    fields = call.space.join([x, places], x.shape, call.reason("unpooled with a tensor that cannot shrink"))
+    rank, axis = len(x.shape), len(x.shape) - len(call.args[2]) - 1
+    batch, vector = channel_labels(call, Value(x.shape, tuple(fields)), axis)
+    call.set(batch if vector is None else [*batch, along(vector, axis, rank)])
 
 
 @rule("affine_grid_generator")

@@ -32,6 +32,11 @@ class Forward:
         return net(self.forward, **self.parts())
 
 
+def halved(size: Any) -> int:
+    """Half a size, for functions that import this where they run."""
+    return int(size / 2)
+
+
 def double(*shape: int) -> Tensor:
     """Random numbers."""
     return torch.randn(*shape, dtype=torch.float64)

@@ -97,6 +97,24 @@ def test_helpers_are_reached_by_name() -> None:
         assert origin_of(call(function, SIZE)) is not None
 
 
+def _importing(n: Any) -> Any:
+    from . import forwards
+
+    return forwards.halved(n)
+
+
+def _importing_by_name(n: Any) -> Any:
+    from tests.graphprune.tracing.forwards import halved
+
+    return halved(n)
+
+
+@pytest.mark.parametrize("function", [_importing, _importing_by_name])
+def test_helpers_are_reached_that_a_function_imports_itself(function: Any) -> None:
+    """As forwards import einops, whose caches would be asked for the sizes of the example."""
+    assert origin_of(call(function, SIZE)) is not None
+
+
 def test_nothing_is_left_behind() -> None:
     before = helper.__code__, set(vars(builtins)), math.sqrt, table
     with pytest.raises(RuntimeError, match="stop"), Conversions(net(lambda self: helper(table(3)))).remembered():

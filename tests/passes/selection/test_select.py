@@ -210,6 +210,16 @@ def test_the_way_is_named_after_what_stands_in_it() -> None:
         graphprune.prune(small(), IMAGE, target="params=20%", exclude=["a"], min_channels=4)
 
 
+def test_a_model_that_does_not_trace_as_a_whole_is_told_what_to_do() -> None:
+    """Single layers are its scopes, of which nothing can go."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        return torch.nonzero(self.b(self.a(x)) > 0)
+
+    with pytest.raises(TargetError, match=r"does not trace: it looks at the values .* Make one submodule of the layers"):
+        graphprune.prune(net(forward, a=conv(3, 6), b=conv(6, 4)), torch.randn(1, 3, 8, 8).double(), target="channels=50%")
+
+
 def test_the_least_that_is_promised_can_be_reached() -> None:
     """The share in the message is a target that works."""
     with pytest.raises(TargetError) as caught:

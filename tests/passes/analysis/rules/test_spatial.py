@@ -23,6 +23,7 @@ PLANE: list[Callable[[Tensor], Any]] = [
     lambda t: F.max_pool2d(t, 2),
     lambda t: F.max_pool2d(t, 3, 2, 1, ceil_mode=True),
     lambda t: F.max_pool2d(t, 2, return_indices=True)[0],
+    lambda t: F.max_unpool2d(*F.max_pool2d(t, 2, return_indices=True), [2, 2]),
     lambda t: F.avg_pool2d(t, 2),
     lambda t: F.adaptive_avg_pool2d(t, (2, 1)),
     lambda t: F.adaptive_max_pool2d(t, 2),
@@ -34,6 +35,7 @@ PLANE: list[Callable[[Tensor], Any]] = [
 ]
 VOLUME: list[Callable[[Tensor], Any]] = [
     lambda t: F.max_pool3d(t, 2),
+    lambda t: F.max_unpool3d(*F.max_pool3d(t, 2, return_indices=True), [2, 2, 2]),
     lambda t: F.avg_pool3d(t, 2),
     lambda t: F.adaptive_avg_pool3d(t, 2),
     lambda t: F.interpolate(t, scale_factor=2, mode="trilinear"),
@@ -49,7 +51,7 @@ def test_channels_and_batch_pass_and_space_stays(rank: int, function: Callable[[
     assert not seen.classes and not seen.statistics
 
 
-@pytest.mark.parametrize("function", PLANE[:5])
+@pytest.mark.parametrize("function", PLANE[:6])
 def test_without_a_batch_the_channels_come_first(function: Callable[[Tensor], Any]) -> None:
     seen = observe(lambda t: function(t), t=torch.randn(3, 4, 4))
     assert seen.result_atoms(0) == seen.atoms("t", 0)
