@@ -11,17 +11,21 @@ import numpy as np
 from graphprune.channels.filters import Filter
 from graphprune.channels.group_names import with_modules
 from graphprune.channels.groups import FROZEN, Group, Groups
+from graphprune.channels.levers import Levers
 from graphprune.errors import UsageError, did_you_mean
 from graphprune.passes.analysis.channels import matches
 
 _NUMBER: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(%)?")
 
 
-def kept_units(keep: Mapping[str, float | str], groups: Groups, filters: Sequence[Filter]) -> dict[int, int]:
+def kept_units(
+    keep: Mapping[str, float | str], groups: Groups, filters: Sequence[Filter], levers: Levers | None = None
+) -> dict[int, int]:
     """How many units stay of the groups that are named, by index.
 
     keep: by a pattern on a group, or on a layer or parameter that makes its channels, or a module around them, the share of the
         group that stays (``50%``, ``0.5``) or the number of channels (``128``). Of two that name one group, the later counts.
+    levers: groups that are cut alike: what is said of one goes for all on its lever, at the first step that holds it.
 
     Raises UsageError for a pattern that names nothing to prune, and for an amount that is none or more than there is.
     """
@@ -35,7 +39,25 @@ def kept_units(keep: Mapping[str, float | str], groups: Groups, filters: Sequenc
         named = [index for index, those in names.items() if any(matches(name, pattern) for name in those)]
         if not named:
             raise UsageError(_names_nothing(pattern, groups))
-        found |= {index: _units(groups.prunable[index], pattern, str(text).strip()) for index in named}
+        units = {index: _units(groups.prunable[index], pattern, str(text).strip()) for index in named}
+        found |= units if levers is None else _on_levers(units, pattern, groups, levers)
+    return found
+
+
+def _on_levers(units: Mapping[int, int], pattern: str, groups: Groups, levers: Levers) -> dict[int, int]:
+    """The units of all groups on the levers that a pattern moves. Groups on none stay whole, as if it did not name them."""
+    full, found = groups.widths, dict[int, int]()
+    for lever in levers.each:
+        named = [index for index in lever.groups if index in units]
+        if named:
+            step = max(-(-units[index] * lever.steps // int(full[index])) for index in named)
+            found |= zip(lever.groups, lever.widths(step, full).tolist(), strict=True)
+    if not found:
+        name = groups.prunable[next(iter(units))].name
+        raise UsageError(
+            f"keep={pattern!r} names {name}, which no number of the config makes narrower. Leave it out, or take any widths "
+            "(--widths any), with which no config makes the slim model."
+        )
     return found
 
 
@@ -48,13 +70,12 @@ def _names_nothing(pattern: str, groups: Groups) -> str:
 
 
 def _units(group: Group, pattern: str, text: str) -> int:
-    """The units of a group that stay, one at least: a share to the nearest, channels to the next unit."""
-    match = _NUMBER.fullmatch(text)
-    number = float(match[1]) if match else 0.0
-    share = number / 100 if match and match[2] else number
-    if match and (match[2] or number <= 1) and 0 < share <= 1:
-        return max(1, int(share * group.size + 0.5))
-    channels = group.size * group.channels_per_unit
-    if match and not match[2] and number.is_integer() and 1 < number <= channels:
-        return -(-int(number) // group.channels_per_unit)
+    """The units of a group that stay, one at least: a share to the nearest, channels to the next unit. ``1`` is one, ``1.`` all."""
+    match, channels = _NUMBER.fullmatch(text), group.size * group.channels_per_unit
+    number, percent = (float(match[1]), bool(match[2])) if match else (0.0, False)
+    if not percent and number.is_integer() and (number > 1 or text == "1"):
+        if number <= channels:
+            return -(-int(number) // group.channels_per_unit)
+    elif 0 < number <= (100 if percent else 1):
+        return max(1, int(number / (100 if percent else 1) * group.size + 0.5))
     raise UsageError(f"keep={pattern!r} says {text} of the {channels} channels of {group.name}; write 50%, 0.5 or {channels}.")
