@@ -324,7 +324,7 @@ class Selection:
 
     def arguments(self) -> dict[str, Any]:
         """As :func:`graphprune.prune` takes them; None for what was not given. Raises UsageError for what cannot be read."""
-        given = {"target": _targets(self.target or ()), "keep": _kept(self.keep or ()), "round_to": _multiple(self.round_to)}
+        given = {"target": _targets(self.target or ()), "keep": kept(self.keep or ()), "round_to": _multiple(self.round_to)}
         return vars(self) | given
 
 
@@ -370,7 +370,7 @@ def _multiple(text: str | None) -> int | Literal["auto"] | None:
     raise UsageError(f"--round-to {text} is neither a number of channels nor 'auto'.")
 
 
-def _kept(texts: Sequence[str]) -> dict[str, str] | None:
+def kept(texts: Sequence[str]) -> dict[str, str] | None:
     """Amounts by pattern from ``pattern=amount``."""
     for text in texts:
         if "=" not in text:

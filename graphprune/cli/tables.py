@@ -91,7 +91,7 @@ def verification_data(verification: Verification | None) -> dict[str, Any] | Non
     }
 
 
-def keep_line(keep: Mapping[str, str]) -> str:
+def keep_line(keep: Mapping[str, float | str]) -> str:
     """What was to stay of some layers."""
     return f"Kept as asked: {', '.join(f'{pattern}={amount}' for pattern, amount in keep.items())}."
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, TypeAlias
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from graphprune.errors import UsageError
 from graphprune.passes.scoring.expression import parse_criterion
@@ -29,6 +29,15 @@ def _criterion(text: str) -> str:
 
 #: What must remain, such as ``macs=50%``.
 Target: TypeAlias = Annotated[str, AfterValidator(_target)]
+
+#: What stays of some layers, such as ``{"layer4.*": "30%", "layer1.0.conv1": 48}``.
+Keep: TypeAlias = Annotated[
+    dict[str, int | float | str],
+    Field(
+        description="What stays of some layers of the original in the end, as layer4.* = 30% or layer1.0.conv1 = 48 (channels); "
+        "cuts on the way go as far with these as with the target, and without one the others stay whole."
+    ),
+]
 
 #: A criterion with options, or a weighted sum, such as ``0.5*l2+0.5*taylor``.
 Criterion: TypeAlias = Annotated[str, AfterValidator(_criterion)]

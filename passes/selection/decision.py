@@ -43,7 +43,8 @@ class Budgeted(Pass):
     (:mod:`graphprune.passes.selection.settle`). round_to: kept channels of each group are a multiple of this where the group is
     wide enough; ``auto`` takes the widths at which a target's measure steps, all of them where none says. min_channels: units
     that every group keeps at least. max_ratio: largest share of a group that may go. keep: what stays of some groups, by patterns
-    (:func:`~graphprune.passes.selection.keeping.kept_units`), ``1`` being a channel and ``1.0`` all; targets are met by the others, which stay whole where there is none.
+    (:func:`~graphprune.passes.selection.keeping.kept_units`), ``1`` being a channel and ``1.0`` all;
+    targets are met by the others, which stay whole where there is none.
     """
 
     requires: ClassVar[tuple[Any, ...]] = (ChannelGroups, ModelCost, Filters)

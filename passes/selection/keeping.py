@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from glob import escape
 from typing import Final
 
 import numpy as np
@@ -29,35 +31,52 @@ def kept_units(
 
     Raises UsageError for a pattern that names nothing to prune, and for an amount that is none or more than there is.
     """
+    names, said = _names(groups, filters), dict[int, str]()
+    for pattern in keep:
+        named = [index for index, those in names.items() if any(matches(name, pattern) for name in those)]
+        if not named:
+            raise UsageError(_names_nothing(pattern, groups))
+        said = {index: one for index, one in said.items() if index not in named} | dict.fromkeys(named, pattern)
+    units = {index: _units(groups.prunable[index], pattern, str(keep[pattern]).strip()) for index, pattern in said.items()}
+    return units if levers is None else _on_levers(units, said, groups, levers)
+
+
+def own_patterns(groups: Groups, filters: Sequence[Filter]) -> dict[int, str]:
+    """For each group a pattern that names it, and no other one where there is such a pattern."""
+    names = _names(groups, filters)
+    shared = Counter(prefix for those in names.values() for prefix in with_modules(those))
+    return {g.index: escape(min([g.name, *sorted(names[g.index])], key=lambda name: shared[name])) for g in groups.prunable}
+
+
+def _names(groups: Groups, filters: Sequence[Filter]) -> dict[int, set[str]]:
+    """By what each group may be called: its name, and the parameters that make its channels."""
     names = {group.index: {group.name} for group in groups.prunable}
     for one in filters:
         for index in np.unique(groups.group_of[one.units]).tolist() if one.makes else ():
             if index != FROZEN:
                 names[index].add(one.tensor)
-    found: dict[int, int] = {}
-    for pattern, text in keep.items():
-        named = [index for index, those in names.items() if any(matches(name, pattern) for name in those)]
-        if not named:
-            raise UsageError(_names_nothing(pattern, groups))
-        units = {index: _units(groups.prunable[index], pattern, str(text).strip()) for index in named}
-        found |= units if levers is None else _on_levers(units, pattern, groups, levers)
-    return found
+    return names
 
 
-def _on_levers(units: Mapping[int, int], pattern: str, groups: Groups, levers: Levers) -> dict[int, int]:
-    """The units of all groups on the levers that a pattern moves. Groups on none stay whole, as if it did not name them."""
+def _on_levers(units: Mapping[int, int], said: Mapping[int, str], groups: Groups, levers: Levers) -> dict[int, int]:
+    """The units of all groups on the levers that are named. Groups on none stay whole, as if no pattern named them.
+
+    said: the pattern by which each group is named, the last one last, which counts.
+    """
     full, found = groups.widths, dict[int, int]()
     for lever in levers.each:
-        named = [index for index in lever.groups if index in units]
+        named = [index for index in said if index in lever.groups]
         if named:
-            step = max(-(-units[index] * lever.steps // int(full[index])) for index in named)
+            last = [index for index in named if said[index] == said[named[-1]]]
+            step = max(-(-units[index] * lever.steps // int(full[index])) for index in last)
             found |= zip(lever.groups, lever.widths(step, full).tolist(), strict=True)
-    if not found:
-        name = groups.prunable[next(iter(units))].name
-        raise UsageError(
-            f"keep={pattern!r} names {name}, which no number of the config makes narrower. Leave it out, or take any widths "
-            "(--widths any), with which no config makes the slim model."
-        )
+    moving = {said[index] for index in said if index in found}
+    for index, pattern in said.items():
+        if pattern not in moving:
+            raise UsageError(
+                f"keep={pattern!r} names {groups.prunable[index].name}, which no number of the config makes narrower. Leave it "
+                "out, or take any widths (--widths any), with which no config makes the slim model."
+            )
     return found
 
 
