@@ -60,7 +60,7 @@ class Options(BaseModel):
 class AimedOptions(Options):
     """Options of methods that end where a target is met, and some layers have the widths that are given."""
 
-    target: Target | None = Field("macs=50%", description="What must remain of the original; with `keep` none unless it is given.")
+    target: Target | None = Field("macs=50%", description="What must remain of the original.")
     keep: Keep = Field({})
 
     @model_validator(mode="before")

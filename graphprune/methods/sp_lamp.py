@@ -19,9 +19,7 @@ from graphprune.runs.stage import Stage
 class SpLampOptions(AimedOptions):
     """Options of :data:`sp_lamp`."""
 
-    target: Target | None = Field(
-        "latency=50%", description="What must remain of the original, as of the paper latency; with `keep` none unless it is given."
-    )
+    target: Target | None = Field("latency=50%", description="What must remain of the original; the paper's is latency.")
     stages: int = Field(5, ge=1, description="Cuts, each an equal part of the way (the paper takes 10).")
     stage_epochs: int = Field(3, ge=0, description="Epochs after each cut but the last, at the end of the schedule.")
     final_epochs: int | None = Field(None, ge=0, description="Epochs after the last cut; default: the whole schedule.")

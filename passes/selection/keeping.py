@@ -17,7 +17,7 @@ from graphprune.channels.levers import Levers
 from graphprune.errors import UsageError, did_you_mean
 from graphprune.passes.analysis.channels import matches
 
-_NUMBER: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(%)?")
+_NUMBER: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(%)?")
 
 
 def kept_units(
@@ -84,6 +84,9 @@ def _names_nothing(pattern: str, groups: Groups) -> str:
     frozen = next((g for g in groups.frozen if any(matches(member.tensor, pattern) for member in g.members)), None)
     if frozen is not None:
         return f"keep={pattern!r} names nothing that can be pruned: {frozen.reason}. Leave it out."
+    reader = next((g for g in groups.prunable if any(matches(member.tensor, pattern) for member in g.members)), None)
+    if reader is not None:
+        return f"keep={pattern!r} names no layer that makes channels. Name one that makes those it has, such as {reader.name}."
     near = did_you_mean(pattern, with_modules(groups.trace.parameters), ".")
     return f"keep={pattern!r} matches no layer that makes channels{near} `graphprune inspect` shows the groups."
 

@@ -79,9 +79,11 @@ def test_nothing_is_trained_before_it_is_known_that_layers_can_be_so_wide() -> N
         ("laasp", {}, "laasp: keep: no option of this method"),
         ("adaptive", {}, "keep goes with a target: without one the accuracy alone decides"),
         ("iterative", {"keep": {}, "target": None}, "there is nothing to reach"),
+        ("iterative", {"keep": "stem=50%"}, "what stays of some layers is a table"),
+        ("iterative", {"keep": {"stem": True}}, "what stays of 'stem' is a share, as 30%, or a number of channels"),
     ],
 )
-def test_methods_that_reach_no_given_widths_refuse_them(name: str, options: dict[str, Any], message: str) -> None:
+def test_what_methods_do_not_reach_or_read_is_refused(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         _run(name, **{"keep": {"stem": "50%"}, **options})
 

@@ -24,12 +24,12 @@ class Coupled(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Linear(6, 20)
+        self.stem, self.norm = nn.Linear(6, 20), nn.BatchNorm1d(20)
         self.body = nn.ModuleList([nn.Linear(20, 30), nn.Linear(20, 30)])
         self.head = nn.Linear(30, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.stem(x).relu()
+        x = self.norm(self.stem(x)).relu()
         y: torch.Tensor = self.head((self.body[0](x) + self.body[1](x)).relu())
         return y
 
@@ -45,6 +45,7 @@ def widths(keep: dict[str, Any], **how: Any) -> dict[str, int]:
     [
         ({"stem": "50%"}, 10, 30),
         ({"stem": 0.25, "body.1": 12}, 5, 12),
+        ({"stem": "25 %"}, 5, 30),
         ({"stem.weight": 7}, 7, 30),
         ({"body": "1%"}, 20, 1),  # one unit at least
         ({"*": "50%", "body.*": "90%"}, 10, 27),  # the later counts
@@ -147,6 +148,7 @@ def test_channels_of_units_of_several() -> None:
     [
         ({"stem"}, "is no mapping"),
         ("stem=50%", "is no mapping"),
+        ({"norm": 0.5}, "keep='norm' names no layer that makes channels. Name one that makes those it has, such as stem."),
         ({"stam": 0.5}, "keep='stam' matches no layer that makes channels; did you mean 'stem'"),
         ({"head": 0.5}, "keep='head' names nothing that can be pruned: it reaches the model's output"),
         *(({"stem": amount}, f"says {amount} of the 20 channels of stem") for amount in (0, -1, 21, 2.5, "120%", "half", "nan")),
