@@ -48,7 +48,7 @@ class Lattice:
         if not self._levers.fits(numbers):
             stated = ", ".join(f"{'.'.join(map(str, place))} {value}" for place, value in numbers.items())
             raise UsageError(
-                f"No model has a config of the widths that keep leaves: {stated}. Keep another amount, change the target, or "
+                f"No model has a config of the widths that keep leaves: {stated}. Keep another amount, give another target, or "
                 "take any widths (--widths any), with which no config makes the slim model."
             )
 
