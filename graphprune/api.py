@@ -30,7 +30,7 @@ from graphprune.passes.rewrite.rewrite import RewritePass
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.levers import is_stating
 from graphprune.passes.selection.select import selection_pass
-from graphprune.passes.selection.target import read_targets
+from graphprune.passes.selection.target import asked_for
 from graphprune.passes.verification.captured import check_captured, check_runs
 from graphprune.passes.verification.verify import VerifyPass, compare
 from graphprune.pipeline.analysis_manager import AnalysisManager
@@ -137,9 +137,7 @@ def prune(
     >>> result.model.get_submodule("0").out_features
     16
     """
-    if target is None:
-        target = {} if keep else "macs=50%"
-    targets, stating = read_targets(target), is_stating(widths)
+    targets, stating = asked_for(target, keep), is_stating(widths)
     if stating and select != "select":
         raise UsageError(f'The pass {select!r} takes any widths; widths="config" goes with select="select". Leave out one of them.')
     ranking = ranking or ("local" if stating else "global")

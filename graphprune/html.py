@@ -56,6 +56,7 @@ def of_plan(plan: Plan) -> str:
     facts = {
         "pipeline": plan.pipeline,
         "target": _pairs(plan.target),
+        "keep": _pairs(plan.keep),
         "achieved": _pairs(plan.achieved),
         "standard errors": _pairs(plan.errors),
         "policy": _pairs(plan.policy),

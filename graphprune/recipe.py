@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from graphprune.errors import UsageError, unknown
 from graphprune.files import read_text, write_whole
 from graphprune.methods import METHODS, Method, Options
+from graphprune.methods.method import takers
 from graphprune.training.recipes import RECIPES, recipe
 from graphprune.training.settings import Training
 
@@ -195,6 +196,9 @@ class Draft:
         where = self._where(section, option)
         if problem == "extra_forbidden":
             known = [name for name in kind.model_fields if (section, name) != ("method", "epochs")]
+            others = takers(option) if section == "method" else ""
+            if others:
+                return f"{where}: no option of {self.chosen['method']['name']}{others}. Options: {', '.join(known)}."
             return f"{where}: {unknown('option', option, known, 'Options')}"
         if problem == "missing":
             return f"{where} is missing: {kind.model_fields[option].description}"
@@ -305,7 +309,9 @@ def _comment(text: str) -> list[str]:
 
 
 def _toml(value: Any) -> str:
-    """A scalar or a list as TOML, whose strings, numbers and lists are those of JSON."""
+    """A scalar, a list or a table of scalars as TOML, whose strings, numbers and lists are those of JSON."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_toml(key)} = {_toml(item)}" for key, item in value.items()) + "}"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

@@ -324,7 +324,7 @@ class Selection:
 
     def arguments(self) -> dict[str, Any]:
         """As :func:`graphprune.prune` takes them; None for what was not given. Raises UsageError for what cannot be read."""
-        given = {"target": _targets(self.target or ()), "keep": _kept(self.keep or ()), "round_to": _multiple(self.round_to)}
+        given = {"target": _targets(self.target or ()), "keep": kept(self.keep or ()), "round_to": _multiple(self.round_to)}
         return vars(self) | given
 
 
@@ -370,12 +370,16 @@ def _multiple(text: str | None) -> int | Literal["auto"] | None:
     raise UsageError(f"--round-to {text} is neither a number of channels nor 'auto'.")
 
 
-def _kept(texts: Sequence[str]) -> dict[str, str] | None:
+def kept(texts: Sequence[str]) -> dict[str, str] | None:
     """Amounts by pattern from ``pattern=amount``."""
+    found: dict[str, str] = {}
     for text in texts:
-        if "=" not in text:
-            raise UsageError(f"--keep {text} has no '='. Write it as LAYERS=AMOUNT, as in 'layer4.*=30%'.")
-    return {pattern: amount for pattern, _, amount in (text.rpartition("=") for text in texts)} or None
+        pattern, equals, amount = text.rpartition("=")
+        if not (equals and pattern and amount):
+            raise UsageError(f"--keep {text!r} does not say what stays of what. Write it as LAYERS=AMOUNT, as in 'layer4.*=30%'.")
+        found.pop(pattern, None)  # the later counts, also against patterns between the two
+        found[pattern] = amount
+    return found or None
 
 
 def _targets(texts: Sequence[str]) -> dict[str, str] | None:

@@ -200,6 +200,8 @@ def _print(report: CheckpointReport, inputs: str, out: Path, output: Output) -> 
     output.show(tables.before_after(report.before, report.after, disk, inputs))
     if output.verbose:
         output.show(tables.widths_table(report.widths))
+    if report.plan.keep:
+        output.say(tables.keep_line(report.plan.keep))
     output.say(f"Checked on the meta device: the slim graph runs, and {report.tensors} tensors have the shapes of the plan.")
     output.say(report.proof.describe())
     if report.compensation:
@@ -225,6 +227,7 @@ def _data(report: CheckpointReport, out: Path, plan: Path | None) -> dict[str, A
         "before": tables.cost_data(report.before) | {"disk_bytes": report.bytes_before},
         "after": tables.cost_data(report.after) | {"disk_bytes": report.bytes_after},
         "target": report.plan.target,
+        "keep": report.plan.keep,
         "achieved": report.plan.achieved,
         "widths": report.widths,
         "tensors": report.tensors,

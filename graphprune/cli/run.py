@@ -56,6 +56,15 @@ def command(
         str | None,
         typer.Option(metavar="KIND=AMOUNT", help="What must remain, as macs=50%; for methods that take one.", rich_help_panel=_HOW),
     ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LAYERS=AMOUNT",
+            help="What stays of these layers in the end: 'layer4.*=30%', layer1.0.conv1=48 (channels); for methods that end at a "
+            "target. Repeatable; of two for one layer the later counts. Without --target the others stay whole.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
     epochs: Annotated[
         int | None, typer.Option(metavar="N", help="Length of the full training schedule.", rich_help_panel=_HOW)
     ] = None,
@@ -111,7 +120,7 @@ def command(
         "model": {"source": source, "weights": weights, "input": shape, "trust_pickle": trust_pickle or None, "scopes": scope,
                   "exclude": exclude, "policy": policy, "keep_class": keep_class or None},
         "data": {"source": data},
-        "method": {"target": target},
+        "method": {"target": target, "keep": options.kept(keep or ())},
         "training": {"epochs": epochs, "recipe": training},
         "run": {"out": out, "seed": seed, "device": device, "masks": masks or None, "verify": False if no_verify else None},
     }  # fmt: skip

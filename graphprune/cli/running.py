@@ -245,6 +245,9 @@ def _finish(recipe: Recipe, opened: Opened, result: MethodResult, extras: Extras
     output.data(data | {"out": str(folder), "plots": [str(path) for path in drawn]})
     output.show(rounds_table(result.rounds), *([tables.widths_table(result.pruned.report.widths)] if output.verbose else []))
     output.show(_comparison(recipe, result, tested))
+    keep = getattr(recipe.options, "keep", {})
+    if keep:
+        output.say(tables.keep_line(keep))
     output.say(tables.verification_line(result.pruned.report.verification))
     if tested["slim"] is None:
         output.say(f"{recipe.data.source} has no test samples: the accuracy is that on the samples that all decisions went by.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
@@ -82,6 +82,7 @@ def _data(
         "untraced": report.untraced,
         "pipeline": result.plan.pipeline,
         "target": result.plan.target,
+        "keep": result.plan.keep,
         "achieved": result.plan.achieved,
         "errors": result.plan.errors,
         "before": tables.cost_data(report.before) | {"disk_bytes": old},
@@ -101,13 +102,7 @@ def _print(job: Job, result: PruneResult, accuracy: dict[str, Any] | None, disk:
     report = result.report
     what = "Cost of the pruned parts" if report.scopes else "Cost"
     output.show(tables.before_after(report.before, report.after, disk, job.inputs.describe(), what))
-    cut = sum(new < old for old, new in report.widths.values())
-    if not cut:
-        output.say("Nothing was removed: every channel stays.")
-    elif output.verbose:
-        output.show(tables.widths_table(report.widths))
-    else:
-        output.say(f"{cut} of {len(report.widths)} groups are narrower (-v lists them).")
+    _print_widths(report.widths, result.plan.keep, output)
     if report.opaque:
         output.show(tables.notes_table("Not traced into, so left as they are", report.opaque, "module", "reason"))
     if report.eval_only:
@@ -123,3 +118,15 @@ def _print(job: Job, result: PruneResult, accuracy: dict[str, Any] | None, disk:
         output.say(tables.compensation_line(report.compensation) + " Compare such weights with `graphprune verify --trained`.")
     if accuracy is not None:
         output.say(f"{tables.accuracy_line(accuracy)} (no fine-tuning).")
+
+
+def _print_widths(widths: Mapping[str, tuple[int, int]], keep: Mapping[str, str], output: Output) -> None:
+    cut = sum(new < old for old, new in widths.values())
+    if not cut:
+        output.say("Nothing was removed: every channel stays.")
+    elif output.verbose:
+        output.show(tables.widths_table(widths))
+    else:
+        output.say(f"{cut} of {len(widths)} groups are narrower (-v lists them).")
+    if keep:
+        output.say(tables.keep_line(keep))

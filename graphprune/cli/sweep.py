@@ -43,6 +43,15 @@ def command(
             rich_help_panel=_HOW,
         ),
     ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LAYERS=AMOUNT",
+            help="What stays of these layers at every budget: 'layer4.*=30%', layer1.0.conv1=48 (channels). Repeatable; of two for "
+            "one layer the later counts.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
     criterion: options.LikeScore = "l2",
     normalise: Annotated[
         str, typer.Option(metavar="none|mean|max|gaussian", help="Scale within each group.", rich_help_panel=_HOW)
@@ -62,12 +71,12 @@ def command(
     screen: options.Screen,
 ) -> None:
     """Select at many budgets, without training, and show how much importance remains at what cost."""
-    from graphprune.cli import front_tables
+    from graphprune.cli import front_tables, tables
     from graphprune.cli.loading import Request, writing
     from graphprune.cli.pictures import check_plot
     from graphprune.surveys.pareto import Front, Sweep
 
-    task = Sweep(metric, points, least, tuple(way or ["global"]), {"round_to": round_to})
+    task = Sweep(metric, points, least, tuple(way or ["global"]), {"round_to": round_to}, options.kept(keep or ()) or {})
     request = Request.of(source, model, limits, calibration, scaling, device=device)
     how: dict[str, Any] = {"criterion": criterion, "normalise": normalise, "seed": model.seed, "latency": latency}
     how |= limits.constraints()
@@ -80,6 +89,8 @@ def command(
         front = _run(output, job, task, how, known, out)
         output.data(front_tables.as_data(front))
         output.show(front_tables.front_table(front))
+        if task.keep:
+            output.say(tables.keep_line(task.keep))
         if plot is not None:
             with output.task(f"Drawing {plot}"):
                 front_tables.plot_front(front, plot)

@@ -91,6 +91,11 @@ def verification_data(verification: Verification | None) -> dict[str, Any] | Non
     }
 
 
+def keep_line(keep: Mapping[str, float | str]) -> str:
+    """What was to stay of some layers."""
+    return f"Kept as asked: {', '.join(f'{pattern}={amount}' for pattern, amount in keep.items())}."
+
+
 def widths_table(widths: Mapping[str, tuple[int, int]]) -> Table:
     """Units of every prunable group, before and after."""
     table = plain_table("group", "#units", "#kept", "#remains", title="Groups")

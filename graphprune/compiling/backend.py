@@ -49,7 +49,7 @@ class Backend:
     """A backend of ``torch.compile`` that prunes what it compiles.
 
     plan: a plan of the model, or the file of one. target: instead of a plan, what must remain, as in
-        :func:`graphprune.prune`. selection: options of that function for targets, such as ``criterion``.
+        :func:`graphprune.prune`. selection: options of that function for targets, such as ``criterion``; ``keep`` may go alone.
     inner: what compiles the slim graph: the name of a Dynamo backend, or a callable.
     model: the model that the plan is for; needed only where Dynamo compiles parts that occur in it several times.
     mode: one of ``torch.compile`` for the inner backend ``inductor``, such as ``reduce-overhead``.
@@ -85,10 +85,13 @@ class Backend:
             name = strange[0] if strange else min(self.selection)
             raise UsageError(
                 f"The backend has no option {name!r}{'' if strange else ' beside a plan'}. Options are plan, target, inner, mode, "
-                f"model and verify; with a target also {', '.join(_SELECTION)}."
+                f"model and verify; with a target also {', '.join(_SELECTION)}, of which keep goes without one, too."
             )
-        if (self.plan is None) == (self.target is None):
-            raise UsageError("The backend takes a plan or a target. Give one of options={'plan': ...} and options={'target': ...}.")
+        if (self.plan is None) == (self.target is None and not self.selection.get("keep")):
+            raise UsageError(
+                "The backend takes a plan or a target. Give one of options={'plan': ...} and options={'target': ...}, or say what "
+                "stays of some layers with options={'keep': ...}."
+            )
         if isinstance(self.plan, (str, Path)):
             object.__setattr__(self, "plan", read_plan(self.plan))
         if self.model is not None:
@@ -144,7 +147,6 @@ class Backend:
         return (lifted, result) if result.plan.kept else None
 
     def _selected(self, lifted: Lifted) -> PruneResult:
-        assert self.target is not None
         verify = self.verify and not _of_train_mode(lifted)
         options = {**self.selection, "policy": _DROPOUT | dict(self.selection.get("policy") or {})}
         return prune(lifted.module, lifted.inputs, target=self.target, verify=verify, source="torch.compile", **options)

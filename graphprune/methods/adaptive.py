@@ -7,15 +7,15 @@ Zhao, Jain and Zhao, "Adaptive activation-based structured pruning" (arXiv 2201.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from graphprune.errors import TargetError
 from graphprune.methods import steps
 from graphprune.methods.budget import Budget
 from graphprune.methods.method import Options, method
-from graphprune.methods.texts import Criterion, Target
+from graphprune.methods.texts import Criterion, Keep, Target
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.threshold import ThresholdPass
 from graphprune.runs.bench import Bench
@@ -29,6 +29,7 @@ class AdaptiveOptions(Options):
         None,
         description="What must remain of the original, as params=30%; default: as little as the accuracy allows.",
     )
+    keep: Keep = Field({})
     tolerance: float = Field(0.0, ge=0, description="Accuracy that may be lost, as a share, without a target.")
     statistic: Literal["mean", "max", "sum"] = Field("mean", description="Attention of a channel over its positions.")
     p: Literal[1, 2, 4] = Field(1, description="Power of the activations.")
@@ -51,6 +52,14 @@ class AdaptiveOptions(Options):
     max_rounds: int = Field(40, ge=1, description="Rounds at most, without a target.")
     strikes: int = Field(3, ge=1, description="Failures from one model after which it is given up.")
     patience: int = Field(3, ge=1, description="Accepted rounds that change the size by under 0.1 % before the run ends.")
+
+    @model_validator(mode="after")
+    def _aimed(self) -> Self:
+        if self.keep and self.target is None:
+            raise ValueError(
+                "keep goes with a target: without one the accuracy alone decides how wide layers end. exclude leaves some whole."
+            )
+        return self
 
     def expected_rounds(self) -> int | None:
         """One for each cut to a target."""
@@ -81,9 +90,10 @@ def adaptive(bench: Bench, options: AdaptiveOptions) -> Stage:
     training, so that the size is met, in several cuts with retraining between.
     """
     steps.need_data(bench, "adaptive")
+    budget = None if options.target is None else Budget.of(bench, options.target, options.keep)
     dense, base, early = _dense(bench, options)
-    if options.target is not None:
-        return _to_target(bench, options, dense, early)
+    if budget is not None:
+        return _to_target(bench, options, budget, dense, early)
     return _by_accuracy(bench, options, dense, base, early)
 
 
@@ -118,9 +128,8 @@ def _score(bench: Bench, options: AdaptiveOptions) -> ScorePass:
     return ScorePass(f"attention(statistic={options.statistic}, p={options.p})", reduction="max", normalise="none")
 
 
-def _to_target(bench: Bench, options: AdaptiveOptions, dense: Stage, early: Stage | None) -> Stage:
-    assert options.target is not None
-    budget, stage = Budget.of(bench, options.target), dense
+def _to_target(bench: Bench, options: AdaptiveOptions, budget: Budget, dense: Stage, early: Stage | None) -> Stage:
+    stage = dense
     for number in range(1, options.rounds + 1):
         target = budget.options(number / options.rounds, stage, bench)
         threshold = ThresholdPass(share=options.share, **target)

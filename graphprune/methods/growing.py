@@ -14,8 +14,8 @@ from torch import Tensor
 
 from graphprune.methods import steps
 from graphprune.methods.budget import Budget
-from graphprune.methods.method import Options, method
-from graphprune.methods.texts import Criterion, Target
+from graphprune.methods.method import AimedOptions, method
+from graphprune.methods.texts import Criterion
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.select import SelectPass
 from graphprune.plans.plan import Plan
@@ -24,11 +24,10 @@ from graphprune.runs.stage import Stage
 from graphprune.training.penalties import GroupL2
 
 
-class GrowingOptions(Options):
+class GrowingOptions(AimedOptions):
     """Options of :data:`growing`."""
 
     trained: bool = Field(False, description="The model comes trained; otherwise the penalty grows in its one training.")
-    target: Target = Field("macs=50%", description="What must remain of the original.")
     criterion: Criterion = Field("l2", description="As for prune.")
     normalise: str = Field("mean", description="As for prune.")
     max_ratio: float = Field(0.95, gt=0, le=1, description="Largest share of a group that may go.")
@@ -54,7 +53,7 @@ def growing(bench: Bench, options: GrowingOptions) -> Stage:
     agree (intersection over union of what stays, averaged over ``window`` epochs, is at least ``similarity``), or at ``latest``,
     the cut is made, and the rest of the schedule is trained with the optimiser as it is.
     """
-    budget, stage = Budget.of(bench, options.target), bench.dense()
+    budget, stage = Budget.of(bench, options.target, options.keep), bench.dense()
     start = 0 if options.trained else round(options.start * options.epochs)
     if start:
         stage, _ = bench.train(stage, range(start), what="Training before the penalty")

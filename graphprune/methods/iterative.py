@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 from graphprune.errors import UsageError
 from graphprune.methods import steps
 from graphprune.methods.budget import Budget
-from graphprune.methods.method import Options, method
-from graphprune.methods.texts import Criterion, Target
+from graphprune.methods.method import AimedOptions, method
+from graphprune.methods.texts import Criterion
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.decision import Budgeted
 from graphprune.passes.selection.select import selection_pass
@@ -20,10 +20,9 @@ from graphprune.runs.stage import Stage
 from graphprune.schedule import share_done
 
 
-class IterativeOptions(Options):
+class IterativeOptions(AimedOptions):
     """Options of :data:`iterative`."""
 
-    target: Target = Field("macs=50%", description="What must remain of the original.")
     rounds: int = Field(1, ge=1, description="Cuts; 1 is one-shot.")
     schedule: str = Field("cubic", pattern="cubic|linear", description="How far each cut goes: cubic (AGP) goes far first.")
     tune_epochs: int = Field(0, ge=0, description="Epochs after each cut but the last, at the end of the schedule.")
@@ -69,7 +68,7 @@ def iterative(bench: Bench, options: IterativeOptions) -> Stage:
     what it ends with; the final one takes all of it by default, the learning-rate rewinding of Renda et al. 2020 (arXiv
     2003.02389).
     """
-    budget = Budget.of(bench, options.target)
+    budget = Budget.of(bench, options.target, options.keep)
     dense, _ = steps.dense(bench, options, latency=budget.latency)
     teacher = steps.teacher_of(bench, options, dense)
     stage = dense

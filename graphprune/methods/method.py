@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
 from graphprune.calibration import Calibration
@@ -18,6 +18,7 @@ from graphprune.claims import claimed_folder
 from graphprune.errors import UsageError
 from graphprune.ir.program import names_of
 from graphprune.ir.twins import digest, unwrapped
+from graphprune.methods.texts import Keep, Target
 from graphprune.plans.plan import Plan, fingerprint
 from graphprune.randomness import own_randomness
 from graphprune.result import PruneResult
@@ -54,6 +55,25 @@ class Options(BaseModel):
     def expected_rounds(self) -> int | None:
         """How many rounds there will be, the dense model's included, where that can be said in advance."""
         return None
+
+
+class AimedOptions(Options):
+    """Options of methods that end where a target is met, and some layers have the widths that are given."""
+
+    target: Target | None = Field("macs=50%", description="What must remain of the original.")
+    keep: Keep = Field({})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _others_stay_whole(cls, given: Any) -> Any:
+        """The default is none where it is said what stays."""
+        return {"target": None, **given} if isinstance(given, dict) and given.get("keep") else given
+
+    @model_validator(mode="after")
+    def _aimed(self) -> Self:
+        if self.target is None and not self.keep:
+            raise ValueError("there is nothing to reach. Give a target, as macs=50%, or say with keep what stays of some layers.")
+        return self
 
 
 Chosen = TypeVar("Chosen", bound=Options)
@@ -188,7 +208,8 @@ class Method(Generic[Chosen]):
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"])) or "options"
             known = ", ".join(self.options.model_fields)
-            raise UsageError(f"{self.name}: {name}: {first['msg'].removeprefix('Value error, ')}. Options: {known}.") from error
+            what = f"no option of this method{takers(name)}" if first["type"] == "extra_forbidden" else first["msg"]
+            raise UsageError(f"{self.name}: {name}: {what.removeprefix('Value error, ').rstrip('.')}. Options: {known}.") from error
 
     def run(self, task: Task, options: Chosen) -> MethodResult:
         """Run the method on a task. Random generators are left as they were.
@@ -226,6 +247,12 @@ class Method(Generic[Chosen]):
             "settings": f"exclude={list(task.exclude)} policy={dict(task.policy)} scopes={list(task.scopes)} masks={task.masks} "
             f"recalibrate={task.recalibrate and task.data is not None}{' keep_class' if task.keep_class else ''}",
         }
+
+
+def takers(option: str) -> str:
+    """Which methods have an option, for messages about others; empty where none has."""
+    found = [name for name, one in METHODS.items() if option in one.options.model_fields]
+    return f"; {', '.join(found)} take{'s' if len(found) == 1 else ''} it" if found else ""
 
 
 def method(name: str, options: type[Chosen]) -> Callable[[Callable[[Bench, Chosen], Stage]], Method[Chosen]]:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from graphprune.methods import steps
 from graphprune.methods.budget import Budget
-from graphprune.methods.method import Options, method
+from graphprune.methods.method import AimedOptions, method
 from graphprune.methods.texts import Criterion, Target
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.knapsack import KnapsackPass
@@ -16,10 +16,10 @@ from graphprune.runs.bench import Bench
 from graphprune.runs.stage import Stage
 
 
-class SpLampOptions(Options):
+class SpLampOptions(AimedOptions):
     """Options of :data:`sp_lamp`."""
 
-    target: Target = Field("latency=50%", description="What must remain of the original; the paper's is latency.")
+    target: Target | None = Field("latency=50%", description="What must remain of the original; the paper's is latency.")
     stages: int = Field(5, ge=1, description="Cuts, each an equal part of the way (the paper takes 10).")
     stage_epochs: int = Field(3, ge=0, description="Epochs after each cut but the last, at the end of the schedule.")
     final_epochs: int | None = Field(None, ge=0, description="Epochs after the last cut; default: the whole schedule.")
@@ -43,7 +43,7 @@ def sp_lamp(bench: Bench, options: SpLampOptions) -> Stage:
     printed is wrong on a quarter of random instances), and corrects the budget until the measured latency of the slim model is the
     stage's. The optimiser state is cut with the weights.
     """
-    budget = Budget.of(bench, options.target)
+    budget = Budget.of(bench, options.target, options.keep)
     dense, _ = steps.dense(bench, options, latency=budget.latency)
     teacher = steps.teacher_of(bench, options, dense)
     stage = dense

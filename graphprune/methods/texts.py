@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from graphprune.errors import UsageError
 from graphprune.passes.scoring.expression import parse_criterion
@@ -29,6 +30,26 @@ def _criterion(text: str) -> str:
 
 #: What must remain, such as ``macs=50%``.
 Target: TypeAlias = Annotated[str, AfterValidator(_target)]
+
+
+def _keep(given: Any) -> Any:
+    if not isinstance(given, Mapping):
+        raise ValueError('what stays of some layers is a table, as {"layer4.*" = "30%", "layer1.0.conv1" = 48}')
+    for pattern, amount in given.items():
+        if isinstance(amount, bool) or not isinstance(amount, (int, float, str)):
+            raise ValueError(f"what stays of {pattern!r} is a share, as 30%, or a number of channels")
+    return dict(given)
+
+
+#: What stays of some layers, such as ``{"layer4.*": "30%", "layer1.0.conv1": 48}``.
+Keep: TypeAlias = Annotated[
+    dict[str, int | float | str],
+    BeforeValidator(_keep),
+    Field(
+        description="What stays of some layers of the original in the end, as layer4.* = 30% or layer1.0.conv1 = 48 (channels); "
+        "cuts on the way go as far with these as with the target. Where keep alone is given, there is no target."
+    ),
+]
 
 #: A criterion with options, or a weighted sum, such as ``0.5*l2+0.5*taylor``.
 Criterion: TypeAlias = Annotated[str, AfterValidator(_criterion)]

@@ -72,7 +72,7 @@ class PlanEditor:
     def plan(self) -> Plan:
         """The plan as edited, for :func:`graphprune.apply_plan`. It has no record of a pipeline or target: it met none."""
         kept = Kept(self._groups, self._stays.copy())
-        record: dict[str, Any] = {"pipeline": "", "scores": {}, "target": {}, "achieved": {}, "errors": {}}
+        record: dict[str, Any] = {"pipeline": "", "scores": {}, "target": {}, "keep": {}, "achieved": {}, "errors": {}}
         return self._original.model_copy(update={"kept": kept_indices(self._groups, kept), **record})
 
     def _units(self, place: str) -> Ints:

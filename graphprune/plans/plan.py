@@ -29,7 +29,7 @@ class Plan(Saved, BaseModel, what="plan", remedy="Write plans with plan.save()."
         indices of each axis that does, ascending. model: fingerprint of the original: dtype and shape of each tensor.
     policy: choices at ambiguous sites that the units were formed with (:class:`graphprune.pipeline.policy.Policy`).
     scopes: the submodules that were pruned, where the model was not captured as a whole.
-    pipeline, scores, target, achieved, errors: how the decision was made, for the record.
+    pipeline, scores, target, keep, achieved, errors: how the decision was made, for the record.
 
     >>> plan = Plan(kept={"0.weight": {0: [0, 2]}}, model={"0.weight": "float32[3, 4]"})
     >>> Plan.model_validate_json(plan.model_dump_json()) == plan
@@ -44,6 +44,7 @@ class Plan(Saved, BaseModel, what="plan", remedy="Write plans with plan.save()."
     pipeline: str = ""
     scores: dict[str, dict[str, str]] = {}
     target: dict[str, str] = {}
+    keep: dict[str, str] = {}
     achieved: dict[str, float] = {}
     errors: dict[str, float] = {}
 

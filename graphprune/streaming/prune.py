@@ -23,7 +23,7 @@ from graphprune.passes.scoring.expression import parse_criterion
 from graphprune.passes.scoring.score import ScorePass, check_streams
 from graphprune.passes.selection.levers import is_stating
 from graphprune.passes.selection.select import selection_pass
-from graphprune.passes.selection.target import read_targets
+from graphprune.passes.selection.target import asked_for
 from graphprune.pipeline.observers import Observer
 from graphprune.pipeline.pass_base import Pass
 from graphprune.pipeline.pass_manager import PassManager
@@ -75,7 +75,8 @@ def prune_checkpoint(
     checkpoint: str | Path,
     out: str | Path,
     *,
-    target: str | Mapping[str, float | str] = "macs=50%",
+    target: str | Mapping[str, float | str] | None = None,
+    keep: Mapping[str, float | str] | None = None,
     criterion: str = "l2",
     reduction: str = "default",
     normalise: str = "max",
@@ -106,6 +107,8 @@ def prune_checkpoint(
     model: its parameters on the meta device (``with torch.device("meta"): ...``). example_inputs: as for :func:`graphprune.prune`.
     checkpoint: a folder, an index, or a single file. out: a folder, which is made. The slim weights go there, the plan as
         ``plan.json``, and, with a config, what the folder has of tokenisers and settings.
+    keep: as for :func:`graphprune.prune`; under ``widths="config"`` what is said of a layer goes for all whose width is the same
+        number of the config, at the next width that it can state.
     ranking: ``local`` by default, which gives alike layers the same widths.
     widths: ``config`` takes only such as a config can state, where one is given and the pass ``select`` selects: groups that one
         number of it makes narrower keep the same share of their units, and what none does stays whole. ``any`` leaves each group
@@ -125,11 +128,11 @@ def prune_checkpoint(
     Raises UsageError for a checkpoint that is damaged or is not the model's, for options that are no good, and for an output folder
     that holds something else, before anything is written; and what a pruning raises.
     """
-    chosen = {"round_to": round_to, "min_channels": min_channels, "max_ratio": max_ratio, **_targets(target)}
+    floors = {"round_to": round_to, "min_channels": min_channels, "max_ratio": max_ratio, "keep": keep or {}}
     passes: list[Pass] = [
         ChannelsPass(exclude=names_of("exclude", exclude), policy=dict(policy or {})),
         ScorePass(criterion=criterion, reduction=reduction, normalise=normalise, share=share, seed=seed),
-        selection_pass(select, ranking or ("local" if select == "select" else "global"), chosen),
+        selection_pass(select, ranking or ("local" if select == "select" else "global"), {**floors, **_targets(target, keep)}),
         RewritePass(),
     ]
     check_streams(parse_criterion(criterion))
@@ -258,8 +261,8 @@ class _Job:
         )
 
 
-def _targets(target: str | Mapping[str, float | str]) -> dict[str, float | str]:
-    targets = read_targets(target)
+def _targets(target: str | Mapping[str, float | str] | None, keep: object) -> dict[str, float | str]:
+    targets = asked_for(target, keep)
     if "latency" in targets:
         raise UsageError("A latency target needs the whole model on a device. Use macs, params, weight_bytes, memory or channels.")
     return targets

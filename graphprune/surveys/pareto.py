@@ -15,6 +15,7 @@ from torch import nn
 from graphprune.calibration import Calibration
 from graphprune.channels.groups import Bools, Groups
 from graphprune.collector import collector_paused
+from graphprune.costs.measures import Measure
 from graphprune.errors import TargetError, UsageError, unknown
 from graphprune.files import Saved
 from graphprune.ir.program import Program
@@ -24,7 +25,7 @@ from graphprune.passes.analysis.cost import ModelCost
 from graphprune.passes.calibration.supply import calibrated
 from graphprune.passes.latency.source import timed
 from graphprune.passes.scoring.score import ScorePass, latest
-from graphprune.passes.selection.decision import budgeted_passes
+from graphprune.passes.selection.decision import Budgeted, budgeted_passes
 from graphprune.passes.selection.target import KINDS
 from graphprune.pipeline.analysis_manager import AnalysisManager
 from graphprune.pipeline.pass_base import Pass
@@ -103,28 +104,32 @@ WAYS: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
 class Sweep:
     """What to try. metric: the cost that is lowered, a kind of target. points: how many shares of it, evenly spaced from all of it
     down to ``least`` (by default what is left with one unit of each group). ways: names in :data:`WAYS`, or of selection passes.
-    options: of all of these passes, such as ``round_to``."""
+    options: of all of these passes, such as ``round_to``. keep: what stays of some layers at every point, as for
+    :func:`graphprune.prune`; shares then begin at what is left with the others whole."""
 
     metric: str = "macs"
     points: int = 12
     least: float | None = None
     ways: Sequence[str] = ("global",)
     options: Mapping[str, Any] = field(default_factory=dict)
+    keep: Mapping[str, int | float | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.metric not in KINDS:
             raise UsageError(unknown("metric", self.metric, KINDS, "Metrics"))
-        if self.points < 1 or not (self.least is None or 0 < self.least < 1):
-            raise UsageError("A sweep needs at least one point, and a least share over 0 and under 1.")
+        if self.points < 1 or not self.ways or not (self.least is None or 0 < self.least < 1):
+            raise UsageError("A sweep needs at least one point and one way, and a least share over 0 and under 1.")
         known = list(dict.fromkeys((*WAYS, *(name for name in budgeted_passes() if name != "select"))))
         for way in self.ways:
             if way not in known:
                 raise UsageError(unknown("way to select", way, known, "Ways"))
 
-    def step(self, way: str, share: float) -> Pass:
+    def step(self, way: str, share: float) -> Budgeted:
         """The pass that selects so, down to a share."""
         name, options = WAYS.get(way, (way, {}))
-        return pass_class(name)(**{**options, **self.options, self.metric: share})
+        found = pass_class(name)
+        assert issubclass(found, Budgeted), "as all ways are"
+        return found(**{**options, "keep": self.keep, **self.options, self.metric: share})
 
 
 def sweep(
@@ -192,10 +197,11 @@ def _run(
             "A sweep of latency needs the model's table. Measure it with `graphprune profile`, and give it as latency=."
         )
     full = {kind: float(measure(groups.widths)) for kind, measure in measures.items()}
-    least = task.least or float(measures[task.metric](np.minimum(groups.widths, 1))) / full[task.metric]
-    shares = np.linspace(1.0, least, task.points + 1)[1:].tolist()
+    most, least = _ends(task, program, manager, measures[task.metric])
+    shares = np.linspace(most, least, task.points + 1)[1:].tolist()
     limits = {"exclude": ", ".join(program.exclude), "policy": str(sorted(program.policy.items()))}
     settings = options | limits | {"points": f"{task.points} down to {least:.6f}", "options": str(sorted(task.options.items()))}
+    settings |= {"keep": str(dict(task.keep))} if task.keep else {}
     front = Front(metric=task.metric, model=fingerprint(program.module), settings=settings, costs=full)
     front = _continued(front, known)
     done = {(point.way, round(point.asked, 9)) for point in front.points}
@@ -205,6 +211,21 @@ def _run(
             front = front.model_copy(update={"points": [*front.points, Point(way=way, asked=share, **found)]})
             save(front)
     return front
+
+
+def _ends(task: Sweep, program: Program, manager: AnalysisManager, measure: Measure) -> tuple[float, float]:
+    """The shares of the metric between which points lie. Raises UsageError for what cannot be kept, or is more than the least."""
+    step = task.step(task.ways[0], 1.0)
+    question = step.question(program, manager.view(program, step))
+    full = question.groups.widths
+    few = np.minimum(full, 1)
+    few[[*question.given]] = question.least[[*question.given]]
+    whole, most, least = (float(measure(widths)) for widths in (full, question.rounded(full), few))
+    if task.least is not None and task.least >= most / whole:
+        raise UsageError(
+            f"With what is kept {most / whole:.1%} of the {task.metric} are left at most: least={task.least:g} is no less."
+        )
+    return most / whole, task.least or least / whole
 
 
 def _continued(front: Front, known: Front | None) -> Front:

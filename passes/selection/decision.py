@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import gcd
@@ -43,7 +43,8 @@ class Budgeted(Pass):
     (:mod:`graphprune.passes.selection.settle`). round_to: kept channels of each group are a multiple of this where the group is
     wide enough; ``auto`` takes the widths at which a target's measure steps, all of them where none says. min_channels: units
     that every group keeps at least. max_ratio: largest share of a group that may go. keep: what stays of some groups, by patterns
-    (:func:`~graphprune.passes.selection.keeping.kept_units`); targets are met by the others, which stay whole where there is none.
+    (:func:`~graphprune.passes.selection.keeping.kept_units`), ``1`` being a channel and ``1.0`` all;
+    targets are met by the others, which stay whole where there is none.
     """
 
     requires: ClassVar[tuple[Any, ...]] = (ChannelGroups, ModelCost, Filters)
@@ -62,7 +63,7 @@ class Budgeted(Pass):
     round_to: int | Literal["auto"] = 1
     min_channels: int = 1
     max_ratio: float = 1.0
-    keep: Mapping[str, float | str] = field(default_factory=dict)
+    keep: Mapping[str, int | float | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.is_open and not self.keep:
@@ -119,11 +120,9 @@ class Budgeted(Pass):
         bounds = make_bounds(self.targets, cost.measures(program.latency), groups.widths)
         sizes = groups.widths
         floors = np.maximum(self.min_channels, np.ceil(sizes * (1 - self.max_ratio) - 1e-9).astype(np.int64))
-        kept = kept_units(self.keep, groups, analyses.get(Filters)) if self.keep else {}
-        if kept and program.levers is not None:
-            raise UsageError("keep= names widths, and those of a config follow from its own values. Leave out keep or widths.")
+        kept = kept_units(self.keep, groups, analyses.get(Filters), program.levers) if self.keep else {}
         floors[[*kept]] = [*kept.values()]
-        return Question(program, groups, cost, latest(program.scores), bounds, floors, self.round_to, frozenset(kept))
+        return Question(program, groups, cost, latest(program.scores), bounds, floors, self.round_to, kept, self.keep)
 
 
 def budgeted_passes() -> list[str]:
@@ -133,8 +132,8 @@ def budgeted_passes() -> list[str]:
 
 @dataclass(frozen=True)
 class Question:
-    """A program with scores and bounds, of which some units are to go. floors: units that each group keeps. given: groups that keep
-    just these."""
+    """A program with scores and bounds, of which some units are to go. floors: units that each group keeps. given: of groups that
+    keep just so many, that number; keep: how the user said so."""
 
     program: Program
     groups: Groups
@@ -143,7 +142,8 @@ class Question:
     bounds: Bounds
     floors: Ints
     round_to: int | Literal["auto"] = 1
-    given: Container[int] = ()
+    given: Mapping[int, int] = field(default_factory=dict)
+    keep: Mapping[str, int | float | str] = field(default_factory=dict)
 
     @cached_property
     def ordered(self) -> Sequence[Ints]:
@@ -154,8 +154,13 @@ class Question:
     def widths(self) -> tuple[Ints, ...]:
         """The widths that each group may have, ascending; the last is the full one, but of a group whose width is given."""
         measures = [limit.measure for limit in self.bounds.limits]
-        allowed = (_allowed(group, int(self.floors[group.index]), self.round_to, measures) for group in self.groups.prunable)
-        return tuple(found[:1] if index in self.given else found for index, found in enumerate(allowed))
+        found = [_allowed(group, int(self.floors[group.index]), self.round_to, measures) for group in self.groups.prunable]
+        levers = () if self.program.levers is None else self.program.levers.each
+        for lever in (lever for lever in levers if self.given.keys() & set(lever.groups)):
+            first = lever.widths(int(lever.allowed(found, self.groups.widths)[0]), self.groups.widths)
+            for index, width in zip(lever.groups, first.tolist(), strict=True):
+                found[index] = np.array([width])
+        return tuple(each[:1] if index in self.given else each for index, each in enumerate(found))
 
     def with_silent_units(self) -> Question:
         """The question with floors that hold all units without a score: nothing is known of what they are worth."""
@@ -242,6 +247,8 @@ class Question:
         """The program with the plan that keeps the most important units of each group."""
         scores, program, widths = self.scores, self.program, choice.widths
         targets = [limit.target for limit in self.bounds.limits]
+        if self.given and self.lattice is not None:
+            self.lattice.check(widths)
         plan = make_plan(
             program.module,
             self.groups,
@@ -250,6 +257,7 @@ class Question:
             scopes=[scope.path for scope in program.scopes],
             scores={scores.criterion: {**scores.provenance, **choice.notes}},
             target={target.kind: target.text for target in targets},
+            keep={pattern: str(amount).strip() for pattern, amount in self.keep.items()},
             achieved=self._achieved(choice),
             errors={} if choice.measured is None else {"latency": round(choice.measured.share * choice.measured.error, 6)},
         )

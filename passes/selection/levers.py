@@ -42,6 +42,16 @@ class Lattice:
         ]
         return self._at(next((near for near in self._raised(places) if self._fits(near)), self._top))
 
+    def check(self, widths: Ints) -> None:
+        """Raise UsageError where there is no model of these widths, as where some are given that do not go together."""
+        numbers = self._levers.at(self._levers.steps(widths, self._full))
+        if not self._levers.fits(numbers):
+            stated = ", ".join(f"{'.'.join(map(str, place))} {value}" for place, value in numbers.items())
+            raise UsageError(
+                f"No model has a config of the widths that keep leaves: {stated}. Keep another amount, give another target, or "
+                "take any widths (--widths any), with which no config makes the slim model."
+            )
+
     def grown(self, widths: Ints, met: Callable[[Ints], bool]) -> Ints:
         """Widths as near to the bounds as the levers get from these, which meet them: a coarse lever leaves room for a fine one.
 
@@ -49,7 +59,7 @@ class Lattice:
         """
         steps = self._levers.steps(widths, self._full)
         places = [int(np.searchsorted(allowed, step)) for allowed, step in zip(self._allowed, steps, strict=True)]
-        for ceiling in (max(map(self._share, range(len(places)), places), default=1.0), 1.0):
+        for ceiling in (max((self._share(i, place) for i, place in enumerate(places) if self._top[i]), default=1.0), 1.0):
             for index in sorted(range(len(places)), key=lambda index: self._share(index, places[index])):
                 places[index] = self._highest(places, index, ceiling, met)
         return self._at(places)

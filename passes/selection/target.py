@@ -98,6 +98,15 @@ def read_targets(target: str | Mapping[str, float | str]) -> dict[str, float | s
     return found
 
 
+def asked_for(target: str | Mapping[str, float | str] | None, keep: object) -> dict[str, float | str]:
+    """The targets that a user gives beside ``keep``: by default half of the MACs, and none where it says what stays.
+
+    >>> asked_for(None, None), asked_for(None, {"layer1": "50%"})
+    ({'macs': '50%'}, {})
+    """
+    return read_targets(target if target is not None else {} if keep else "macs=50%")
+
+
 def _check_kind(kind: str) -> None:
     if kind not in KINDS:
         raise UsageError(unknown("target", kind, KINDS, "Targets"))

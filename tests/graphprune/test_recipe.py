@@ -70,6 +70,19 @@ def test_texts_survive_whatever_they_hold(tmp_path: Path) -> None:
     assert _load(tmp_path, recipe.to_toml()).model.source == strange
 
 
+def test_what_stays_of_some_layers_is_a_table_that_loads_back_in_its_order(tmp_path: Path) -> None:
+    """Inline or by lines. Without a target there is none then, also when the recipe is read again."""
+    inline = MINIMAL.replace('target = "params=40%"', 'keep = {"z.*" = "30%", "*" = 48, \'a "b"\' = 0.5}')
+    recipe = _load(tmp_path, inline)
+    keep = {"z.*": "30%", "*": 48, 'a "b"': 0.5}
+    assert list(recipe.tables()["method"]["keep"].items()) == list(keep.items()) and recipe.tables()["method"]["target"] is None
+    again = _load(tmp_path, recipe.to_toml())
+    assert again == recipe and list(again.tables()["method"]["keep"]) == list(keep)
+    lines = MINIMAL.replace("[training]", '[method.keep]\n"z.*" = "30%"\n\n[training]')
+    assert _load(tmp_path, lines).tables()["method"]["keep"] == {"z.*": "30%"}
+    assert _load(tmp_path, lines).tables()["method"]["target"] == "params=40%"
+
+
 def _written(folder: Path, text: str) -> Path:
     path = folder / "recipe.toml"
     path.write_text(text, encoding="utf-8")
@@ -98,6 +111,8 @@ def test_later_changes_win_over_earlier_ones_and_over_the_file(tmp_path: Path) -
         ('target = "params=40%"', 'target = "40%"', "line 4: [method] target = \"40%\": Target '40%' has no '='"),
         ('target = "params=40%"', 'criterion = "l9"', "[method] criterion = \"l9\": There is no criterion 'l9'"),
         ('target = "params=40%"', 'select = "rewrite"', "[method]: Pass 'rewrite' does not select by a target"),
+        ('target = "params=40%"', "tau = 1", "line 4: [method] tau: no option of iterative; class-aware takes it. Options: "),
+        ('target = "params=40%"', "keep = 3", "line 4: [method] keep = 3: what stays of some layers is a table"),
         ('target = "params=40%"', "epochs = 3", "line 4: [method] epochs: the length of the schedule is [training] epochs"),
         ('"iterative"', '"iteratve"', "There is no method 'iteratve'; did you mean 'iterative'?"),
         ('source = "digits"', "workers = 1", "[data] source is missing: digits, FILE.npz"),

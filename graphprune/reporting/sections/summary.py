@@ -47,6 +47,9 @@ def summary(material: Material) -> Section | None:
     budgets = _budgets(material, costs)
     if budgets:
         found.append(Table("Budgets", ("target", "#asked for", "#reached", "#used"), budgets, folded=False))
+    keep = _keep(material)
+    if keep:
+        found.append(Table("Kept", ("layers", "#what was to stay"), list(keep.items()), folded=False))
     return Section("summary", "Summary", _lead(material), tiles, tables=found, missing=missing)
 
 
@@ -144,6 +147,14 @@ def _budgets(material: Material, costs: Sequence[_Cost]) -> list[tuple[str, str,
         for kind, text in plan.target.items()
         if kind in plan.achieved
     ]
+
+
+def _keep(material: Material) -> dict[str, str]:
+    """What was to stay of some layers, in the end."""
+    run, plan = material.run, material.plan
+    if run is not None:
+        return {str(pattern): str(amount) for pattern, amount in (run.options.get("keep") or {}).items()}
+    return {} if plan is None else plan.keep
 
 
 def _budget(kind: str, text: str, reached: float, original: float | None) -> tuple[str, str, str, str]:

@@ -94,7 +94,13 @@ def test_layers_are_given_widths_by_name(cli: Cli) -> None:
     changed = {name for name, p in slim.named_parameters() if p.shape != whole.get_parameter(name).shape}
     assert slim.get_parameter("block.conv1.weight").shape[0] * 4 == whole.get_parameter("block.conv1.weight").shape[0]
     assert changed == {"block.conv1.weight", "block.bn1.weight", "block.bn1.bias", "block.conv2.weight"}
-    assert "has no '='" in cli("prune", SOURCE, *INPUT, "--keep", "block.conv1", "-o", "slim.safetensors").err
+    assert ran.data["keep"] == {"*": "100%", "block.conv1": "25%"} and ran.data["target"] == {}
+    for wrong in ("block.conv1", "block.conv1=", "=50%"):
+        assert "does not say what stays of what" in cli("prune", SOURCE, *INPUT, "--keep", wrong, "-o", "slim.safetensors").err
+    later = ("--keep", "block.conv1=1", "--keep", "*=100%", "--keep", "block.conv1=25%")
+    assert cli("prune", SOURCE, *INPUT, *later, "-o", "later.json", "--json").data["widths"] == ran.data["widths"]
+    again = cli("apply", SOURCE, "slim.safetensors", *INPUT, "-o", "again.safetensors").out
+    assert "Kept as asked: *=100%, block.conv1=25%." in again
 
 
 def test_options_reach_the_passes(cli: Cli) -> None:

@@ -29,6 +29,18 @@ def test_a_slim_model_is_reported_with_what_is_missing(cli: Cli, slim: Path, fol
     assert ran.data["bytes"] == (folder / "r.html").stat().st_size
 
 
+def test_what_was_to_stay_is_told(cli: Cli, slim: Path, folder: Path) -> None:
+    assert "what was to stay" not in _page(cli, folder, "plan.json")
+    cli("prune", SOURCE, "--input", "1x1x8x8", "--keep", "block.conv1=37.5%", "-o", "kept.json", "-q")
+    page = _page(cli, folder, "kept.json")
+    assert "what was to stay" in page and "37.5%" in page
+
+
+def _page(cli: Cli, folder: Path, what: str) -> str:
+    assert cli("report", what, "--against", SOURCE, "--input", "1x1x8x8", "-o", "r.html").code == 0
+    return (folder / "r.html").read_text()
+
+
 def test_what_several_sections_lack_is_said_once(cli: Cli, slim: Path) -> None:
     said = cli("report", "plan.json", "-o", "r.html").out
     assert said.count("does not know the original model") == 1 and "Summary, Coupling, Importance: The report" in said

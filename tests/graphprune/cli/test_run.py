@@ -55,6 +55,18 @@ def test_a_run_leaves_the_slim_model_its_plan_the_rounds_and_the_recipe(done: Pa
     assert recipe["method"]["target"] == "params=50%" and recipe["training"]["optimiser"] == "adamw"
 
 
+def test_what_stays_of_some_layers_is_said_and_told(cli: Cli, folder: Path) -> None:
+    command = ("run", "iterative", MODEL, *SHORT, "--set", "final_epochs=0", "--set", "data.samples=64", "-o", "kept")
+    ran = cli(*command, "--keep", "block.conv1=25%", "--plot", "none")
+    assert ran.code == 0 and "Kept as asked: block.conv1=25%." in ran.out, ran.err
+    widths = json.loads((folder / "kept" / "result.json").read_text())["widths"]
+    assert {name for name, (old, new) in widths.items() if new < old} == {"block.conv1"}
+    assert cli("report", "kept", "-o", "r.html").code == 0
+    assert "what was to stay" in (folder / "r.html").read_text()
+    other = cli(*command, "--keep", "block.conv1=50%", "--plot", "none")
+    assert other.code != 0 and "keep" in other.err
+
+
 def test_accuracies_are_those_of_the_saved_model_on_validation_and_on_test_data(done: Path) -> None:
     accuracy = json.loads((done / "result.json").read_text())["slim"]["accuracy"]
     trainer = Trainer(load_training_data("digits"), Training(epochs=2, batch_size=64), device="cpu")

@@ -34,6 +34,15 @@ def test_a_second_run_takes_the_points_that_are_there(cli: Cli, folder: Path) ->
     assert other.code == 2 and "criterion" in other.err and "another file" in other.err
 
 
+def test_what_is_kept_holds_at_every_point(cli: Cli, folder: Path) -> None:
+    ran = cli("sweep", *MODEL, "-o", "front.json", "--points", "2", "--keep", "block.conv1=25%")
+    assert ran.code == 0 and "Kept as asked: block.conv1=25%." in ran.out
+    points = json.loads((folder / "front.json").read_text())["points"]
+    assert len({point["widths"]["block.conv1"] for point in points}) == 1 and points[0]["widths"] != points[1]["widths"]
+    other = cli("sweep", *MODEL, "-o", "front.json", "--points", "2", "--keep", "block.conv1=50%")
+    assert other.code == 2 and "another file" in other.err
+
+
 def test_the_front_is_drawn(cli: Cli, folder: Path) -> None:
     ran = cli("sweep", *MODEL, "-o", "front.json", "--points", "2", "--plot", "front.png")
     assert ran.code == 0 and "score kept" in ran.out

@@ -26,6 +26,19 @@ def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], sa
         graphprune.compile_backend(fx.GraphModule(nn.Module(), fx.Graph()), [], options=options)
 
 
+def test_what_stays_of_some_layers_needs_no_target() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4)
+    backend = graphprune.Backend(inner="eager", selection={"keep": {"0": "25%"}})
+    torch._dynamo.reset()
+    torch.compile(model, backend=backend)(x)
+    assert [(len(plan.kept["0.weight"][0]), "2.weight" in plan.kept, plan.keep) for plan in backend.plans] == [
+        (4, True, {"0": "25%"})
+    ]
+    assert 0 not in backend.plans[0].kept["2.weight"]
+    with pytest.raises(UsageError, match="a plan or a target"):
+        graphprune.Backend(selection={"keep": {}})
+
+
 def test_a_mode_is_that_of_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
 

@@ -117,6 +117,18 @@ def test_the_command_says_what_from_pretrained_cannot_load(tmp_path: Path, capsy
     assert "widths='some' is not known; choose from config, any" in capsys.readouterr().err
 
 
+def test_the_command_keeps_what_is_said_of_some_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One number of the config holds for all layers; the others stay whole without a target."""
+    _saved(_llama(), tmp_path / "full")
+    where = ("prune-checkpoint", str(tmp_path / "full"), "-o", str(tmp_path / "slim"), "--json")
+    assert main([*where, "--keep", "model.layers.0.mlp.gate_proj=50%"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["config"]["changes"].keys() == {"intermediate_size"} and data["config"]["written"]
+    assert data["keep"] == {"model.layers.0.mlp.gate_proj": "50%"} and data["target"] == {}
+    full, half = data["config"]["changes"]["intermediate_size"]
+    assert half * 2 == full
+
+
 def test_a_run_that_goes_on_finds_the_same_config(tmp_path: Path) -> None:
     """Its plan is known then; a number that the original config leaves out is found again all the same."""
     _saved(_gpt2(), tmp_path / "full")

@@ -66,6 +66,17 @@ def test_the_stream_is_pruned_as_the_model_in_memory_is(net: Net, tmp_path: Path
     assert report.proof.verification is not None and report.proof.verification.passed and report.proof.left_out == 2
 
 
+def test_what_stays_of_some_layers_is_said_as_in_memory(net: Net, tmp_path: Path) -> None:
+    keep = {"blocks.0.up": "50%"}
+    report = prune_checkpoint(on_meta(), INPUTS, tmp_path / "full", tmp_path / "slim", keep=keep)
+    assert report.plan.kept == graphprune.prune(net, INPUTS, keep=keep).plan.kept
+    assert [name for name, (old, new) in report.widths.items() if new < old] == ["blocks.0.up"] and report.plan.target == {}
+    with_target = prune_checkpoint(on_meta(), INPUTS, tmp_path / "full", tmp_path / "both", target=TARGET, keep=keep)
+    assert with_target.widths["blocks.0.up"] == report.widths["blocks.0.up"] and with_target.plan.achieved["channels"] <= 0.5
+    with pytest.raises(UsageError, match="of other options"):
+        prune_checkpoint(on_meta(), INPUTS, tmp_path / "full", tmp_path / "slim", keep={"blocks.0.up": "25%"})
+
+
 def test_half_precision_is_scored_as_in_memory(tmp_path: Path) -> None:
     net = Net(tied=False).eval().to(torch.bfloat16)
     save_sharded(net, tmp_path / "full")

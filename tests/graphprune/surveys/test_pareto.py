@@ -60,6 +60,39 @@ def test_by_default_the_last_point_is_one_unit_of_each_group() -> None:
     assert np.allclose(np.diff(asked), asked[1] - asked[0]) and asked[0] < 1
 
 
+@pytest.mark.parametrize("options", [{}, {"round_to": 4}])
+def test_what_is_kept_holds_at_every_point(options: dict[str, Any]) -> None:
+    """Points lie between what is left with the other layers whole, and with one unit of each."""
+    task = Sweep(points=3, ways=("global", "greedy"), keep={"0": 0.5}, options=options)
+    front = sweep(model(), IMAGE, task)
+    wide = 8 if options else 6
+    assert {point.widths["0"] for point in front.points if point.reached} == {wide}
+    assert front.points[0].reached and front.points[-1].reached is not bool(options)  # one unit is no multiple of 4
+    whole = graphprune.prune(model(), IMAGE, keep={"0": 0.5}, verify=False, **options).report
+    most, asked = whole.after.macs / whole.before.macs, [point.asked for point in front.points[::2]]
+    assert most - asked[0] == pytest.approx(asked[0] - asked[1]) and 4 <= front.points[0].widths["2"] < 16
+
+
+def test_a_front_is_gone_on_with_by_what_kept_the_same_alone() -> None:
+    """Fronts of before go on, too."""
+    front = sweep(model(), IMAGE, Sweep(points=1, least=0.1))
+    assert "keep" not in front.settings
+    with pytest.raises(UsageError, match="made with keep 'left out', not"):
+        sweep(model(), IMAGE, Sweep(points=1, least=0.1, keep={"0": 1.0}), known=front)
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        (Sweep(keep={"9": 0.5}), "keep='9' matches no layer"),
+        (Sweep(keep={"*": 0.5}, least=0.9), "are left at most: least=0.9 is no less"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(task: Sweep, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        sweep(model(), IMAGE, task)
+
+
 def test_a_budget_that_cannot_be_met_is_said() -> None:
     front = sweep(model(), IMAGE, Sweep(points=2, least=0.01, options={"max_ratio": 0.5}))
     assert [point.reached for point in front.points] == [True, False]
