@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from graphprune.channels.packed import with_batch_sizes
 from graphprune.channels.tape import Recording, boundary_of, opaque_refusal, run_opaque, stand_ins, with_index_tensors
@@ -305,8 +306,9 @@ class Tracer(TorchFunctionMode):
         finally:
             self.mode.consulted |= consulted
             self.writer.module = around
-        if asks and is_bare(module):
+        if asks and is_bare(module) and all(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(result)):
             # Nothing but a change of behaviour between modes (stochastic depth): it stays a module, which knows both.
+            # What it returns must be tensors, since those in an object that it makes could not be told.
             self.mode.consulted = consulted
             self.writer.discard_after(before)
             return self._call_layer(module, path, args, kwargs)
