@@ -82,12 +82,12 @@ class Tracer(TorchFunctionMode):
         self._shadow: Shadow = Shadow(root, self._call_module, mode, before._shadow if before else None, left)
         self._code: Conversions = earlier._code if earlier else Conversions(self._shadow.root)
         self.writer: Writer = self._new_writer(earlier)
-        self._guards = Guards(self.writer, after.writer if after else None)
         self._values: Values = earlier._values if earlier else self._new_values()
+        self._guards = Guards(self.writer, self._values.is_any_size, after.writer if after else None)
         self._recording.values = self._values
         self._answers = Answers(self.writer, self._guards, self._values, self._traced)
         self._constants = Constants(self._guards.varies)
-        self._selections = Selections(self._answers.knows)
+        self._selections = Selections(self._values.is_any_size, self.writer.note_check)
         self.gradients = Gradients(root)
         self._in_layer = False
         self._unanswered: Exception | None = None  # the last question about values that the running module's code asked
@@ -151,7 +151,6 @@ class Tracer(TorchFunctionMode):
 
     def finish(self, result: Any) -> None:
         """Write the output node."""
-        self._selections.refuse(result)
         self.writer.finish(result)
 
     def left_behind(self) -> Left:
@@ -182,7 +181,7 @@ class Tracer(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        body = self._selections.body(func, args, kwargs)
+        body = self._selections.body(func, args)
         own = FACTS.get(func)
         if own is not None:
             return own(self.writer, *args, **kwargs)
@@ -232,6 +231,7 @@ class Tracer(TorchFunctionMode):
             given = self.writer.operands((*args, *kwargs.values(), 0))
             self._guards.note_places(given[0], given[1] % given[0].dim())
         self.gradients.note_call(self.writer.module, node)
+        self._selections.note(func, args, kwargs, result, self._recording.operations)
         return self.writer.write(node, result)
 
     def _traced(self, func: Any, *args: Any, **kwargs: Any) -> Any:
@@ -279,7 +279,6 @@ class Tracer(TorchFunctionMode):
     def _call_module(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._in_layer:
             return module._call_impl(*args, **kwargs)
-        self._selections.refuse((args, kwargs))
         if is_layer(module):
             return self._call_layer(module, path, args, kwargs)
         if isinstance(module, torch.jit.ScriptModule):
