@@ -120,6 +120,8 @@ class _Propagation:
         self._tape = tape
         self._values = self.trace.known
         self._rules: dict[Any, Any] = {}
+        self._copied: dict[int, torch.Tensor] = {}  # vectors, by the identity of their copies
+        self._written: set[int] = set()  # memory that operators have written into
 
     def run(self, step: Step, node: fx.Node) -> None:
         """Carry labels through one node."""
@@ -155,6 +157,10 @@ class _Propagation:
         rule, moves = known
         self.trace.operators += 1
         assert self.node is not None
+        if moves and operation.output.dim() == operation.args[0].dim() == 1:
+            self._copied[id(operation.output)] = operation.args[0]
+        if func._schema.is_mutable:
+            self._written |= {tensor.untyped_storage()._cdata for tensor in tensors_in((operation.output,))}
         call = Call(self, *operation)
         if rule is not None:
             rule(call)
@@ -230,7 +236,11 @@ class _Propagation:
         return choice
 
     def index(self, tensor: torch.Tensor) -> Field | None:
-        """The places that a constant index of the running node names."""
+        """The places that a constant index of the running node names; so do copies of it, as exported graphs make them."""
+        while tensor.untyped_storage()._cdata not in self._written and id(tensor) in self._copied:
+            tensor = self._copied[id(tensor)]
+        if tensor.untyped_storage()._cdata in self._written:
+            return None
         data = self._tape.constants.get(id(tensor))
         if data is None or data.dim() != 1:
             return None
