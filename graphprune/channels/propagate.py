@@ -160,7 +160,7 @@ class _Propagation:
         if moves and operation.output.dim() == operation.args[0].dim() == 1:
             self._copied[id(operation.output)] = operation.args[0]
         if func._schema.is_mutable:
-            self._written |= {tensor.untyped_storage()._cdata for tensor in tensors_in((operation.output,))}
+            self._note_written(operation)
         call = Call(self, *operation)
         if rule is not None:
             rule(call)
@@ -172,6 +172,17 @@ class _Propagation:
         call.freeze_inputs(f"operator {call.name} has no rule")
         for index in range(len(call.outputs)):
             call.set((), index)
+
+    def _note_written(self, operation: Operation) -> None:
+        """Know which memory holds something else now, and which has got something that is of no parameter."""
+        target, *given = tensors_in((operation.args, operation.kwargs))
+        self._written.add(target.untyped_storage()._cdata)
+        if not self.space.has_unfilled:
+            return
+        values = [self.value_of(tensor).fields for tensor in given]
+        if not all(values) or any(self.space.padding(field).any() for fields in values for field in fields) or not values:
+            for field in self.value_of(target).fields:
+                self.space.fill(field)
 
     # -- what a rule's call asks for (graphprune.rules.Recorder) ---------------------------------------------------
 
