@@ -95,7 +95,8 @@ def find_scopes(root: nn.Module, calls: dict[str, ModuleCall], traces: Callable[
 
 def reach(root: nn.Module, scopes: Iterable[str], leaves: Iterable[str]) -> tuple[list[int], list[int]]:
     """The parameters of scopes that lie in some modules, and of those that do not; a layer that is alone has none to lose."""
-    inside, around = [], []
+    inside: list[int] = []
+    around: list[int] = []
     within = tuple(f"{path}." for path in leaves)
     for path in scopes:
         scope = root.get_submodule(path)
