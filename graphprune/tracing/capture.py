@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,7 +30,7 @@ from graphprune.tracing.rehearsal import rehearse
 from graphprune.tracing.scopes import find_scopes, named_scopes, outside, reach, record_calls, scope_of
 from graphprune.tracing.source import error_line, in_brackets
 from graphprune.tracing.tracer import Tracer
-from graphprune.tracing.training import Addition, Change, Differs, Mode, follow_mode, keep_still
+from graphprune.tracing.training import Difference, Differs, Mode, follow_mode, keep_still
 from graphprune.tracing.untraced import Untraceable, sentences, why_untraced
 
 
@@ -337,11 +338,15 @@ def _follow_training_mode(trace: _Trace, root: nn.Module) -> dict[str, str]:
     for question in trace.tracer.questions:
         if question.path in stays:
             keep_still(nodes[question.start.nodes : question.end.nodes])
-    trace.tracer.writer.tape.steps[:0] = [Step(node.name, result=value) for node, value in follow_mode(found)]
+    before: dict[str, list[Step]] = defaultdict(list)
+    for node, step in follow_mode(found):
+        before[node.name].append(step)
+    steps = trace.tracer.writer.tape.steps
+    steps[:] = [one for step in steps for one in (*before[step.node], step)]
     return stays
 
 
-def _train_mode(trace: _Trace, root: nn.Module) -> tuple[list[Change | Addition], dict[str, str]]:
+def _train_mode(trace: _Trace, root: nn.Module) -> tuple[list[Difference], dict[str, str]]:
     """What is different in train mode, and what cannot follow it."""
     tracer = trace.tracer
     if not tracer.mode.consulted:
@@ -364,7 +369,7 @@ def _train_mode(trace: _Trace, root: nn.Module) -> tuple[list[Change | Addition]
     return found, {type(root).__name__: reason} | stays
 
 
-def _run_in_train_mode(trace: _Trace, root: nn.Module, still: Iterable[str] = ()) -> list[Change | Addition]:
+def _run_in_train_mode(trace: _Trace, root: nn.Module, still: Iterable[str] = ()) -> list[Difference]:
     """What differs where all but the modules in ``still`` run in train mode. Raises Differs where the graph cannot follow."""
     try:
         other = _trace(root, trace.calls, Mode(True), announced=trace.announced, earlier=trace.tracer, still=still).tracer

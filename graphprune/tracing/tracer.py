@@ -37,11 +37,11 @@ from graphprune.tracing.repeat import Repeat
 from graphprune.tracing.results import Mark, Results
 from graphprune.tracing.selections import Selections
 from graphprune.tracing.shadow import Left, Shadow
-from graphprune.tracing.sizes import NOTING, read_whole
+from graphprune.tracing.sizes import NOTING, SizeFloat, origin_of, plain, read_whole
 from graphprune.tracing.source import source_line
 from graphprune.tracing.targets import CONSTANT_FACTORIES, is_bare, is_layer, opened, spell
 from graphprune.tracing.tensor_types import check_made, typed
-from graphprune.tracing.training import Mode, Question, can_ask_again
+from graphprune.tracing.training import DROPS, Mode, Question, can_ask_again
 from graphprune.tracing.untraced import LooksAtValues, Untraceable, why_untraced
 from graphprune.tracing.writer import Writer
 
@@ -195,8 +195,8 @@ class Tracer(TorchFunctionMode):
             self._unfold(written)
         elif constant:
             return self._constants.compute(func, args, kwargs)
-        if self.mode.plain and self._of_train_mode_alone(func, args, kwargs):
-            return args[0]
+        if self.mode.plain and (left := self._of_train_mode_alone(func, args, kwargs)) is not None:
+            return left
         if func in LOOKS and (answer := self._answers.to(func, args, kwargs)) is not None:
             return answer
         return self._write(func, *self._run_call(func, args, kwargs))
@@ -251,13 +251,22 @@ class Tracer(TorchFunctionMode):
             self._unanswered = LooksAtValues(func, source_line())
             raise self._unanswered from error
 
-    def _of_train_mode_alone(self, func: Any, args: Any, kwargs: Any) -> bool:
-        """Whether a call that eval mode lacks returns its argument: as it is, or with a constant added to a buffer (noted)."""
+    def _of_train_mode_alone(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What a call that eval mode lacks returns if it is its argument: as it is, or with what is noted (a constant added to a
+        buffer, elements dropped); None for any other call."""
         if self._results.expects(func):
-            return False
+            return None
+        if func in DROPS:
+            return self._dropped(func, *args, **kwargs)
         if func is torch.Tensor.contiguous:
-            return bool(self.writer.operand(args[0]).is_contiguous(*args[1:], **kwargs))
-        return func is torch.Tensor.add_ and len(args) == 2 and not kwargs and self.writer.adds(*args)
+            same = self.writer.operand(args[0]).is_contiguous(*args[1:], **kwargs)
+        else:
+            same = func is torch.Tensor.add_ and len(args) == 2 and not kwargs and self.writer.adds(*args)
+        return args[0] if same else None
+
+    def _dropped(self, func: Any, tensor: torch.Tensor, p: Any = 0.5, training: Any = True, inplace: bool = False) -> Any:
+        fixed = isinstance(p, (float, SizeFloat)) and origin_of(p) is None
+        return self.writer.drops(func, tensor, plain(p)) if fixed and self.writer.operands(training) and not inplace else None
 
     def _unfold(self, family: list[torch.Tensor]) -> None:
         """A constant that is written into is made anew in every call, with those that share its memory."""
@@ -279,7 +288,8 @@ class Tracer(TorchFunctionMode):
     def _call_module(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._in_layer:
             return module._call_impl(*args, **kwargs)
-        if is_layer(module):
+        added = self.mode.plain and is_bare(module) and not self._results.expects(path)  # by train mode: see what it calls
+        if is_layer(module) and not added:
             return self._call_layer(module, path, args, kwargs)
         if isinstance(module, torch.jit.ScriptModule):
             return self._call_opaque(module, path, args, kwargs, Untraceable("scripted (TorchScript), it has no Python to trace"))
