@@ -252,8 +252,7 @@ class Tracer(TorchFunctionMode):
             raise self._unanswered from error
 
     def _of_train_mode_alone(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """What a call that eval mode lacks returns if it is its argument: as it is, or with what is noted (a constant added to a
-        buffer, elements dropped); None for any other call."""
+        """What a call that eval mode lacks returns, which is its argument: as it is, or with what is noted; None for any other."""
         if self._results.expects(func):
             return None
         if func in DROPS:
@@ -316,8 +315,8 @@ class Tracer(TorchFunctionMode):
             self.mode.consulted |= consulted
             self.writer.module = around
         if asks and is_bare(module) and all(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(result)):
-            # Nothing but a change of behaviour between modes (stochastic depth): it stays a module, which knows both.
-            # What it returns must be tensors, since those in an object that it makes could not be told.
+            # Nothing but a change of behaviour between modes (stochastic depth): it stays a module, which knows both. (Of an object
+            # that it returns, the tensors could not be told.)
             self.mode.consulted = consulted
             self.writer.discard_after(before)
             return self._call_layer(module, path, args, kwargs)

@@ -62,7 +62,7 @@ class Detector(nn.Module):
         levels = self.backbone(x)
         assert next(iter(levels.values())).shape[1] == self.backbone.out_channels
         found = [self.head(level, flip=True) for level in levels.values()]
-        return [part[part > part.mean()] + self.bias[0] for part in found]  # as many as there are
+        return [torch.masked_select(part, part > part.mean()) + self.bias[0] for part in found]  # as many as there are
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_optional_and_keyword_arguments_of_a_scope() -> None:
 
         def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
             y: Tensor = self.head(x, scale=scale) if scale is not None else self.head(x, None)
-            return y[y > 0]
+            return torch.masked_select(y, y > 0)
 
     model, x = Whole().double().eval(), torch.randn(1, 6, 4, 4, dtype=torch.float64)
     for scale in (None, torch.rand(1, 1, 4, 4, dtype=torch.float64)):
@@ -233,7 +233,7 @@ def test_a_module_that_another_part_shares_is_no_scope() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             y = torch.cat([self.first(x), self.second(x)], 1)
-            return y[y > 0]
+            return torch.masked_select(y, y > 0)
 
     x = torch.randn(1, 6, 8, 8, dtype=torch.float64)
     model = Whole().double().eval()
