@@ -31,7 +31,7 @@ from graphprune.tracing.draws import draws_watched
 from graphprune.tracing.facts import FACTS
 from graphprune.tracing.gradients import Gradients
 from graphprune.tracing.guards import Guards
-from graphprune.tracing.hints import without_hints, without_scripts
+from graphprune.tracing.hints import compiling, without_hints, without_scripts
 from graphprune.tracing.inputs import ModuleCall, with_names
 from graphprune.tracing.repeat import Repeat
 from graphprune.tracing.results import Mark, Results
@@ -138,7 +138,7 @@ class Tracer(TorchFunctionMode):
         """What is called within is traced."""
         around = (
             torch.no_grad(),
-            _compiling(announced),
+            compiling(announced),
             draws_watched(),
             self._code.remembered(),
             without_hints(),
@@ -297,7 +297,7 @@ class Tracer(TorchFunctionMode):
         self.mode.consulted = False
         around, self.writer.module = self.writer.module, path
         try:
-            with _compiling(torch.compiler._is_compiling_flag and path not in self._unaware):
+            with compiling(torch.compiler._is_compiling_flag and path not in self._unaware):
                 result = self._run(module, path, before, args, kwargs)
             asks = self.mode.consulted
         except Exception as error:
@@ -388,16 +388,6 @@ def _noting(guards: Guards) -> Iterator[None]:
         yield
     finally:
         NOTING.reset(before)
-
-
-@contextmanager
-def _compiling(announced: bool) -> Iterator[None]:
-    before = torch.compiler._is_compiling_flag
-    torch.compiler._is_compiling_flag = announced
-    try:
-        yield
-    finally:
-        torch.compiler._is_compiling_flag = before
 
 
 _UNBINDING: Final = (torch.unbind, torch.Tensor.unbind)
