@@ -121,13 +121,18 @@ class LabelSpace:
         self.statistics: list[tuple[Field, Reason]] = []
         self._soft_starts: list[int] = []
         self._soft_ends: list[int] = []
+        self._unfilled: list[bool] = []
 
-    def fresh(self, count: int, *, soft: bool = False) -> Field:
-        """``count`` new atoms, 1-D. Soft atoms belong to no parameter (padding, fresh constants): they yield in conflicts."""
+    def fresh(self, count: int, *, soft: bool = False, unfilled: bool = False) -> Field:
+        """``count`` new atoms, 1-D. Soft atoms belong to no parameter (padding, fresh constants): they yield in conflicts.
+
+        unfilled: they are of memory that holds nothing until something is written there.
+        """
         start, self.size = self.size, self.size + count
         if soft:
             self._soft_starts.append(start)
             self._soft_ends.append(self.size)
+            self._unfilled.append(unfilled)
         block = np.arange(start, self.size, dtype=np.int64)
         self.blocks.append(block)
         return block
@@ -136,9 +141,28 @@ class LabelSpace:
         """Which atoms of a field belong to no parameter."""
         if not self._soft_starts:
             return np.zeros(field.shape, dtype=bool)
-        index = np.searchsorted(self._soft_starts, field, side="right") - 1
+        index = self._soft_block(field)
         found: npt.NDArray[np.bool_] = (index >= 0) & (field < np.asarray(self._soft_ends)[index])
         return found
+
+    def padding(self, field: Field) -> npt.NDArray[np.bool_]:
+        """Which atoms of a field belong to no parameter, and hold something all the same."""
+        found = self.soft(field)
+        found[found] = ~np.asarray(self._unfilled, dtype=bool)[self._soft_block(field[found])]
+        return found
+
+    @property
+    def has_unfilled(self) -> bool:
+        """Whether there is memory that holds nothing, or what parameters make."""
+        return any(self._unfilled)
+
+    def fill(self, field: Field) -> None:
+        """Take memory that these atoms are of as filled."""
+        for block in np.unique(self._soft_block(field[self.soft(field)])).tolist():
+            self._unfilled[block] = False
+
+    def _soft_block(self, field: Field) -> npt.NDArray[np.intp]:
+        return np.searchsorted(self._soft_starts, field, side="right") - 1
 
     def tie(self, left: Field, right: Field) -> None:
         """Atoms at equal positions (numpy broadcasting) live and die together."""
@@ -155,11 +179,12 @@ class LabelSpace:
     def note_statistics(self, field: Field, reason: Reason) -> None:
         """Atoms over which a statistic is taken: allowed, and from now on taken over the kept ones only.
 
-        Padding counts in a statistic whatever becomes of the channels that it is added to, so soft atoms are frozen.
+        Padding counts in a statistic whatever becomes of the channels that it is added to, so soft atoms are frozen: all but those
+        of memory, of which only what was written can be meant.
         """
-        soft = self.soft(field)
-        if soft.any():
-            self.freeze(field[soft], reason)
+        padding = self.padding(field)
+        if padding.any():
+            self.freeze(field[padding], reason)
         self.statistics.append((field.ravel(), reason))
 
     # -- combinations of the above ------------------------------------------------------------------------------

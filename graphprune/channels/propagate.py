@@ -120,6 +120,8 @@ class _Propagation:
         self._tape = tape
         self._values = self.trace.known
         self._rules: dict[Any, Any] = {}
+        self._copied: dict[int, torch.Tensor] = {}  # vectors, by the identity of their copies
+        self._written: set[int] = set()  # memory that operators have written into
 
     def run(self, step: Step, node: fx.Node) -> None:
         """Carry labels through one node."""
@@ -155,6 +157,10 @@ class _Propagation:
         rule, moves = known
         self.trace.operators += 1
         assert self.node is not None
+        if moves and operation.output.dim() == operation.args[0].dim() == 1:
+            self._copied[id(operation.output)] = operation.args[0]
+        if func._schema.is_mutable:
+            self._note_written(operation)
         call = Call(self, *operation)
         if rule is not None:
             rule(call)
@@ -166,6 +172,17 @@ class _Propagation:
         call.freeze_inputs(f"operator {call.name} has no rule")
         for index in range(len(call.outputs)):
             call.set((), index)
+
+    def _note_written(self, operation: Operation) -> None:
+        """Know which memory holds something else now, and which has got something that is of no parameter."""
+        target, *given = tensors_in((operation.args, operation.kwargs))
+        self._written.add(target.untyped_storage()._cdata)
+        if not self.space.has_unfilled:
+            return
+        values = [self.value_of(tensor).fields for tensor in given]
+        if not all(values) or any(self.space.padding(field).any() for fields in values for field in fields) or not values:
+            for field in self.value_of(target).fields:
+                self.space.fill(field)
 
     # -- what a rule's call asks for (graphprune.rules.Recorder) ---------------------------------------------------
 
@@ -230,7 +247,11 @@ class _Propagation:
         return choice
 
     def index(self, tensor: torch.Tensor) -> Field | None:
-        """The places that a constant index of the running node names."""
+        """The places that a constant index of the running node names; so do copies of it, as exported graphs make them."""
+        while tensor.untyped_storage()._cdata not in self._written and id(tensor) in self._copied:
+            tensor = self._copied[id(tensor)]
+        if tensor.untyped_storage()._cdata in self._written:
+            return None
         data = self._tape.constants.get(id(tensor))
         if data is None or data.dim() != 1:
             return None

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map
 
 from graphprune.channels.packed import with_batch_sizes
 from graphprune.channels.shape_cache import SHAPES
-from graphprune.channels.values import Values
+from graphprune.channels.values import Values, selecting_all
 from graphprune.errors import CaptureError, typed_line
 from graphprune.extensions import load_extensions
 from graphprune.ir.program import Inputs, Program, placeholder_values
@@ -159,8 +159,11 @@ class Recording(TorchDispatchMode):
 
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any], any_size: bool) -> Any:
         sized = None if self.values is None else self.values.sized(func, args, kwargs)
-        output = SHAPES.run(func, args, kwargs, any_size) if sized is None else stand_ins(sized)
+        selected = None if sized is not None else selecting_all(func, args)
+        output = SHAPES.run(func, selected or args, kwargs, any_size) if sized is None else stand_ins(sized)
         self.operations.append(Operation(func, args, kwargs, output))
+        if self.values is not None:
+            self.values.note_sizes(self.operations[-1], unknown=selected is not None)
         return output
 
     def _stand_in(self, leaf: Any) -> Any:

@@ -37,7 +37,7 @@ _SHAPED: Final[Mapping[Any, Callable[..., list[torch.Tensor]]]] = {
     **dict.fromkeys(_PACKED, lambda x, sizes, *_: [sizes]),
     torch.ops.aten.equal.default: lambda x, y: [x, y],
     torch.ops.aten.masked_select.default: lambda x, mask: [mask],
-    torch.ops.aten.index.Tensor: lambda x, indices: [item for item in indices if item is not None and item.dtype in MASKS],
+    torch.ops.aten.index.Tensor: lambda x, indices: _masks(indices),
 }
 """Operators whose results, or the sizes of these, values decide: those operands."""
 
@@ -67,6 +67,7 @@ class Values:
         self._operations = operations
         self._given: dict[int, torch.Tensor] = {}  # inputs by the identity of their stand-ins
         self._answers: dict[Any, Any] = {}
+        self._any_size: dict[int, torch.Tensor] = {}
         self._kept: list[Any] = []  # identities are not to be used again
 
     def give(self, stand_ins: Any, values: Any) -> None:
@@ -99,6 +100,17 @@ class Values:
             held = self._held(deciding)
             return None if held is None else operator(*_with(args, held), **_with(kwargs, held))
 
+    def note_sizes(self, run: Operation, *, unknown: bool) -> None:
+        """Know whether values decide how large the results of an operation are. unknown: whether they do here, or may."""
+        if not unknown and (not self._any_size or run.operator._schema.is_mutable):
+            return
+        if unknown or any(id(tensor) in self._any_size for tensor in tensors_in((run.args, run.kwargs))):
+            self._any_size |= {id(tensor): tensor for tensor in tensors_in((run.output,))}
+
+    def is_any_size(self, tensor: torch.Tensor) -> bool:
+        """Whether how large a tensor is depends, or may, on values that are not known."""
+        return id(tensor) in self._any_size
+
     def are_of_sizes(self, tensors: list[torch.Tensor]) -> bool:
         """Whether tensors were computed of sizes, numbers, parameters and buffers alone, and not of what inputs hold."""
         runs = _behind(tensors, list(self._operations()))
@@ -128,6 +140,21 @@ class Values:
                     return False
                 held[id(tensor)] = source.detach().to("cpu", copy=True)
         return True
+
+
+def selecting_all(operator: Any, args: Any) -> Any:
+    """The arguments of an index whose masks select all there is, as places; None where it has none."""
+    if operator is not torch.ops.aten.index.Tensor or not _masks(args[1]):
+        return None
+    places: list[torch.Tensor | None] = []
+    for item in args[1]:
+        of_mask = item is not None and item.dtype in MASKS
+        places += [item.new_empty(item.numel(), dtype=torch.int64)] * item.dim() if of_mask else [item]
+    return args[0], places
+
+
+def _masks(indices: Any) -> list[torch.Tensor]:
+    return [item for item in indices if item is not None and item.dtype in MASKS]
 
 
 def _behind(wanted: list[torch.Tensor], operations: list[Operation]) -> list[Operation]:

@@ -66,10 +66,6 @@ class Answers:
         number = self._writer.number_read(node, answer, Origin("item", (*node.args, node)))
         return kind(settle(number)) if kind else number
 
-    def knows(self, tensor: torch.Tensor) -> bool:
-        """Whether the inputs decide alone what a tensor of truths holds."""
-        return self._values.answer(torch.any, (self._writer.operand(tensor),), {}) is not None
-
     def _array(self, tensor: torch.Tensor) -> Numbers | None:
         """The numbers of a tensor of one axis, where the inputs decide them alone."""
         items = self.to(torch.Tensor.tolist, (tensor,), {}) if tensor.dim() == 1 else None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -17,19 +18,19 @@ from graphprune.channels.tape import Step, run_error
 from graphprune.collector import collector_paused
 from graphprune.errors import CaptureError, TraceError, UsageError
 from graphprune.extensions import load_extensions
-from graphprune.ir.graph_module import adopt
 from graphprune.ir.program import Inputs, Program, Scope, names_of
-from graphprune.ir.twins import checked_module, named_tensors, set_mode, unwrapped
+from graphprune.ir.twins import checked_module, named_tensors, unwrapped
 from graphprune.placement import Placement, placement_of
 from graphprune.tracing.dead_writes import leave_out_dead_writes
 from graphprune.tracing.earlier_calls import inputs_of_other_sizes
 from graphprune.tracing.early_checks import bring_checks_forward
 from graphprune.tracing.inputs import ModuleCall, check_inputs, holds_tensor, normalise_inputs, options_of, with_names
+from graphprune.tracing.module_tree import module_over
 from graphprune.tracing.rehearsal import rehearse
-from graphprune.tracing.scopes import find_scopes, named_scopes, outside, record_calls, scope_of
+from graphprune.tracing.scopes import find_scopes, named_scopes, outside, reach, record_calls, scope_of
 from graphprune.tracing.source import error_line, in_brackets
 from graphprune.tracing.tracer import Tracer
-from graphprune.tracing.training import Addition, Change, Differs, Mode, follow_mode, keep_still
+from graphprune.tracing.training import Difference, Differs, Mode, follow_mode, keep_still
 from graphprune.tracing.untraced import Untraceable, sentences, why_untraced
 
 
@@ -80,7 +81,7 @@ def capture(
         tracer.writer.leave_out_checks()
         leave_out_dead_writes(tracer.writer.graph, tracer.writer.tape)
         bring_checks_forward(tracer.writer.graph, tracer.writer.tape)
-        module = _graph_module(root, tracer)
+        module = module_over(root, tracer.writer.graph, tracer.writer.constants)
         tracer.release()
     if placement is not None and trace.scopes:
         raise UsageError(
@@ -177,25 +178,25 @@ def _whole(root: nn.Module, inputs: Inputs, announced: bool) -> _Trace:
 
 
 def _inside_leaves(root: nn.Module, inputs: Inputs, trace: _Trace) -> _Trace | None:
-    """Scopes instead of the whole, where most of it is in modules that do not trace, and scopes reach more than the rest does."""
-    if not trace.tracer.opaque:
+    """Scopes instead of the whole, where much of it is in modules that do not trace, and scopes reach more there than they part.
+
+    Their boundaries stay as they are: what they part is what lies outside of those modules, but for the largest scope there.
+    """
+    leaves = trace.tracer.opaque
+    if not leaves:
         return None
-    sizes = {
-        path: sum(parameter.numel() for parameter in root.get_submodule(path).parameters()) for path in ("", *trace.tracer.opaque)
-    }
-    left = 2 * sizes[""] - sum(sizes.values())  # of the whole, without the leaves
-    if 2 * left >= sizes[""]:
+    whole, *sizes = [sum(parameter.numel() for parameter in root.get_submodule(path).parameters()) for path in ("", *leaves)]
+    if 4 * sum(sizes) < whole:
         return None
     try:
         found = find_scopes(root, _recorded(root, inputs), lambda call: _traces(root, call))
     except CaptureError:
         return None
-    scopes = [root.get_submodule(call.path) for call in found]
-    reached = sum(parameter.numel() for scope in scopes if next(scope.children(), None) for parameter in scope.parameters())
-    if reached <= left:
+    inside, around = reach(root, [call.path for call in found], leaves)
+    if sum(inside) <= whole - sum(sizes) - max(around, default=0):
         return None
-    path, why = max(trace.tracer.opaque.items(), key=lambda leaf: sizes[leaf[0]])
-    return replace(_best_trace(root, tuple(found)), untraced=f"module {path} does not trace: {why}")
+    _, path = max(zip(sizes, leaves, strict=True))
+    return replace(_best_trace(root, tuple(found)), untraced=f"module {path} does not trace: {leaves[path]}")
 
 
 def _scoped(root: nn.Module, inputs: Inputs, scopes: Sequence[str] | Sequence[ModuleCall]) -> _Trace:
@@ -339,11 +340,15 @@ def _follow_training_mode(trace: _Trace, root: nn.Module) -> dict[str, str]:
     for question in trace.tracer.questions:
         if question.path in stays:
             keep_still(nodes[question.start.nodes : question.end.nodes])
-    trace.tracer.writer.tape.steps[:0] = [Step(node.name, result=value) for node, value in follow_mode(found)]
+    before: dict[str, list[Step]] = defaultdict(list)
+    for node, step in follow_mode(found):
+        before[node.name].append(step)
+    steps = trace.tracer.writer.tape.steps
+    steps[:] = [one for step in steps for one in (*before[step.node], step)]
     return stays
 
 
-def _train_mode(trace: _Trace, root: nn.Module) -> tuple[list[Change | Addition], dict[str, str]]:
+def _train_mode(trace: _Trace, root: nn.Module) -> tuple[list[Difference], dict[str, str]]:
     """What is different in train mode, and what cannot follow it."""
     tracer = trace.tracer
     if not tracer.mode.consulted:
@@ -366,7 +371,7 @@ def _train_mode(trace: _Trace, root: nn.Module) -> tuple[list[Change | Addition]
     return found, {type(root).__name__: reason} | stays
 
 
-def _run_in_train_mode(trace: _Trace, root: nn.Module, still: Iterable[str] = ()) -> list[Change | Addition]:
+def _run_in_train_mode(trace: _Trace, root: nn.Module, still: Iterable[str] = ()) -> list[Difference]:
     """What differs where all but the modules in ``still`` run in train mode. Raises Differs where the graph cannot follow."""
     try:
         other = _trace(root, trace.calls, Mode(True), announced=trace.announced, earlier=trace.tracer, still=still).tracer
@@ -374,31 +379,3 @@ def _run_in_train_mode(trace: _Trace, root: nn.Module, still: Iterable[str] = ()
         raise Differs(str(error)) from error
     other.release()
     return other.writer.found
-
-
-def _graph_module(root: nn.Module, tracer: Tracer) -> fx.GraphModule:
-    """The graph over a tree of what it uses: the model's own layers and tensors, in modules of the same names, or lists of them."""
-    layers = {str(node.target) for node in tracer.writer.graph.nodes if node.op == "call_module"}
-    tensors = {str(node.target) for node in tracer.writer.graph.nodes if node.op == "get_attr"}
-    needed = {path[:end] for path in layers | tensors for end, letter in enumerate(path) if letter == "."}
-    tree = _part(root, "", layers, tensors, needed | layers)
-    for name, tensor in tracer.writer.constants.items():
-        tree.register_buffer(name, tensor, persistent=False)
-    return adopt(tree, tracer.writer.graph, type(root).__name__)
-
-
-def _part(source: nn.Module, path: str, layers: set[str], tensors: set[str], needed: set[str]) -> nn.Module:
-    """A layer as it is; of a container what the graph needs of it."""
-    if path in layers:
-        return source
-    prefix = f"{path}." if path else ""
-    kept = {name: child for name, child in source._modules.items() if child is not None and prefix + name in needed}
-    # Where numbers name all that is left, it is found by number, as in the model's own lists and sequences.
-    result = nn.ModuleList() if [*kept] == [str(index) for index in range(len(kept))] != [] else nn.Module()
-    set_mode(result, source.training)
-    result._parameters.update({name: value for name, value in source._parameters.items() if prefix + name in tensors})
-    result._buffers.update({name: value for name, value in source._buffers.items() if prefix + name in tensors})
-    result._non_persistent_buffers_set.update(source._non_persistent_buffers_set & result._buffers.keys())
-    for name, child in kept.items():
-        result._modules[name] = _part(child, prefix + name, layers, tensors, needed)
-    return result

@@ -11,7 +11,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from graphprune.rules import tensors_in
 from graphprune.tracing.sizes import origin_of, plain
-from graphprune.tracing.targets import CONSTANT_FACTORIES, KEPT_AS_CALLS, LIFTS, writes
+from graphprune.tracing.targets import CONSTANT_FACTORIES, KEPT_AS_CALLS, writes
+from graphprune.tracing.tensor_types import LIFTS
 
 
 class Constants:

@@ -22,9 +22,10 @@ import torch
 from torch import fx
 
 from graphprune.channels.tape import Operation, Step
-from graphprune.rules import keeps_sizes, tensors_in
+from graphprune.rules import MASKS, keeps_sizes, tensors_in
 from graphprune.tracing.sizes import Origin, origin_of, plain, size_of, with_origin
 from graphprune.tracing.source import in_brackets, source_line, writes_attributes
+from graphprune.tracing.untraced import Untraceable
 
 if TYPE_CHECKING:
     from graphprune.tracing.writer import Writer
@@ -55,13 +56,15 @@ _SIZED: Final[dict[Any, int]] = {torch.zeros: 0, torch.ones: 0, torch.reshape: 1
 class Guards:
     """Writes the checks of one trace.
 
+    any_size: whether how large a tensor is depends on values that are not known.
     after: the writer of a call that came before, whose sizes are not checked. of_writers: whether code that writes attributes has
     compared a size with a number.
     """
 
-    def __init__(self, writer: Writer, after: Writer | None = None) -> None:
+    def __init__(self, writer: Writer, any_size: Callable[[torch.Tensor], bool], after: Writer | None = None) -> None:
         self.of_writers = False
         self._writer = writer
+        self._any_size = any_size
         self._after = after
         self._checks: MutableMapping[Any, fx.Node] = {}
         self._makers: dict[int, Operation] = {}  # the operation behind a tensor, by identity
@@ -83,12 +86,11 @@ class Guards:
             found = [self._resolved(number) for number in numbers]
             holds = function if outcome else _NOT[function]
             keys = [_key(number) for number in found]
-            if (
-                not any(map(origin_of, found))
-                or any(map(_is_of_strides, found))
-                or keys[0] == keys[1]
-                or _tells_one_from_many(holds, *found)
-            ):
+            if not any(map(origin_of, found)) or any(map(_is_of_strides, found)) or keys[0] == keys[1]:
+                return
+            if any(map(self._is_any_size, found)):
+                raise Untraceable("how many elements a mask selects depends on values that the model computes or is to judge")
+            if _tells_one_from_many(holds, *found):
                 return
             known = self._checks.get((holds, *keys))
             if known is None or not self._writer.stands(known):
@@ -107,6 +109,15 @@ class Guards:
         if origin.function == "size":
             return self._after is not None and self._after.maker_of(origin.arguments[0]) is not None
         return any(map(self._is_of_another_call, origin.arguments))
+
+    def _is_any_size(self, number: Any) -> bool:
+        """Whether a number says how many elements unknown values select."""
+        origin = origin_of(number)
+        if origin is None:
+            return False
+        if origin.function == "size":
+            return self._any_size(origin.arguments[0])
+        return any(map(self._is_any_size, origin.arguments))
 
     def note_truth(self, condition: Any, question: str, answer: bool) -> None:
         """What values have said. condition: a truth, or a tensor that holds one, where they say so again."""
@@ -264,6 +275,9 @@ def _source(run: Operation, tensor: torch.Tensor, axis: int) -> tuple[torch.Tens
         fitting = [(t, axis - tensor.dim() + t.dim()) for t in operands if t.dim() + axis >= tensor.dim()]
         found = [(t, at) for t, at in fitting if t.shape[at] == size and t is not tensor]
         return found[0] if found and (size != 1 or len(operands) == 1) else None
+    if name == "aten::index" and len(operands) == 2 and run.args[1][0] is not None:
+        indexed, width = (operands[1].dim(), 1) if operands[1].dtype in MASKS else (1, operands[1].dim())
+        return (operands[0], axis - width + indexed) if axis >= width else None
     if name == "aten::unsqueeze":
         return operands[0], axis - (run.args[1] % tensor.dim() < axis)
     last = axis == tensor.dim() - 1

@@ -56,3 +56,14 @@ def python_of(function: Any) -> Any:
     """What a scripted function was made of, as Dynamo finds it; anything else as it is."""
     scripted = isinstance(function, torch.jit.ScriptFunction)
     return getattr(function, "_torchdynamo_inline", function) if scripted else function
+
+
+@contextmanager
+def compiling(announced: bool) -> Iterator[None]:
+    """Whether code that asks is told that it is traced."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = announced
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before

@@ -72,11 +72,17 @@ def with_names(module: nn.Module, args: Sequence[Any]) -> list[tuple[str, Any]]:
 
 
 def check_inputs(root: nn.Module, inputs: Inputs) -> None:
-    """Raise CaptureError when the inputs hold no tensor or do not fit the model's forward."""
+    """Raise CaptureError when the inputs hold no tensor, or none with elements, or do not fit the model's forward."""
     if not holds_tensor((inputs.args, dict(inputs.kwargs))):
         raise CaptureError(
             f"The example inputs hold no tensor{_instead(inputs)}. "
             "Pass a tensor, a tuple of arguments, or a dict of keyword arguments."
+        )
+    tensors = [leaf for leaf in tree_leaves((inputs.args, dict(inputs.kwargs))) if isinstance(leaf, torch.Tensor)]
+    if not any(tensor.numel() for tensor in tensors):
+        raise CaptureError(
+            f"The example inputs ({inputs.describe()}) have no elements, and sizes of zero stand for no others. "
+            "Give a batch with something in it."
         )
     try:
         inspect.signature(root.forward).bind(*inputs.args, **inputs.kwargs)

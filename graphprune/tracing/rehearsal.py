@@ -19,13 +19,13 @@ from graphprune.tracing.repeat import RepeatOfParts
 from graphprune.tracing.sizes import plain
 from graphprune.tracing.source import error_line, in_brackets
 from graphprune.tracing.tracer import Tracer
-from graphprune.tracing.training import Addition, Change, Differs, Mode, Question
+from graphprune.tracing.training import Difference, Differs, Mode, Question
 from graphprune.tracing.untraced import why_untraced
 
 
-def rehearse(root: nn.Module, first: Tracer, announced: bool) -> tuple[list[Change | Addition], dict[str, str]]:
+def rehearse(root: nn.Module, first: Tracer, announced: bool) -> tuple[list[Difference], dict[str, str]]:
     """What is different in train mode from a finished run in eval mode, and the modules that cannot follow, with the reason."""
-    answers: dict[str, list[Change | Addition]] = defaultdict(list)
+    answers: dict[str, list[Difference]] = defaultdict(list)
     stays: dict[str, str] = {}
     questions: Iterator[Question] = iter(first.questions)
     while (question := next(questions, None)) is not None:
@@ -38,7 +38,7 @@ def _ask(
     first: Tracer,
     announced: bool,
     questions: Iterable[Question],
-    answers: dict[str, list[Change | Addition]],
+    answers: dict[str, list[Difference]],
     stays: dict[str, str],
 ) -> None:
     """Ask all, or up to the first that cannot follow: what its run has left behind is not to be used again."""
@@ -69,7 +69,7 @@ class _Rehearsal(Tracer):
         assert earlier is not None
         return RepeatOfParts(self._recording, self._results, self._shadow, earlier.writer)
 
-    def answer(self, question: Question) -> list[Change | Addition]:
+    def answer(self, question: Question) -> list[Difference]:
         """What differs in the nodes of a call. Raises Differs where the graph cannot follow."""
         self._results.go_to(question.start.calls)
         self.writer.go_to(question.start.nodes)

@@ -14,13 +14,13 @@ import torch
 from torch import fx, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from graphprune.channels.tape import Recording
+from graphprune.channels.tape import Recording, stand_in
 from graphprune.tracing.results import Results
 from graphprune.tracing.shadow import Shadow
 from graphprune.tracing.sizes import origin_of, plain
 from graphprune.tracing.source import in_brackets, source_line
-from graphprune.tracing.training import Addition, Differs, Mode, changes, line_of, other_call, same_call
-from graphprune.tracing.writer import Writer
+from graphprune.tracing.training import SOURCE, Addition, Differs, Drop, Mode, changes, line_of, other_call, same_call
+from graphprune.tracing.writer import Placed, Writer
 
 _NEVER: Final = sys.maxsize
 
@@ -103,6 +103,19 @@ class Repeat(Writer):
             return False
         self.found.append(Addition(self._wanted[self._place], name, tensor, plain(amount)))
         return True
+
+    def drops(self, function: Any, tensor: torch.Tensor, rate: float) -> torch.Tensor:
+        """Note that only this run drops elements of a tensor here; returns what stands for what is left."""
+        operations = self._recording.take()
+        source = self._node_of(tensor)
+        self._recording.operations = operations
+        with _disable_current_modes(), torch._C.DisableTorchFunction():
+            dropped = stand_in(tensor)
+        made = self.graph.create_node("call_function", function)
+        made.meta[SOURCE] = source.meta.get(SOURCE, source)
+        self._places[id(dropped)] = Placed(dropped, made, ())
+        self.found.append(Drop(self._wanted[self._place], function, source, rate, self.operand(tensor), dropped, made))
+        return dropped
 
     def stands(self, node: fx.Node) -> bool:
         """Whether a node is one that this run has come past, and has not taken back."""

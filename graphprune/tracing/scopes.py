@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -91,6 +91,18 @@ def find_scopes(root: nn.Module, calls: dict[str, ModuleCall], traces: Callable[
 
     search(root, "")
     return found
+
+
+def reach(root: nn.Module, scopes: Iterable[str], leaves: Iterable[str]) -> tuple[list[int], list[int]]:
+    """The parameters of scopes that lie in some modules, and of those that do not; a layer that is alone has none to lose."""
+    inside: list[int] = []
+    around: list[int] = []
+    within = tuple(f"{path}." for path in leaves)
+    for path in scopes:
+        scope = root.get_submodule(path)
+        if next(scope.children(), None) is not None:
+            (inside if path.startswith(within) else around).append(sum(parameter.numel() for parameter in scope.parameters()))
+    return inside, around
 
 
 def is_plain(inputs: Inputs) -> bool:

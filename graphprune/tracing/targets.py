@@ -38,9 +38,6 @@ _SIGNS: Final = {"add": operator.add, "sub": operator.sub, "mul": operator.mul, 
 # Factories of data: with the same arguments the same numbers each time. (Those of zeros and ones are sizes above all.)
 CONSTANT_FACTORIES: Final = frozenset({torch.arange, torch.tensor, torch.as_tensor, torch.linspace, torch.logspace, torch.eye})
 
-# What makes a tensor of data that Python has given, in a call that torch does not announce: ``torch.FloatTensor([1.0])``.
-LIFTS: Final = torch.ops.aten.lift_fresh.default
-
 # Those that are calls all the same where a layer's width says how many numbers: what goes together in them their own rules say.
 KEPT_AS_CALLS: Final = frozenset({torch.eye})
 

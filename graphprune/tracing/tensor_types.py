@@ -9,13 +9,15 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_leaves
 
-from graphprune.tracing.sizes import SizeFloat, SizeInt
 from graphprune.tracing.source import in_brackets, source_line
 from graphprune.tracing.untraced import Untraceable
+
+LIFTS: Final = torch.ops.aten.lift_fresh.default
+"""What a type runs that makes a tensor of data, as no call of torch announces it: ``torch.FloatTensor([1.0])``."""
 
 EMPTY: Final = torch.ops.aten.empty.memory_format
 """What a type runs that makes a tensor of sizes."""
@@ -65,8 +67,8 @@ def _making(kind: Any) -> Callable[..., Any]:
         dtype = torch.get_default_dtype() if kind is torch.Tensor else kind.dtype
         if given and not options and (sizes := of_sizes(given)) is not None:
             return torch.empty(tuple(sizes), dtype=dtype)
-        holds_sizes = any(isinstance(leaf, (SizeInt, SizeFloat)) for leaf in tree_leaves(given))
-        return torch.tensor(given[0], dtype=dtype, **options) if holds_sizes else kind(*given, **options)
+        is_data = len(given) == 1 and isinstance(given[0], (list, tuple, np.ndarray))
+        return torch.tensor(given[0], dtype=dtype, **options) if is_data else kind(*given, **options)
 
     make.__name__ = kind.__name__
     return make
@@ -81,6 +83,11 @@ MAKING: Final = {
 
 
 def check_made(func: Any, args: Any) -> None:
-    """Raise Untraceable for a tensor of sizes that a type has made under another name, since they may be others in another call."""
-    if func is EMPTY and any(size > 1 for size in args[0]):
+    """Raise Untraceable for a tensor of sizes that a type has made under another name, since they may be others in another call.
+
+    So may integers among its data, which the type reads without asking; of other numbers it asks each what it is.
+    """
+    if func is EMPTY and any(args[0]):
         raise Untraceable(f"a type of tensors makes one of sizes{in_brackets(source_line())}; torch.empty does so for any sizes")
+    if func is LIFTS and not (args[0].is_floating_point() or args[0].is_complex()) and args[0].numel():
+        raise Untraceable(f"a type of tensors makes one of integers{in_brackets(source_line())}; torch.tensor does so for any")

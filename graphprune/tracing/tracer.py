@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from graphprune.channels.packed import with_batch_sizes
 from graphprune.channels.tape import Recording, boundary_of, opaque_refusal, run_opaque, stand_ins, with_index_tensors
@@ -30,17 +31,17 @@ from graphprune.tracing.draws import draws_watched
 from graphprune.tracing.facts import FACTS
 from graphprune.tracing.gradients import Gradients
 from graphprune.tracing.guards import Guards
-from graphprune.tracing.hints import without_hints, without_scripts
+from graphprune.tracing.hints import compiling, without_hints, without_scripts
 from graphprune.tracing.inputs import ModuleCall, with_names
 from graphprune.tracing.repeat import Repeat
 from graphprune.tracing.results import Mark, Results
 from graphprune.tracing.selections import Selections
 from graphprune.tracing.shadow import Left, Shadow
-from graphprune.tracing.sizes import NOTING, read_whole
+from graphprune.tracing.sizes import NOTING, SizeFloat, origin_of, plain, read_whole
 from graphprune.tracing.source import source_line
 from graphprune.tracing.targets import CONSTANT_FACTORIES, is_bare, is_layer, opened, spell
 from graphprune.tracing.tensor_types import check_made, typed
-from graphprune.tracing.training import Mode, Question, can_ask_again
+from graphprune.tracing.training import DROPS, Mode, Question, can_ask_again
 from graphprune.tracing.untraced import LooksAtValues, Untraceable, why_untraced
 from graphprune.tracing.writer import Writer
 
@@ -81,12 +82,12 @@ class Tracer(TorchFunctionMode):
         self._shadow: Shadow = Shadow(root, self._call_module, mode, before._shadow if before else None, left)
         self._code: Conversions = earlier._code if earlier else Conversions(self._shadow.root)
         self.writer: Writer = self._new_writer(earlier)
-        self._guards = Guards(self.writer, after.writer if after else None)
         self._values: Values = earlier._values if earlier else self._new_values()
+        self._guards = Guards(self.writer, self._values.is_any_size, after.writer if after else None)
         self._recording.values = self._values
         self._answers = Answers(self.writer, self._guards, self._values, self._traced)
         self._constants = Constants(self._guards.varies)
-        self._selections = Selections(self._answers.knows)
+        self._selections = Selections(self._values.is_any_size, self.writer.note_check)
         self.gradients = Gradients(root)
         self._in_layer = False
         self._unanswered: Exception | None = None  # the last question about values that the running module's code asked
@@ -137,7 +138,7 @@ class Tracer(TorchFunctionMode):
         """What is called within is traced."""
         around = (
             torch.no_grad(),
-            _compiling(announced),
+            compiling(announced),
             draws_watched(),
             self._code.remembered(),
             without_hints(),
@@ -150,7 +151,6 @@ class Tracer(TorchFunctionMode):
 
     def finish(self, result: Any) -> None:
         """Write the output node."""
-        self._selections.refuse(result)
         self.writer.finish(result)
 
     def left_behind(self) -> Left:
@@ -181,7 +181,7 @@ class Tracer(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        body = self._selections.body(func, args, kwargs)
+        body = self._selections.body(func, args)
         own = FACTS.get(func)
         if own is not None:
             return own(self.writer, *args, **kwargs)
@@ -195,8 +195,8 @@ class Tracer(TorchFunctionMode):
             self._unfold(written)
         elif constant:
             return self._constants.compute(func, args, kwargs)
-        if self.mode.plain and self._of_train_mode_alone(func, args, kwargs):
-            return args[0]
+        if self.mode.plain and (left := self._of_train_mode_alone(func, args, kwargs)) is not None:
+            return left
         if func in LOOKS and (answer := self._answers.to(func, args, kwargs)) is not None:
             return answer
         return self._write(func, *self._run_call(func, args, kwargs))
@@ -231,6 +231,7 @@ class Tracer(TorchFunctionMode):
             given = self.writer.operands((*args, *kwargs.values(), 0))
             self._guards.note_places(given[0], given[1] % given[0].dim())
         self.gradients.note_call(self.writer.module, node)
+        self._selections.note(func, args, kwargs, result, self._recording.operations)
         return self.writer.write(node, result)
 
     def _traced(self, func: Any, *args: Any, **kwargs: Any) -> Any:
@@ -250,13 +251,21 @@ class Tracer(TorchFunctionMode):
             self._unanswered = LooksAtValues(func, source_line())
             raise self._unanswered from error
 
-    def _of_train_mode_alone(self, func: Any, args: Any, kwargs: Any) -> bool:
-        """Whether a call that eval mode lacks returns its argument: as it is, or with a constant added to a buffer (noted)."""
+    def _of_train_mode_alone(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What a call that eval mode lacks returns, which is its argument: as it is, or with what is noted; None for any other."""
         if self._results.expects(func):
-            return False
+            return None
+        if func in DROPS:
+            return self._dropped(func, *args, **kwargs)
         if func is torch.Tensor.contiguous:
-            return bool(self.writer.operand(args[0]).is_contiguous(*args[1:], **kwargs))
-        return func is torch.Tensor.add_ and len(args) == 2 and not kwargs and self.writer.adds(*args)
+            same = self.writer.operand(args[0]).is_contiguous(*args[1:], **kwargs)
+        else:
+            same = func is torch.Tensor.add_ and len(args) == 2 and not kwargs and self.writer.adds(*args)
+        return args[0] if same else None
+
+    def _dropped(self, func: Any, tensor: torch.Tensor, p: Any = 0.5, training: Any = True, inplace: bool = False) -> Any:
+        fixed = isinstance(p, (float, SizeFloat)) and origin_of(p) is None
+        return self.writer.drops(func, tensor, plain(p)) if fixed and self.writer.operands(training) and not inplace else None
 
     def _unfold(self, family: list[torch.Tensor]) -> None:
         """A constant that is written into is made anew in every call, with those that share its memory."""
@@ -278,8 +287,8 @@ class Tracer(TorchFunctionMode):
     def _call_module(self, module: nn.Module, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._in_layer:
             return module._call_impl(*args, **kwargs)
-        self._selections.refuse((args, kwargs))
-        if is_layer(module):
+        added = self.mode.plain and is_bare(module) and not self._results.expects(path)  # by train mode: see what it calls
+        if is_layer(module) and not added:
             return self._call_layer(module, path, args, kwargs)
         if isinstance(module, torch.jit.ScriptModule):
             return self._call_opaque(module, path, args, kwargs, Untraceable("scripted (TorchScript), it has no Python to trace"))
@@ -288,7 +297,7 @@ class Tracer(TorchFunctionMode):
         self.mode.consulted = False
         around, self.writer.module = self.writer.module, path
         try:
-            with _compiling(torch.compiler._is_compiling_flag and path not in self._unaware):
+            with compiling(torch.compiler._is_compiling_flag and path not in self._unaware):
                 result = self._run(module, path, before, args, kwargs)
             asks = self.mode.consulted
         except Exception as error:
@@ -305,8 +314,9 @@ class Tracer(TorchFunctionMode):
         finally:
             self.mode.consulted |= consulted
             self.writer.module = around
-        if asks and is_bare(module):
-            # Nothing but a change of behaviour between modes (stochastic depth): it stays a module, which knows both.
+        if asks and is_bare(module) and all(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(result)):
+            # Nothing but a change of behaviour between modes (stochastic depth): it stays a module, which knows both. (Of an object
+            # that it returns, the tensors could not be told.)
             self.mode.consulted = consulted
             self.writer.discard_after(before)
             return self._call_layer(module, path, args, kwargs)
@@ -378,16 +388,6 @@ def _noting(guards: Guards) -> Iterator[None]:
         yield
     finally:
         NOTING.reset(before)
-
-
-@contextmanager
-def _compiling(announced: bool) -> Iterator[None]:
-    before = torch.compiler._is_compiling_flag
-    torch.compiler._is_compiling_flag = announced
-    try:
-        yield
-    finally:
-        torch.compiler._is_compiling_flag = before
 
 
 _UNBINDING: Final = (torch.unbind, torch.Tensor.unbind)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import zip_longest
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import fx
 from torch.fx.node import map_arg
 
+from graphprune.channels.tape import Operation, Step
 from graphprune.ir.train_mode import add_in_train_mode
 from graphprune.tracing.results import Mark
 from graphprune.tracing.source import in_brackets
 
+SOURCE: Final = "graphprune.drops_of"  # in the meta data of a node that stands for what is dropped of another: that one
+_DROPS: Final = "graphprune.drops"  # so the node of the graph
 _LASTING: Final = (int, float, str, type(None), torch.dtype, torch.device)
 
 
@@ -49,6 +53,10 @@ for _name in (
     setattr(Mode, f"__{_name}__", _consulting(f"__{_name}__"))
 
 
+DROPS: Final = frozenset({F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout})
+"""Functions of a tensor, a rate, and whether to drop anything at all."""
+
+
 class Differs(BaseException):
     """What runs in train mode is more than a graph of eval mode can follow; its text says what it is.
 
@@ -63,14 +71,16 @@ class Change(NamedTuple):
     place: int | str
     then: Any
 
-    def follow(self, mode: fx.Node) -> Iterator[tuple[fx.Node, Any]]:
-        """Make the constant follow the mode: ``False`` becomes the mode, 0 the mode times the rate."""
+    def follow(self, mode: fx.Node) -> Iterator[Step]:
+        """Make the constant follow the mode: ``False`` becomes the mode, 0 the mode times the rate, a tensor what is left of it."""
         now = self.node.args[self.place] if isinstance(self.place, int) else self.node.kwargs[self.place]
         value = mode
-        if now is not False:
+        if isinstance(self.then, fx.Node):
+            value = self.then.meta[_DROPS]
+        elif now is not False:
             with self.node.graph.inserting_before(self.node):
                 value = self.node.graph.call_function(operator.mul, (mode, self.then))
-            yield value, now
+            yield Step(value.name, result=now)
         if isinstance(self.place, int):
             self.node.update_arg(self.place, value)
         else:
@@ -88,13 +98,41 @@ class Addition(NamedTuple):
     tensor: torch.Tensor
     amount: float
 
-    def follow(self, mode: fx.Node) -> Iterator[tuple[fx.Node, Any]]:
+    def follow(self, mode: fx.Node) -> Iterator[Step]:
         """Make the graph add it in train mode."""
         graph = self.node.graph
         with graph.inserting_before(self.node):
             buffer = graph.get_attr(self.name)
             adding = graph.call_function(add_in_train_mode, (buffer, self.amount, mode))
-        yield from ((buffer, self.tensor), (adding, None))
+        yield from (Step(buffer.name, result=self.tensor), Step(adding.name))
+
+
+class Drop(NamedTuple):
+    """What train mode alone drops elements of, before a node, where eval mode goes on with the tensor itself.
+
+    drops: the function. tensor: its stand-in, made by ``source``. dropped: what stands for it in the run in train mode. made: the
+    node that stands for that one in :class:`Change`.
+    """
+
+    node: fx.Node
+    drops: Any
+    source: fx.Node
+    rate: float
+    tensor: torch.Tensor
+    dropped: torch.Tensor
+    made: fx.Node
+
+    def follow(self, mode: fx.Node) -> Iterator[Step]:
+        """Make the graph drop elements in train mode."""
+        with self.node.graph.inserting_before(self.node):
+            new = self.made.meta[_DROPS] = self.node.graph.call_function(
+                self.drops, (self.source.meta.get(_DROPS, self.source), self.rate, mode)
+            )
+        new.meta.update({key: self.node.meta[key] for key in ("source", "module") if key in self.node.meta})
+        yield Step(new.name, [Operation(torch.ops.aten.alias.default, (self.tensor,), {}, self.dropped)], self.dropped)
+
+
+Difference: TypeAlias = Change | Addition | Drop
 
 
 class Question(NamedTuple):
@@ -130,7 +168,9 @@ def changes(node: fx.Node, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> 
     before, after = _arguments(node.target, node.args, node.kwargs), _arguments(node.target, args, kwargs)
     found: list[Change] = []
     for (place, now), (other_place, then) in zip_longest(before, after, fillvalue=("", None)):
-        if place == other_place and _follows(now, then):
+        if place == other_place and (
+            _follows(now, then) or (isinstance(then, fx.Node) and then.meta.get(SOURCE, then) is now is not then)
+        ):
             found.append(Change(node, place, then))
         elif place != other_place or now != then:
             raise Differs(f"in train mode {_called(node.op, node.target)} gets other arguments{in_brackets(line_of(node))}")
@@ -147,8 +187,8 @@ def line_of(node: fx.Node) -> str:
     return str(node.meta.get("source", ""))
 
 
-def follow_mode(found: Iterable[Change | Addition]) -> Iterator[tuple[fx.Node, Any]]:
-    """Make a graph follow the mode of its module; yields the nodes that it makes, with their values in eval mode."""
+def follow_mode(found: Iterable[Difference]) -> Iterator[tuple[fx.Node, Step]]:
+    """Make a graph follow the mode of its module; yields the steps of the nodes that it makes, with those that they come before."""
     found = list(found)
     if not found:
         return
@@ -157,9 +197,9 @@ def follow_mode(found: Iterable[Change | Addition]) -> Iterator[tuple[fx.Node, A
     first = found[0].node
     with first.graph.inserting_before(first):
         mode = first.graph.get_attr("training")
-    yield mode, False
+    yield first, Step(mode.name, result=False)
     for one in found:
-        yield from one.follow(mode)
+        yield from ((one.node, step) for step in one.follow(mode))
 
 
 def keep_still(nodes: Iterable[fx.Node]) -> None:

@@ -21,7 +21,7 @@ from graphprune.tracing.results import Mark, Results
 from graphprune.tracing.shadow import Shadow, as_parameter
 from graphprune.tracing.sizes import Origin, Place, Shape, SizeFloat, SizeInt, origin_of, plain, with_origin
 from graphprune.tracing.source import source_line
-from graphprune.tracing.training import Addition, Change, Mode
+from graphprune.tracing.training import Difference, Mode
 from graphprune.tracing.untraced import Untraceable
 
 _MOST_NAMES: Final = 10_000  # of targets that are remembered
@@ -29,7 +29,7 @@ _LITERALS: Final = frozenset({int, float, bool, str, type(None), torch.dtype})
 _DTYPES: Final = {int: torch.int64, float: torch.float64, bool: torch.bool, complex: torch.complex128}  # as torch reads classes
 
 
-class _Place(NamedTuple):
+class Placed(NamedTuple):
     """Where a tensor comes from: a node, or a part of a node's structured value."""
 
     tensor: torch.Tensor
@@ -50,7 +50,7 @@ class Writer:
         self.tape = Tape(constants=recording.numbers)
         self.constants: dict[str, torch.Tensor] = {}
         self.left_out: list[str] = []
-        self.found: list[Change | Addition] = []
+        self.found: list[Difference] = []
         self.module = ""  # the path of the module whose code runs
         self._recording = recording
         self._results = results
@@ -59,7 +59,7 @@ class Writer:
         # Weights without values are loaded to the CPU, where a model may compute otherwise than on other devices.
         devices = (tensor.device for tensor in shadow.real.values() if not tensor.is_meta)
         self.device = next(devices, torch.device("cpu"))
-        self._places: MutableMapping[int, _Place] = {}
+        self._places: MutableMapping[int, Placed] = {}
         self._held: MutableMapping[fx.Node, Any] = {}
         self._arrays: dict[int, tuple[np.ndarray[Any, Any], torch.Tensor]] = {}
         self._devices: dict[int, tuple[torch.device, torch.Tensor]] = {}
@@ -249,6 +249,10 @@ class Writer:
         """Note a number that only this run, and no earlier one, adds to a tensor in place; False where a graph cannot do so."""
         return False
 
+    def drops(self, function: Any, tensor: torch.Tensor, rate: float) -> torch.Tensor | None:
+        """Note that only this run, and no earlier one, drops elements of a tensor; None where there is no earlier one."""
+        return None
+
     # -- what comes out of a call ----------------------------------------------------------------------------------------
 
     def _once(self, key: Any, make: Callable[[], fx.Node], value: Any) -> fx.Node:
@@ -274,7 +278,7 @@ class Writer:
 
     def _bind(self, result: Any, node: fx.Node, path: tuple[Any, ...]) -> None:
         if isinstance(result, torch.Tensor):
-            self._places[id(result)] = _Place(result, node, path)
+            self._places[id(result)] = Placed(result, node, path)
         elif isinstance(result, (tuple, list, Mapping)):
             for key, item in result.items() if isinstance(result, Mapping) else enumerate(result):
                 self._bind(item, node, (*path, key))

@@ -13,13 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from graphprune.arithmetic import full_precision, is_fractional, real_parts
-from graphprune.errors import VerificationError, typed_line
+from graphprune.errors import CaptureError, VerificationError, typed_line
 from graphprune.failures import memory_is_out
 from graphprune.ir.program import Inputs, Program, placeholder_values
-from graphprune.ir.twins import named_tensors
+from graphprune.ir.twins import named_tensors, undisturbed
 from graphprune.ir.weights import Weights
 from graphprune.passes.verification.missing import MissingData
-from graphprune.passes.verification.steps import Masked, Steps, described, undefined, unfilled
+from graphprune.passes.verification.steps import Masked, Steps, described, tensors_of, undefined, unfilled
 from graphprune.passes.verification.tensors import Informative, Made, in_precision, masked, model_with, sliced
 from graphprune.pipeline.analysis_manager import AnalysisView
 from graphprune.pipeline.pass_base import Pass
@@ -62,6 +62,11 @@ def compare(
         try:
             found = _compare(original, slim, plan, inputs, seed, None, loads[0], whole)
         except _OriginalError as error:
+            if loads[0] is None and not _runs(original, inputs):
+                raise CaptureError(
+                    f"The model does not run on its example inputs ({inputs.describe()}): {error}. Give values that it takes, as "
+                    "ids that its tables have."
+                ) from error
             raise VerificationError(
                 f"The original does not run on random numbers of the shape of the example inputs: {error}. "
                 "Nothing is proved; verify=False (--no-verify) leaves the proof out."
@@ -77,6 +82,18 @@ def compare(
     except Exception:  # a model that insists on its dtype
         return found
     return exact if exact.passed else found
+
+
+def _runs(model: fx.GraphModule, inputs: Inputs) -> bool:
+    """Whether a model runs on inputs as they are; on meta tensors that is not asked."""
+    arguments = placeholder_values(model.graph, inputs)
+    device = next((tensor.device for tensor in named_tensors(model).values()), torch.device("cpu"))
+    with undisturbed(model), torch.no_grad(), own_randomness():
+        try:
+            model(*tree_map(lambda leaf: leaf.to(device, copy=True) if isinstance(leaf, Tensor) else leaf, arguments))
+        except Exception:
+            return any(leaf.is_meta for leaf in (*named_tensors(model).values(), *tensors_of(arguments)))
+    return True
 
 
 def _compare(

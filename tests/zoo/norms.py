@@ -291,3 +291,22 @@ def mean_over_padded_channels() -> Case:
         return self.b(y * y.mean(1, keepdim=True).sigmoid())
 
     return Case(net(forward, a=conv(3, 6), b=conv(9, 2)), image(), {"a": 6})
+
+
+@case
+def memory_written_row_by_row_and_normalised() -> Case:
+    """SAINT: each column of a table has an embedding of its own; attention is over the columns, and then over the rows."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        y = torch.empty(len(x), 3, 6, dtype=x.dtype)
+        for index, embed in enumerate(self.embed):
+            y[:, index, :] = embed(x[:, index].unsqueeze(1))
+        y = y + self.mix(self.norm(y))
+        rows = y.flatten(1)
+        y = (rows + self.up(F.relu(self.down(self.wide(rows))))).unflatten(1, (3, 6))
+        return self.head(y[:, 0])
+
+    embed = nn.ModuleList([nn.Linear(1, 6) for _ in range(3)])
+    layers = {"mix": nn.Linear(6, 6), "down": nn.Linear(18, 5), "up": nn.Linear(5, 18), "head": nn.Linear(6, 2)}
+    model = net(forward, embed=embed, norm=nn.LayerNorm(6), wide=nn.LayerNorm(18), **layers)
+    return Case(model, lambda n: torch.randn(n, 3, dtype=torch.float64), {"embed.0": 6, "down": 5})

@@ -21,8 +21,9 @@ from graphprune.rules import Call, rule
 )
 def constant(call: Call) -> None:
     """Every element is alike: each axis gets soft labels, tied to whatever it is combined with."""
-    shape = call.shape()
-    call.set([along(call.space.fresh(n, soft=True), axis, len(shape)) for axis, n in enumerate(shape) if n > 1])
+    shape, unfilled = call.shape(), "empty" in call.name
+    labels = {axis: call.space.fresh(n, soft=True, unfilled=unfilled) for axis, n in enumerate(shape) if n > 1}
+    call.set([along(own, axis, len(shape)) for axis, own in labels.items()])
 
 
 @rule("zeros_like", "ones_like", "full_like", "empty_like")

@@ -34,7 +34,7 @@ def log_sigmoid(call: Call) -> None:
     call.set((), 1)
 
 
-@rule("alias", "clone", "contiguous", "detach", moves=True)
+@rule("alias", "clone", "contiguous", "detach", "lift_fresh_copy", moves=True)
 def same(call: Call) -> None:
     """``out[i] = x[i]``: labels pass."""
     call.set(call.value(call.args[0]).fields)

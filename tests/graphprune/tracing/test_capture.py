@@ -203,6 +203,7 @@ def test_a_model_whose_own_forward_does_not_trace() -> None:
         (lambda: nn.Embedding(4, 2), torch.zeros(2, 4), "does not run"),
         (lambda: nn.Linear(4, 2), (), "hold no tensor"),
         (lambda: nn.Linear(4, 2), "1x4", "hold no tensor"),
+        (lambda: nn.Linear(4, 2), torch.zeros(0, 4), r"\(float32\[0x4\]\) have no elements, .* Give a batch with something in it"),
         (
             lambda: nn.Linear(4, 2),
             (torch.zeros(1, 4), torch.zeros(1)),

@@ -62,7 +62,7 @@ class Detector(nn.Module):
         levels = self.backbone(x)
         assert next(iter(levels.values())).shape[1] == self.backbone.out_channels
         found = [self.head(level, flip=True) for level in levels.values()]
-        return [part[part > part.mean()] + self.bias[0] for part in found]  # as many as there are
+        return [torch.masked_select(part, part > part.mean()) + self.bias[0] for part in found]  # as many as there are
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def test_optional_and_keyword_arguments_of_a_scope() -> None:
 
         def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
             y: Tensor = self.head(x, scale=scale) if scale is not None else self.head(x, None)
-            return y[y > 0]
+            return torch.masked_select(y, y > 0)
 
     model, x = Whole().double().eval(), torch.randn(1, 6, 4, 4, dtype=torch.float64)
     for scale in (None, torch.rand(1, 1, 4, 4, dtype=torch.float64)):
@@ -233,7 +233,7 @@ def test_a_module_that_another_part_shares_is_no_scope() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             y = torch.cat([self.first(x), self.second(x)], 1)
-            return y[y > 0]
+            return torch.masked_select(y, y > 0)
 
     x = torch.randn(1, 6, 8, 8, dtype=torch.float64)
     model = Whole().double().eval()
@@ -299,15 +299,19 @@ class _Looking(nn.Module):
         return x
 
 
-@pytest.mark.parametrize(("width", "scopes"), [(64, ["body.blocks.0", "body.blocks.1"]), (4, [])])
-def test_a_whole_of_which_most_is_one_leaf_is_pruned_inside_of_it(width: int, scopes: list[str]) -> None:
-    """The rest of it would trace around the leaf, and hold next to nothing; where it holds more, the whole is taken."""
-    body, head = _Looking(width), nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 2))
-    model = nn.Sequential(OrderedDict(body=body, head=head)).double()
-    result = graphprune.prune(model, torch.randn(3, 8, dtype=torch.float64), target="channels=50%")
-    assert [scope.path for scope in result.scopes] == [*scopes, *(["head"] if scopes else [])]
-    cut = {name for name, (before, after) in result.report.widths.items() if after < before}
-    assert cut == {"body.blocks.0.0", "body.blocks.1.0", "head.0"} if scopes else cut == {"head.0"}
+def test_a_whole_with_much_of_it_in_a_leaf_is_pruned_inside_of_it() -> None:
+    """What is around the leaf is one scope, so that nothing is parted; where it is several, and holds more, the whole is taken."""
+    x, inner = torch.randn(3, 8, dtype=torch.float64), {"body.blocks.0", "body.blocks.1"}
+    for width, parts, scopes in ((64, 1, {"head"}), (4, 1, {"head"}), (64, 2, {"head", "head2"}), (4, 2, None)):
+        heads = {"head": nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 8))}
+        if parts == 2:
+            heads["head2"] = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 2))
+        model = nn.Sequential(OrderedDict(body=_Looking(width), **heads)).double()
+        result = graphprune.prune(model, x, target="channels=50%", ranking="local")
+        assert {scope.path for scope in result.scopes} == (set() if scopes is None else inner | scopes)
+        cut = {name for name, (before, after) in result.report.widths.items() if after < before}
+        assert cut >= ({"head.0", "head2.0"} if scopes is None else {f"{path}.0" for path in inner | scopes})
+        assert (result.report.untraced != "") == (scopes is not None)
 
 
 def test_nothing_that_traces_is_an_error_that_says_where() -> None:
@@ -332,3 +336,36 @@ def test_a_graph_without_a_result_for_each_scope_is_not_put_back(model: Detector
         output.args = (results,)
         with pytest.raises(RewriteError, match="does not make a result for each of backbone, head"):
             put_back(model, result.graph, scopes)
+
+
+class _Batch:
+    """Images of one size; of no class that a trace knows."""
+
+    def __init__(self, tensors: Tensor) -> None:
+        self.tensors = tensors
+
+
+class _Transform(nn.Module):
+    """Without parameters, as detectors have it: it asks for its mode, and makes an object."""
+
+    def forward(self, images: list[Tensor]) -> tuple[_Batch, None]:
+        size = 12 if self.training else 8
+        return _Batch(torch.stack([F.interpolate(image[None], (size, size))[0] for image in images])), None
+
+
+class _Detecting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.transform, self.stem, self.out = _Transform(), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)
+
+    def forward(self, images: list[Tensor]) -> Tensor:
+        batch, _ = self.transform(images)
+        result: Tensor = self.out(F.relu(self.stem(batch.tensors)))
+        return result
+
+
+def test_a_module_without_tensors_that_returns_an_object_is_traced_through() -> None:
+    images = [torch.rand(3, 9, 10, dtype=torch.float64), torch.rand(3, 12, 9, dtype=torch.float64)]
+    result = graphprune.prune(_Detecting().double(), (images,), target="channels=50%")
+    assert not result.scopes and not result.report.opaque and result.report.widths["stem"] == (8, 4)
+    assert set(result.report.eval_only) == {"_Detecting"}

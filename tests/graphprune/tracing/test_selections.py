@@ -1,4 +1,4 @@
-"""What a mask of unknown values selects, and where it may go."""
+"""What a mask of unknown values selects, and what may become of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import graphprune
@@ -55,11 +56,60 @@ def both_ways(self: Any, y: Tensor, z: Tensor) -> Any:
     return self.b(out)
 
 
+def multiplied(self: Any, y: Tensor, z: Tensor) -> Any:
+    y[y > 0] *= 2
+    return self.b(y) + self.b(z)
+
+
+def of_two(self: Any, y: Tensor, z: Tensor) -> Any:
+    mask = z > 0
+    taken = y[mask]
+    taken += 1
+    y[mask] = torch.exp(taken) * z[mask] - 1
+    return self.b(y)
+
+
 def added_to(self: Any, y: Tensor, z: Tensor) -> Any:
     """As ranges are kept from being zero before something is divided by them."""
     span = (y - z).abs()
     span[span < 1.0] += 1.0
     return self.b(y / span)
+
+
+def rooted(self: Any, y: Tensor, z: Tensor) -> Any:
+    """Elements that are not chosen have neither a root nor a gradient of one."""
+    mask = y > 0
+    y[mask] = torch.log(y[mask].sqrt() + 1) / y[mask]
+    return self.b(y)
+
+
+CHOICES = {
+    single_elements: ["a"], whole_rows: ["a"], both_ways: ["a"], multiplied: ["a"], of_two: ["a"], added_to: ["a"],
+    rooted: ["a", "c"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body", CHOICES, ids=lambda body: body.__name__)
+def test_what_a_mask_selects_is_written_where_it_selects(body: Any) -> None:
+    model = masked(body)
+    found = graphprune.capture(model, (X,))
+    assert not found.opaque and not found.scopes
+    for x in (X, OTHER):
+        assert max_error(run(found.module, (x,)), run(model, (x,))) < 1e-12
+    result = graphprune.prune(model, (X,), target="channels=50%")
+    assert [group.name for group in result.groups.prunable] == CHOICES[body]
+
+
+@pytest.mark.parametrize("body", CHOICES, ids=lambda body: body.__name__)
+def test_gradients_are_those_of_the_model(body: Any) -> None:
+    model = masked(body)
+    slim = graphprune.capture(model, (X,)).module
+    (model(X) ** 2).sum().backward()
+    (slim(X) ** 2).sum().backward()
+    for name, parameter in slim.named_parameters():
+        wanted = model.get_parameter(name).grad
+        assert (parameter.grad is None) == (wanted is None)
+        assert wanted is None or max_error(parameter.grad, wanted) < 1e-12
 
 
 def scaled(self: Any, y: Tensor, z: Tensor) -> Any:
@@ -68,17 +118,6 @@ def scaled(self: Any, y: Tensor, z: Tensor) -> Any:
     rows *= 0.5
     y[mask] = -(rows + z[mask] * 4) - self.b.bias[0]
     return self.b(y)
-
-
-@pytest.mark.parametrize("body", [single_elements, whole_rows, both_ways, added_to, scaled], ids=lambda body: body.__name__)
-def test_what_a_mask_selects_is_written_where_it_selects(body: Any) -> None:
-    model = masked(body)
-    found = graphprune.capture(model, (X,))
-    assert not found.opaque and not found.scopes
-    for x in (X, OTHER):
-        assert max_error(run(found.module, (x,)), run(model, (x,))) < 1e-12
-    result = graphprune.prune(model, (X,), target="channels=50%")
-    assert [group.name for group in result.groups.prunable] == ["a"]
 
 
 def into_a_layer(self: Any, y: Tensor, z: Tensor) -> Any:
@@ -101,6 +140,21 @@ def changed_before_it_is_written(self: Any, y: Tensor, z: Tensor) -> Any:
     return self.b(y)
 
 
+def changed_through_a_view(self: Any, y: Tensor, z: Tensor) -> Any:
+    mask = z > 0
+    taken = y[mask]
+    taken[:1].mul_(3)
+    taken.mul_(2)
+    y[mask] = taken
+    return self.b(y)
+
+
+def of_a_sum(self: Any, y: Tensor, z: Tensor) -> Any:
+    mask = z > 0
+    y[mask] = y[mask] / y[mask].sum()
+    return self.b(y)
+
+
 def of_another_mask(self: Any, y: Tensor, z: Tensor) -> Any:
     y[z > 0] = z[z > 0]
     return self.b(y)
@@ -112,60 +166,83 @@ def of_another_size(self: Any, y: Tensor, z: Tensor) -> Any:
     return self.b(y)
 
 
-def written_by_itself(self: Any, y: Tensor, z: Tensor) -> Any:
-    """A product, of which elements that are not chosen may have no gradient."""
-    mask = z > 0
-    y[mask] = y[mask] * z[mask]
+def updated_in_place(self: Any, y: Tensor, z: Tensor) -> Any:
+    y[z.sum(-1) > 0] *= 2
     return self.b(y)
 
 
-def inverted(self: Any, y: Tensor, z: Tensor) -> Any:
-    mask = z > 0
-    z[mask] = 1 / z[mask]
-    return self.b(z)
-
-
-def added_to_what_changes(self: Any, y: Tensor, z: Tensor) -> Any:
-    mask = z > 0
-    taken = z[mask]
-    z.mul_(2)
-    y[mask] = taken + 1
+def led_through_layers(self: Any, y: Tensor, z: Tensor) -> Any:
+    mask = z.sum(-1) > 0
+    y[mask] = torch.relu(self.f(y[mask]))
     return self.b(y)
 
 
-OTHER_USES = [
-    written_by_itself,
-    inverted,
-    added_to_what_changes,
-    into_a_layer,
-    counted,
-    returned,
-    changed_before_it_is_written,
-    of_another_mask,
-    of_another_size,
-]
+def in_two_parts(self: Any, y: Tensor, z: Tensor) -> Any:
+    mask, out = z.sum(-1) > 0, torch.zeros_like(y)
+    out[mask], out[~mask] = F.layer_norm(y[mask], y.shape[-1:]), y[~mask] + z[~mask]
+    return self.b(out)
+
+
+def behind_an_axis(self: Any, y: Tensor, z: Tensor) -> Any:
+    return self.b(y[:, z.sum((0, 2)) > 0].mean(1) + z.mean(1))
+
+
+OTHER_USES = {
+    into_a_layer: ["a", "c"], counted: [], returned: [], changed_before_it_is_written: [], changed_through_a_view: [],
+    of_a_sum: [], of_another_mask: [], of_another_size: ["a", "c"], updated_in_place: ["a", "c"], led_through_layers: ["a", "c"],
+    in_two_parts: ["a"], behind_an_axis: ["a"], scaled: ["a"],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("body", OTHER_USES, ids=lambda body: body.__name__)
-def test_other_uses_do_not_trace(body: Any) -> None:
-    """Their sizes are not known; the layers are pruned as scopes at best."""
+def test_what_a_mask_selects_is_used_otherwise(body: Any) -> None:
+    """As many as there are: the graph selects, and so does the slim one."""
+    model = masked(body)
+    model.f = nn.Linear(6, 6, dtype=torch.float64)
+    found = graphprune.capture(model, (X,))
+    assert not found.opaque and not found.scopes
+    for x in (X, OTHER, torch.zeros_like(X)):
+        for ours, theirs in zip(run_all(found.module, x), run_all(model, x), strict=True):
+            assert max_error(ours, theirs) < 1e-12
+    if OTHER_USES[body]:
+        result = graphprune.prune(model, (X,), target="channels=50%", ranking="local")
+        assert [group.name for group in result.groups.prunable] == OTHER_USES[body]
+
+
+def run_all(model: Any, x: Tensor) -> tuple[Tensor, ...]:
+    result = run(model, (x.clone(),))
+    return result if isinstance(result, tuple) else (result,)
+
+
+def branching(self: Any, y: Tensor, z: Tensor) -> Any:
+    rows = y[z.sum(-1) > 0]
+    return self.b(y) if rows.shape[0] == 0 else self.b(y) + self.b(rows).mean(0)
+
+
+def looped_over(self: Any, y: Tensor, z: Tensor) -> Any:
+    return sum(self.b(row) for row in y[z.sum(-1) > 0])
+
+
+def of_a_result(self: Any, y: Tensor, z: Tensor) -> Any:
+    rows = self.b(y[z.sum(-1) > 0])
+    return self.b(y) + rows.mean(0) if rows.numel() else self.b(y)
+
+
+def folded(self: Any, y: Tensor, z: Tensor) -> Any:
+    return self.b(torch.cat([y[z > 0], y[~(z > 0)]]).view(y.shape))
+
+
+@pytest.mark.parametrize("body", [branching, looped_over, of_a_result, folded], ids=lambda body: body.__name__)
+def test_what_depends_on_how_many_a_mask_selects_does_not_trace(body: Any) -> None:
+    """The layers are pruned as scopes at best."""
     assert [scope.path for scope in graphprune.capture(masked(body), (X,)).scopes] == ["a", "c", "b"]
-
-
-def test_gradients_are_those_of_the_model() -> None:
-    model = masked(added_to)
-    slim = graphprune.capture(model, (X,)).module
-    (model(X) ** 2).sum().backward()
-    (slim(X) ** 2).sum().backward()
-    for name, parameter in model.named_parameters():
-        grad = slim.get_parameter(name).grad
-        assert grad is not None and parameter.grad is not None and max_error(grad, parameter.grad) < 1e-12
 
 
 def test_the_reason_says_what_is_not_known() -> None:
     class Whole(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return x[x > 0]
+            y = x[x > 0]
+            return y if len(y) > 1 else -y
 
     with pytest.raises(TraceError, match="how many elements a mask selects depends on values"):
         graphprune.capture(Whole(), (X,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import DoubleTensor, Tensor, nn
@@ -52,6 +53,7 @@ MADE: dict[str, Callable[[Tensor], Any]] = {
     "of a list": lambda x: torch.DoubleTensor([0.5]),
     "of the default dtype": lambda x: torch.Tensor([0.5]).double(),
     "of integers": lambda x: torch.LongTensor([2]),
+    "of an array": lambda x: torch.LongTensor(np.array([2])),
     "of a list, and moved": lambda x: torch.DoubleTensor([0.5]).to(x.device),
     "of a size, and filled": lambda x: torch.DoubleTensor(1).fill_(0.5),
     "of a list, and written into": _written,
@@ -120,9 +122,19 @@ def test_sizes_of_a_tensor_that_a_type_makes_may_be_others(made: Callable[[Tenso
     check_plan(found, found.random_plan(0), other=other)
 
 
-def test_a_type_under_another_name_makes_no_tensor_of_sizes() -> None:
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_type_under_another_name_makes_no_tensor_of_sizes(batch: int) -> None:
     kind = torch.DoubleTensor
     inner = net(lambda self, x: self.l(x) * kind(x.shape[0], 1).fill_(1.0), l=nn.Linear(8, 8))
-    program = graphprune.capture(nn.Sequential(nn.Linear(5, 8).double(), inner), torch.randn(2, 5, dtype=torch.float64))
+    program = graphprune.capture(nn.Sequential(nn.Linear(5, 8).double(), inner), torch.randn(batch, 5, dtype=torch.float64))
     assert "torch.empty does so" in program.opaque["1"] and "test_tensor_types.py" in program.opaque["1"]
     assert not [name for name in vars(torch) if name.startswith("_DoubleTensor ")]
+
+
+@pytest.mark.parametrize("data", [lambda x: [x.shape[0]], lambda x: [[len(x), 1]], lambda x: [2, 1]])
+def test_a_type_under_another_name_makes_no_tensor_of_integers(data: Callable[[Tensor], Any]) -> None:
+    """It reads them in C, whatever they remember: that of the example would stay."""
+    kind = torch.LongTensor
+    inner = net(lambda self, x: self.l(x) * kind(data(x)).sum(), l=nn.Linear(8, 8))
+    program = graphprune.capture(nn.Sequential(nn.Linear(5, 8).double(), inner), torch.randn(2, 5, dtype=torch.float64))
+    assert "torch.tensor does so" in program.opaque["1"] and "test_tensor_types.py" in program.opaque["1"]

@@ -288,14 +288,14 @@ def test_auxiliary_outputs_are_named_and_what_is_inside_follows() -> None:
     assert not torch.equal(program.module.get_buffer("n.running_mean"), before)
 
 
-@pytest.mark.parametrize(("weights", "stays"), [(True, {"m"}), (False, set())])
-def test_the_dropout_of_attention_that_is_asked_for_its_weights_stays_off_and_is_named(weights: bool, stays: set[str]) -> None:
+@pytest.mark.parametrize("weights", [True, False])
+def test_the_dropout_of_attention_follows_whether_it_is_asked_for_its_weights_or_not(weights: bool) -> None:
     """torch calls it in train mode alone there; otherwise it is an argument of one call."""
     attention, x = nn.MultiheadAttention(4, 2, dropout=0.5, batch_first=True).double(), double(2, 3, 4)
     program = graphprune.capture(net(lambda self, x: self.m(x, x, x, need_weights=weights)[0], m=attention), x)
-    assert program.eval_only.keys() == stays
+    assert not program.eval_only
     program.module.train()
-    assert torch.equal(program.module(x), program.module(x)) is weights
+    assert not torch.equal(program.module(x), program.module(x))
 
 
 def test_a_model_follows_but_for_its_modules_that_cannot() -> None:

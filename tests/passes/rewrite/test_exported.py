@@ -14,6 +14,7 @@ import graphprune
 import tests.zoo.test_zoo  # noqa: F401  (makes the cases)
 from graphprune.resizers import _CALLS, call_resizer
 from graphprune.tracing import normalise_inputs
+from tests.checking import max_error, run
 from tests.zoo.case import CASES, net
 
 
@@ -91,6 +92,42 @@ def test_structures_of_the_zoo_are_pruned_once_exported(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_every_structure_of_the_zoo_is_pruned_once_exported(name: str) -> None:
     _prune_exported(name)
+
+
+def _listed(self: Any, x: Tensor) -> Tensor:
+    y = self.stem(x)[:, [2, 0, 1, 5, 4, 3]]
+    y = torch.cat([y[:, self.places], y.index_select(1, torch.tensor([1, 3, 5]))], 1)
+    scores: Tensor = self.head(y).mean((2, 3))
+    return scores
+
+
+def _listed_and_changed(self: Any, x: Tensor) -> Tensor:
+    """The list that is exported is not the one that is read."""
+    order = torch.tensor([1, 0, 2, 3, 4, 5])
+    order[:2] = torch.tensor([0, 1])
+    scores: Tensor = self.head(self.stem(x).index_select(1, order)).mean((2, 3))
+    return scores
+
+
+def _exported(body: Any) -> tuple[Any, Any, Tensor]:
+    model: Any = net(body, stem=nn.Conv2d(3, 6, 1), head=nn.Conv2d(6, 5, 1)).double().eval()
+    model.places = [0, 2, 4]
+    image = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    return model, torch.export.export(model, (image,)).module(check_guards=False), image
+
+
+def test_lists_and_constants_that_name_channels_are_counted_anew() -> None:
+    model, exported, image = _exported(_listed)
+    found, wanted = (graphprune.prune(given, image, target="channels=50%", ranking="local") for given in (exported, model))
+    assert found.report.verification is not None and found.report.verification.error < 1e-10
+    assert found.report.after.parameters == wanted.report.after.parameters
+    assert found.report.after.parameters < 0.6 * found.report.before.parameters
+    assert max_error(run(found.model, image), run(wanted.model, image)) < 1e-10
+
+
+def test_a_constant_that_is_written_into_names_nothing() -> None:
+    _, exported, image = _exported(_listed_and_changed)
+    assert not graphprune.channel_groups(graphprune.capture(exported, image)).prunable
 
 
 def _prune_exported(name: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 import graphprune
-from graphprune.errors import VerificationError
+from graphprune.errors import CaptureError, VerificationError
 from tests.checking import analyse
 from tests.zoo.case import conv, net
 
@@ -189,6 +189,15 @@ def test_a_model_that_runs_on_nothing_drawn_is_not_proved() -> None:
     with pytest.raises(VerificationError, match=r"does not run on random numbers .* IndexError"):
         graphprune.prune(model, x, target="channels=50%")
     assert graphprune.prune(model, x, target="channels=50%", verify=False).report.verification is None
+
+
+def test_ids_that_a_table_does_not_have_are_named_as_such() -> None:
+    model = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    for ids in ([[1, 7]], [[-1, 2]]):
+        with pytest.raises(
+            CaptureError, match=r"on its example inputs \(int64\[1x2\]\): node _0 .* IndexError: .* ids that its tables"
+        ):
+            graphprune.prune(model, torch.tensor(ids), target="channels=50%")
 
 
 class _Modes(nn.Module):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import graphprune
 from tests.checking import analyse
 from tests.passes.analysis.rules.observing import observe
 from tests.zoo.case import net
@@ -110,3 +112,40 @@ def test_what_meets_numbers_drawn_at_random_stays(function: Callable[[Tensor], T
     """A smaller model would draw fewer, and so others."""
     seen = observe(lambda t: t + function(t), t=torch.randn(3, 6))
     assert seen.frozen >= set(seen.atoms("t", 1))
+
+
+def _filled(self: Any, x: Tensor) -> Tensor:
+    y = x.new_empty(len(x), 2, 6).fill_(1.0)
+    y[:, 0] = self.t(x)
+    return y
+
+
+def _zeros_beside(self: Any, x: Tensor) -> Tensor:
+    y = x.new_empty(len(x), 2, 6)
+    y[:, 0], y[:, 1] = self.t(x), x.new_zeros(len(x), 6)
+    return y
+
+
+def _masked(self: Any, x: Tensor) -> Tensor:
+    y = x.new_empty(len(x), 2, 6)
+    y[:, 0], y[:, 1] = self.t(x), self.t(x + 1)
+    y[x[:, 0] > 0] = 0.0
+    return y
+
+
+def _written(self: Any, x: Tensor) -> Tensor:
+    y = x.new_empty(len(x), 2, 6)
+    y[:, 0], y[:, 1] = self.t(x), self.t(x + 1)
+    return y
+
+
+@pytest.mark.parametrize("body", [_filled, _zeros_beside, _masked, _written])
+def test_what_is_written_into_memory_is_normalised_unless_constants_are(body: Any) -> None:
+    """A statistic counts constants, whatever becomes of the channels beside them; memory as it was found nobody reads."""
+    model = net(lambda self, x: self.b(self.norm(body(self, x))), t=nn.Linear(4, 6), norm=nn.LayerNorm(6), b=nn.Linear(6, 2))
+    found = analyse(model, torch.randn(3, 4, dtype=torch.float64))
+    frozen = any("a norm over" in reason for reason in found.frozen_reasons("t.weight", 0))
+    assert frozen == (body is not _written)
+    if not frozen:
+        result = graphprune.run_pipeline(found.program, "channels,score{criterion=random},select{channels=50%},rewrite,verify")
+        assert result.report.verification is not None and result.report.verification.error < 1e-10
