@@ -158,7 +158,7 @@ WRONG: dict[str, tuple[tuple[str, ...], str]] = {
     "option": ((*RUN, "-o", "run", "--set", "tolerance=1"), "tolerance: no option of iterative; adaptive, class-aware take it"),
     "value": ((*RUN, "-o", "run", "--set", "training.lr=0"), "--set training.lr=0: [training] lr = 0: Input should be greater"),
     "target": ((*RUN, "-o", "run", "--target", "50%"), "command line: [method] target"),
-    "target of none": (("run", "class-aware", MODEL, *SHORT, "-o", "run", "--target", "macs=50%"), "target: no option of class-aware;"),
+    "target of none": (("run", "class-aware", MODEL, *SHORT, "-o", "run", "--target", "macs=50%"), "no option of class-aware;"),
     "setting": ((*RUN, "-o", "run", "--set", "lr"), "--set lr is not NAME=VALUE"),
     "criterion": ((*RUN, "-o", "run", "--set", "criterion=l9"), "There is no criterion 'l9'"),
     "training": ((*RUN, "-o", "run", "--training", "x"), "There is no training recipe 'x'"),
