@@ -22,6 +22,7 @@ from graphprune.errors import CaptureError, RewriteError, did_you_mean
 from graphprune.ir.graph_module import adopt
 from graphprune.ir.program import Inputs, Scope
 from graphprune.ir.twins import undisturbed
+from graphprune.randomness import own_randomness
 from graphprune.tracing.inputs import ModuleCall
 
 
@@ -43,7 +44,7 @@ def record_calls(root: nn.Module, inputs: Inputs, paths: Collection[str] | None 
     wanted = [(path, module) for path, module in root.named_modules() if (path if paths is None else path in paths)]
     hooks = [module.register_forward_pre_hook(noting(path), with_kwargs=True) for path, module in wanted]
     try:
-        with undisturbed(root), torch.no_grad():
+        with undisturbed(root), torch.no_grad(), own_randomness():
             root(*inputs.args, **inputs.kwargs)
     finally:
         for hook in hooks:
