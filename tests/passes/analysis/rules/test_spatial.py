@@ -43,6 +43,17 @@ VOLUME: list[Callable[[Tensor], Any]] = [
 CALLS = [(rank, f) for rank, calls in ((1, LINE), (2, PLANE), (3, VOLUME)) for f in calls]
 
 
+@pytest.mark.parametrize("batch", [(), (2,)])
+@pytest.mark.parametrize("rank", [2, 3])
+def test_unpooling_keeps_space_whole_with_and_without_a_batch(batch: tuple[int, ...], rank: int) -> None:
+    unpool = F.max_unpool2d if rank == 2 else F.max_unpool3d
+    t = torch.randn(*batch, 3, *[4] * rank)
+    seen = observe(lambda t: unpool(t, (t * 0).long(), [2] * rank), t=t)
+    for axis in range(len(batch) + 1):
+        assert seen.result_atoms(axis) == seen.atoms("t", axis)
+    assert seen.frozen == {atom for axis in range(len(batch) + 1, t.dim()) for atom in seen.atoms("t", axis)}
+
+
 @pytest.mark.parametrize(("rank", "function"), CALLS)
 def test_channels_and_batch_pass_and_space_stays(rank: int, function: Callable[[Tensor], Any]) -> None:
     seen = observe(lambda t: function(t), t=torch.randn(2, 3, *[4] * rank))
