@@ -219,11 +219,10 @@ def _code_of(root: nn.Module) -> list[tuple[Any, Mapping[str, Any]]]:
     The code of a graph module is the model's own, though its class is one of torch. Each with what it has (a class) or names of its
     module (a function).
     """
-    pending: list[Any] = list({type(module) for module in root.modules()})
-    pending += [value for module in root.modules() for value in vars(module).values() if type(value) is FunctionType]
-    pending += [
-        getattr(module.forward, "__func__", module.forward) for module in root.modules() if isinstance(module, fx.GraphModule)
-    ]
+    modules = list(root.modules())
+    pending: list[Any] = list({type(module) for module in modules})
+    pending += [value for module in modules for value in vars(module).values() if type(value) is FunctionType]
+    pending += [getattr(module.forward, "__func__", module.forward) for module in modules if isinstance(module, fx.GraphModule)]
     seen: dict[int, tuple[Any, Mapping[str, Any]]] = {}
     methods: dict[str, list[Any]] = defaultdict(list)  # those that nothing has named so far
     names = {"forward", "__call__", "__getitem__"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,21 +16,25 @@ from graphprune.rules import tensors_in
 def leave_out_dead_writes(graph: fx.Graph, tape: Tape) -> None:
     """Take calls out whose only effect is on memory that the graph makes and does not read, and what they alone read."""
     steps = {step.node: step for step in tape.steps}
-    if not any(_written(step) for step in tape.steps):
+    writes = {step.node: written for step in tape.steps if (written := _written(step))}
+    if not writes:
         return
-    made = {memory for node in graph.nodes if _makes(node) for memory in _memory([steps[node.name].result])}
-    made -= {memory for node in graph.nodes if not _makes(node) for memory in _memory([steps[node.name].result])}
+    results = {node: _memory([steps[node.name].result]) for node in graph.nodes}
+    made = {memory for node in graph.nodes if _makes(node) for memory in results[node]}
+    made -= {memory for node in graph.nodes if not _makes(node) for memory in results[node]}
+    if made.isdisjoint(chain.from_iterable(writes.values())):
+        return
     needed: set[fx.Node] = set()
     read: set[int] = set()
     dead: dict[fx.Node, None] = {}
     for node in reversed(graph.nodes):
         step = steps[node.name]
-        written = _written(step)
+        written = writes.get(node.name, set())
         has_effects = not written <= made - read if written else not (_makes(node) or node.op == "get_attr")
         is_of_dead = bool(node.users) and node.users.keys() <= dead.keys()
         if has_effects or not needed.isdisjoint(node.users) or not (written or is_of_dead):
             needed.add(node)
-            read |= _memory([(run.args, run.kwargs) for run in step.operations]) | _memory([step.result])
+            read |= _memory([(run.args, run.kwargs) for run in step.operations]) | results[node]
         else:
             dead[node] = None
     for node in dead:

@@ -128,14 +128,14 @@ class Shadow:
                 state[key] = self._attribute(value)
         state.update(self.left.get(path, {}))
         self._note_methods(state)
-        state.update([(key, state[key].copy()) for key in _HOOKS])
         for key in _HOOKS:
-            self._note_methods(state[key])
+            state[key] = hooks = state[key].copy()
+            if hooks:
+                self._note_methods(hooks)
         state["training"] = self._mode
         state["_compiled_call_impl"] = lambda *args, **kwargs: self._call(result, path, args, kwargs)
         for store in ("_parameters", "_buffers"):
-            entries = source.__dict__[store]
-            state[store] = {key: None if value is None else self.of(value) for key, value in entries.items()}
+            state[store] = {key: None if value is None else self.of(value) for key, value in state[store].items()}
         children = state["_modules"] = {}
         for name, child in source._modules.items():
             children[name] = None if child is None else self._copy(child, f"{path}.{name}" if path else name)

@@ -35,13 +35,9 @@ def writes_attributes() -> bool:
 
 def _frame_of_model() -> FrameType | None:
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None:
-        if is_of_model(frame.f_code):
-            return frame
-        if is_trace_entry(frame.f_code):
-            return None
-        frame = frame.f_back
-    return None
+    while frame is not None and not is_of_model(frame.f_code):
+        frame = None if is_trace_entry(frame.f_code) else frame.f_back
+    return frame
 
 
 @lru_cache(_MOST_CODES)

@@ -26,9 +26,11 @@ from graphprune.pipeline.analysis_manager import AnalysisView
 from graphprune.pipeline.pass_base import Pass
 from graphprune.plans.plan import kept_units
 from graphprune.resizers import call_resizer, module_resizer
+from graphprune.scratch import Scratch
 
 _CALLS: Final = ("call_module", "call_function", "call_method")
 _BLOCK: Final = 2**22  # elements that are cut along all axes at a time: in the cache, this takes a third of the time
+_FEW: Final = 2**14  # elements that are cut as fast one axis after the other
 _CHANNELS_LAST: Final[Mapping[int, torch.memory_format]] = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -71,6 +73,7 @@ def _slicer(module: fx.GraphModule, kept: Kept) -> Callable[[torch.Tensor], torc
     tensors = named_tensors(module)
     cuts = {id(tensors[name]): axes for name, axes in kept.cuts.items()}
     indices: dict[tuple[int, torch.device], torch.Tensor] = {}
+    scratch = Scratch(_BLOCK)
 
     def index_of(vector: int, device: torch.device) -> torch.Tensor:
         """The kept indices; most vectors are those of many tensors."""
@@ -82,8 +85,8 @@ def _slicer(module: fx.GraphModule, kept: Kept) -> Callable[[torch.Tensor], torc
     def sliced(tensor: torch.Tensor) -> torch.Tensor:
         result, wanted = tensor, _memory_format(tensor)
         places = [(axis, index_of(vector, tensor.device)) for axis, vector in cuts.get(id(tensor), ())]
-        if tensor.numel() > _BLOCK and len(places) > 1:
-            result = _by_blocks(tensor, places)
+        if len(places) > 1 and tensor.numel() > _FEW:
+            result = _by_blocks(tensor, places, scratch)
         else:
             for axis, index in places:
                 result = result.index_select(axis, index)
@@ -95,16 +98,18 @@ def _slicer(module: fx.GraphModule, kept: Kept) -> Callable[[torch.Tensor], torc
     return sliced
 
 
-def _by_blocks(tensor: torch.Tensor, places: list[tuple[int, torch.Tensor]]) -> torch.Tensor:
-    """What is at these places of two axes or more of a large tensor; no half of it, cut along one of them, is written to memory."""
+def _by_blocks(tensor: torch.Tensor, places: list[tuple[int, torch.Tensor]], scratch: Scratch) -> torch.Tensor:
+    """What is at these places of two axes or more of a tensor; no half of it, cut along one of them, is written to fresh memory."""
     (axis, index), *others, (last, kept) = places
     sizes = [*tensor.shape]
     for cut, chosen in places:
         sizes[cut] = len(chosen)
     result = tensor.new_empty(sizes)
-    step = max(1, _BLOCK * tensor.shape[axis] // tensor.numel())
+    slice_size = tensor.numel() // tensor.shape[axis]
+    step = max(1, _BLOCK // slice_size)
     for some, part in zip(index.split(step), result.split(step, axis), strict=True):
-        block = tensor.index_select(axis, some)
+        shape = [*tensor.shape[:axis], len(some), *tensor.shape[axis + 1 :]]
+        block = torch.index_select(tensor, axis, some, out=scratch.of(shape, tensor))
         for other, chosen in others:
             block = block.index_select(other, chosen)
         torch.index_select(block, last, kept, out=part)

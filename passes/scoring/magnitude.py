@@ -11,6 +11,7 @@ from torch import Tensor
 
 from graphprune.channels.groups import Ints
 from graphprune.criteria import Floats, ScoringContext
+from graphprune.scratch import Scratch
 
 _BLOCK: Final = 2**22  # elements that are raised at a time: what stays in the cache is summed at twice the speed
 
@@ -20,26 +21,24 @@ def slice_powers(context: ScoringContext, power: int) -> Iterator[tuple[Ints, Fl
 
     Sums are taken in the weight's precision (float32 at least; torch sums pairwise), results are float64.
     """
-    largest = max((context.program.tensors[name].numel() for name in context.axes), default=0)
-    scratch: Tensor | None = None  # used again and again: fresh memory costs as much as what is done in it
+    scratch = Scratch(_BLOCK)
     for parameter, axes in context.members():
         weight = parameter.detach().abs() if parameter.is_complex() else parameter.detach()
         dtype = torch.float32 if weight.dtype in (torch.float16, torch.bfloat16) else weight.dtype
-        if scratch is None or (scratch.dtype, scratch.device) != (dtype, weight.device):
-            scratch = weight.new_empty(min(largest, _BLOCK), dtype=dtype)
         if weight.dim() < 2:
             yield from slice_sums(_raised(weight, power, torch.empty_like(weight, dtype=dtype)), axes)  # which are itself
         elif weight.numel() <= _BLOCK:
-            yield from slice_sums(_raised(weight, power, scratch[: weight.numel()].view(weight.shape)), axes)
+            yield from slice_sums(_raised(weight, power, scratch.of(weight.shape, weight, dtype)), axes)
         else:
-            yield from _by_blocks(weight, power, axes, dtype)
+            yield from _by_blocks(weight, power, axes, dtype, scratch)
 
 
-def _by_blocks(weight: Tensor, power: int, axes: Sequence[tuple[int, Ints]], dtype: torch.dtype) -> Iterator[tuple[Ints, Floats]]:
+def _by_blocks(
+    weight: Tensor, power: int, axes: Sequence[tuple[int, Ints]], dtype: torch.dtype, scratch: Scratch
+) -> Iterator[tuple[Ints, Floats]]:
     """The same of a large weight, of which only so much is raised at a time as stays in the cache."""
     blocks = weight.split(max(1, _BLOCK * len(weight) // weight.numel()))
-    powers = torch.empty_like(blocks[0], dtype=dtype)
-    parts = [[*slice_sums(_raised(block, power, powers[: len(block)]), axes)] for block in blocks]
+    parts = [[*slice_sums(_raised(block, power, scratch.of(block.shape, block, dtype)), axes)] for block in blocks]
     for (axis, units), *found in zip(axes, *parts, strict=True):
         sums = [values.astype(np.float64) for _, values in found]
         yield units, np.sum(sums, axis=0) if axis else np.concatenate(sums)
