@@ -26,6 +26,7 @@ from torchvision import ops
 from graphprune.artifact.records import find_record, is_record, record_name
 from graphprune.artifact.values import shorten
 from graphprune.errors import ArtifactError
+from graphprune.ir.handed import handed_over
 from graphprune.ir.train_mode import add_in_train_mode
 
 Table = Mapping[str, Callable[..., Any]]
@@ -140,6 +141,7 @@ _TABLES: Mapping[str, Callable[[], Table]] = {
     "math": lambda: {name: value for name, value in vars(math).items() if isinstance(value, BuiltinFunctionType)},
     "torchvision.ops": _torchvision_ops,
     "graphprune.ir.train_mode": lambda: {"add_in_train_mode": add_in_train_mode},
+    "graphprune.ir.handed": lambda: {"handed_over": handed_over},
     **{module: partial(_picked, module, names) for module, names in _TORCHVISION_MODELS.items()},
 }
 

@@ -17,9 +17,10 @@ from torch import fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 from graphprune.channels.borrowed import borrowed
-from graphprune.channels.labels import Field, LabelSpace, Reason, Value, along
+from graphprune.channels.labels import Field, LabelSpace, Reason, Value, along, axes_of
 from graphprune.channels.shuffles import Shuffle, find_shuffles
 from graphprune.channels.tape import Operation, Step, Tape, describe, run_error, tape_of
+from graphprune.ir.handed import is_handed_over
 from graphprune.ir.program import Program
 from graphprune.ir.reads import reads_numbers
 from graphprune.pipeline.policy import Policy
@@ -121,6 +122,7 @@ class _Propagation:
         self._values = self.trace.known
         self._rules: dict[Any, Any] = {}
         self._copied: dict[int, torch.Tensor] = {}  # vectors, by the identity of their copies
+        self._handed: set[int] = set()  # tensors that scopes make for others
         self._written: set[int] = set()  # memory that operators have written into
 
     def run(self, step: Step, node: fx.Node) -> None:
@@ -135,14 +137,28 @@ class _Propagation:
         if step.refusal:
             self.freeze_tensors(step.boundary, step.refusal, node.op.removeprefix("call_"))
             self.freeze_results(result, step.refusal)
+        elif is_handed_over(node):
+            self._hand_over(step, node)
         elif node.op == "output":
-            self.freeze_tensors(result, "it reaches the model's output", "output")
+            self.freeze_tensors(self._returned(result), "it reaches the model's output", "output")
         plain = isinstance(result, _PLAIN)
         self.trace.values[node.name] = self.value_or_item(result) if plain else tree_map(self.value_or_item, result)
         if self.choose("sizes", ()) == "tied":
             for field, other in borrowed(node, self.trace.values):
                 self.space.tie(field, other)
             self._credit("sizes")
+
+    def _hand_over(self, step: Step, node: fx.Node) -> None:
+        """What scopes hand to each other is no output; of its sizes, those that the code around reads stay."""
+        self._handed |= {id(tensor) for tensor in (step.result, *tensors_in(run.args for run in step.operations))}
+        read = node.args[-1]
+        assert isinstance(read, tuple)
+        for item in self.value_of(step.result).fields:
+            if not set(read).isdisjoint(axes_of(item)):
+                self.space.freeze(item, self.reason("its size is read by the code around the scopes", "scope"))
+
+    def _returned(self, result: Any) -> list[torch.Tensor]:
+        return [tensor for tensor in tensors_in((result,)) if id(tensor) not in self._handed]
 
     def _credit(self, name: str) -> None:
         """Note who wrote down the ties that are new."""

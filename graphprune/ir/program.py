@@ -12,6 +12,7 @@ from torch import fx
 from torch.utils._pytree import tree_map
 
 from graphprune.errors import UsageError
+from graphprune.ir.handed import Taken
 from graphprune.ir.twins import named_tensors
 from graphprune.ir.weights import Weights
 
@@ -83,11 +84,12 @@ class Record:
 
 @dataclass(frozen=True)
 class Scope:
-    """A submodule that is pruned in place. arguments: names of its forward, with the placeholders that stand for them
-    (empty for one given as None or an option), in the forward's order."""
+    """A submodule that is pruned in place. arguments: names of its forward, with the placeholders that stand for them (empty for
+    one given as None or an option, or taken from other scopes), in the forward's order. taken: tensors of other scopes in them."""
 
     path: str
     arguments: tuple[tuple[str, str], ...]
+    taken: tuple[Taken, ...] = ()
 
 
 def names_of(option: str, given: Iterable[Any]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.utils._pytree import tree_map
 
 from graphprune.channels.tape import Operation
+from graphprune.ir.handed import Keys
 from graphprune.ir.program import Inputs, Program, Scope, placeholder_values
 from graphprune.ir.twins import named_tensors
 from graphprune.tracing.capture import capture
@@ -43,7 +44,18 @@ def _call(scope: Scope, graph: fx.Graph, joint: Inputs) -> ModuleCall:
     """A scope as it is called in the example of the graph."""
     names = [node.target for node in graph.nodes if node.op == "placeholder"]
     values = dict(zip(names, placeholder_values(graph, joint), strict=False))
-    return ModuleCall(scope.path, Inputs((), {name: values[given] if given else None for name, given in scope.arguments}))
+    arguments = {name: values[given] if given else None for name, given in scope.arguments}
+    for argument in {one.argument for one in scope.taken}:
+        arguments[argument] = _holder([one.at for one in scope.taken if one.argument == argument])
+    return ModuleCall(scope.path, Inputs((), arguments), scope.taken)
+
+
+def _holder(ways: Sequence[Keys]) -> Any:
+    """A structure that holds something at each of these ways."""
+    if () in ways:
+        return _END
+    inner = {key: _holder([way[1:] for way in ways if way[0] == key]) for key in dict.fromkeys(way[0] for way in ways)}
+    return inner if isinstance(next(iter(inner)), str) else [*inner.values()]
 
 
 def _in_words(operation: Any) -> str:

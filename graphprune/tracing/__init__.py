@@ -2,6 +2,6 @@
 
 from graphprune.tracing.capture import capture
 from graphprune.tracing.inputs import normalise_inputs
-from graphprune.tracing.scopes import joined, put_back
+from graphprune.tracing.parts import joined, put_back
 
 __all__ = ["capture", "joined", "normalise_inputs", "put_back"]

@@ -24,10 +24,12 @@ from graphprune.placement import Placement, placement_of
 from graphprune.tracing.dead_writes import leave_out_dead_writes
 from graphprune.tracing.earlier_calls import inputs_of_other_sizes
 from graphprune.tracing.early_checks import bring_checks_forward
+from graphprune.tracing.handing import linked, taken_arguments
 from graphprune.tracing.inputs import ModuleCall, check_inputs, holds_tensor, normalise_inputs, options_of, with_names
 from graphprune.tracing.module_tree import module_over
+from graphprune.tracing.parts import outside
 from graphprune.tracing.rehearsal import rehearse
-from graphprune.tracing.scopes import find_scopes, named_scopes, outside, reach, record_calls, scope_of
+from graphprune.tracing.scopes import find_scopes, named_scopes, reach, record_calls, scope_of
 from graphprune.tracing.source import error_line, in_brackets
 from graphprune.tracing.tracer import Tracer
 from graphprune.tracing.training import Difference, Differs, Mode, follow_mode, keep_still
@@ -174,7 +176,7 @@ def _whole(root: nn.Module, inputs: Inputs, announced: bool) -> _Trace:
         found = find_scopes(root, calls, lambda call: _traces(root, call))
         if not found:
             raise
-        return replace(_best_trace(root, tuple(found)), untraced=error.reason)
+        return replace(_joint_trace(root, inputs, found), untraced=error.reason)
 
 
 def _inside_leaves(root: nn.Module, inputs: Inputs, trace: _Trace) -> _Trace | None:
@@ -196,16 +198,30 @@ def _inside_leaves(root: nn.Module, inputs: Inputs, trace: _Trace) -> _Trace | N
     if sum(inside) <= whole - sum(sizes) - max(around, default=0):
         return None
     _, path = max(zip(sizes, leaves, strict=True))
-    return replace(_best_trace(root, tuple(found)), untraced=f"module {path} does not trace: {leaves[path]}")
+    return replace(_joint_trace(root, inputs, found), untraced=f"module {path} does not trace: {leaves[path]}")
 
 
 def _scoped(root: nn.Module, inputs: Inputs, scopes: Sequence[str] | Sequence[ModuleCall]) -> _Trace:
     calls = [scope for scope in scopes if isinstance(scope, ModuleCall)]
-    names = () if calls else names_of("scopes", scopes)
-    trace = _best_trace(root, tuple(calls or named_scopes(root, _recorded(root, inputs), names)))
+    if calls:
+        trace = _best_trace(root, tuple(calls))
+    else:
+        names = names_of("scopes", scopes)
+        trace = _joint_trace(root, inputs, named_scopes(root, _recorded(root, inputs), names))
     for path, target in outside(trace.tracer.writer.graph, [call.path for call in trace.calls]):
         raise CaptureError(f"Scope {path!r} uses {target}, which lies outside of it; name a submodule that holds both.")
     return trace
+
+
+def _joint_trace(root: nn.Module, inputs: Inputs, calls: list[ModuleCall]) -> _Trace:
+    """The trace of scopes that hand to each other what nothing else uses; of each by itself where that one fails."""
+    together = linked(root, inputs, calls)
+    try:
+        return _best_trace(root, tuple(together))
+    except TraceError:
+        if not any(call.taken for call in together):
+            raise
+        return _best_trace(root, tuple(calls))
 
 
 def _recorded(root: nn.Module, inputs: Inputs, where: str = "") -> dict[str, ModuleCall]:
@@ -284,13 +300,15 @@ def _trace(
 
 def _traced(tracer: Tracer, root: nn.Module, calls: tuple[ModuleCall, ...], announced: bool) -> _Trace:
     given: dict[str, Any] = {}
-    scopes, results = [], []
+    scopes: list[Scope] = []
+    results: dict[str, Any] = {}
     for call in calls:
         prefix = f"{call.path.replace('.', '_')}_" if call.path else ""
         names, placeholders = {}, {}
         arguments = [*with_names(root.get_submodule(call.path), call.inputs.args), *call.inputs.kwargs.items()]
+        taken = {one.argument for one in call.taken}
         for name, value in arguments:
-            names[name] = prefix + name if holds_tensor(value) else ""
+            names[name] = prefix + name if holds_tensor(value) and name not in taken else ""
             if names[name]:
                 given[names[name]] = value
                 # Integers that a scope is given may be made by the code around it, of activations.
@@ -302,11 +320,12 @@ def _traced(tracer: Tracer, root: nn.Module, calls: tuple[ModuleCall, ...], anno
             tracer.options(options)
             given |= options
         try:
-            results.append(tracer.run(call, placeholders, announced=announced))
+            placeholders |= taken_arguments(tracer.hand_over, call, dict(arguments), results)
+            results[call.path] = tracer.run(call, placeholders, announced=announced)
         except Exception as error:
             raise _trace_error(root, call, tracer, error) from error
     try:
-        tracer.finish(tuple(results) if scopes else results[0])
+        tracer.finish(tuple(results.values()) if scopes else results[""])
     except Untraceable as error:
         raise _trace_error(root, calls[-1], tracer, error) from error
     return _Trace(tracer, calls, given, tuple(scopes), announced)

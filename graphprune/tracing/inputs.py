@@ -14,15 +14,17 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from graphprune.errors import CaptureError
+from graphprune.ir.handed import Taken
 from graphprune.ir.program import Inputs
 
 
 @dataclass(frozen=True)
 class ModuleCall:
-    """A call of a module: its path in the model (empty for the model itself) and its arguments."""
+    """A call of a module: its path in the model (empty for the model itself), its arguments, and what of them other calls make."""
 
     path: str
     inputs: Inputs
+    taken: tuple[Taken, ...] = ()
 
 
 def normalise_inputs(example_inputs: Any) -> Inputs:

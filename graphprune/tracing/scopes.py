@@ -7,19 +7,16 @@ tuple of their results, so that budgets, plans and proofs cover them together.
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.fx.node import map_arg
+from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from graphprune.channels.tape import stand_in
-from graphprune.errors import CaptureError, RewriteError, did_you_mean
-from graphprune.ir.graph_module import adopt
+from graphprune.errors import CaptureError, did_you_mean
 from graphprune.ir.program import Inputs, Scope
 from graphprune.ir.twins import undisturbed
 from graphprune.randomness import own_randomness
@@ -114,108 +111,8 @@ def is_plain(inputs: Inputs) -> bool:
     )
 
 
-def outside(graph: fx.Graph, paths: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Layers and tensors that a scope uses and that do not lie in it, with the scope's path."""
-    for path, result in zip(paths, graph.output_node().args[0], strict=True):  # type: ignore[arg-type]
-        for node in _ancestors(result):
-            target = str(node.target)
-            if node.op in ("call_module", "get_attr") and "." in target and not target.startswith(f"{path}."):
-                yield path, target
-
-
 def scope_of(root: nn.Module, call: ModuleCall, placeholders: dict[str, str]) -> Scope:
     """What is needed to put a scope back. placeholders: names in the joint graph, by the scope's own argument names."""
     names = list(inspect.signature(root.get_submodule(call.path).forward).parameters)
     order = sorted(placeholders, key=lambda name: names.index(name) if name in names else len(names))
-    return Scope(call.path, tuple((name, placeholders[name]) for name in order))
-
-
-def put_back(model: nn.Module, slim: fx.GraphModule, scopes: Sequence[Scope]) -> nn.Module:
-    """A deep copy of the model with its scopes replaced by the slim ones. Raises RewriteError unless each has a result."""
-    results: Any = slim.graph.output_node().args[0]
-    if not isinstance(results, (tuple, list)) or len(results) != len(scopes):
-        raise RewriteError(f"The graph does not make a result for each of {', '.join(scope.path for scope in scopes)}.")
-    memo: dict[int, Any] = {}
-    for scope, result in zip(scopes, results, strict=True):
-        original = model.get_submodule(scope.path)
-        memo[id(original)] = _part(slim, scope, result, original)
-    return copy.deepcopy(model, memo)
-
-
-def joined(model: nn.Module, scopes: Sequence[Scope]) -> fx.GraphModule | None:
-    """The graph of a model whose scopes are graph modules: what :func:`put_back` took apart, with the names that nodes have there.
-
-    None where a scope is no graph module.
-    """
-    parts = [model.get_submodule(scope.path) for scope in scopes]
-    graph = fx.Graph()
-    given = {name: graph.placeholder(name) for scope in scopes for _, name in scope.arguments if name}
-    results: list[Any] = []
-    for scope, part in zip(scopes, parts, strict=True):
-        if not isinstance(part, fx.GraphModule):
-            return None
-        names, copied = dict(scope.arguments), dict[fx.Node, fx.Node]()
-        for node in part.graph.nodes:
-            if node.op == "placeholder":
-                if name := names.get(str(node.target)):
-                    copied[node] = given[name]
-            elif node.op == "output":
-                results.append(map_arg(node.args[0], copied.__getitem__))
-            else:
-                new = copied[node] = graph.node_copy(node, copied.__getitem__)
-                if node.op in ("call_module", "get_attr"):
-                    new.target = f"{scope.path}.{node.target}"
-    graph.output(tuple(results))
-    return fx.GraphModule(model, graph)
-
-
-def _part(slim: fx.GraphModule, scope: Scope, result: Any, original: nn.Module) -> fx.GraphModule:
-    """One scope's graph and modules as a graph module of its own."""
-    graph, prefix = fx.Graph(), f"{scope.path}."
-    copied: dict[fx.Node, fx.Node] = {}
-    joint = {node.target: node for node in slim.graph.nodes if node.op == "placeholder"}
-    for name, placeholder in scope.arguments:
-        made = graph.placeholder(name) if placeholder else graph.placeholder(name, default_value=None)
-        if placeholder:
-            copied[joint[placeholder]] = made
-    needed = _needed(slim.graph, prefix, set(copied), result)
-    for node in slim.graph.nodes:
-        if node in needed and node not in copied:
-            copied[node] = graph.node_copy(node, copied.__getitem__)
-            if node.op in ("call_module", "get_attr") and node.target.startswith(prefix):
-                copied[node].target = node.target.removeprefix(prefix)
-    graph.output(map_arg(result, copied.__getitem__))
-    module = adopt(slim.get_submodule(scope.path), graph, type(original).__name__)
-    for name, tensor in slim.named_buffers(recurse=False):
-        if any(node.op == "get_attr" and node.target == name for node in graph.nodes):
-            module.register_buffer(name, tensor, persistent=False)
-    for name, value in original.__dict__.items():
-        if name not in module.__dict__ and not isinstance(value, torch.Tensor):
-            module.__dict__[name] = value  # what the code around it may read, such as out_channels
-    return module
-
-
-def _needed(graph: fx.Graph, prefix: str, arguments: set[fx.Node], result: Any) -> set[fx.Node]:
-    """Nodes of a joint graph that are one scope's: all that its result takes, and all that is done to what is its own.
-
-    Its own are its arguments, its layers and its tensors; what the result does not take writes into them, as counts of batches do.
-    """
-    needed, own = _ancestors(result), set(arguments)
-    for node in graph.nodes:
-        inside = node.op in ("call_module", "get_attr") and node.target.startswith(prefix)
-        if node.op != "output" and (inside or not own.isdisjoint(node.all_input_nodes)):
-            own.add(node)
-            if node not in needed:
-                needed |= _ancestors(node)
-    return needed
-
-
-def _ancestors(result: Any) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    pending = [leaf for leaf in tree_leaves(result) if isinstance(leaf, fx.Node)]
-    while pending:
-        node = pending.pop()
-        if node not in found:
-            found.add(node)
-            pending += node.all_input_nodes
-    return found
+    return Scope(call.path, tuple((name, placeholders[name]) for name in order), call.taken)

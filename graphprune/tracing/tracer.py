@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from graphprune.channels.packed import with_batch_sizes
 from graphprune.channels.tape import Recording, boundary_of, opaque_refusal, run_opaque, stand_ins, with_index_tensors
 from graphprune.channels.values import Values
+from graphprune.ir.handed import Taken, handed_over
 from graphprune.rules import tensors_in
 from graphprune.tracing.answers import Answers, holds_number
 from graphprune.tracing.checks import LOOKS
@@ -108,6 +109,14 @@ class Tracer(TorchFunctionMode):
         if decides:
             self._values.give(given, value)
         return self.writer.write(self.writer.node("placeholder", name), given)
+
+    def hand_over(self, tensor: torch.Tensor, to: str, taken: Taken) -> torch.Tensor:
+        """What a scope gets for a tensor that another one has made."""
+        with self._recording:
+            given = self._results.of(handed_over, lambda: self.writer.apart(tensor, (tensor,)))
+        arguments = (self.writer.argument(tensor), to, taken.argument, taken.at, taken.read)
+        result: torch.Tensor = self.writer.write(self.writer.node("call_function", handed_over, arguments), given)
+        return result
 
     def options(self, values: Mapping[str, Any]) -> None:
         """Placeholders for arguments that are no tensors: the graph does what these values say, and takes no others."""

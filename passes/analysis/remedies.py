@@ -14,6 +14,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     "reaches the model's output": (
         "They are the model's results, so nothing frees them. To have fewer, change the last layer in the model itself."
     ),
+    "code around the scopes": "Read only the other axes there, as in x.shape[-2:].",
     "quanti[sz]": "Prune the model first; then prepare the slim one for quantisation, or quantise it.",
     "fake implementation": "Give the operator one (torch.library.register_fake), and a rule: docs/extending.md shows how.",
     "has no rule|no rule resizes": "Register a rule: docs/extending.md shows how.",

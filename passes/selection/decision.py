@@ -232,7 +232,8 @@ class Question:
         frozen = sorted((g for g in self.groups.frozen if any(m.axis < 2 for m in g.members)), key=lambda g: -_slice_count(g))
         blockers = list(dict.fromkeys(f"{g.name} ({g.reason})" for g in frozen))
         if (untraced := self.program.untraced) and self.program.scopes:
-            blockers.insert(0, f"{untraced}, and what enters or leaves a scope stays (there are {len(self.program.scopes)})")
+            scopes = len(self.program.scopes)
+            blockers.insert(0, f"{untraced}, and what the code around its {scopes} scopes makes or uses stays")
         names = "; ".join(blockers[:3]) or ("the floors of its groups" if self.groups.prunable else "it has no channels")
         remedy = "Loosen the target, exclude, keep, min_channels, max_ratio or round_to."
         if untraced:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import graphprune
 from graphprune.errors import ArtifactError, CaptureError, RewriteError, VerificationError
-from graphprune.tracing.scopes import put_back
+from graphprune.tracing.parts import put_back
 from tests.checking import max_error, state_hash
 
 X = torch.randn(2, 3, 16, 16, dtype=torch.float64)
