@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +35,7 @@ from graphprune.tracing.source import error_line, in_brackets
 from graphprune.tracing.tracer import Tracer
 from graphprune.tracing.training import Difference, Differs, Mode, follow_mode, keep_still
 from graphprune.tracing.untraced import Untraceable, sentences, why_untraced
+from graphprune.tracing.watching import Watch
 
 
 @callers_modes_off()
@@ -168,7 +170,7 @@ def _whole(root: nn.Module, inputs: Inputs, announced: bool) -> _Trace:
         return _inside_leaves(root, inputs, trace) or trace
     except TraceError as error:
         try:
-            calls = _recorded(root, inputs, error.where)
+            calls, watch = _recorded(root, inputs, error.where)
         except CaptureError:
             if any(tensor.is_meta for tensor in named_tensors(root).values()):
                 raise error from None  # a run without values may fail for want of them
@@ -176,7 +178,7 @@ def _whole(root: nn.Module, inputs: Inputs, announced: bool) -> _Trace:
         found = find_scopes(root, calls, lambda call: _traces(root, call))
         if not found:
             raise
-        return replace(_joint_trace(root, inputs, found), untraced=error.reason)
+        return replace(_joint_trace(root, watch, found), untraced=error.reason)
 
 
 def _inside_leaves(root: nn.Module, inputs: Inputs, trace: _Trace) -> _Trace | None:
@@ -191,14 +193,15 @@ def _inside_leaves(root: nn.Module, inputs: Inputs, trace: _Trace) -> _Trace | N
     if 4 * sum(sizes) < whole:
         return None
     try:
-        found = find_scopes(root, _recorded(root, inputs), lambda call: _traces(root, call))
+        calls, watch = _recorded(root, inputs)
+        found = find_scopes(root, calls, lambda call: _traces(root, call))
     except CaptureError:
         return None
     inside, around = reach(root, [call.path for call in found], leaves)
     if sum(inside) <= whole - sum(sizes) - max(around, default=0):
         return None
     _, path = max(zip(sizes, leaves, strict=True))
-    return replace(_joint_trace(root, inputs, found), untraced=f"module {path} does not trace: {leaves[path]}")
+    return replace(_joint_trace(root, watch, found), untraced=f"module {path} does not trace: {leaves[path]}")
 
 
 def _scoped(root: nn.Module, inputs: Inputs, scopes: Sequence[str] | Sequence[ModuleCall]) -> _Trace:
@@ -207,15 +210,16 @@ def _scoped(root: nn.Module, inputs: Inputs, scopes: Sequence[str] | Sequence[Mo
         trace = _best_trace(root, tuple(calls))
     else:
         names = names_of("scopes", scopes)
-        trace = _joint_trace(root, inputs, named_scopes(root, _recorded(root, inputs), names))
+        recorded, watch = _recorded(root, inputs)
+        trace = _joint_trace(root, watch, named_scopes(root, recorded, names))
     for path, target in outside(trace.tracer.writer.graph, [call.path for call in trace.calls]):
         raise CaptureError(f"Scope {path!r} uses {target}, which lies outside of it; name a submodule that holds both.")
     return trace
 
 
-def _joint_trace(root: nn.Module, inputs: Inputs, calls: list[ModuleCall]) -> _Trace:
+def _joint_trace(root: nn.Module, watch: Watch | None, calls: list[ModuleCall]) -> _Trace:
     """The trace of scopes that hand to each other what nothing else uses; of each by itself where that one fails."""
-    together = linked(root, inputs, calls)
+    together = calls if watch is None else linked(root, watch, calls)
     try:
         return _best_trace(root, tuple(together))
     except TraceError:
@@ -224,10 +228,16 @@ def _joint_trace(root: nn.Module, inputs: Inputs, calls: list[ModuleCall]) -> _T
         return _best_trace(root, tuple(calls))
 
 
-def _recorded(root: nn.Module, inputs: Inputs, where: str = "") -> dict[str, ModuleCall]:
-    """The calls of one real run. Raises CaptureError where the model does not run; where: what has failed to trace."""
+def _recorded(root: nn.Module, inputs: Inputs, where: str = "") -> tuple[dict[str, ModuleCall], Watch | None]:
+    """The calls of one real run, watched unless the model does not run so. Raises CaptureError where it does not run at all.
+
+    where: what has failed to trace.
+    """
+    watch = Watch(root)
+    with suppress(Exception):
+        return record_calls(root, inputs, watch=watch), watch
     try:
-        return record_calls(root, inputs)
+        return record_calls(root, inputs), None
     except Exception as error:
         raise run_error(inputs, error, where or f"{type(root).__name__}.forward", error_line(error)) from error
 

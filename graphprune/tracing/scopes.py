@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 from graphprune.channels.tape import stand_in
@@ -21,12 +23,16 @@ from graphprune.ir.program import Inputs, Scope
 from graphprune.ir.twins import undisturbed
 from graphprune.randomness import own_randomness
 from graphprune.tracing.inputs import ModuleCall
+from graphprune.tracing.watching import Watch
 
 
-def record_calls(root: nn.Module, inputs: Inputs, paths: Collection[str] | None = None) -> dict[str, ModuleCall]:
+def record_calls(
+    root: nn.Module, inputs: Inputs, paths: Collection[str] | None = None, watch: Watch | None = None
+) -> dict[str, ModuleCall]:
     """Run the model as it is, in eval mode, and note what submodules are called with first, by path.
 
-    paths: those of which the values are wanted, as they are then; by default all submodules, of which the shapes are.
+    paths: those of which the values are wanted, as they are then; by default all submodules, of which the shapes are. watch: notes
+        more of the run.
     """
     calls: dict[str, ModuleCall] = {}
     kept = _emptied if paths is None else _copied
@@ -34,15 +40,16 @@ def record_calls(root: nn.Module, inputs: Inputs, paths: Collection[str] | None 
     def noting(path: str) -> Callable[..., None]:
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if path not in calls:
-                calls[path] = ModuleCall(path, Inputs(*tree_map(kept, (args, kwargs))))
+                with _disable_current_modes(), torch._C.DisableTorchFunction():  # what is asked here, the model does not ask
+                    calls[path] = ModuleCall(path, Inputs(*tree_map(kept, (args, kwargs))))
 
         return note
 
     wanted = [(path, module) for path, module in root.named_modules() if (path if paths is None else path in paths)]
     hooks = [module.register_forward_pre_hook(noting(path), with_kwargs=True) for path, module in wanted]
     try:
-        with undisturbed(root), torch.no_grad(), own_randomness():
-            root(*inputs.args, **inputs.kwargs)
+        with undisturbed(root), torch.no_grad(), own_randomness(), nullcontext() if watch is None else watch.over():
+            _held = root(*inputs.args, **inputs.kwargs)  # to the end of what is watched
     finally:
         for hook in hooks:
             hook.remove()
