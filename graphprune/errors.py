@@ -59,6 +59,14 @@ class UsageError(GraphpruneError):
     """Bad usage or bad input: nothing was computed and nothing was written."""
 
 
+class NamesNothing(UsageError):
+    """A pattern that names nothing of the model. pattern: as it was given."""
+
+    def __init__(self, message: str, pattern: str) -> None:
+        super().__init__(message)
+        self.pattern = pattern
+
+
 class CheckError(GraphpruneError):
     """A check failed or a target was missed."""
 

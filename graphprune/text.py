@@ -18,6 +18,15 @@ def count(value: float) -> str:
     return f"{value:,.0f}" if value < 100_000 else _scaled(value, 1000, _DECIMAL)
 
 
+def several(number: int, noun: str) -> str:
+    """So many of something.
+
+    >>> several(1, "thread"), several(4, "thread")
+    ('1 thread', '4 threads')
+    """
+    return f"{count(number)} {noun}{'' if number == 1 else 's'}"
+
+
 def size(value: float) -> str:
     """Bytes as people read them."""
     return _scaled(value, 1024, _BYTES)
@@ -67,7 +76,7 @@ def verification_line(verification: Verification | None) -> str:
         return f"Not equal to the masked original: {verification.failure}"
     return (
         f"Verified against the masked original: largest relative error {verification.error:.1e} "
-        f"(tolerance {verification.tolerance:.0e}) over {verification.compared} tensors."
+        f"(tolerance {verification.tolerance:.0e}) over {several(verification.compared, 'tensor')}."
     )
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from graphprune.compiling import Masked
 from graphprune.errors import UsageError, unknown
 from graphprune.passes.scoring.score import ScorePass
+from graphprune.passes.selection.keeping import given_widths
 from graphprune.passes.selection.select import selection_pass
-from graphprune.passes.selection.target import parse_target, split_target
+from graphprune.passes.selection.target import asked_for, parse_target
 from graphprune.plans.plan import Plan
 from graphprune.schedule import SCHEDULES, share_done
 
@@ -14,10 +18,10 @@ from graphprune.schedule import SCHEDULES, share_done
 class GradualPruning:
     """Masks of :func:`graphprune.masked` that close step by step while the model trains; at the end, ``masks.rewrite()``.
 
-    masks: those of the model that trains. target: what must remain of it in the end, as ``macs=50%`` or ``params=2M``; not a
-    latency. criterion, select, ranking: as in :func:`graphprune.prune`, of criteria that need no data. cuts: how often the masks
-    change, between the shares ``begin`` and ``end`` of the training. schedule: how far each goes, as in
-    :func:`graphprune.schedule.share_done`: ``cubic`` or ``linear``.
+    masks: those of the model that trains. target, keep: what must remain of it and of some of its layers in the end, as
+    ``macs=50%`` or ``params=2M``, and ``{"layer4.*": "30%"}``; not a latency. criterion, select, ranking: as in
+    :func:`graphprune.prune`, of criteria that need no data. cuts: how often the masks change, between the shares ``begin`` and
+    ``end`` of the training. schedule: how far each goes, as in :func:`graphprune.schedule.share_done`: ``cubic`` or ``linear``.
 
     A unit that was taken out can come back at a later cut, if its weights say so by then. Nothing has to be saved for a training
     that goes on from a checkpoint: the masks, and how many cuts were made, are part of the state of ``masks``. Load it after this
@@ -38,8 +42,9 @@ class GradualPruning:
     def __init__(
         self,
         masks: Masked,
-        target: str = "macs=50%",
+        target: str | Mapping[str, float | str] | None = None,
         *,
+        keep: Mapping[str, float | str] | None = None,
         criterion: str = "l2",
         select: str = "select",
         ranking: str = "global",
@@ -60,13 +65,13 @@ class GradualPruning:
                 "Give at least one cut, and shares of the training with 0 <= begin < end <= 1."
             )
         self.masks = masks
-        self._target = parse_target(*split_target(target))
-        if self._target.kind == "latency":
+        self._targets = [parse_target(kind, value) for kind, value in asked_for(target, keep).items()]
+        if any(one.kind == "latency" for one in self._targets):
             raise UsageError("Masks save no time, so no latency can be measured while they close. Set a target on macs or params.")
+        self._given = given_widths(keep, masks.groups, masks.filters) if keep else ()
         self._score = ScorePass(criterion)
         self._how = (select, ranking)
         self._cuts, self._begin, self._end, self._schedule = cuts, begin, end, schedule
-        self._whole = float(masks.costs.measures()[self._target.kind](masks.groups.widths))
         self._before, self._known = int(masks.cuts), 0  # cuts of another schedule; those of this one, as last looked up
         self._plan(cuts)  # what cannot be done is refused before anything is trained
 
@@ -91,14 +96,14 @@ class GradualPruning:
         self._known = due
         return True
 
-    def remains(self, cut: int) -> float:
-        """The share of the whole that may remain after a cut, of which the last one is number ``cuts``."""
-        least = min(1.0, self._target.limit(self._whole) / self._whole)
-        return 1 - share_done(cut, self._cuts, self._schedule) * (1 - least)
-
     def _plan(self, cut: int) -> Plan:
         select, ranking = self._how
-        selection = selection_pass(select, ranking, {self._target.kind: self.remains(cut)})
-        plan = self.masks.run([self._score, selection]).plan
+        share, measures, full = share_done(cut, self._cuts, self._schedule), self.masks.costs.measures(), self.masks.groups.widths
+        wholes = {target: float(measures[target.kind](full)) for target in self._targets}
+        options: dict[str, Any] = {
+            target.kind: 1 - share * (1 - min(1.0, target.limit(whole) / whole)) for target, whole in wholes.items()
+        }
+        options["keep"] = {one.pattern: one.channels(share, one.group.size) for one in self._given}
+        plan = self.masks.run([self._score, selection_pass(select, ranking, options)]).plan
         assert plan is not None
         return plan

@@ -148,7 +148,7 @@ def show(found: Compared, output: Output) -> None:
             times.add_row(str(load.batch or "-") if name == "A" else "", name, f"{timing.median_ms:.3f} ms", p95, rate, *against)
     output.show(table, times)
     where = found.environment
-    threads = f", {where.threads} threads" if where.threads else ""
+    threads = f", {tables.several(where.threads, 'thread')}" if where.threads else ""
     output.say(f"At {found.inputs.describe()}, on {where.name} ({where.device}{threads}), {where.dtype}, {where.compile}.")
     copies = min(max(1, len(load.a.copies_ms)) for load in found.loads)
     output.say(f"Each was timed at {copies} or more places in memory; ± is one standard error.")

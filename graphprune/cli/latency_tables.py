@@ -38,7 +38,7 @@ def show(found: Found, output: Output) -> None:
         figures = [f"{row[key]:.3f}" for key in ("full_ms", "half_ms", "least_ms")]
         table.add_row(tables.folded(str(row["group"])), str(row["units"]), *figures, str(row["steps"]))
     output.show(table)
-    threads = f", {environment.threads} threads" if environment.threads else ""
+    threads = f", {tables.several(environment.threads, 'thread')}" if environment.threads else ""
     output.say(
         f"On {environment.name} ({environment.device}{threads}), {environment.dtype}, {environment.compile}, at {found.inputs}."
     )
@@ -63,7 +63,7 @@ def _quality(found: Found) -> list[str]:
     whole, least = found.table.samples[0].whole, found.table.samples[1].whole
     lines = [
         f"Whole model: {whole.median_ms:.3f} ms ± {whole.median_ms * whole.error:.3f} ({whole.runs} runs); "
-        f"at one unit in each group: {least.median_ms:.3f} ms. {len(found.table.samples)} samples."
+        f"at one unit in each group: {least.median_ms:.3f} ms. {tables.several(len(found.table.samples), 'sample')}."
     ]
     summed = additivity(found.table)
     if summed is not None:

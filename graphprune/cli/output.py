@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final
 
-from rich.console import Console, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 _LETTERS: Final = 12  # a column of text is not folded to less
+_WORD: Final = 24  # nor is a word of so many letters
+_GAPS: Final = ((0, 1), (0, 1, 0, 0), 0)  # between columns: three spaces, two, one
 _ENDLESS: Final = 10_000
 
 
@@ -52,7 +54,7 @@ class Output:
         self._screen = Console(quiet=as_json or quiet, markup=False, emoji=False, highlight=False)
         self._watched = self.errors.is_terminal and not (as_json or quiet)
         self._progress = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=self.errors, transient=True
+            SpinnerColumn(), described(), BarColumn(), TimeElapsedColumn(), console=self.errors, transient=True
         )
         self._stack = ExitStack()
 
@@ -97,20 +99,36 @@ class Output:
                 self._progress.stop()
 
 
+def described() -> TextColumn:
+    """What is being done, before a bar: on a narrow terminal in several lines, so that times are not cut off."""
+    return TextColumn("{task.description}", table_column=Column(overflow="fold"))
+
+
 @contextmanager
 def _width_for(table: Table, screen: Console) -> Iterator[None]:
-    """The screen as wide as it is, and at least so wide that words stay words."""
+    """The screen as wide as it is, and at least so wide that words stay words; columns come closer where that is enough."""
     endless = screen.options.update(max_width=_ENDLESS)
     for column in table.columns:
-        longest = max(Measurement.get(screen, endless, cell).maximum for cell in (column.header, *column.cells))
-        column.width = column.min_width = longest if column.no_wrap else min(longest, _LETTERS)
-    width, screen.width = screen.width, max(screen.width, Measurement.get(screen, endless, table).maximum)
+        column.width = column.min_width = max(_least(cell, screen, endless, column) for cell in (column.header, *column.cells))
+    needed = 0
+    for gap in (*_GAPS, _GAPS[0]):
+        table.padding = gap
+        needed = Measurement.get(screen, endless, table).maximum
+        if needed <= screen.width:
+            break
+    width, screen.width = screen.width, max(screen.width, needed)
     for column in table.columns:
         column.width = None
     try:
         yield
     finally:
         screen.width = width
+
+
+def _least(cell: RenderableType, screen: Console, endless: ConsoleOptions, column: Column) -> int:
+    """The width that a cell needs to be readable."""
+    whole = Measurement.get(screen, endless, cell)
+    return whole.maximum if column.no_wrap else max(min(whole.maximum, _LETTERS), min(whole.minimum, _WORD))
 
 
 def _finite(value: Any) -> Any:

@@ -215,7 +215,7 @@ def _print(report: CheckpointReport, inputs: str, out: Path, output: Output) -> 
     load = ""
     if report.config is not None and report.config.config is not None:
         load = f' Load it with: from_pretrained("{out}")'
-    files = "1 file" if len(report.shards) == 1 else f"{len(report.shards)} files"
+    files = tables.several(len(report.shards), "file")
     output.say(f"Written to {out}: {files} of weights{resumed}.{load}")
 
 

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from graphprune.cli import tables
-from graphprune.cli.output import Output
+from graphprune.cli.output import Output, described
 from graphprune.runs.history import Round, Silent, Watch
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Screen:
     def __init__(self, console: Console, rounds: int | None) -> None:
         self._rows: list[Round] = []
         self._bars = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            SpinnerColumn(), described(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
             TextColumn("left"), TimeRemainingColumn(), console=console, speed_estimate_period=_PACE,
         )  # fmt: skip
         self._step = self._bars.add_task("Starting", total=rounds)

@@ -251,9 +251,19 @@ def _finish(recipe: Recipe, opened: Opened, result: MethodResult, extras: Extras
     output.say(tables.verification_line(result.pruned.report.verification))
     if tested["slim"] is None:
         output.say(f"{recipe.data.source} has no test samples: the accuracy is that on the samples that all decisions went by.")
+    if not result.plan.kept:
+        output.say(
+            f"Nothing was removed: {_nothing(result)}. `graphprune recipe --show {recipe.method.name}` explains what decides it."
+        )
     if drawn:
         output.say(f"Pictures: {', '.join(str(path) for path in drawn)}.")
     output.say(f"Written to {folder}. Load the slim model with: {load}")
+
+
+def _nothing(result: MethodResult) -> str:
+    """Why a run has removed nothing."""
+    back = any(row.status == "rolled back" for row in result.rounds)
+    return "every cut lost more accuracy than is tolerated" if back else "the options of the method allow no cut"
 
 
 def _save(result: MethodResult, folder: Path) -> str:

@@ -10,6 +10,7 @@ import typer
 from graphprune.cli import options
 from graphprune.cli.errors import going_on
 from graphprune.cli.output import Output
+from graphprune.text import several
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -67,7 +68,7 @@ def command(
             with picture(plot, 1, 1, size=(7, 4.5)) as (_, axes):
                 found.plot(axes[0, 0])
             output.say(f"The curves are drawn in {plot}.")
-        output.say(f"{len(found.points)} points written to {out}.")
+        output.say(f"{several(len(found.points), 'point')} written to {out}.")
 
 
 def _run(output: Output, request: Any, how: dict[str, Any], known: Sensitivity | None, out: Path) -> Sensitivity:

@@ -10,6 +10,7 @@ import typer
 from graphprune.cli import options
 from graphprune.cli.errors import going_on
 from graphprune.cli.output import Output
+from graphprune.text import several
 
 if TYPE_CHECKING:
     from graphprune.surveys.pareto import Front
@@ -95,7 +96,7 @@ def command(
             with output.task(f"Drawing {plot}"):
                 front_tables.plot_front(front, plot)
             output.say(f"The front is drawn in {plot}.")
-        output.say(f"{len(front.points)} points written to {out}.")
+        output.say(f"{several(len(front.points), 'point')} written to {out}.")
 
 
 def _run(output: Output, job: Any, task: Any, how: dict[str, Any], known: Front | None, out: Path) -> Front:

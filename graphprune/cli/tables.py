@@ -13,6 +13,7 @@ from rich.text import Text
 from graphprune.text import cost_rows as cost_rows
 from graphprune.text import count as count
 from graphprune.text import listed as listed
+from graphprune.text import several as several
 from graphprune.text import share as share
 from graphprune.text import size as size
 from graphprune.text import verification_line as verification_line
@@ -61,7 +62,7 @@ def compensation_line(compensation: Sequence[Compensated]) -> str:
     """What a compensation did, in one line, as the mean error of the layers whose error was measured."""
     done = [one for one in compensation if not one.note and not one.after >= one.before]  # folded constants have no errors
     left = [one for one in compensation if one.note]
-    text = f"Compensated {count(len(done))} layers"
+    text = f"Compensated {several(len(done), 'layer')}"
     measured = [(one.before, one.after) for one in done if one.before > one.after]
     if measured:
         before, after = (sum(errors) / len(measured) for errors in zip(*measured, strict=True))

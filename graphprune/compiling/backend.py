@@ -13,8 +13,9 @@ from warnings import warn
 import torch
 from torch import Tensor, fx, nn
 
-from graphprune.api import prune, run_pipeline
+from graphprune.api import run_pipeline
 from graphprune.compiling.lifting import Lifted, lift
+from graphprune.compiling.named import NamedInParts
 from graphprune.compiling.parts import names_in_plan, part_of_plan
 from graphprune.compiling.runtime import Compiled, Runtime, Slice, functional, written_buffers
 from graphprune.errors import CaptureError, CheckError, PlanError, UsageError
@@ -78,6 +79,7 @@ class Backend:
     mode: str | None = None
     selection: Mapping[str, Any] = field(default_factory=dict)
     decided: list[_Decision] = field(default_factory=list, init=False, repr=False)
+    _named: NamedInParts = field(default_factory=NamedInParts, init=False, repr=False)
 
     def __post_init__(self) -> None:
         strange = sorted(self.selection.keys() - set(_SELECTION))
@@ -114,6 +116,7 @@ class Backend:
     def __call__(self, module: fx.GraphModule, arguments: Sequence[Any], *, mode: str | None = None) -> Compiled:
         """Compile a graph of Dynamo. What cannot be pruned is compiled as it is, with a warning that says why."""
         inner = _inner(self.inner, mode or self.mode)
+        self._named.parts |= _break(module) is not None
         try:
             result = self._pruned(module, arguments)
         except (CaptureError, CheckError, PlanError) as error:
@@ -141,15 +144,18 @@ class Backend:
             plan = self.plan if known is None else known
             assert not isinstance(plan, (str, Path))
             result = self._selected(lifted) if plan is None else self._applied(module, lifted, plan, whole=known is None)
-        if known is None:
+        if known is None and result is not None:
             self.decided.append(_Decision(tuple(map(weakref.ref, key)), _of_tensors(result.plan, lifted.tensors)))
         _say_break(module)
-        return (lifted, result) if result.plan.kept else None
+        if plan is None and self._named.missing:
+            names = ", ".join(map(repr, self._named.missing))
+            _say(f"{_described(module)} has no layers to which {names} applies, nor had a graph before it. Check the names.")
+        return None if result is None or not result.plan.kept else (lifted, result)
 
-    def _selected(self, lifted: Lifted) -> PruneResult:
+    def _selected(self, lifted: Lifted) -> PruneResult | None:
         verify = self.verify and not _of_train_mode(lifted)
         options = {**self.selection, "policy": _DROPOUT | dict(self.selection.get("policy") or {})}
-        return prune(lifted.module, lifted.inputs, target=self.target, verify=verify, source="torch.compile", **options)
+        return self._named.prune(lifted, target=self.target, verify=verify, source="torch.compile", **options)
 
     def _applied(self, module: fx.GraphModule, lifted: Lifted, plan: Plan, *, whole: bool) -> PruneResult:
         """A plan carried out, as far as it lies within the graph. whole: it is for the model, not for this graph."""
@@ -248,10 +254,14 @@ def _described(module: fx.GraphModule) -> str:
     return f"The graph that ends at {stack[-1].filename}:{stack[-1].lineno}" if stack else "A graph of Dynamo"
 
 
-def _say_break(module: fx.GraphModule) -> None:
+def _break(module: fx.GraphModule) -> str | None:
+    """The graph break that a graph ends in, if it does."""
     reason = getattr(module, "compile_subgraph_reason", None)
-    if reason is not None and reason.graph_break:
-        first = str(reason.reason).strip().splitlines()[0]
+    return None if reason is None or not reason.graph_break else str(reason.reason).strip().splitlines()[0]
+
+
+def _say_break(module: fx.GraphModule) -> None:
+    if (first := _break(module)) is not None:
         _say(
             f"{_described(module)} ends in a graph break ({first}): it is pruned by itself, and what it passes on stays as wide as "
             "it is. torch.compile(fullgraph=True) refuses breaks."

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from graphprune.api import run_pipeline
+from graphprune.channels.filters import Filter
 from graphprune.channels.groups import Group, Groups, Kept
 from graphprune.costs.cost import CostModel
 from graphprune.errors import UsageError
@@ -102,6 +103,11 @@ class Masked(nn.Module):
     def of(self, group: str) -> Tensor:
         """The masks of a group's units, a copy of shape (size,). Raises UsageError for a group that has none."""
         return self.mask[self._units(self._group(group))]
+
+    @property
+    def filters(self) -> Sequence[Filter]:
+        """What makes channels and what reads them."""
+        return self._analyses.get(self._program, Filters)
 
     @property
     def costs(self) -> CostModel:

@@ -33,7 +33,7 @@ class AdaptiveOptions(Options):
     tolerance: float = Field(0.0, ge=0, description="Accuracy that may be lost, as a share, without a target.")
     statistic: Literal["mean", "max", "sum"] = Field("mean", description="Attention of a channel over its positions.")
     p: Literal[1, 2, 4] = Field(1, description="Power of the activations.")
-    criterion: Criterion | None = Field(None, description="Another criterion instead of the attention, as for prune.")
+    criterion: Criterion | None = Field(None, description="Another criterion instead of the attention, such as taylor.")
     share: Literal["params", "macs", "none"] = Field("params", description="What a layer's part of the threshold goes by.")
     step_share: float = Field(
         0.02,

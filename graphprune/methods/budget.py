@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphprune.channels.filters import find_filters
-from graphprune.channels.groups import Group
 from graphprune.latency.table import LatencyTable
-from graphprune.passes.selection.keeping import kept_units, own_patterns
+from graphprune.passes.selection.keeping import Given, given_widths
 from graphprune.passes.selection.target import parse_target, split_target
 from graphprune.runs.bench import Bench
 from graphprune.runs.stage import Stage
@@ -34,7 +33,7 @@ class Budget:
 
         Raises UsageError for text that is no target, and for what cannot stay.
         """
-        given = _given(bench, keep) if keep else ()
+        given = given_widths(keep, bench.groups, find_filters(bench.program, bench.groups)) if keep else ()
         if text is None:
             return cls("", 1.0, 1.0, given)
         kind, value = split_target(text)
@@ -65,25 +64,3 @@ class Budget:
     def table(self, stage: Stage, bench: Bench) -> LatencyTable | None:
         """The stage's latency, where the budget is one."""
         return bench.latency_table(stage) if self.kind == "latency" else None
-
-
-@dataclass(frozen=True)
-class Given:
-    """A group of the original whose width is given. pattern: that names it in models of all stages. units: that stay in the end."""
-
-    group: Group
-    pattern: str
-    units: int
-
-    def channels(self, share: float, now: int) -> int:
-        """How many stay once this share of the way is done. now: the units that there are."""
-        size = self.group.size
-        return min(now, round(size - share * (size - self.units))) * self.group.channels_per_unit
-
-
-def _given(bench: Bench, keep: Mapping[str, float | str]) -> tuple[Given, ...]:
-    groups = bench.groups
-    filters = find_filters(bench.program, groups)
-    patterns = own_patterns(groups, filters)
-    found = [Given(groups.prunable[index], patterns[index], units) for index, units in kept_units(keep, groups, filters).items()]
-    return tuple(sorted(found, key=lambda one: one.pattern))  # of two that name one group the later counts: the longer pattern

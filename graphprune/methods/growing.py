@@ -15,7 +15,7 @@ from torch import Tensor
 from graphprune.methods import steps
 from graphprune.methods.budget import Budget
 from graphprune.methods.method import AimedOptions, method
-from graphprune.methods.texts import Criterion
+from graphprune.methods.texts import Criterion, Normalise
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.select import SelectPass
 from graphprune.plans.plan import Plan
@@ -28,8 +28,8 @@ class GrowingOptions(AimedOptions):
     """Options of :data:`growing`."""
 
     trained: bool = Field(False, description="The model comes trained; otherwise the penalty grows in its one training.")
-    criterion: Criterion = Field("l2", description="As for prune.")
-    normalise: str = Field("mean", description="As for prune.")
+    criterion: Criterion = Field("l2")
+    normalise: Normalise = Field("mean")
     max_ratio: float = Field(0.95, gt=0, le=1, description="Largest share of a group that may go.")
     start: float = Field(0.1, ge=0, lt=1, description="Part of the schedule after which the penalty begins.")
     latest: float = Field(0.5, gt=0, le=1, description="Part of the schedule at which the cut is made at the latest.")

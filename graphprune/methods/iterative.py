@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -11,7 +11,7 @@ from graphprune.errors import UsageError
 from graphprune.methods import steps
 from graphprune.methods.budget import Budget
 from graphprune.methods.method import AimedOptions, method
-from graphprune.methods.texts import Criterion
+from graphprune.methods.texts import Criterion, Normalise
 from graphprune.passes.scoring.score import ScorePass
 from graphprune.passes.selection.decision import Budgeted
 from graphprune.passes.selection.select import selection_pass
@@ -24,16 +24,21 @@ class IterativeOptions(AimedOptions):
     """Options of :data:`iterative`."""
 
     rounds: int = Field(1, ge=1, description="Cuts; 1 is one-shot.")
-    schedule: str = Field("cubic", pattern="cubic|linear", description="How far each cut goes: cubic (AGP) goes far first.")
+    schedule: Literal["cubic", "linear"] = Field("cubic", description="How far each cut goes: cubic (AGP) goes far first.")
     tune_epochs: int = Field(0, ge=0, description="Epochs after each cut but the last, at the end of the schedule.")
     final_epochs: int | None = Field(None, ge=0, description="Epochs after the last cut; default: the whole schedule.")
-    criterion: Criterion = Field("l2", description="As for prune.")
-    reduction: str = Field("default", description="As for prune.")
-    normalise: str = Field("max", description="As for prune.")
-    share: str = Field("none", description="As for prune.")
-    select: str = Field("select", description="The selection pass.")
-    ranking: str = Field("global", description="As for prune; 'local' cuts all groups alike (uniform).")
-    round_to: int = Field(1, ge=1, description="As for prune.")
+    criterion: Criterion = Field("l2")
+    reduction: str = Field(
+        "default",
+        description="How the slices of a channel in several tensors make one score: sum, mean, max, l2, or default.",
+    )
+    normalise: Normalise = Field("max")
+    share: str = Field("none", description="Divide the scores of a group by its share of the params or macs, too; or none.")
+    select: str = Field("select", description="The selection pass: select, knapsack, greedy or threshold.")
+    ranking: str = Field(
+        "global", description="Of select: global by score, local alike in all groups, isomorphic among those of one structure."
+    )
+    round_to: int = Field(1, ge=1, description="Kept channels are a multiple of this.")
     max_ratio: float = Field(1.0, gt=0, le=1, description="Largest share of a group that goes in one cut.")
 
     @model_validator(mode="after")

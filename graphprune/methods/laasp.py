@@ -28,7 +28,9 @@ class LaaspOptions(Options):
     start: float = Field(
         0.25, ge=0, le=1, description="Part of the schedule that is trained before the first cut (50 of 200 epochs)."
     )
-    criteria: tuple[Criterion, ...] = Field(("l1", "l2", "euclidean", "cosine"), min_length=1, description="The pool.")
+    criteria: tuple[Criterion, ...] = Field(
+        ("l1", "l2", "euclidean", "cosine"), min_length=1, description="Criteria to choose from."
+    )
     step: float = Field(1.0, gt=0, description="Percent of the MACs that one candidate removes, about.")
     delta: float = Field(0.02, gt=0, le=1, description="Share of the original's MACs after which the model is trained again.")
     delta_epochs: int = Field(6, ge=0, description="Epochs of that training, from the start epoch on.")

@@ -25,7 +25,7 @@ class SpLampOptions(AimedOptions):
     final_epochs: int | None = Field(None, ge=0, description="Epochs after the last cut; default: the whole schedule.")
     bn_fold: bool = Field(False, description="Count the batch norm's scale with the weights that it follows.")
     member_norm: bool = Field(False, description="Give coupled layers equal totals.")
-    criterion: Criterion | None = Field(None, description="Another criterion instead of SP-LAMP's score, as for prune.")
+    criterion: Criterion | None = Field(None, description="Another criterion instead of SP-LAMP's score, such as taylor.")
     round_to: int | Literal["auto"] = Field(8, description="Keep channels in multiples of this; 'auto': where the latency steps.")
     min_channels: int = Field(1, ge=1, description="Units that every group keeps at least.")
 

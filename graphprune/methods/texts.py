@@ -52,4 +52,13 @@ Keep: TypeAlias = Annotated[
 ]
 
 #: A criterion with options, or a weighted sum, such as ``0.5*l2+0.5*taylor``.
-Criterion: TypeAlias = Annotated[str, AfterValidator(_criterion)]
+Criterion: TypeAlias = Annotated[
+    str,
+    AfterValidator(_criterion),
+    Field(description="How important channels are, as l2, attention(p=2) or 0.5*l2+0.5*taylor; `graphprune passes` lists them."),
+]
+
+#: How scores of different groups are made comparable.
+Normalise: TypeAlias = Annotated[
+    str, Field(description="What the scores of a group are divided by: max, mean, none; or gaussian, which standardises them.")
+]

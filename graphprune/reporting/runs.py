@@ -90,6 +90,11 @@ class Run:
         return next((row for row in reversed(self.rounds) if row.status != "rolled back"), None)
 
     @property
+    def dense_accuracy(self) -> float | None:
+        """That of the trained dense model. None where there was none: the run cuts a model that it is still training."""
+        return next((row.accuracy for row in self.rounds if row.status == "dense"), None)
+
+    @property
     def options(self) -> Mapping[str, Any]:
         """The method's options, of the recipe or else of the journal."""
         if "method" in self.recipe:

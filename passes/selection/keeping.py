@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from glob import escape
 from typing import Final
 
@@ -14,7 +15,7 @@ from graphprune.channels.filters import Filter
 from graphprune.channels.group_names import with_modules
 from graphprune.channels.groups import FROZEN, Group, Groups
 from graphprune.channels.levers import Levers
-from graphprune.errors import UsageError, did_you_mean
+from graphprune.errors import NamesNothing, UsageError, did_you_mean
 from graphprune.passes.analysis.channels import matches
 
 _NUMBER: Final = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(%)?")
@@ -29,19 +30,43 @@ def kept_units(
         group that stays (``50%``, ``0.5``) or the number of channels (``128``). Of two that name one group, the later counts.
     levers: groups that are cut alike: what is said of one goes for all on its lever, at the first step that holds it.
 
-    Raises UsageError for a pattern that names nothing to prune, and for an amount that is none or more than there is.
+    Raises NamesNothing for a pattern that names nothing to prune, and UsageError for an amount that is none or more than there is.
     """
     names, said = _names(groups, filters), dict[int, str]()
     for pattern in keep:
         named = [index for index, those in names.items() if any(matches(name, pattern) for name in those)]
         if not named:
-            raise UsageError(_names_nothing(pattern, groups))
+            raise NamesNothing(_names_nothing(pattern, groups), pattern)
         said = {index: one for index, one in said.items() if index not in named} | dict.fromkeys(named, pattern)
     units = {index: _units(groups.prunable[index], pattern, str(keep[pattern]).strip()) for index, pattern in said.items()}
     return units if levers is None else _on_levers(units, said, groups, levers)
 
 
-def own_patterns(groups: Groups, filters: Sequence[Filter]) -> dict[int, str]:
+@dataclass(frozen=True)
+class Given:
+    """A group of the original whose width is given. pattern: that names it in models of all stages. units: that stay in the end."""
+
+    group: Group
+    pattern: str
+    units: int
+
+    def channels(self, share: float, now: int) -> int:
+        """How many stay once this share of the way is done. now: the units that there are.
+
+        Rounded down: costs are convex along the way, so that a target in reach at the end, with these widths, is so before.
+        """
+        size = self.group.size
+        return min(now, int(size - share * (size - self.units) + 1e-9)) * self.group.channels_per_unit
+
+
+def given_widths(keep: Mapping[str, float | str], groups: Groups, filters: Sequence[Filter]) -> tuple[Given, ...]:
+    """What ``keep`` says of each group, for those who cut in several steps. Raises as :func:`kept_units`."""
+    patterns = _own_patterns(groups, filters)
+    found = [Given(groups.prunable[index], patterns[index], units) for index, units in kept_units(keep, groups, filters).items()]
+    return tuple(sorted(found, key=lambda one: one.pattern))  # of two that name one group the later counts: the longer pattern
+
+
+def _own_patterns(groups: Groups, filters: Sequence[Filter]) -> dict[int, str]:
     """For each group a pattern that names it, and no other one where there is such a pattern."""
     names = _names(groups, filters)
     shared = Counter(prefix for those in names.values() for prefix in with_modules(those))

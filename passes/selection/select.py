@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from graphprune.channels.groups import Ints
-from graphprune.errors import UsageError
+from graphprune.errors import UsageError, did_you_mean
 from graphprune.passes.selection.decision import Budgeted, Question, budgeted_passes
 from graphprune.passes.selection.ranking import RANKINGS, Ranking, rank
 from graphprune.passes.selection.settle import Choice
@@ -55,9 +55,11 @@ def fewest_removals(ranking: Ranking, question: Question) -> Ints:
 
 def selection_pass(name: str, ranking: str, options: Mapping[str, Any]) -> Budgeted:
     """The selection pass of this name. Raises UsageError where it meets no targets, or has no ranking and one is given."""
-    found = pass_class(name)
-    if not issubclass(found, Budgeted):
-        raise UsageError(f"Pass {name!r} does not select by a target; choose from {', '.join(budgeted_passes())}.")
+    if name not in (known := budgeted_passes()):
+        raise UsageError(
+            f"Pass {name!r} does not select by a target{did_you_mean(name, known, '.')} Choose from {', '.join(known)}."
+        )
+    found = cast(type[Budgeted], pass_class(name))
     if issubclass(found, SelectPass):
         return found(ranking=ranking, **options)
     if ranking != "global":

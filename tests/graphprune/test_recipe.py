@@ -56,6 +56,7 @@ def test_every_option_of_a_recipe_is_described(name: str) -> None:
     recipe = example(name)
     for kind in (type(recipe.options), Training, type(recipe.model), type(recipe.data), type(recipe.run)):
         assert [option for option, about in kind.model_fields.items() if not about.description] == []
+        assert [option for option, about in kind.model_fields.items() if "as for prune" in str(about.description).lower()] == []
 
 
 def test_a_value_that_is_not_the_default_is_written_with_the_default(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def _row(run: Run) -> list[str]:
         state,
         str(len(run.rounds)),
         str(last.epochs),
-        _percent(first.accuracy),
+        _percent(run.dense_accuracy),
         _percent(last.accuracy),
         _percent(test),
         share(last.params, first.params),

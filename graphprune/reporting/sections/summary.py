@@ -123,7 +123,7 @@ def _of_rounds(run: Run) -> list[Tile]:
     if not rated:
         return []
     assert rated[-1].accuracy is not None
-    return [_rated("Accuracy, last round", rated[0].accuracy, rated[-1].accuracy)]
+    return [_rated("Accuracy, last round", run.dense_accuracy, rated[-1].accuracy)]
 
 
 def _rated(label: str, before: float | None, after: float) -> Tile:

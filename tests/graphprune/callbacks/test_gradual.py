@@ -82,6 +82,45 @@ def test_the_least_important_units_close_and_the_rewrite_computes_the_same() -> 
     assert torch.allclose(masks.rewrite().model(X), masks(X), atol=1e-12)
 
 
+def _deep() -> Masked:
+    torch.manual_seed(0)
+    layers = [nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4)]
+    return graphprune.masked(nn.Sequential(*layers).double(), X)
+
+
+def _left(masks: Masked) -> list[int]:
+    return [int(masks.of(name).sum()) for name in ("0", "2", "4")]
+
+
+def test_layers_whose_width_is_given_close_as_far_as_the_others() -> None:
+    masks = _deep()
+    pruning = GradualPruning(masks, keep={"0": "50%", "2": 8}, cuts=2, begin=0.0, end=1.0, schedule="linear")
+    found = []
+    for done in (0.5, 1.0):
+        pruning.step(done)
+        found.append(_left(masks))
+    assert found == [[48, 20, 16], [32, 8, 16]]  # the last one stays whole: there is no target
+    assert torch.allclose(masks.rewrite().model(X), masks(X), atol=1e-12)
+
+
+def test_a_target_is_met_by_the_layers_of_which_nothing_was_said() -> None:
+    masks = _deep()
+    GradualPruning(masks, {"params": "60%", "macs": "70%"}, keep={"*": "100%", "2": "25%", "4": "100%"}, cuts=3).step(1.0)
+    assert _left(masks) == [64, 8, 16]
+    masks = _deep()
+    GradualPruning(masks, "params=60%", keep={"0": "100%"}, cuts=3).step(1.0)
+    assert _left(masks)[0] == 64 and sum(_left(masks)) < 112
+    assert sum(p.numel() for p in masks.rewrite().model.parameters()) <= 0.6 * sum(p.numel() for p in masks.parameters())
+
+
+def test_a_cut_on_the_way_is_in_reach_if_the_last_one_is() -> None:
+    """Widths on the way are rounded down: a group of two has one unit at half of the way, which the target there needs."""
+    torch.manual_seed(0)
+    masks = graphprune.masked(nn.Sequential(nn.Linear(8, 2), nn.ReLU(), nn.Linear(2, 4, bias=False)).double(), X)
+    pruning = GradualPruning(masks, "params=50%", keep={"0": "50%"}, cuts=2, begin=0.0, end=1.0, schedule="linear")
+    assert pruning.step(0.5) and int(masks.of("0").sum()) == 1
+
+
 def test_an_absolute_target_is_met() -> None:
     masks = _masks()
     GradualPruning(masks, "params=500", cuts=2).step(1.0)
@@ -98,6 +137,9 @@ def test_an_absolute_target_is_met() -> None:
         ({"end": 1.5}, UsageError, "make no schedule"),
         ({"target": "macs"}, UsageError, "has no '='"),
         ({"target": "weight=50%"}, UsageError, "no target 'weight'"),
+        ({"target": {"macs": 0.5, "latency": "3ms"}}, UsageError, "Masks save no time"),
+        ({"keep": {"1": "50%"}}, UsageError, "matches no layer that makes channels"),
+        ({"keep": {"0": "150%"}}, UsageError, "says 150%"),
         ({"target": "latency=50%"}, UsageError, "Masks save no time"),
         ({"criterion": "no"}, UsageError, "no"),
         ({"criterion": "taylor"}, UsageError, "data"),

@@ -99,3 +99,12 @@ def test_several_watches_are_told_the_same() -> None:
     several.epoch(1, 1)
     several.round(CUT, repeated=False)
     assert _text(consoles[0]) == _text(consoles[1]) != ""
+
+
+def test_on_a_narrow_terminal_times_are_whole_and_what_is_done_takes_more_lines() -> None:
+    console = Console(file=io.StringIO(), width=60, force_terminal=True, color_system=None)
+    screen = Screen(console, 3)
+    screen.working("Training with the penalty", 6)
+    shown = Console(file=io.StringIO(), width=60, color_system=None)
+    shown.print(screen.picture())
+    assert "0/3 0:00:00 left -:--:--" in _text(shown) and "…" not in _text(shown)

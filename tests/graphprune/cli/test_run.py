@@ -264,3 +264,16 @@ def test_recipe_lists_methods_and_trainings(cli: Cli) -> None:
 def test_a_recipe_of_no_method_is_refused(cli: Cli) -> None:
     ran = cli("recipe", "--show", "adaptve")
     assert ran.code == 2 and "did you mean 'adaptive'?" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--set", "classes_share=0.01"), "the options of the method allow no cut"),
+        (("--set", "classes_share=1", "--set", "tolerance=0", "--set", "regularise_epochs=0"), "lost more accuracy"),
+    ],
+)
+def test_a_run_that_removes_nothing_says_why(options: tuple[str, ...], says: str, cli: Cli) -> None:
+    cheap = ("--epochs", "1", "--set", "data.samples=64", "--set", "tune_epochs=1", "--set", "training.lr=1e-9", "--plot", "none")
+    ran = cli("run", "class-aware", MODEL, *SHORT, *cheap, *options, "-o", "none")
+    assert ran.code == 0 and "Nothing was removed: " in ran.out and says in ran.out

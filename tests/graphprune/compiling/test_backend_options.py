@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 import graphprune
 from graphprune.errors import UsageError
@@ -37,6 +38,59 @@ def test_what_stays_of_some_layers_needs_no_target() -> None:
     assert 0 not in backend.plans[0].kept["2.weight"]
     with pytest.raises(UsageError, match="a plan or a target"):
         graphprune.Backend(selection={"keep": {}})
+
+
+class Broken(nn.Module):
+    """A graph break in the middle of two halves that have a hidden layer each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 12)
+        self.c, self.d = nn.Linear(12, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.b(self.a(x).relu()).relu()
+        torch._dynamo.graph_break()
+        return self.d(self.c(y).relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("selection", "widths", "warns"),
+    [
+        ({"keep": {"a": "25%"}}, [4, 16], []),
+        ({"keep": {"c": "25%"}}, [16, 4], ["'c'"]),  # said of the first part, which the second one answers
+        ({"keep": {"[bc]": "25%"}}, [16, 4], ["'[bc]'"]),  # b is passed on, and stays
+        ({"keep": {"a": "25%", "c": 8, "e": 2}}, [4, 8], ["'c', 'e'", "'e'"]),
+        ({"target": "channels=50%", "keep": {"c": "25%"}}, [8, 4], ["'c'"]),
+        ({"keep": {"c": "50%"}, "exclude": ["a.weight[0]", "e"]}, [16, 8], ["'c', 'e'", "'e'"]),
+        ({"keep": {"e": 2}}, [16, 16], ["'e'", "'e'"]),
+    ],
+)
+def test_over_a_graph_break_a_pattern_names_something_of_one_part(
+    selection: dict[str, Any], widths: list[int], warns: list[str]
+) -> None:
+    torch.manual_seed(0)
+    model, x = Broken().double().eval(), torch.randn(3, 6, dtype=torch.float64)
+    selection = dict(selection)
+    backend = graphprune.Backend(target=selection.pop("target", None), inner="eager", selection=selection)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=backend)
+    with warnings.catch_warnings(record=True) as said, torch.no_grad():
+        warnings.simplefilter("always")
+        compiled(x)
+    found = {name: len(kept[0]) for plan in backend.plans for name, kept in plan.kept.items() if 0 in kept}
+    assert [found.get("a.weight", 16), found.get("c.weight", 16)] == widths
+    texts = [str(one.message) for one in said if "nor had a graph before" in str(one.message)]
+    assert [text.partition("to which ")[2].partition(" applies")[0] for text in texts] == warns
+
+
+def test_in_a_whole_graph_a_pattern_that_names_nothing_is_refused() -> None:
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2))
+    for selection in ({"keep": {"9": "50%"}}, {"exclude": ["9"]}):
+        torch._dynamo.reset()
+        backend = graphprune.Backend(target="channels=50%", inner="eager", selection=selection)
+        with pytest.raises(Exception, match="='9' matches no"):
+            torch.compile(model, backend=backend)(torch.randn(2, 4))
 
 
 def test_a_mode_is_that_of_inductor(monkeypatch: pytest.MonkeyPatch) -> None:

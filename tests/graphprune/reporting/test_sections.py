@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -217,6 +218,16 @@ def test_runs_of_a_folder_are_compared(make_run: MakeRun, tmp_path: Path) -> Non
     front, heat = found["runs"].charts
     assert [run["name"] for run in front.data["runs"]] == ["one", "two"]
     assert [0, 0, 5 / 8, 5, 8] in heat.data["cells"]
+
+
+def test_a_model_that_is_cut_half_trained_is_no_dense_model(make_run: MakeRun, tmp_path: Path) -> None:
+    """Its accuracy is nothing to compare with, as the command line has it, which shows a dash."""
+    make_run("runs/early", rounds=(replace(ROUNDS[0], status="begun"), ROUNDS[2]), method="growing")
+    make_run("runs/late", rounds=ROUNDS)
+    rows = sections(material(tmp_path / "runs"))["runs"].tables[0].rows
+    assert [row[5] for row in rows] == ["-", "90.00%"]
+    (tile,) = [one for one in sections(material(tmp_path / "runs" / "early"))["summary"].tiles if "last round" in one.label]
+    assert tile.after == "85.00%" and not tile.before
 
 
 def test_what_is_no_subject_is_refused(tmp_path: Path) -> None:

@@ -261,5 +261,7 @@ def test_prune_takes_the_selection_pass_by_name(name: str) -> None:
     assert [after for _, after in result.report.widths.values()] == widths_by(small(), f"{name}{{macs=50%,round_to=2}}")
     with pytest.raises(UsageError, match="has no ranking"):
         graphprune.prune(small(), IMAGE, select=name, ranking="local")
-    with pytest.raises(UsageError, match="does not select by a target; choose from select, knapsack"):
+    with pytest.raises(UsageError, match=r"does not select by a target\. Choose from select, knapsack"):
         graphprune.prune(small(), IMAGE, select="rewrite")
+    with pytest.raises(UsageError, match="did you mean 'knapsack'"):
+        graphprune.prune(small(), IMAGE, select="knapsak")
