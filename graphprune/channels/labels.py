@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import lru_cache
 from math import prod
 from typing import Final, NamedTuple, TypeAlias
@@ -110,6 +111,15 @@ def _first(field: Field, axis: int) -> Field:
     return field[(slice(None),) * axis + (slice(0, 1),)]
 
 
+class Holds(IntEnum):
+    """What is in the memory of atoms that belong to no parameter."""
+
+    NOTHING = 0  # or parts that parameters make
+    ROWS = 1  # one number, but for rows that parameters make
+    CONSTANT = 2  # one number
+    MIXED = 3  # numbers beside what parameters make
+
+
 class LabelSpace:
     """All atoms of one analysis, with the ties and freezes written down so far. blocks: atoms as they were made."""
 
@@ -121,7 +131,7 @@ class LabelSpace:
         self.statistics: list[tuple[Field, Reason]] = []
         self._soft_starts: list[int] = []
         self._soft_ends: list[int] = []
-        self._unfilled: list[bool] = []
+        self._holds: list[Holds] = []
 
     def fresh(self, count: int, *, soft: bool = False, unfilled: bool = False) -> Field:
         """``count`` new atoms, 1-D. Soft atoms belong to no parameter (padding, fresh constants): they yield in conflicts.
@@ -132,7 +142,7 @@ class LabelSpace:
         if soft:
             self._soft_starts.append(start)
             self._soft_ends.append(self.size)
-            self._unfilled.append(unfilled)
+            self._holds.append(Holds.NOTHING if unfilled else Holds.CONSTANT)
         block = np.arange(start, self.size, dtype=np.int64)
         self.blocks.append(block)
         return block
@@ -148,18 +158,24 @@ class LabelSpace:
     def padding(self, field: Field) -> npt.NDArray[np.bool_]:
         """Which atoms of a field belong to no parameter, and hold something all the same."""
         found = self.soft(field)
-        found[found] = ~np.asarray(self._unfilled, dtype=bool)[self._soft_block(field[found])]
+        found[found] = np.asarray(self._holds)[self._soft_block(field[found])] >= Holds.CONSTANT
         return found
 
     @property
-    def has_unfilled(self) -> bool:
-        """Whether there is memory that holds nothing, or what parameters make."""
-        return any(self._unfilled)
+    def has_soft(self) -> bool:
+        """Whether there are atoms that belong to no parameter."""
+        return bool(self._holds)
 
-    def fill(self, field: Field) -> None:
-        """Take memory that these atoms are of as filled."""
+    def write(self, field: Field, made: bool) -> None:
+        """Note that something was written where these atoms are. made: of parameters alone."""
         for block in np.unique(self._soft_block(field[self.soft(field)])).tolist():
-            self._unfilled[block] = False
+            holds, whole = self._holds[block], range(self._soft_starts[block], self._soft_ends[block])
+            if holds is Holds.NOTHING:
+                self._holds[block] = holds if made else Holds.MIXED
+            elif not np.array_equal(field.ravel(), whole):
+                self._holds[block] = Holds.MIXED
+            elif holds is Holds.CONSTANT and made:
+                self._holds[block] = Holds.ROWS
 
     def _soft_block(self, field: Field) -> npt.NDArray[np.intp]:
         return np.searchsorted(self._soft_starts, field, side="right") - 1
@@ -180,7 +196,7 @@ class LabelSpace:
         """Atoms over which a statistic is taken: allowed, and from now on taken over the kept ones only.
 
         Padding counts in a statistic whatever becomes of the channels that it is added to, so soft atoms are frozen: all but those
-        of memory, of which only what was written can be meant.
+        of memory into which rows were written whole, which lose with their channels what the others, constant along them, do.
         """
         padding = self.padding(field)
         if padding.any():
@@ -242,7 +258,7 @@ class LabelSpace:
         right = self.restrict(other, common, reason)
         assert right is not None
         self.tie(field, right)
-        return right
+        return field if field.shape == right.shape and self.padding(right).any() and not self.padding(field).any() else right
 
     def join(self, operands: Sequence[Value], shape: Shape, reason: Reason) -> tuple[Field, ...]:
         """Fields of the element-wise combination of operands that broadcast to ``shape``.

@@ -16,6 +16,7 @@ import torch
 from torch import fx
 from torch.utils._pytree import tree_leaves, tree_map
 
+from graphprune.arithmetic import is_fractional
 from graphprune.channels.borrowed import borrowed
 from graphprune.channels.labels import Field, LabelSpace, Reason, Value, along, axes_of
 from graphprune.channels.shuffles import Shuffle, find_shuffles
@@ -190,15 +191,15 @@ class _Propagation:
             call.set((), index)
 
     def _note_written(self, operation: Operation) -> None:
-        """Know which memory holds something else now, and which has got something that is of no parameter."""
+        """Know which memory holds something else now: what parameters make, or what is of none."""
         target, *given = tensors_in((operation.args, operation.kwargs))
         self._written.add(target.untyped_storage()._cdata)
-        if not self.space.has_unfilled:
+        if not self.space.has_soft:
             return
-        values = [self.value_of(tensor).fields for tensor in given]
-        if not all(values) or any(self.space.padding(field).any() for fields in values for field in fields) or not values:
-            for field in self.value_of(target).fields:
-                self.space.fill(field)
+        values = [self.value_of(tensor).fields for tensor in given if is_fractional(tensor)]  # the others say where
+        made = bool(values) and all(values) and not any(self.space.padding(item).any() for fields in values for item in fields)
+        for item in self.value_of(target).fields:
+            self.space.write(item, made)
 
     # -- what a rule's call asks for (graphprune.rules.Recorder) ---------------------------------------------------
 

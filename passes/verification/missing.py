@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from graphprune.arithmetic import is_fractional
 
@@ -41,9 +42,15 @@ class MissingData(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         handler = _HANDLERS.get(func._schema.name)
-        if handler is None:
+        if handler is None or _of_whole_numbers(args, kwargs):
             return func(*args, **(kwargs or {}))
         return handler(func, *args, **(kwargs or {}))
+
+
+def _of_whole_numbers(args: Any, kwargs: Any) -> bool:
+    """Whether what an operator reads are integers and truths alone, of which none is missing."""
+    given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    return bool(given) and not any(is_fractional(tensor) for tensor in given)
 
 
 def present(tensor: Tensor) -> Tensor:
@@ -152,8 +159,6 @@ def _trilinear(func: Any, a: Tensor, b: Tensor, c: Tensor, *expanded: Any, **kwa
 @_handles("constant_pad_nd")
 def _pad(func: Any, x: Tensor, amounts: Sequence[int], value: Any = 0) -> Any:
     """Padding of what does not exist does not exist: what is missing all along a padded axis."""
-    if not is_fractional(x):
-        return func(x, amounts, value)
     for pair in range(len(amounts) // 2):
         if any(amounts[2 * pair : 2 * pair + 2]):
             axis = x.dim() - 1 - pair
@@ -177,7 +182,7 @@ def _per_channel(func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 @_handles("tril", "triu")
 def _triangle(func: Any, x: Tensor, *args: Any) -> Tensor:
     result: Tensor = func(present(x), *args)
-    return result.masked_fill(_absent(x, [-2, -1]).unsqueeze(-1).unsqueeze(-1), torch.nan) if is_fractional(x) else result
+    return result.masked_fill(_absent(x, [-2, -1]).unsqueeze(-1).unsqueeze(-1), torch.nan)
 
 
 @_handles("view_as_real")
@@ -206,8 +211,6 @@ def _replaced(func: Any, *args: Any, **kwargs: Any) -> Any:
 @_handles("index_put", "index_put_")
 def _put(func: Any, x: Tensor, indices: Sequence[Tensor | None], source: Tensor, *rest: Any) -> Tensor:
     """What is missing stays so; what is missing all along the places that are written is missing all along the result's axes."""
-    if not is_fractional(x):
-        return func(x, indices, source, *rest)  # type: ignore[no-any-return]
     sizes = [index.dim() if index is not None and index.dtype in (torch.bool, torch.uint8) else 1 for index in indices]
     starts = [sum(sizes[:place]) for place in range(len(sizes))]
     axes = [s + i for s, n, index in zip(starts, sizes, indices, strict=True) if index is not None for i in range(n)]
@@ -267,8 +270,6 @@ def _count(x: Tensor, dims: list[int], keepdim: bool) -> Tensor:
 
 @_handles("sum", "nansum", "norm", "linalg_vector_norm")
 def _sum(func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    if not is_fractional(x):
-        return func(x, *args, **kwargs)
     position = 1 if func._schema.name.endswith("norm") else 0  # a norm's exponent comes first
     dims = _dims(x, args[position] if len(args) > position else kwargs.get("dim"))
     keepdim = bool(args[position + 1] if len(args) > position + 1 else kwargs.get("keepdim", False))
@@ -379,10 +380,10 @@ def _extremum(func: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     if args and isinstance(args[0], Tensor):
         return func(x, *args, **kwargs)
     worst = -torch.inf if func._schema.name in ("aten::amax", "aten::max") else torch.inf
-    result = func(x.masked_fill(x.isnan(), worst), *args, **kwargs) if x.is_floating_point() else func(x, *args, **kwargs)
+    result = func(x.masked_fill(x.isnan(), worst), *args, **kwargs)
     if isinstance(result, tuple):
         return (result[0].masked_fill(result[0] == worst, torch.nan), *result[1:])
-    return result.masked_fill(result == worst, torch.nan) if x.is_floating_point() else result
+    return result.masked_fill(result == worst, torch.nan)
 
 
 @_handles("logsumexp")

@@ -310,3 +310,34 @@ def memory_written_row_by_row_and_normalised() -> Case:
     layers = {"mix": nn.Linear(6, 6), "down": nn.Linear(18, 5), "up": nn.Linear(5, 18), "head": nn.Linear(6, 2)}
     model = net(forward, embed=embed, norm=nn.LayerNorm(6), wide=nn.LayerNorm(18), **layers)
     return Case(model, lambda n: torch.randn(n, 3, dtype=torch.float64), {"embed.0": 6, "down": 5})
+
+
+@case
+def zeros_written_step_by_step_and_normalised() -> Case:
+    """A recurrent decoder: states go into zeros of the output's size as they come, behind a first one that stays zero."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        state = x.new_zeros(len(x), 6)
+        out = x.new_zeros(len(x), 4, 6)
+        for step in range(3):
+            state = torch.tanh(self.read(x[:, step]) + self.pass_on(state))
+            out[:, step + 1] = state
+        return self.head(out * torch.rsqrt(out.pow(2).mean(-1, keepdim=True) + 1e-5))
+
+    layers = {"read": nn.Linear(4, 6), "pass_on": nn.Linear(6, 6), "head": nn.Linear(6, 2)}
+    return Case(net(forward, **layers), lambda n: torch.randn(n, 3, 4, dtype=torch.float64), {"read": 6})
+
+
+@case
+def lengths_read_off_a_mask() -> Case:
+    """The last place that a mask of integers has, as attention over texts of several lengths needs it."""
+
+    def forward(self: Any, x: Tensor, mask: Tensor) -> Any:
+        last = torch.where(mask.bool(), torch.arange(x.shape[1]), 0).max(dim=1).values + 1
+        seen = mask @ mask.T
+        return self.b(F.relu(self.a(x)).sum(1) / last[:, None]) * seen.sum(1, keepdim=True)
+
+    def inputs(n: int) -> tuple[Tensor, Tensor]:
+        return torch.randn(n, 3, 4, dtype=torch.float64), torch.ones(n, 3, dtype=torch.long)
+
+    return Case(net(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 2)), inputs, {"a": 6})

@@ -393,3 +393,26 @@ def test_memory_that_is_not_initialised_is_not_missing(new: Callable[[Tensor], T
         out[:, 0::2] = x[:, :2]
         out[:, 1::2] = x[:, 2:]
     assert torch.equal(out, torch.stack([x[:, :2], x[:, 2:]], 2).flatten(1).to(out.dtype))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda n: n.max(1).values,
+        lambda n: n.min(1).indices,
+        lambda n: n.amax(1),
+        lambda n: n.sum(1),
+        lambda n: n @ n.T,
+        lambda n: torch.einsum("ij,kj->ik", n, n),
+        lambda n: n.logsumexp(1),
+        lambda n: F.pad(n, (1, 1)),
+        lambda n: n.tril(),
+        lambda n: n.clone().index_put_((torch.tensor([0]),), n[1]),
+    ],
+)
+def test_whole_numbers_are_computed_as_they_are(function: Callable[[Tensor], Tensor]) -> None:
+    """None of them is missing: lengths are read off masks (``mask.max(1)``), neighbours counted (``edges @ edges``)."""
+    numbers = torch.randint(0, 5, (3, 4), generator=torch.Generator().manual_seed(0))
+    with MissingData():
+        found = function(numbers)
+    assert found.dtype == function(numbers).dtype and torch.equal(found, function(numbers))

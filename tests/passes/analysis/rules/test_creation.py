@@ -149,3 +149,58 @@ def test_what_is_written_into_memory_is_normalised_unless_constants_are(body: An
     if not frozen:
         result = graphprune.run_pipeline(found.program, "channels,score{criterion=random},select{channels=50%},rewrite,verify")
         assert result.report.verification is not None and result.report.verification.error < 1e-10
+
+
+def _rows(self: Any, x: Tensor) -> Tensor:
+    y = x.new_zeros(len(x), 3, 6)
+    y[:, 0], y[:, 1] = self.t(x), self.t(x + 1)
+    return y
+
+
+def _rows_by_mask(self: Any, x: Tensor) -> Tensor:
+    y = x.new_zeros(len(x), 6)
+    some = x[:, 0] > 0
+    y[some] = self.t(x[some])
+    return y
+
+
+def _rows_in_front(self: Any, x: Tensor) -> Tensor:
+    return torch.cat([x.new_zeros(1, 6), self.t(x)])
+
+
+def _part_of_a_row(self: Any, x: Tensor) -> Tensor:
+    y = x.new_zeros(len(x), 3, 6)
+    y[:, 0] = self.t(x)
+    y[:, 1, :4] = self.t(x)[:, :4]
+    return y
+
+
+def _part_of_a_row_first(self: Any, x: Tensor) -> Tensor:
+    y = x.new_zeros(len(x), 3, 6)
+    y[:, 1, :4] = self.t(x)[:, :4]
+    y[:, 0] = self.t(x)
+    return y
+
+
+def _part_of_a_row_scaled(self: Any, x: Tensor) -> Tensor:
+    y = x.new_ones(len(x), 3, 6)
+    y[:, 0] = self.t(x)
+    y[:, 1, :4] *= 2.0
+    return y
+
+
+BODIES = [_rows, _rows_by_mask, _rows_in_front, _part_of_a_row, _part_of_a_row_first, _part_of_a_row_scaled]
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_zeros_into_which_rows_are_written_are_normalised_unless_parts_of_one_are(body: Any) -> None:
+    """A row of zeros has the same statistics without some of its channels; zeros beside what parameters make do not."""
+    norm = nn.LayerNorm(6, elementwise_affine=False)
+    model = net(lambda self, x: self.b(self.norm(body(self, x))), t=nn.Linear(4, 6), norm=norm, b=nn.Linear(6, 2))
+    found = analyse(model, torch.randn(3, 4, dtype=torch.float64))
+    frozen = any("a norm over" in reason for reason in found.frozen_reasons("t.weight", 0))
+    assert frozen == body.__name__.startswith("_part")
+    if not frozen:
+        result = graphprune.run_pipeline(found.program, "channels,score{criterion=random},select{channels=50%},rewrite,verify")
+        assert result.report.widths["t"][1] < 6
+        assert result.report.verification is not None and result.report.verification.error < 1e-10
