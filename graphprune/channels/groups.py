@@ -149,9 +149,12 @@ class Groups:
         return first
 
     def _unit_reasons(self) -> Ints:
-        """Index of the first freeze of each unit, FREE for free ones, ORPHAN for those without a slice of any parameter."""
+        """Index of the first freeze of each unit, FREE for free ones, ORPHAN for those that nothing is saved by: they have no slice
+        of any parameter and a part in no product."""
         used = np.zeros(len(self.vectors), dtype=bool)
-        used[[vector for _, _, vector in self.axes]] = True
+        used[[vector for name, _, vector in self.axes if name in self.trace.weights]] = True
+        factors = [factor for term in self.trace.macs for factor in term.factors if not isinstance(factor, int)]
+        used[[self.vectors.index(factor) for factor in factors if factor in self.vectors]] = True
         owned = np.zeros(self.unit_count, dtype=bool)
         owned[self.vectors.units[used[self.vectors.owners]]] = True
         first = self._first_note(self.trace.space.freezes)

@@ -69,7 +69,7 @@ class Trace:
     missing: operators without a rule, with the nodes that call them.
     tied: who wrote down each tie, run by run.
     choices: what the policy chose for fields over several axes.
-    tape: what was read. known: every tensor of the tape with its abstract value, by identity.
+    weights: names of the parameters among the tensors. tape: what was read. known: every tensor of the tape with its abstract value, by identity.
     """
 
     space: LabelSpace
@@ -87,6 +87,7 @@ class Trace:
     tied: list[TiedBy] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
     known: dict[int, tuple[torch.Tensor, Value]] = field(default_factory=dict)
+    weights: frozenset[str] = frozenset()
 
 
 def propagate(program: Program, policy: Policy | None = None) -> Trace:
@@ -102,6 +103,7 @@ def propagate(program: Program, policy: Policy | None = None) -> Trace:
             raise run_error(program.inputs, error, describe(node), node.meta.get("source", "")) from error
     moving = frozenset(state.movers - state.workers)
     trace = state.trace
+    trace.weights = frozenset(name for name, tensor in program.tensors.items() if isinstance(tensor, torch.nn.Parameter))
     trace.shuffles = find_shuffles(program.module.graph, trace.values, moving)
     return trace
 

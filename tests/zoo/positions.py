@@ -200,3 +200,17 @@ def waves_as_wide_as_the_tokens() -> Case:
         return self.b(F.gelu(x + torch.cat((angles.sin(), angles.cos()), dim=1).type(x.dtype)))
 
     return Case(net(forward, a=nn.Linear(3, 8), b=nn.Linear(8, 2)), vector(6, 3), {"a": 4})
+
+
+@case
+def some_rows_of_a_constant_table() -> Case:
+    """Rotary angles of an image: rows out of the middle of a table. To take out the others saves nothing, so they are no channels."""
+
+    def forward(self: Any, x: Tensor) -> Any:
+        angles = torch.cat([self.table[9:11], self.table[-3:]])
+        y = self.a(x)
+        return self.b(F.relu(y * angles.cos() + y.flip(1) * angles.sin()))
+
+    model = net(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 2))
+    model.register_buffer("table", torch.outer(torch.arange(-10.0, 10.0), torch.rand(6)).double())
+    return Case(model, lambda n: torch.randn(n, 5, 4, dtype=torch.float64), {"table": 6})

@@ -27,7 +27,8 @@ def test_every_unit_of_a_parameter_is_in_exactly_one_group(name: str) -> None:
     groups = zoo(name).groups
     units = np.concatenate([g.units for g in (*groups.prunable, *groups.frozen)])
     assert np.unique(units).size == units.size
-    owned = {int(u) for value in groups.trace.parameters.values() for f in value.fields for u in groups.unit_of[f.ravel()]}
+    weights = [value for name, value in groups.trace.parameters.items() if name in groups.trace.weights]
+    owned = {int(u) for value in weights for f in value.fields for u in groups.unit_of[f.ravel()]}
     assert owned <= set(units.tolist())
     for group in groups.prunable:
         assert group.reason is None and (groups.group_of[group.units] == group.index).all() and group.members
