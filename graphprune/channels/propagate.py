@@ -69,7 +69,8 @@ class Trace:
     missing: operators without a rule, with the nodes that call them.
     tied: who wrote down each tie, run by run.
     choices: what the policy chose for fields over several axes.
-    weights: names of the parameters among the tensors. tape: what was read. known: every tensor of the tape with its abstract value, by identity.
+    tape: what was read. known: every tensor of the tape with its abstract value, by identity.
+    weights: names of the parameters among the tensors.
     """
 
     space: LabelSpace

@@ -204,7 +204,7 @@ def waves_as_wide_as_the_tokens() -> Case:
 
 @case
 def some_rows_of_a_constant_table() -> Case:
-    """Rotary angles of an image: rows out of the middle of a table. To take out the others saves nothing, so they are no channels."""
+    """Rotary angles of an image: rows out of the middle of a table. The others are no channels: they save nothing."""
 
     def forward(self: Any, x: Tensor) -> Any:
         angles = torch.cat([self.table[9:11], self.table[-3:]])
