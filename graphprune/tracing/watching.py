@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -92,8 +91,7 @@ class Watch:
 
     def ask(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The answer to a question about tensors, such as for a size, or the result of a call, which runs operators."""
-        for sizes in _sizes_in((args, kwargs)):
-            sizes.note_all()
+        args, kwargs = _with_sizes(tuple(args)), _with_sizes(kwargs)
         token = self._known(args[0]) if func in _SIZES else None
         if token is None:
             if func not in _NO_MATTER:
@@ -168,16 +166,15 @@ class _Sizes(tuple[int, ...]):
     """A ``torch.Size`` (which cannot be derived from) that says which of its axes are read."""
 
     __class__: Any = torch.Size  # what isinstance sees
-    note: Any
+    note: Callable[[int], None]
 
-    def note_all(self) -> None:
-        """Say that all are read."""
-        for axis in range(len(self)):
-            self.note(axis)
+    def whole(self) -> torch.Size:
+        """All sizes."""
+        return torch.Size(self[:])
 
     def numel(self) -> int:
         """The product of the sizes."""
-        return math.prod(self)
+        return self.whole().numel()
 
     def __getitem__(self, index: Any) -> Any:
         axes = range(len(self))[index]
@@ -185,30 +182,26 @@ class _Sizes(tuple[int, ...]):
             self.note(axis)
         return super().__getitem__(index)
 
-    def __iter__(self) -> Iterator[int]:
-        self.note_all()
-        return super().__iter__()
 
-    def __contains__(self, size: object) -> bool:
-        return size in tuple(self)
+def _of_whole(name: str) -> Callable[..., Any]:
+    def method(self: _Sizes, *args: Any) -> Any:
+        return getattr(self.whole(), name)(*args)
 
-    def __add__(self, other: Any) -> Any:
-        return tuple(self) + other
-
-    def __radd__(self, other: Any) -> Any:
-        return other + tuple(self)
-
-    def __eq__(self, other: object) -> bool:
-        return tuple(self) == other
-
-    __hash__ = tuple.__hash__
+    return method
 
 
-def _sizes_in(items: Any) -> Iterator[_Sizes]:
-    for item in items:
-        if type(item) is _Sizes:
-            yield item
-        elif type(item) in (tuple, list):
-            yield from _sizes_in(item)
-        elif type(item) is dict:
-            yield from _sizes_in(item.values())
+# Whatever else a tuple does, it reads all that it holds.
+for _name in ["iter", "contains", "add", "mul", "rmul", "eq", "ne", "lt", "le", "gt", "ge", "hash", "repr"]:
+    setattr(_Sizes, f"__{_name}__", _of_whole(f"__{_name}__"))
+for _name in ("index", "count"):
+    setattr(_Sizes, _name, _of_whole(_name))
+_Sizes.__radd__ = lambda self, other: other + self.whole()  # type: ignore[attr-defined]
+
+
+def _with_sizes(items: Any) -> Any:
+    """Arguments as a call of torch gets them: it reads all of the sizes in them."""
+    if type(items) is _Sizes:
+        return items.whole()
+    if type(items) in (tuple, list):
+        return type(items)([_with_sizes(item) for item in items])
+    return {key: _with_sizes(item) for key, item in items.items()} if type(items) is dict else items
