@@ -166,8 +166,8 @@ class _Trace:
 def _whole(root: nn.Module, inputs: Inputs, announced: bool) -> _Trace:
     call = ModuleCall("", inputs)
     try:
-        trace = _best_trace(root, (call,)) if announced else _trace(root, (call,), Mode(False), announced=False)
-        return _inside_leaves(root, inputs, trace) or trace
+        trace = _least_opaque(root, (call,)) if announced else _trace(root, (call,), Mode(False), announced=False)
+        return _inside_leaves(root, inputs, trace) or (_least_checked(root, trace) if announced else trace)
     except TraceError as error:
         try:
             calls, watch = _recorded(root, inputs, error.where)
@@ -252,11 +252,15 @@ def _traces(root: nn.Module, call: ModuleCall) -> bool:
 
 def _best_trace(root: nn.Module, calls: tuple[ModuleCall, ...]) -> _Trace:
     """The trace that leaves the fewest modules opaque, and then the one that checks the fewest sizes."""
-    found = _least_opaque(root, calls)
+    return _least_checked(root, _least_opaque(root, calls))
+
+
+def _least_checked(root: nn.Module, found: _Trace) -> _Trace:
+    """A trace, or one after a call of other sizes that checks fewer: code that keeps what it has made compares with that."""
     if not found.tracer.compares_what_it_keeps:
         return found
-    others = [ModuleCall(call.path, inputs) for call in calls for inputs in inputs_of_other_sizes(call.inputs)]
-    traces = (_trace_after(other, root, calls, found.announced) for other in others)
+    others = [ModuleCall(call.path, inputs) for call in found.calls for inputs in inputs_of_other_sizes(call.inputs)]
+    traces = (_trace_after(other, root, found.calls, found.announced) for other in others)
     better = (trace for trace in traces if trace is not None and trace.cost < found.cost)
     return next(better, found)
 
