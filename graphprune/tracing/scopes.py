@@ -76,7 +76,7 @@ def named_scopes(root: nn.Module, calls: dict[str, ModuleCall], names: Sequence[
             raise CaptureError(f"Scope {name!r} is not called on these example inputs.")
         if not is_plain(calls[name].inputs):
             raise CaptureError(f"Scope {name!r} is called with something other than tensors; name submodules of it.")
-    return [calls[name] for name in names]
+    return [calls[name] for name in dict.fromkeys(names)]
 
 
 def find_scopes(root: nn.Module, calls: dict[str, ModuleCall], traces: Callable[[ModuleCall], bool]) -> list[ModuleCall]:

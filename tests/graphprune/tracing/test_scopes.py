@@ -111,7 +111,7 @@ def test_a_plan_of_scopes_is_applied_and_verified(model: Detector, tmp_path: Pat
 
 
 def test_named_scopes_leave_the_rest_alone(model: Detector) -> None:
-    result = graphprune.prune(model, X, target="channels=50%", scopes=["head"])
+    result = graphprune.prune(model, X, target="channels=50%", scopes=["head", "head"])
     assert result.report.scopes == ("head",)
     assert all(name.startswith("head.") for name in result.plan.kept)
     assert torch.equal(result.model.get_parameter("backbone.stem.weight"), model.backbone.stem.weight)
