@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -38,8 +39,12 @@ def peer_model(model: nn.Module, inputs: torch.Tensor, share: float = 0.5) -> nn
 
 
 def macs(model: nn.Module, inputs: torch.Tensor) -> int:
-    """Multiply-accumulates, as torch counts them."""
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        model(inputs)
+    """Multiply-accumulates, as torch counts them; of fused attention it would count none."""
+    counter, fast = FlopCounterMode(display=False), torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            model(inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
     return int(counter.get_total_flops()) // 2
