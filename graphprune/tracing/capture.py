@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from graphprune.arithmetic import callers_modes_off
 from graphprune.artifact.modes import noted_modes
@@ -20,13 +18,14 @@ from graphprune.collector import collector_paused
 from graphprune.errors import CaptureError, TraceError, UsageError
 from graphprune.extensions import load_extensions
 from graphprune.ir.program import Inputs, Program, Scope, names_of
-from graphprune.ir.twins import checked_module, named_tensors, unwrapped
+from graphprune.ir.twins import named_tensors
 from graphprune.placement import Placement, placement_of
 from graphprune.tracing.dead_writes import leave_out_dead_writes
 from graphprune.tracing.earlier_calls import inputs_of_other_sizes
 from graphprune.tracing.early_checks import bring_checks_forward
 from graphprune.tracing.handing import linked, taken_arguments
 from graphprune.tracing.inputs import ModuleCall, check_inputs, holds_tensor, normalise_inputs, options_of, with_names
+from graphprune.tracing.models import check_plain, checked_model
 from graphprune.tracing.module_tree import module_over
 from graphprune.tracing.parts import outside
 from graphprune.tracing.rehearsal import rehearse
@@ -73,9 +72,9 @@ def capture(
     ['placeholder', 'call_module', 'call_module', 'output']
     """
     load_extensions("graphprune.rules")
-    placement = _placement(root := _checked(model), on_demand)
+    placement = _placement(root := checked_model(model), on_demand)
     root = root if placement is None else placement.plain
-    _check_plain(root)
+    check_plain(root)
     inputs = normalise_inputs(example_inputs)
     check_inputs(root, inputs)
     with collector_paused(), torch.compiler.set_stance("force_eager"):  # what the model compiles within is code like any other
@@ -119,30 +118,6 @@ def _placement(model: nn.Module, wanted: bool) -> Placement | None:
             "Only prune, apply_plan and verify take it so; load the whole model."
         )
     return found
-
-
-def _check_plain(root: nn.Module) -> None:
-    """Raise CaptureError for weights that are no plain tensors: quantised ones, of which no slices can be scored or cut."""
-    for name, tensor in named_tensors(root).items():
-        if is_traceable_wrapper_subclass(tensor) or tensor.is_quantized:
-            kind = tensor.dtype if tensor.is_quantized else type(tensor).__name__
-            raise CaptureError(
-                f"{name} of {type(root).__name__} is no plain tensor but of {kind}. Prune the model first, and quantise the slim "
-                "one."
-            )
-
-
-def _checked(model: Any) -> nn.Module:
-    """The model without wrappers. Raises CaptureError for what is no module, or a scripted one."""
-    if isinstance(model, torch.jit.ScriptModule):
-        raise CaptureError(
-            f"{type(model).__name__} is a scripted (TorchScript) model, which has no Python to trace. "
-            "Capture the model before torch.jit.script or torch.jit.trace."
-        )
-    blank = next((name for name, tensor in named_tensors(checked_module(model)).items() if is_lazy(tensor)), None)
-    if blank is not None:
-        raise CaptureError(f"{blank} of {type(model).__name__} is lazy and has no shape yet. Run the model once before.")
-    return unwrapped(model)
 
 
 @dataclass(frozen=True)
