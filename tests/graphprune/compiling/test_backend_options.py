@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 import graphprune
 from graphprune.errors import UsageError
+from tests.graphprune.compiling.test_backend import Broken
 
 
 @pytest.mark.parametrize(
@@ -38,20 +39,6 @@ def test_what_stays_of_some_layers_needs_no_target() -> None:
     assert 0 not in backend.plans[0].kept["2.weight"]
     with pytest.raises(UsageError, match="a plan or a target"):
         graphprune.Backend(selection={"keep": {}})
-
-
-class Broken(nn.Module):
-    """A graph break in the middle of two halves that have a hidden layer each."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 12)
-        self.c, self.d = nn.Linear(12, 16), nn.Linear(16, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.b(self.a(x).relu()).relu()
-        torch._dynamo.graph_break()
-        return self.d(self.c(y).relu())  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(
