@@ -95,12 +95,14 @@ def _figure(value: float | None) -> str:
 
 
 def _plot(path: Path, rows: Sequence[Row]) -> None:
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     settings = sorted({_setting(row) for row in rows})
     figure = Figure(figsize=(4.2 * len(settings), 4.2), layout="constrained")
     for place, setting in enumerate(settings, 1):
         axes = figure.add_subplot(1, len(settings), place)
+        axes.set_prop_cycle(color=colormaps["Paired"].colors)  # of twelve models
         axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
         mine = [row for row in rows if _setting(row) == setting]
         for model, found in groupby(sorted(mine, key=lambda row: (row["model"], row["macs"])), key=lambda row: row["model"]):
