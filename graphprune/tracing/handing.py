@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from itertools import groupby, permutations
 from operator import attrgetter
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import nn
@@ -17,8 +17,10 @@ from graphprune.ir.handed import Keys, Taken, part_of
 from graphprune.tracing.inputs import ModuleCall, with_names
 from graphprune.tracing.watching import Call, Token, Watch, keys_of
 
-Given: TypeAlias = Mapping[tuple[str, str], Sequence[tuple[Keys, Token]]]
-"""What scopes are called with, by their paths and the names of the arguments, of those that hold nothing but results of scopes."""
+Held: TypeAlias = Sequence[tuple[Keys | None, Token]]
+"""The tensors in an argument, with the ways to them."""
+Given: TypeAlias = Mapping[tuple[str, str], Held]
+"""What scopes are called with, by their paths and the names of the arguments."""
 
 
 class _Made(NamedTuple):
@@ -39,15 +41,15 @@ def linked(root: nn.Module, watch: Watch, calls: Sequence[ModuleCall]) -> list[M
     runs = [run for run in watch.calls if run.path in paths]
     made = {token: _Made(run, way) for run in reversed(runs) for way, token in run.returned if way is not None}
     used, read = _used_around(watch, paths, made)
-    given = {place: held for run in runs for place, held in _given(root, run, made, used)}
     times = Counter(run.path for run in runs)
-    used |= {token for token, maker in made.items() if times[maker.call.path] > 1}
-    used |= {token for (path, _), held in given.items() for _, token in held if times[path] > 1}
+    free = {token for token, maker in made.items() if times[maker.call.path] == 1} - used
+    free -= {token for run in runs if times[run.path] > 1 for token in run.arguments}
+    given = {place: held for run in runs for place, held in _given(root, run)}
     taken: dict[str, list[Taken]] = defaultdict(list)
-    for (path, argument), held in _passed_on(given, used).items():
+    for (path, argument), held in _passed_on(given, free).items():
         for at, token in held:
             maker = made[token]
-            taken[path].append(Taken(argument, at, maker.call.path, maker.part, tuple(sorted(read[token]))))
+            taken[path].append(Taken(argument, cast(Keys, at), maker.call.path, maker.part, tuple(sorted(read[token]))))
     order = [run.path for run in runs]
     return sorted((replace(call, taken=tuple(taken[call.path])) for call in calls), key=lambda call: order.index(call.path))
 
@@ -68,27 +70,20 @@ def _used_around(watch: Watch, paths: Sequence[str], made: Mapping[Token, _Made]
     return used, read
 
 
-def _given(root: nn.Module, run: Call, made: Mapping[Token, _Made], used: set[Token]) -> list[tuple[tuple[str, str], Any]]:
-    """The arguments of a call that hold nothing but results of scopes; what is in others is added to ``used``."""
+def _given(root: nn.Module, run: Call) -> Iterator[tuple[tuple[str, str], Held]]:
+    """The arguments of a call, by the path of its module and their names."""
     places = [key for key in run.given if isinstance(key, int)]
     names = {place: name for name, place in with_names(root.get_submodule(run.path), places)}
-    found = []
     for key, held in run.given.items():
-        if all(way is not None and token in made for way, token in held):
-            found.append(((run.path, names.get(key, str(key))), held))
-        else:
-            used |= {token for _, token in held}
-    return found
+        yield (run.path, names.get(key, str(key))), held
 
 
-def _passed_on(given: Given, used: set[Token]) -> Given:
-    """The arguments of which nothing is used elsewhere, nor goes along with what is."""
+def _passed_on(given: Given, free: Set[Token]) -> Given:
+    """The arguments that hold nothing but tensors that are free; those beside others are not."""
     left = dict(given)
-    while True:
-        out = [place for place, held in left.items() if any(token in used for _, token in held)]
-        if not out:
-            return left
-        used |= {token for place in out for _, token in left.pop(place)}
+    while out := [place for place, held in left.items() if not all(way is not None and token in free for way, token in held)]:
+        free = free - {token for place in out for _, token in left.pop(place)}
+    return left
 
 
 def taken_arguments(

@@ -53,8 +53,9 @@ def joined(model: nn.Module, scopes: Sequence[Scope]) -> fx.GraphModule | None:
             return None
         names, copied = dict(scope.arguments), dict[fx.Node, fx.Node]()
         taken, ways = _entrances(graph, scope, results), dict[fx.Node, tuple[str, Keys]]()
+        arguments = {argument for argument, _ in taken}
         for node in part.graph.nodes:
-            way = _way(node, ways, {argument for argument, _ in taken})
+            way = _way(node, ways, arguments)
             if way is not None and way in taken:
                 copied[node] = taken[way]
             elif way is not None:
@@ -123,15 +124,15 @@ def _arguments(joint: fx.Graph, scope: Scope, graph: fx.Graph) -> dict[fx.Node, 
     }
     names = {placeholder: name for name, placeholder in scope.arguments if placeholder}
     found = {node: own[names[node.target]] for node in joint.nodes if node.op == "placeholder" and node.target in names}
-    return found | {node: _item(own[str(node.args[2])], cast(Keys, node.args[3]), joint) for node in entrances}
+    others = {node.name for node in joint.nodes}
+    return found | {node: _item(own[str(node.args[2])], cast(Keys, node.args[3]), others) for node in entrances}
 
 
-def _item(node: fx.Node, keys: Keys, other: fx.Graph) -> fx.Node:
-    """A part of what a node holds. other: the graph whose names are kept for its nodes."""
-    names = {one.name for one in other.nodes}
+def _item(node: fx.Node, keys: Keys, others: Collection[str]) -> fx.Node:
+    """A part of what a node holds. others: names that are kept for other nodes."""
     for key in keys:
         name = f"{node.name}_{key}"
-        while name in names:
+        while name in others:
             name += "_"
         node = node.graph.create_node("call_function", operator.getitem, (node, key), name=name)
     return node

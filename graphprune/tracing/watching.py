@@ -182,6 +182,9 @@ class _Sizes(tuple[int, ...]):
             self.note(axis)
         return super().__getitem__(index)
 
+    def __radd__(self, other: Any) -> Any:
+        return other + self.whole()
+
 
 def _of_whole(name: str) -> Callable[..., Any]:
     def method(self: _Sizes, *args: Any) -> Any:
@@ -195,7 +198,6 @@ for _name in ["iter", "contains", "add", "mul", "rmul", "eq", "ne", "lt", "le", 
     setattr(_Sizes, f"__{_name}__", _of_whole(f"__{_name}__"))
 for _name in ("index", "count"):
     setattr(_Sizes, _name, _of_whole(_name))
-_Sizes.__radd__ = lambda self, other: other + self.whole()  # type: ignore[attr-defined]
 
 
 def _with_sizes(items: Any) -> Any:

@@ -51,7 +51,8 @@ class Whole(nn.Module):
     def __init__(self, around: Around) -> None:
         super().__init__()
         self.levels, self.heads = Levels(), Heads()
-        self.around, self.kept = around, None
+        self.around = around
+        self.kept: list[Tensor] = []
 
     def forward(self, x: Tensor) -> list[Any]:
         levels = self.levels(x)
@@ -67,12 +68,17 @@ def whole(around: Around = lambda *_: None) -> Whole:
     """The model, in which half of the channels between the scopes, and none of the others, do nothing."""
     torch.manual_seed(0)
     model = Whole(around).double().eval()
-    with torch.no_grad():
-        for layer, idle in ((model.levels.fine, (1, 3, 4)), (model.levels.coarse, (0, 2, 5, 7))):
-            layer.weight[list(idle)] = 0
-            assert layer.bias is not None
-            layer.bias[list(idle)] = 0
+    silence(model.levels)
     return model
+
+
+def silence(levels: Levels) -> None:
+    """Have half of the channels of each level do nothing."""
+    with torch.no_grad():
+        for layer, idle in ((levels.fine, [1, 3, 4]), (levels.coarse, [0, 2, 5, 7])):
+            assert layer.bias is not None
+            layer.weight[idle] = 0
+            layer.bias[idle] = 0
 
 
 def pruned(model: Whole, *exclude: str) -> graphprune.PruneResult:
@@ -124,7 +130,7 @@ def _again(model: Whole, x: Tensor, levels: dict[str, Tensor]) -> None:
 
 
 def _keep(model: Whole, x: Tensor, levels: dict[str, Tensor]) -> None:
-    model.kept = [levels["fine"], levels["coarse"]]  # type: ignore[assignment]
+    model.kept = [levels["fine"], levels["coarse"]]
 
 
 @torch.jit.script
@@ -149,7 +155,10 @@ def _scripted(levels: dict[str, Tensor]) -> Tensor:
         _again,
         _keep,
     ],
-    ids="mean numel channels unpacked size added shape numpy returned scripted indexed again kept".split(),  # noqa: SIM905
+    ids=[
+        *("mean", "numel", "channels", "unpacked", "size", "added", "shape"),
+        *("numpy", "returned", "scripted", "indexed", "again", "kept"),
+    ],
 )
 def test_what_the_code_around_may_use_stays(around: Around) -> None:
     model = whole(around)
@@ -183,11 +192,7 @@ def test_a_tensor_that_two_scopes_take_shrinks_for_both_in_the_order_of_their_wr
 
     torch.manual_seed(0)
     model = Shared().double().eval()
-    with torch.no_grad():
-        model.levels.coarse.weight[[0, 2, 5, 7]] = 0
-        model.levels.coarse.bias[[0, 2, 5, 7]] = 0  # type: ignore[index]
-        model.levels.fine.weight[[1, 3, 4]] = 0
-        model.levels.fine.bias[[1, 3, 4]] = 0  # type: ignore[index]
+    silence(model.levels)
     result = pruned(model, "levels.stem")
     assert result.report.scopes == ("levels", "heads", "other") and widths(result.model) == [3, 4]
     assert result.model.get_parameter("other.weight").shape == (3, 4, 1, 1)
